@@ -1,0 +1,37 @@
+# Two commands: `make run` shows a distillation with its report, `make test` checks everything.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test torture docs lint clean
+
+run: .venv/installed
+	$(BIN)/upcycle distill --config recipes/quickstart.yaml
+
+test: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2 --dist worksteal
+
+torture: .venv/dev
+	$(BIN)/python benchmarks/torture.py
+
+docs: .venv/dev
+	$(BIN)/pip install --quiet -e ".[docs]"
+	$(BIN)/python scripts/docs.py
+	$(BIN)/mkdocs build --strict
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+.venv/dev: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv runs site

@@ -1,0 +1,76 @@
+"""upcycle makes new models from trained ones.
+
+>>> import upcycle
+>>> result = upcycle.distill(teacher="zoo:digits_teacher", student="zoo:convnet_small", data="digits", dry_run=True,
+...                          quiet=True)
+>>> result.student.name
+'convnet_small'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Each public name and the module it lives in. Imported when first used: `import upcycle` loads no torch.
+_HOME = {
+    "distill": "upcycle.verbs.distill",
+    "Result": "upcycle.verbs.distill",
+    "advise": "upcycle.verbs.advise",
+    "doctor": "upcycle.verbs.doctor",
+    "prove": "upcycle.verbs.prove",
+    "load": "upcycle.core.models",
+    "resolve": "upcycle.core.models",
+    "export": "upcycle.core.models",
+    "Model": "upcycle.core.models",
+    "Method": "upcycle.core.method",
+    "Card": "upcycle.core.method",
+    "Needs": "upcycle.core.method",
+    "Recipe": "upcycle.core.recipe",
+    "Run": "upcycle.core.run",
+    "UserError": "upcycle.core.errors",
+    "frozen": "upcycle.core.frozen",
+    "Taps": "upcycle.core.taps",
+    "load_data": "upcycle.data",
+    "KD": "upcycle.distillation",
+    "TfKD": "upcycle.distillation",
+    "NetGraft": "upcycle.distillation",
+    "VAM": "upcycle.distillation",
+    "kd_loss": "upcycle.distillation",
+}
+
+__all__ = [*_HOME]
+
+if TYPE_CHECKING:
+    from upcycle.core.errors import UserError as UserError
+    from upcycle.core.frozen import frozen as frozen
+    from upcycle.core.method import Card as Card
+    from upcycle.core.method import Method as Method
+    from upcycle.core.method import Needs as Needs
+    from upcycle.core.models import Model as Model
+    from upcycle.core.models import export as export
+    from upcycle.core.models import load as load
+    from upcycle.core.models import resolve as resolve
+    from upcycle.core.recipe import Recipe as Recipe
+    from upcycle.core.run import Run as Run
+    from upcycle.core.taps import Taps as Taps
+    from upcycle.data import load as load_data
+    from upcycle.distillation import KD as KD
+    from upcycle.distillation import VAM as VAM
+    from upcycle.distillation import NetGraft as NetGraft
+    from upcycle.distillation import TfKD as TfKD
+    from upcycle.distillation import kd_loss as kd_loss
+    from upcycle.verbs.advise import advise as advise
+    from upcycle.verbs.distill import Result as Result
+    from upcycle.verbs.distill import distill as distill
+    from upcycle.verbs.doctor import doctor as doctor
+    from upcycle.verbs.prove import prove as prove
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'upcycle' has no attribute '{name}'")
+    attribute = "load" if name == "load_data" else name
+    value = getattr(import_module(_HOME[name]), attribute)
+    globals()[name] = value
+    return value

@@ -1,0 +1,45 @@
+"""The settings that several claims share: a part of CIFAR-10, its networks, training and measuring."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.method import Method
+from upcycle.core.models import Model, resolve
+from upcycle.core.recipe import Recipe
+from upcycle.core.run import Run, seed_everything
+from upcycle.data import Images, load
+
+
+def cifar10(n: int, augment: tuple[str, ...], like: Model) -> Images:
+    """CIFAR-10 with its first ``n`` training images, 1,000 validation images and the whole test set."""
+    data = load("cifar10").normalised(like.mean, like.std)
+    train = dataclasses.replace(data.train.subset(torch.arange(n)), augment=augment)
+    return dataclasses.replace(data, train=train, validation=data.validation.subset(torch.arange(1000)))
+
+
+def fresh(reference: str, data: Images, seed: int) -> Model:
+    """A network with weights drawn from ``seed``, for these data."""
+    seed_everything(seed, "student")
+    model = resolve(reference, pretrained=False, num_classes=len(data.classes), input_shape=data.shape)
+    return dataclasses.replace(model, mean=data.train.mean, std=data.train.std)
+
+
+def train(method: Method, data: Images, seed: int) -> nn.Module:
+    """What ``fit`` returns, nothing written."""
+    method.require(data)
+    return method.fit(Run(None, seed=seed, quiet=True), data)
+
+
+def test(module: nn.Module, data: Images) -> Evaluation:
+    """The last epoch on the test set."""
+    return evaluate(module, data.test, device=torch.device("cpu"))
+
+
+def short(epochs: int, lr: float = 0.05) -> Recipe:
+    """The recipe of all arms: SGD with Nesterov momentum, cosine, one epoch of warm-up."""
+    return Recipe(epochs=epochs, batch_size=128, lr=lr, warmup=min(1.0, epochs / 4))

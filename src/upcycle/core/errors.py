@@ -1,0 +1,26 @@
+"""Errors that are the user's to mend: one sentence that says what, where and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the person at the keyboard can mend. The command line prints it and exits with 2."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for a name that is not among the known ones, with the nearest of them.
+
+    >>> str(unknown("method", "kdd", ["kd", "vam"]))
+    "There is no method 'kdd'. Did you mean 'kd'? Known: kd, vam."
+    """
+    names = list(known)
+    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UserError(f"There is no {kind} '{name}'.{hint} Known: {', '.join(names)}.")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise :class:`UserError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise UserError(message)

@@ -1,0 +1,159 @@
+"""How good a classifier is on a split, measured without leaving a trace on the network or on randomness."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upcycle.core.batches import Split
+from upcycle.core.errors import UserError, require
+
+BINS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What :func:`evaluate` measured, as plain data. Only samples whose label is known count.
+
+    Args:
+        accuracy: share of samples whose highest logit is at their label, in [0, 1].
+        loss: mean cross-entropy, in nats.
+        ece: expected calibration error over 15 equal-width bins of confidence, in [0, 1] (Naeini et al.
+            2015).
+        per_class: recall of each class; ``None`` for a class without samples.
+        confusion: k rows of k counts; row = label, column = prediction.
+        count: number of samples.
+        confidence: the reliability diagram, three lists of 15: ``confidence`` (mean of the bin), ``accuracy``
+            and ``count``; zeros in an empty bin.
+    """
+
+    accuracy: float
+    loss: float
+    ece: float
+    per_class: list[float | None]
+    confusion: list[list[int]]
+    count: int
+    confidence: dict[str, list[float]]
+
+
+@contextlib.contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Within: eval mode and no gradients. After: every submodule's mode and all random states as before."""
+    modes = {m: m.training for m in module.modules()}
+    python, numpy = random.getstate(), np.random.get_state()
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=cuda), torch.no_grad():
+            module.eval()
+            yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def predict_logits(
+    module: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int = 512
+) -> Tensor:
+    """The logits of every sample of ``split``, float32 (n, k) on the CPU, in the split's order.
+
+    Args:
+        module: on ``device`` already; maps images to logits (b, k).
+        split: read without augmentation.
+
+    Raises:
+        UserError: the split is empty, or the outputs are not (b, k).
+    """
+    return _collect(module, split, device, batch_size)[0]
+
+
+def evaluate(
+    module: nn.Module,
+    split: Split,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+    num_classes: int | None = None,
+    name: str | None = None,
+) -> Evaluation:
+    """Accuracy, loss, calibration and confusion of a classifier.
+
+    Args:
+        module: on ``device`` already; maps images to logits (b, k). Its modes are restored afterwards.
+        split: samples with label -1 are left out.
+        num_classes: how many logits are expected; ``None`` takes what comes.
+        name: how errors call the network; its class when ``None``.
+
+    Raises:
+        UserError: non-finite outputs, no labelled sample, or logits that do not fit the labels.
+    """
+    name = name or type(module).__name__
+    logits, labels = _collect(module, split, device, batch_size)
+    known = labels >= 0
+    logits, labels = logits[known], labels[known]
+    count, k = logits.shape
+    require(count > 0, f"There is no labelled sample to evaluate {name} on.")
+    require(num_classes in (None, k), f"{name} gives {k} logits, but the data have {num_classes} classes.")
+    require(int(labels.max()) < k, f"{name} gives {k} logits, but a sample has label {int(labels.max())}.")
+    broken = int((~logits.isfinite()).any(1).sum())
+    require(
+        broken == 0,
+        f"{name} gives NaN or infinite outputs for {broken} of {count} samples; check its weights.",
+    )
+
+    log_p = F.log_softmax(logits.double(), 1)
+    top, predicted = log_p.exp().max(1)
+    right = (predicted == labels).double()
+    confusion = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
+    support = confusion.sum(1)
+    recall = (confusion.diagonal() / support).tolist()
+
+    bins = (top * BINS).long().clamp_max(BINS - 1)
+    size = torch.bincount(bins, minlength=BINS)
+    hits = torch.bincount(bins, right, minlength=BINS)
+    trust = torch.bincount(bins, top, minlength=BINS)
+    return Evaluation(
+        accuracy=right.mean().item(),
+        loss=F.nll_loss(log_p, labels).item(),
+        ece=((hits - trust).abs().sum() / count).item(),
+        per_class=[r if n else None for r, n in zip(recall, support.tolist(), strict=True)],
+        confusion=confusion.tolist(),
+        count=count,
+        confidence={
+            "confidence": (trust / size.clamp_min(1)).tolist(),
+            "accuracy": (hits / size.clamp_min(1)).tolist(),
+            "count": size.double().tolist(),
+        },
+    )
+
+
+def _collect(
+    module: nn.Module, split: Split, device: torch.device | str, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Logits float32 (n, k) and labels int64 (n,), on the CPU."""
+    require(len(split) > 0, "There is no sample to evaluate on: the split is empty.")
+    device = torch.device(device)
+    double = any(p.dtype == torch.float64 for p in module.parameters())
+    logits, labels = [], []
+    with undisturbed(module):
+        for index in torch.arange(len(split)).split(batch_size):
+            batch = split.batch(index, device=device)
+            # Splits give float32; a float64 network would refuse it.
+            out = module(batch.images.double() if double else batch.images)
+            if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(index):
+                what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+                raise UserError(
+                    f"{type(module).__name__} gives {what} for {len(index)} samples; "
+                    f"a classifier gives logits of shape ({len(index)}, classes)."
+                )
+            logits.append(out.float().cpu())
+            labels.append(batch.labels.cpu())
+    return torch.cat(logits), torch.cat(labels)

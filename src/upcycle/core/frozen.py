@@ -1,0 +1,324 @@
+"""A trained network that only gives answers: made fast, and checked against itself."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from upcycle.core.errors import UserError, require
+
+Precision = Literal["auto", "32-true", "bf16", "64-true"]
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+FOLD_TOLERANCE = 1e-5
+"""Largest relative error of a folded network; a refused one stays unfolded."""
+BF16_TOLERANCE = 5e-2
+"""Largest relative error of a bf16 network that ``auto`` accepts."""
+BF16_AGREEMENT = 0.99
+"""Least share of equal top classes that ``auto`` accepts bf16 at."""
+
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float64: "float64"}
+_PAIRS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+    nn.Linear: nn.BatchNorm1d,
+}
+
+
+class Frozen(nn.Module):
+    """A network in eval mode whose parameters never train; made by :func:`frozen`.
+
+    Takes float32 (or float64) images (b, c, h, w) normalised as the student's and gives float32 outputs:
+    without a graph, or with one to its inputs when made with ``input_grad``. Autocast around it does not
+    reach it, ``train()`` does not wake it, and ``to`` moves it between devices but leaves its number format.
+
+    Args:
+        network: the copied network, ready: eval, without gradients, in ``dtype``.
+        dtype: what it computes in.
+        renormalise: ((mean, std) of the inputs given, (mean, std) that the network expects).
+        input_grad: gradients flow to the inputs.
+
+    Attributes:
+        network: the network; its submodules have the original's names.
+        precision: "bf16", "float32" or "float64".
+        folded: number of BatchNorms folded into the layer before.
+        error: largest relative error of the folded network's outputs on the example; 0 without folding.
+        agreement: share of the example whose top class is the original's; 1 without an example.
+    """
+
+    _scale: Tensor | None
+    _shift: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype,
+        renormalise: tuple[Normalisation, Normalisation] | None = None,
+        input_grad: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.precision = _NAMES[dtype]
+        self.folded = 0
+        self.error = 0.0
+        self.agreement = 1.0
+        self.input_grad = input_grad
+        self._dtype = dtype
+        scale, shift = _affine(renormalise, torch.float64 if dtype == torch.float64 else torch.float32)
+        self.register_buffer("_scale", scale, persistent=False)
+        self.register_buffer("_shift", shift, persistent=False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        double = images.dtype == self._dtype == torch.float64
+        grad = contextlib.nullcontext() if self.input_grad else torch.no_grad()
+        with grad, torch.autocast(images.device.type, enabled=False):
+            if self._scale is not None and self._shift is not None:
+                images = images * self._scale + self._shift
+            images = images.to(self._dtype)
+            if images.ndim == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            out = self.network(images)
+            if not isinstance(out, Tensor):
+                raise UserError(
+                    f"{type(self.network).__name__} gives a {type(out).__name__}; one tensor is needed."
+                )
+            return out.double() if double else out.float()
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stays in eval mode, whatever the module around it does."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
+        # The number format was checked when it was chosen: a cast of the module around must not undo that.
+        def move(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return super()._apply(move, recurse)
+
+    def extra_repr(self) -> str:
+        return f"precision={self.precision}, folded={self.folded}, input_grad={self.input_grad}"
+
+
+def frozen(
+    module: nn.Module,
+    example: Tensor | None = None,
+    *,
+    input_grad: bool = False,
+    keep_bn: bool = False,
+    precision: Precision = "auto",
+    renormalise: tuple[Normalisation, Normalisation] | None = None,
+) -> Frozen:
+    """A fast copy of a trained network that only gives answers. ``module`` itself is left as it is.
+
+    The copy has its BatchNorms folded into the layers before them, convolutions in channels_last memory, and
+    runs in bf16 where the processor is made for it and the answers on ``example`` stay the same. Each step is
+    checked on ``example`` and left out when it fails.
+
+    Args:
+        module: any network that maps a batch to one tensor.
+        example: (b, c, h, w), normalised like the images to come, on the device where the copy shall live; 64
+            real samples or more make a good check. Without it nothing can be checked: no folding, and
+            ``auto`` is float32.
+        input_grad: the method needs gradients with respect to the images.
+        keep_bn: the method needs the BatchNorm layers and their statistics.
+        precision: ``auto``: bf16 when :func:`fast_bf16` says so, at least 99 % of the top classes on
+            ``example`` are the float32 ones and the outputs differ by at most 5 % of the largest; else
+            float32. ``bf16``, ``32-true`` and ``64-true`` decide it.
+        renormalise: ((mean, std) that the images given are normalised with, (mean, std) that ``module``
+            expects).
+
+    Raises:
+        UserError: an unknown precision, or outputs on ``example`` that are not one finite tensor.
+    """
+    known = ("auto", "32-true", "bf16", "64-true")
+    require(precision in known, f"precision must be one of {', '.join(known)}, not {precision!r}.")
+    network = copy.deepcopy(module).eval().requires_grad_(False)
+    dtype = torch.float64 if precision == "64-true" else torch.float32
+    device = next((t.device for t in (example, *module.parameters()) if t is not None), torch.device("cpu"))
+
+    def wrap(network: nn.Module, dtype: torch.dtype) -> Frozen:
+        network = _channels_last(network.to(device, dtype))
+        return Frozen(network, dtype, renormalise, input_grad).to(device)
+
+    if example is None:
+        return wrap(network, torch.bfloat16 if precision == "bf16" else dtype)
+
+    reference = _answers(wrap(network, dtype), example)
+    if not reference.isfinite().all():
+        raise UserError(
+            f"{type(module).__name__} gives NaN or infinite outputs; check its weights and the normalisation "
+            "of its inputs."
+        )
+    folded, count, error = (network, 0, 0.0) if keep_bn else _checked_fold(network, example, wrap)
+    result = wrap(folded, dtype)
+
+    if precision == "bf16" or (precision == "auto" and fast_bf16(example.device)):
+        half = wrap(copy.deepcopy(folded), torch.bfloat16)
+        if precision == "bf16" or _bf16_passes(half, example, reference):
+            result = half
+    result.folded, result.error = count, error
+    result.agreement = _agreement(_answers(result, example), reference)
+    return result
+
+
+def fast_bf16(device: torch.device | str = "cpu") -> bool:
+    """Whether bf16 is faster than float32 there, from the hardware's flags alone: nothing is timed."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags())
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":")[1] for line in lines if line.startswith("flags")), "").split())
+
+
+def fold_batchnorm(module: nn.Module) -> tuple[nn.Module, int]:
+    """A copy in eval mode with each BatchNorm folded into the layer (convolution, linear) that feeds it.
+
+    With ``s = gamma / sqrt(var + eps)`` the layer becomes ``W' = s W``, ``b' = s (b - mean) + beta`` and the
+    BatchNorm an identity; submodules keep their names. Folded is what tracing (torch.fx) shows to be safe:
+    both are called once, nothing else uses the layer's output, and no weight is shared. A network that cannot
+    be traced stays whole.
+
+    Returns:
+        the copy and the number of BatchNorms folded into it.
+    """
+    pairs = _foldable(module)
+    result = copy.deepcopy(module).eval()
+    for layer_name, norm_name in pairs:
+        _fold(result.get_submodule(layer_name), result.get_submodule(norm_name))
+        result.set_submodule(norm_name, nn.Identity())
+    return result, len(pairs)
+
+
+def _foldable(module: nn.Module) -> list[tuple[str, str]]:
+    """(layer, BatchNorm) names that may be folded."""
+    if not any(type(m) in _PAIRS.values() for m in module.modules()):
+        return []
+    # A copy, because a forward that stores what it sees would keep the tracer's proxies. Optional arguments
+    # take their defaults, as they do when the network is called with images alone.
+    shadow = copy.deepcopy(module).eval()
+    parameters = inspect.signature(shadow.forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    try:
+        graph = fx.Tracer().trace(shadow, defaults)
+    except Exception:
+        # Whatever a stranger's forward does with a proxy; not being traceable only costs speed.
+        return []
+    modules = dict(shadow.named_modules())
+    aliases = Counter(id(m) for _, m in shadow.named_modules(remove_duplicate=False))
+    owners = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+
+    def own(name: str) -> bool:
+        m = modules[name]
+        alone = all(owners[id(p)] == 1 for p in m.parameters(recurse=False))
+        return calls[name] == 1 and aliases[id(m)] == 1 and name not in read and alone
+
+    pairs = []
+    for node in graph.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+            continue
+        layer, norm = modules[str(source.target)], modules[str(node.target)]
+        fits = type(norm) is _PAIRS.get(type(layer)) and getattr(norm, "running_mean", None) is not None
+        if fits and own(str(source.target)) and own(str(node.target)):
+            pairs.append((str(source.target), str(node.target)))
+    return pairs
+
+
+@torch.no_grad()
+def _fold(layer: Any, norm: Any) -> None:
+    """Fold ``norm`` into ``layer``, in place; the arithmetic is float64."""
+    zero = torch.zeros_like(norm.running_mean)
+    gamma, beta, bias = (default if p is None else p for p, default in
+                         ((norm.weight, zero + 1), (norm.bias, zero), (layer.bias, zero)))  # fmt: skip
+    scale = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shift = (bias.double() - norm.running_mean.double()) * scale + beta.double()
+    weight, grad = layer.weight, layer.weight.requires_grad
+    folded = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
+    layer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=grad)
+    layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=grad)
+
+
+def _checked_fold(
+    network: nn.Module, example: Tensor, wrap: Callable[..., Frozen]
+) -> tuple[nn.Module, int, float]:
+    """The folded network, the number of folds and its error; or ``network``, 0, 0.0 when it is refused."""
+    folded, count = fold_batchnorm(network)
+    if count == 0:
+        return network, 0, 0.0
+    # CUDA convolutions round to TF32 by default, which is coarser than the error looked for: compare in
+    # float64.
+    double = example.is_cuda or any(p.dtype == torch.float64 for p in network.parameters())
+    dtype = torch.float64 if double else torch.float32
+    pair = [wrap(copy.deepcopy(m), dtype) for m in (network, folded)]
+    try:
+        before, after = (_answers(m, example.to(dtype)) for m in pair)
+        error = _relative_error(after, before)
+    except (AttributeError, RuntimeError):  # a forward that reads what an identity does not have
+        return network, 0, 0.0
+    return (folded, count, error) if error <= FOLD_TOLERANCE else (network, 0, 0.0)
+
+
+def _bf16_passes(half: Frozen, example: Tensor, reference: Tensor) -> bool:
+    try:
+        answers = _answers(half, example)
+    except RuntimeError:  # an operation without a bf16 kernel, or constants made in float32
+        return False
+    close = _relative_error(answers, reference) <= BF16_TOLERANCE
+    return close and _agreement(answers, reference) >= BF16_AGREEMENT
+
+
+def _answers(network: Frozen, example: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(example)
+
+
+def _relative_error(answers: Tensor, reference: Tensor) -> float:
+    """Largest difference over the largest value."""
+    return ((answers - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
+
+
+def _agreement(answers: Tensor, reference: Tensor) -> float:
+    dim = min(1, reference.ndim - 1)
+    return (answers.argmax(dim) == reference.argmax(dim)).double().mean().item()
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    for m in network.modules():
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
+            m.to(memory_format=torch.channels_last)
+    return network
+
+
+def _affine(
+    renormalise: tuple[Normalisation, Normalisation] | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """(c, 1, 1) scale and shift from one normalisation to the other; (None, None) when they are equal."""
+    if renormalise is None or renormalise[0] == renormalise[1]:
+        return None, None
+    (mean, std), (to_mean, to_std) = (
+        (torch.tensor(v, dtype=torch.float64) for v in pair) for pair in renormalise
+    )
+    scale, shift = std / to_std, (mean - to_mean) / to_std
+    return scale.to(dtype).view(-1, 1, 1), shift.to(dtype).view(-1, 1, 1)

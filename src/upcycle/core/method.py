@@ -1,0 +1,111 @@
+"""What a method is: a card that says what it needs, and a ``fit`` that reads like the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from upcycle.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from upcycle.core.models import Model
+    from upcycle.core.run import Run
+
+Data = Literal["none", "few", "unlabelled", "labelled"]
+Access = Literal["none", "predictions", "features", "weights"]
+
+DATA_LEVELS: tuple[Data, ...] = ("none", "few", "unlabelled", "labelled")
+ACCESS_LEVELS: tuple[Access, ...] = ("none", "predictions", "features", "weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What must be at hand before a method can start.
+
+    Args:
+        data: the least that will do: no data, a few unlabelled samples, many unlabelled, many labelled.
+        teacher: the least access to the teacher: its predictions, its inner features, its weights.
+        architectures: which pairs of networks, in words.
+    """
+
+    data: Data
+    teacher: Access
+    architectures: str = "any pair with the same classes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """The facts about a method that the command line, the docs table and ``advise`` are made from.
+
+    Args:
+        name: how the command line calls it, lower case without punctuation.
+        title: the paper's title.
+        paper: authors, venue and arXiv id.
+        verb: the verb that runs it.
+        needs: what must be at hand.
+        summary: one sentence, what a person gets.
+        cost: one phrase, relative to training the student alone.
+        published: the paper's headline result, with its source.
+    """
+
+    name: str
+    title: str
+    paper: str
+    verb: str
+    needs: Needs
+    summary: str
+    cost: str
+    published: str
+
+
+class Method:
+    """Base of all methods: a dataclass of hyper-parameters with a :class:`Card` and a ``fit``.
+
+    A subclass is a ``@dataclass(kw_only=True, eq=False, repr=False)``. Its fields ``teacher`` and ``student``
+    are networks (:class:`~upcycle.core.models.Model` or ``nn.Module``); every other field is an option of the
+    command line and a key of the configuration, by its name, type and default. ``__post_init__`` checks values.
+    """
+
+    card: ClassVar[Card]
+
+    def check(self, data: Any) -> list[str]:
+        """Problems that would stop ``fit`` on these data, in words; an empty list when there is none.
+
+        Called before any work starts, with the real networks and data. It may run one batch.
+        """
+        return []
+
+    def fit(self, run: Run, data: Any) -> nn.Module:
+        """Run the method and return an ordinary module: no hooks, no teacher, no training-only parts."""
+        raise NotImplementedError
+
+    def steps(self, n: int) -> int:
+        """The number of updates that ``fit`` makes on ``n`` training samples, for estimates and fair baselines."""
+        return self.recipe.steps(n)  # type: ignore[attr-defined,no-any-return]
+
+    def model(self, role: str, data: Any) -> Model:
+        """The network in ``role``; a bare module is taken to fit ``data``: its shape, classes, normalisation."""
+        from upcycle.core.models import Model
+
+        found = getattr(self, role)
+        if isinstance(found, Model):
+            return found
+        return Model(module=found, input_shape=data.shape, mean=data.train.mean, std=data.train.std,
+                     classes=data.classes, name=role)  # fmt: skip
+
+    def require(self, data: Any) -> None:
+        """Raise :class:`UserError` with all problems that :meth:`check` finds."""
+        if problems := self.check(data):
+            raise UserError(f"{self.card.name} cannot run here: " + "; ".join(problems))
+
+    @classmethod
+    def options(cls) -> dict[str, dataclasses.Field[Any]]:
+        """The hyper-parameters by name: every field that is not a network."""
+        return {f.name: f for f in dataclasses.fields(cls) if f.name not in ("teacher", "student")}  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options())
+        return f"{type(self).__name__}({options})"

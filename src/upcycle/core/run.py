@@ -1,0 +1,700 @@
+"""``Run``: the directory, devices, randomness, save points and log around a method's open loops.
+
+A method writes its loops; ``Run`` makes them resumable, logged and equal on one or several processes::
+
+    student, optimizer = run.setup(student, recipe)
+    for epoch in run.epochs(recipe.epochs):
+        for images, labels, index in run.batches(data.train, recipe.batch_size, save_within=True):
+            recipe.schedule_rate(optimizer, run.progress)
+            run.backward(loss(student(images), labels))
+            run.update(optimizer)
+        run.evaluate(student, data.validation)
+
+*Stages.* ``run.stage(name, fn)`` runs ``fn`` once and stores what it returns; on resume it returns that. The
+unfinished stage re-enters at the last save point of its outermost loop; loops inside are atomic, but for a batch
+loop with ``save_within=True``. Each stage has one outermost loop, and state is registered before it starts.
+
+*Randomness* is stateless: every step is seeded from (seed, stage, step, rank), every shuffle from (seed, stage,
+epoch), every sample's augmentation from (seed, epoch, sample). So nothing about generators needs saving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from upcycle.core import collective, store
+from upcycle.core.batches import Batch, Split
+from upcycle.core.errors import UserError, require
+from upcycle.core.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from upcycle.core.evaluate import Evaluation
+    from upcycle.core.frozen import Frozen
+    from upcycle.core.models import Model
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "64-true"]
+ROOT = "main"
+
+
+class Interrupted(Exception):
+    """Ctrl-C or a termination signal, after the state was saved; the command line exits with 128 + signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from anything that prints, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def seed_everything(*parts: object) -> None:
+    """Seed torch, numpy and Python from ``parts``."""
+    seed = seed_of(*parts)
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+
+
+class _Stage:
+    """Where a stage stands: its registered state, its loop, and what a resumed run found saved for it."""
+
+    def __init__(self, name: str, saved: dict[str, Any] | None) -> None:
+        self.name = name
+        self.saved = saved
+        self.state: dict[str, Any] = {}
+        self.looping = False  # the outermost loop has started
+        self.length = 1  # of the outermost loop
+        self.epoch = 0
+        self.step = 0  # of the batch loop in this epoch
+        self.steps = 1
+        self.batch_loop = False  # a batch loop is running
+        self.clean = True  # nothing has changed since this epoch began
+        self.resume_step = 0
+        self.tracked: dict[str, tuple[Tensor, int]] = {}  # sums since the epoch began
+
+
+class Run:
+    """One run of a method: its directory, seed, devices, save points and log.
+
+    Args:
+        directory: where everything goes; ``None`` writes nothing.
+        seed: of everything random.
+        resume: go on from what ``directory`` holds.
+        devices, accelerator: as in Lightning Fabric.
+        precision: 32-true, bf16-mixed or 64-true; auto takes bf16-mixed where the machine's flags say that it is
+            fast, float32 elsewhere.
+        save_every: seconds between save points. When they fall changes no result.
+        compile: compile what is set up with ``torch.compile``; pays for itself in long runs.
+        config: what ``config.yaml`` records; a resumed run must bring the same.
+        quiet: no progress on the terminal; there is none off a terminal anyway.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path | None = None,
+        *,
+        seed: int = 0,
+        resume: bool = False,
+        devices: int = 1,
+        accelerator: str = "auto",
+        precision: Precision = "auto",
+        save_every: float = 15.0,
+        compile: bool = False,
+        config: dict[str, Any] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.directory = Path(directory) if directory is not None else None
+        self.seed, self.save_every, self.compile = seed, save_every, compile
+        self.fabric = _launch(devices, accelerator)
+        self.rank, self.world_size = self.fabric.global_rank, self.fabric.world_size
+        self.device: torch.device = self.fabric.device
+        self.notes: list[str] = []
+        self.interrupt: int | None = None
+        self._results: dict[str, dict[str, Any]] = {}
+        self._fresh: set[str] = set()  # stages that this process itself finished
+        self._files: dict[str, dict[str, Any]] = {}
+        self._current: dict[str, Any] | None = None
+        self._stack: list[_Stage] = []
+        self._rows: list[list[Any]] = []
+        self._global_share = 1.0
+        self._last_save = time.monotonic()
+        self._writer: Any = None
+        self._bad: Tensor | None = None
+        self._index = torch.empty(0, dtype=torch.int64)
+        self._updates = 0
+        self._progress = _Progress(quiet or self.rank > 0)
+        self._saves = 0
+        machine = self._open(resume, precision, config)
+        self.precision: str = machine["precision"]
+        self.machine = machine
+        self._enter(ROOT)
+
+    # -- the directory ------------------------------------------------------------------------------------------
+
+    def _open(self, resume: bool, precision: str, config: dict[str, Any] | None) -> dict[str, Any]:
+        machine = {"precision": _precision(precision, self.device), "threads": torch.get_num_threads(),
+                   "world_size": self.world_size}  # fmt: skip
+        if self.directory is None:
+            return machine
+        import yaml
+
+        file = self.directory / "config.yaml"
+        if resume and file.exists():
+            recorded = yaml.safe_load(file.read_text())
+            machine |= recorded.pop("machine", {})
+            require(machine["world_size"] == self.world_size, f"{self.directory} was begun on "
+                    f"{machine['world_size']} processes, so it goes on with as many, not {self.world_size}.")  # fmt: skip
+            torch.set_num_threads(machine["threads"])
+            if config is not None:
+                _same_config(recorded, config, file)
+            self._load_index()
+        elif self.rank == 0:
+            text = yaml.safe_dump({**(config or {}), "machine": machine}, sort_keys=False, allow_unicode=True)
+            store.write_atomic(file, text.encode())
+            self._write_log()
+        self.fabric.barrier()
+        return machine
+
+    def _load_index(self) -> None:
+        assert self.directory is not None
+        index = self.directory / "checkpoints" / "index.json"
+        if not index.exists():
+            require(not any(self.directory.glob("checkpoints/*.safetensors")),
+                    f"{index} is missing, so {self.directory} cannot go on; start anew in another --out.")  # fmt: skip
+            self._write_log()
+            return
+        value = store.unsealed(index)
+        self._files, self._results, self._current = value["files"], value["stages"], value["current"]
+        self._saves = value["saves"]
+        log = (self.directory / "metrics.csv").read_bytes() if (self.directory / "metrics.csv").exists() else b""
+        self._rows = [list(row) for row in csv.reader(io.StringIO(log.decode()))][1 : value["rows"] + 1]
+        self._write_log()
+        self.notes = value["notes"]
+
+    def _commit(self) -> None:
+        """Make the newest files the truth: replace the index, then drop what it no longer names."""
+        if self.directory is None or self.rank > 0:
+            return
+        folder = self.directory / "checkpoints"
+        self._write_log()
+        value = {"format": 1, "files": self._files, "stages": self._results, "current": self._current,
+                 "rows": len(self._rows), "saves": self._saves, "notes": self.notes}  # fmt: skip
+        store.write_json(folder / "index.json", store.sealed(value))
+        for path in folder.iterdir():
+            if path.name != "index.json" and path.name not in self._files:
+                path.unlink()
+
+    def _store(self, state: Any) -> str:
+        """Write a state beside the others; it counts only once the index names it."""
+        assert self.directory is not None
+        self._saves += 1
+        name = f"{self._saves:06d}.safetensors"
+        self._files[name] = store.save_state(self.directory / "checkpoints" / name, state)
+        return name
+
+    def _load(self, name: str) -> Any:
+        assert self.directory is not None
+        return store.load_state(self.directory / "checkpoints" / name, self._files[name])
+
+    # -- stages -------------------------------------------------------------------------------------------------
+
+    @property
+    def _stage(self) -> _Stage:
+        return self._stack[-1]
+
+    @property
+    def _path(self) -> str:
+        return "/".join(s.name for s in self._stack)
+
+    def _enter(self, name: str) -> None:
+        path = "/".join([*(s.name for s in self._stack), name])
+        saved = self._current if self._current and self._current["stage"] == path else None
+        self._stack.append(_Stage(name, saved))
+        seed_everything(self.seed, path)
+
+    def stage(self, name: str, fn: Callable[[], Any]) -> Any:
+        """Run ``fn`` once and store what it returns; on resume return that.
+
+        Args:
+            name: unique within the enclosing stage.
+            fn: returns tensors and plain data, nested in dict, list and tuple.
+
+        Returns:
+            what ``fn`` returned, as stored: detached tensors on the CPU.
+        """
+        require_outside_loop(self._stage, f"stage '{name}'")
+        path = f"{self._path}/{name}"
+        if path in self._fresh:
+            raise RuntimeError(f"stage '{path}' runs twice")
+        self._fresh.add(path)
+        if path in self._results:
+            found = self._results[path]
+            self._updates = found["updates"]
+            result = self._load(found["file"]) if found["file"] else store.unpack(found["value"], {})
+        else:
+            self._enter(name)
+            result = store.unpack(*store.pack(fn()))
+            self._stack.pop()
+            self._finish_stage(path, result)
+        seed_everything(self.seed, self._path, "after", name)
+        return result
+
+    def _finish_stage(self, path: str, result: Any) -> None:
+        self._raise_if_bad()
+        skeleton, tensors = store.pack(result)
+        for key in [key for key in self._results if key.startswith(path + "/")]:  # what is inside has served
+            self._files.pop(self._results.pop(key)["file"] or "", None)
+        if self._current is not None and (self._current["stage"] + "/").startswith(path + "/"):
+            self._files.pop(self._current["file"], None)
+            self._current = None
+        if self.directory is not None and self.rank == 0:
+            kept = {"file": self._store(result), "value": None} if tensors else {"file": None, "value": skeleton}
+            self._results[path] = {**kept, "updates": self._updates}
+            self._commit()
+        self.fabric.barrier()
+
+    def register(self, name: str, thing: Any) -> None:
+        """Add state to the save points of this stage: anything with ``state_dict``, or a tensor (filled in place).
+
+        Must happen before the stage's outermost loop starts.
+        """
+        if self._stage.looping:
+            raise RuntimeError(f"'{name}' must be registered before the loop of stage '{self._stage.name}' starts")
+        if name in self._stage.state:
+            raise RuntimeError(f"'{name}' is registered twice in stage '{self._stage.name}'")
+        self._stage.state[name] = thing
+
+    def _save(self) -> None:
+        """A save point: the registered state and where its loop stands."""
+        self._last_save = time.monotonic()
+        self._raise_if_bad()
+        stage = self._stage
+        if self.directory is None:
+            return
+        if self.rank == 0:
+            old = self._current["file"] if self._current else None
+            state = {name: thing if isinstance(thing, Tensor) else thing.state_dict()
+                     for name, thing in stage.state.items()}  # fmt: skip
+            state["tracked"] = stage.tracked
+            where = {"epoch": stage.epoch, "step": stage.step, "updates": self._updates}
+            self._current = {"stage": self._path, "file": self._store(state), **where}
+            if old:
+                self._files.pop(old, None)
+            self._commit()
+        self.fabric.barrier()
+
+    def _start_loop(self, length: int) -> None:
+        stage = self._stage
+        if stage.looping:
+            raise RuntimeError(f"stage '{stage.name}' has had its outermost loop; put this one in a stage of its own")
+        stage.looping, stage.length = True, max(length, 1)
+        if stage.saved is None:
+            return
+        state = self._load(stage.saved["file"])
+        stage.tracked = {name: (total.to(self.device), n) for name, (total, n) in state.pop("tracked").items()}
+        if set(state) != set(stage.state):
+            raise UserError(f"{self.directory} holds other state ({', '.join(state)}) than this version of the "
+                            f"method registers ({', '.join(stage.state)}); start anew in another --out.")  # fmt: skip
+        for name, thing in stage.state.items():
+            if isinstance(thing, Tensor):
+                thing.detach().copy_(state[name])
+            else:
+                thing.load_state_dict(state[name])
+        stage.epoch, stage.resume_step = stage.saved["epoch"], stage.saved["step"]
+        self._updates = stage.saved["updates"]
+
+    # -- loops --------------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """The share of this stage's outermost loop that is done, from 0 to below 1."""
+        stage = self._stage
+        return (stage.epoch + stage.step / max(stage.steps, 1)) / stage.length
+
+    def epochs(self, n: int) -> Iterator[int]:
+        """The outermost loop: epochs 0 to n - 1, from where a resumed run stopped, with save points between."""
+        stage = self._stage
+        self._start_loop(n)
+        for epoch in range(stage.epoch, n):
+            stage.epoch, stage.step, stage.clean = epoch, 0, True
+            seed_everything(self.seed, self._path, epoch, "epoch", self.rank)
+            self._progress.show(self._path, epoch, n)
+            yield epoch
+            self._log_tracked()
+            stage.epoch, stage.step = epoch + 1, 0
+            self._save_if_due()
+        self._raise_if_bad()
+        if len(self._stack) == 1:  # so that a run that comes back finds itself done
+            self._save()
+
+    def batches(
+        self, split: Split, batch_size: int, *, augment: bool = True, shuffle: bool = True, views: int = 0,
+        save_within: bool = False,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """One pass over ``split``: this process' slice of each global batch of ``batch_size``.
+
+        Args:
+            split: see :class:`upcycle.core.batches.Split`.
+            batch_size: over all processes together. A last batch of one sample, or smaller than the number of
+                processes, is dropped.
+            augment: let the split augment its samples, keyed by (seed, epoch, sample).
+            shuffle: in an order drawn from (seed, stage, epoch).
+            views: if positive, augmentation repeats after so many epochs, so that outputs can be cached.
+            save_within: allow save points inside the epoch. Only for a batch loop that nothing in the epoch's
+                body precedes which changes state.
+
+        Used outside :meth:`epochs` it is the outermost loop itself.
+        """
+        stage = self._stage
+        outermost = not stage.looping
+        if outermost:
+            self._start_loop(1)
+            if stage.epoch:  # a resumed run that had finished it
+                return
+        if stage.batch_loop:
+            raise RuntimeError("a batch loop runs inside another: read the second split with split.batch(...)")
+        if save_within and not stage.clean:
+            raise RuntimeError("save_within needs a batch loop that nothing before it in the epoch changes state")
+        save_within = save_within or outermost
+        order = self._order(len(split), stage.epoch) if shuffle else torch.arange(len(split))
+        batches = [b for b in order.split(batch_size) if len(b) > 1 and len(b) >= self.world_size]
+        require(bool(batches), f"{len(split)} samples are too few for one batch.")
+        view = (self.seed, stage.epoch % views if views else stage.epoch) if augment else None
+        if save_within:
+            stage.steps = len(batches)
+        first, stage.resume_step = (stage.resume_step, 0) if save_within else (0, stage.resume_step)
+        stage.batch_loop = True
+        try:
+            for step in range(first, len(batches)):
+                if self.interrupt is not None and not save_within:
+                    raise Interrupted(self.interrupt)
+                if save_within:
+                    stage.step = step
+                seed_everything(self.seed, self._path, stage.epoch, step, self.rank)
+                mine = self._index = batches[step].tensor_split(self.world_size)[self.rank]
+                self._global_share = len(mine) * self.world_size / len(batches[step])
+                batch = split.batch(mine, device=self.device, view=view)
+                if self.precision == "64-true":
+                    batch = batch._replace(images=batch.images.double())
+                yield batch
+                if save_within and step + 1 < len(batches):
+                    stage.step = step + 1
+                    self._save_if_due(every=16)
+        finally:
+            stage.batch_loop, stage.clean = False, False
+        if outermost:
+            self._log_tracked()
+            stage.epoch, stage.step = 1, 0
+            self._save_if_due()
+
+    def _order(self, n: int, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self._path, epoch, "order"))
+        return torch.randperm(n, generator=generator)
+
+    def _save_if_due(self, every: int = 1) -> None:
+        due = time.monotonic() - self._last_save >= self.save_every or self.interrupt is not None
+        if self.world_size > 1:  # the first process' clock decides for all, and asking costs a message
+            if self._stage.step % every:
+                return
+            due, self.interrupt = self.fabric.broadcast((due, self.interrupt))
+        if due:
+            self._save()
+        if self.interrupt is not None:
+            raise Interrupted(self.interrupt)
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def setup(
+        self, module: nn.Module, optimizer: Recipe | Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    ) -> tuple[nn.Module, Any]:
+        """Put a module on the device, ready to train, and make its optimiser; both join the save points.
+
+        The module stays what it is: its ``forward`` is wrapped in this run's precision until :meth:`plain`.
+        """
+        dtype = torch.float64 if self.precision == "64-true" else torch.float32
+        module.to(device=self.device, dtype=dtype)
+        if any(p.dim() == 4 for p in module.parameters()):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.world_size > 1:
+            collective.sync_batchnorm(module)
+        if self.precision == "bf16-mixed":
+            module.forward = MethodType(_autocast(self.device.type), module)  # type: ignore[method-assign]
+        elif self.precision == "64-true":
+            module.forward = MethodType(_double, module)  # type: ignore[method-assign]
+        if self.compile:
+            module.compile()
+        number = sum(key.startswith("module") for key in self._stage.state)
+        self.register(f"module{number}", module)
+        if optimizer is None:
+            return module, None
+        made = optimizer.make(module) if isinstance(optimizer, Recipe) else optimizer(module)
+        self.register(f"optimizer{number}", made)
+        return module, made
+
+    def frozen(self, model: Model, split: Split, *, input_grad: bool = False, keep_bn: bool = False) -> Frozen:
+        """A teacher made fast for this run (see :func:`upcycle.core.frozen.frozen`), checked on up to 256 samples.
+
+        Args:
+            split: whose batches the teacher will see; renormalised when the teacher expects other statistics.
+        """
+        from upcycle.core.frozen import frozen
+
+        images = split.batch(torch.arange(min(256, len(split))), device=self.device).images
+        own = (getattr(split, "mean", model.mean), getattr(split, "std", model.std))
+        dtype = {"bf16-mixed": "auto"}.get(self.precision, self.precision)
+        made = frozen(model.module.to(self.device), images, input_grad=input_grad, keep_bn=keep_bn,
+                      precision=dtype, renormalise=(own, (model.mean, model.std)))  # fmt: skip
+        self.machine[model.name] = (f"{made.precision}, {made.folded} BatchNorm folded with error {made.error:.1e}, "
+                                    f"top-1 agreement {made.agreement:.1%}")  # fmt: skip
+        return made
+
+    def backward(self, loss: Tensor, reduction: Literal["mean", "sum", "global"] = "mean") -> None:
+        """Accumulate gradients of ``loss``.
+
+        Args:
+            loss: scalar.
+            reduction: how ``loss`` treats this process' samples, so that several processes equal one: their mean,
+                their sum, or a value of the gathered global batch that is the same on every process.
+        """
+        if self.world_size > 1:
+            loss = loss * {"mean": self._global_share, "sum": float(self.world_size), "global": 1.0}[reduction]
+        loss.backward()
+        self._stage.clean = False
+
+    def update(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
+        """Average gradients over processes, stop before one that is not a number, step, and clear them.
+
+        Args:
+            clip: largest allowed norm of the whole gradient.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if self.world_size > 1:
+            collective.average_gradients(parameters, self.world_size)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        self._updates += 1
+        if self.device.type == "cpu":
+            self._bad = ~norm.isfinite()
+            self._raise_if_bad()
+        else:  # no host synchronisation in the loop: a bad step becomes a zero step, and is reported soon
+            bad = ~norm.isfinite()
+            for g in grads:
+                g.masked_fill_(bad, 0.0)
+            self._bad = bad if self._bad is None else self._bad | bad
+            if self._updates % 50 == 0:
+                self._raise_if_bad()
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self._stage.clean = False
+
+    def _raise_if_bad(self) -> None:
+        if self._bad is not None and bool(self._bad):
+            self._bad = None
+            samples = ", ".join(str(int(i)) for i in self._index[:4])
+            raise UserError(
+                f"The loss or its gradient is not a finite number at {self._path}, epoch {self._stage.epoch}, step "
+                f"{self._stage.step} (samples {samples}, ...). The weights were not touched; lower lr or look at "
+                "those samples."
+            )
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Concatenate ``x`` (b, ...) of all processes, differentiably; use with ``backward(..., "global")``."""
+        return collective.gather(x, self.world_size)
+
+    @staticmethod
+    def plain(module: nn.Module) -> nn.Module:
+        """The module as an ordinary one: on the CPU, float32, contiguous, in eval mode, nothing wrapped."""
+        for m in module.modules():
+            if getattr(m.__dict__.get("forward"), "upcycle", False):
+                del m.forward
+            m._compiled_call_impl = None
+        module.zero_grad(set_to_none=True)
+        return module.to(device="cpu", memory_format=torch.contiguous_format).float().eval()  # type: ignore[call-overload]
+
+    # -- what is seen -------------------------------------------------------------------------------------------
+
+    def log(self, **values: float | Tensor) -> None:
+        """Record scalars at the current epoch in ``metrics.csv`` and TensorBoard."""
+        stage = self._stage
+        for name, value in values.items():
+            number = float(value)
+            self._rows.append([self._path, stage.epoch, self._updates, name, repr(number)])
+            if self.directory is not None and self.rank == 0:
+                self._tensorboard().add_scalar(f"{self._path}/{name}", number, self._updates)
+        self._progress.values({name: float(value) for name, value in values.items()})
+
+    def track(self, **values: Tensor) -> None:
+        """Add to each value's mean over the epoch, which is logged when the epoch ends; no host synchronisation."""
+        for name, value in values.items():
+            total, n = self._stage.tracked.get(name, (torch.zeros((), device=self.device), 0))
+            self._stage.tracked[name] = (total + value.detach(), n + 1)
+
+    def _log_tracked(self) -> None:
+        means = {name: total / n for name, (total, n) in self._stage.tracked.items()}
+        if self.world_size > 1:
+            means = {name: self.fabric.all_reduce(mean) for name, mean in means.items()}  # type: ignore[misc]
+        self._stage.tracked = {}
+        if means:
+            self.log(**means)
+
+    def _tensorboard(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.directory / "events"), purge_step=self._updates)  # type: ignore[operator]
+        return self._writer
+
+    def _write_log(self) -> None:
+        if self.directory is None or self.rank > 0:
+            return
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([["stage", "epoch", "step", "name", "value"], *self._rows])
+        store.write_atomic(self.directory / "metrics.csv", text.getvalue().encode())
+
+    def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Evaluation:
+        """Measure accuracy and loss on a split and log them; touches neither randomness nor modes."""
+        from upcycle.core.evaluate import evaluate
+
+        result = evaluate(module, split, device=self.device)
+        self.log(**{f"{name}_accuracy": result.accuracy, f"{name}_loss": result.loss})
+        return result
+
+    def picture(self, name: str, data: dict[str, Any]) -> None:
+        """Leave a picture for the report: ``kind`` (images, heatmap, lines, bars), ``title``, ``caption``, data."""
+        if self.directory is not None and self.rank == 0:
+            store.write_json(self.directory / "pictures" / f"{name}.json", data)
+
+    def note(self, text: str) -> None:
+        """Record a sentence that the person must read; once, however often the run resumes."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM save at the next step and then raise :class:`Interrupted`; a second one kills."""
+
+        def on_signal(signum: int, frame: Any) -> None:
+            self.interrupt = signum
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def close(self) -> None:
+        """Finish the log."""
+        self._write_log()
+        self._progress.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def require_outside_loop(stage: _Stage, what: str) -> None:
+    """A stage inside a loop would be stored once and returned for every pass: a mistake of the method."""
+    if stage.looping and stage.epoch < stage.length:
+        raise RuntimeError(f"{what} cannot start inside the loop of stage '{stage.name}'")
+
+
+def _launch(devices: int, accelerator: str) -> Fabric:
+    from lightning_fabric import Fabric
+
+    try:
+        # Fabric's ddp only to start processes and find devices: modules stay unwrapped.
+        fabric = Fabric(devices=devices, accelerator=accelerator, strategy="ddp" if devices > 1 else "auto")
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"Cannot use devices={devices} with accelerator='{accelerator}': {error}") from error
+    fabric.launch()
+    return fabric
+
+
+def _precision(precision: str, device: torch.device) -> str:
+    from upcycle.core.frozen import fast_bf16
+
+    if precision == "auto":
+        return "bf16-mixed" if fast_bf16(device) else "32-true"
+    require(precision in ("32-true", "bf16-mixed", "64-true"),
+            f"precision must be auto, 32-true, bf16-mixed or 64-true, not '{precision}'.")  # fmt: skip
+    return precision
+
+
+def _same_config(recorded: dict[str, Any], config: dict[str, Any], file: Path) -> None:
+    for key in [*recorded, *(k for k in config if k not in recorded)]:
+        if recorded.get(key) != config.get(key):
+            raise UserError(f"{file} has {key}: {recorded.get(key)!r}, but this command says {config.get(key)!r}; "
+                            "a resumed run keeps its configuration. Use another --out for a new one.")  # fmt: skip
+
+
+def _autocast(device: str) -> Callable[..., Any]:
+    """A ``forward`` that runs the class's own in bf16 autocast and returns float32; survives deepcopy."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16):
+            output = type(self).forward(self, *args, **kwargs)
+        return output.float() if isinstance(output, Tensor) else output
+
+    forward.upcycle = True  # type: ignore[attr-defined]
+    return forward
+
+
+def _double(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A ``forward`` that takes inputs of any float type in float64."""
+    return type(self).forward(self, *(a.double() if isinstance(a, Tensor) else a for a in args), **kwargs)
+
+
+_double.upcycle = True  # type: ignore[attr-defined]
+
+
+class _Progress:
+    """One line on a terminal, nothing elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._where = ""
+        self._values = ""
+
+    def show(self, path: str, epoch: int, n: int) -> None:
+        self._where = f"{path.removeprefix(ROOT + '/')}  {epoch + 1}/{n}"
+        self._draw()
+
+    def values(self, values: dict[str, float]) -> None:
+        self._values = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._live:
+            sys.stderr.write(f"\r\033[K{self._where}  {self._values}"[:120])
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        if self._live:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()

@@ -1,0 +1,215 @@
+"""Files that are data: atomic writes, digests, and nested state as safetensors with a JSON skeleton.
+
+Nothing here pickles or unpickles. A state is any nesting of dict, list, tuple, str, int, float, bool, None,
+tensors and numpy arrays; :func:`pack` separates its tensors from a JSON skeleton and :func:`unpack` joins them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from upcycle.core.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment it holds the old content or the new one: temporary, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(
+            f"Cannot write {path} ({len(content):,} bytes): {error.strerror or error}. "
+            "Free some space or choose another --out."
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, keys in the order given."""
+    write_atomic(path, _json_bytes(value))
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or broken file is named."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def digest_of(content: bytes) -> str:
+    """SHA-256, hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def tensor_digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the tensors, whatever their order or memory format."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(_bytes(tensor))
+    return total.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+
+
+def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Split a nested state into a JSON skeleton and its tensors, which the skeleton names."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if isinstance(value, Tensor):
+            tensors[path] = value.detach().cpu().contiguous().clone()
+            return {"tensor": path}
+        if isinstance(value, dict):
+            return {"dict": [[key, walk(item, f"{path}.{key}")] for key, item in value.items()]}
+        if isinstance(value, tuple):
+            return {"tuple": [walk(item, f"{path}.{i}") for i, item in enumerate(value)]}
+        if isinstance(value, list):
+            return {"list": [walk(item, f"{path}.{i}") for i, item in enumerate(value)]}
+        if value is None or isinstance(value, str | bool | int | float):
+            return {"value": value}
+        raise TypeError(f"{path or 'state'} is a {type(value).__name__}; only plain data and tensors are saved")
+
+    return walk(state, ""), tensors
+
+
+def unpack(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of :func:`pack`."""
+    ((kind, value),) = skeleton.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: unpack(item, tensors) for key, item in value}
+    if kind in ("list", "tuple"):
+        items = [unpack(item, tensors) for item in value]
+        return items if kind == "list" else tuple(items)
+    return value
+
+
+def save_state(path: Path, state: Any) -> dict[str, Any]:
+    """Write a nested state to one safetensors file, atomically; returns its digest record."""
+    skeleton, tensors = pack(state)
+    return save_tensors(path, tensors, {"skeleton": json.dumps(skeleton)})
+
+
+def load_state(path: Path, record: dict[str, Any]) -> Any:
+    """Read what :func:`save_state` wrote, after checking it against its digest record."""
+    content = verified(path, record)
+    return unpack(json.loads(_metadata(content)["skeleton"]), load_safetensors(content))
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
+    """Write tensors to a safetensors file, atomically.
+
+    Returns:
+        its digest record: sha256 of the file, its size in bytes and a CRC-32 of each tensor.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    content = save_safetensors(tensors, metadata)
+    write_atomic(path, content)
+    return {"sha256": digest_of(content), "bytes": len(content), "tensors": _checksums(tensors)}
+
+
+def _checksums(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{zlib.crc32(_bytes(t)):08x}" for name, t in tensors.items()}
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
+
+
+def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file's bytes; a truncated or malformed file is named."""
+    try:
+        return load_safetensors(content)
+    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}.") from error
+
+
+def verified(path: Path, record: dict[str, Any]) -> bytes:
+    """The bytes of a file whose digest is known; raises :class:`UserError` naming file and damaged tensor."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    if digest_of(content) == record["sha256"]:
+        return content
+    if len(content) != record["bytes"]:
+        raise UserError(f"{path} is damaged: it has {len(content):,} bytes instead of {record['bytes']:,}.")
+    where = "its header"
+    with contextlib.suppress(UserError):
+        now = _checksums(parse_tensors(content, path)) if record.get("tensors") else {}
+        changed = [name for name, crc in record.get("tensors", {}).items() if now.get(name) != crc]
+        where = f"tensor '{changed[0]}'" if changed else "its content"
+    raise UserError(f"{path} is damaged: {where} does not match its digest. Restore it from a copy.")
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """``value`` with a digest of itself, so that a JSON file can notice its own damage."""
+    return {**value, "digest": digest_of(json.dumps(value, sort_keys=True).encode())}
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """Read a JSON file written as :func:`sealed`, checking its own digest."""
+    value = read_json(path)
+    if not isinstance(value, dict) or "digest" not in value:
+        raise UserError(f"{path} is damaged: it carries no digest.")
+    body = {key: item for key, item in value.items() if key != "digest"}
+    # The bytes too: JSON can spell the same value in two ways, and no flipped bit should go unnoticed.
+    if sealed(body)["digest"] != value["digest"] or _json_bytes(value) != path.read_bytes():
+        raise UserError(f"{path} is damaged: its content does not match its own digest.")
+    return body
+
+
+def write_manifest(directory: Path, records: dict[str, dict[str, Any]] | None = None) -> None:
+    """Write ``manifest.json`` with the digest of every file of ``directory``; the last step of saving one.
+
+    Args:
+        records: digest records that are known already (by file name), with their tensors' checksums.
+    """
+    files: dict[str, Any] = {}
+    for path in sorted(p for p in directory.iterdir() if p.is_file() and p.name != MANIFEST):
+        content = path.read_bytes()
+        files[path.name] = (records or {}).get(path.name) or {"sha256": digest_of(content), "bytes": len(content)}
+    write_json(directory / MANIFEST, sealed({"format": 1, "files": files}))
+
+
+def verify_manifest(directory: Path, only: Callable[[str], bool] = lambda name: True) -> dict[str, bytes]:
+    """The verified bytes of each file that ``directory``'s manifest names (those for which ``only`` holds)."""
+    files = unsealed(directory / MANIFEST)["files"]
+    return {name: verified(directory / name, record) for name, record in files.items() if only(name)}

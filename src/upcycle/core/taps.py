@@ -1,0 +1,119 @@
+"""Named intermediate features of any module, read and replaced through forward hooks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from upcycle.core.errors import UserError, unknown
+
+
+class Taps:
+    """Captures what flows through named submodules while the ``with`` block lasts.
+
+    >>> with Taps(net, ["layer1", "layer2.0"]) as taps:  # doctest: +SKIP
+    ...     logits = net(images)
+    ...     features = taps["layer1"]
+
+    Tensors keep their graph. A module that is called several times in a forward keeps its last call. Where a
+    module gives a tuple or a list, its first element is meant. The hooks go when the block ends, also by an
+    exception; the tensors stay readable. A :class:`~upcycle.core.frozen.Frozen` network is tapped as
+    ``Taps(f.network, ...)``; its convolutions give the values *after* a BatchNorm that was folded into them,
+    unless made with ``keep_bn``.
+
+    Args:
+        module: any network.
+        names: submodules, as ``module.named_modules()`` calls them; ``""`` is the network itself.
+        kind: capture what these submodules give ("output") or their first positional argument ("input").
+        replace: for each name, a function whose result takes the place of that submodule's output. The rest
+            of the network, and an output tap of the same name, see the replacement.
+
+    Raises:
+        UserError: a name that the module does not have; on reading, a name that is not tapped or was not
+        called.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Iterable[str] = (),
+        *,
+        kind: Literal["output", "input"] = "output",
+        replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> None:
+        known = dict(module.named_modules(remove_duplicate=False))
+        self.names = tuple(names)
+        self._replace = dict(replace or {})
+        for name in (*self.names, *self._replace):
+            if name not in known:
+                # A deep network has hundreds of names: show the nearest and the top level.
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                top = [child for child, _ in module.named_children()]
+                raise unknown(f"submodule of {type(module).__name__}", name, dict.fromkeys([*near, *top]))
+        self._modules = known
+        self._kind = kind
+        self._handles: list[RemovableHandle] = []
+        self._captured: dict[str, Tensor] = {}
+
+    def __enter__(self) -> Taps:
+        # Replacements first: PyTorch hands each hook the output of the one before.
+        for name, function in self._replace.items():
+            self._handles.append(self._modules[name].register_forward_hook(self._replacer(name, function)))
+        for name in self.names:
+            module = self._modules[name]
+            if self._kind == "output":
+                self._handles.append(module.register_forward_hook(self._output_catcher(name)))
+            else:
+                self._handles.append(module.register_forward_pre_hook(self._input_catcher(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise unknown("tap", name, self.names)
+        if name not in self._captured:
+            raise UserError(
+                f"Submodule '{name}' was not called in the forward, so there is nothing to read from it."
+            )
+        return self._captured[name]
+
+    def _replacer(self, name: str, function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            new = function(_tensor(name, output))
+            return new if isinstance(output, Tensor) else type(output)((new, *output[1:]))
+
+        return hook
+
+    def _output_catcher(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._captured[name] = _tensor(name, output)
+
+        return hook
+
+    def _input_catcher(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            self._captured[name] = _tensor(name, args)
+
+        return hook
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """``value``, or its first element, when that is a tensor."""
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    if not isinstance(value, Tensor):
+        raise UserError(
+            f"Submodule '{name}' passes a {type(value).__name__}, not a tensor; tap one inside it."
+        )
+    return value

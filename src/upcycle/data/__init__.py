@@ -1,0 +1,43 @@
+"""Image data over real formats, decoded once, augmented a batch at a time.
+
+Names are imported when they are used, so that ``import upcycle`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from upcycle.data.augment import uniform
+    from upcycle.data.decode import read_images
+    from upcycle.data.images import Images, ImageSplit, describe
+    from upcycle.data.labels import match_classes, read_label_map
+    from upcycle.data.sources import check_reference, load
+
+__all__ = [
+    "ImageSplit",
+    "Images",
+    "check_reference",
+    "describe",
+    "load",
+    "match_classes",
+    "read_images",
+    "read_label_map",
+    "uniform",
+]
+
+_HOMES = {
+    "augment": ("uniform",),
+    "decode": ("read_images",),
+    "images": ("ImageSplit", "Images", "describe"),
+    "labels": ("match_classes", "read_label_map"),
+    "sources": ("check_reference", "load"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"upcycle.data.{module}"), name)
+    raise AttributeError(f"module 'upcycle.data' has no attribute '{name}'")

@@ -1,0 +1,132 @@
+"""Augmentation in batched tensor code, drawn per sample.
+
+Every random number is a function of (seed, epoch, sample id, stream): a counter-based hash, not a generator with
+a state. So a sample is augmented alike in an epoch whatever the batch, the worker or the process it is met in.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OPERATIONS = ("crop", "flip", "color")
+STRENGTH = 0.4  # of each colour jitter: factors between 1 - STRENGTH and 1 + STRENGTH
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, red, green, blue
+
+_MASK = 2**64 - 1
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: the increment of SplitMix64
+
+
+def uniform(seed: int, epoch: int, ids: Tensor, stream: str, n: int = 1) -> Tensor:
+    """Random numbers that depend on nothing but the arguments.
+
+    SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), its state
+    keyed by seed, epoch, stream and id in turn. The same on every machine and version.
+
+    Args:
+        seed, epoch: any whole numbers.
+        ids: int64 (b,), the samples' numbers.
+        stream: what the numbers are for; different streams are independent.
+        n: how many numbers a sample.
+
+    Returns:
+        float64 (b, n) in [0, 1).
+    """
+    key = np.zeros(1, np.uint64)
+    for word in (seed & _MASK, epoch & _MASK, _word(stream)):
+        key = _mix((key ^ np.uint64(word)) + _GOLDEN)
+    sample = _mix((key ^ ids.cpu().numpy().astype(np.uint64)) + _GOLDEN)
+    bits = _mix(sample[:, None] + _GOLDEN * np.arange(1, n + 1, dtype=np.uint64))
+    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
+
+
+@functools.cache
+def _word(stream: str) -> int:
+    return int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big")
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: a bijection of 64-bit words that spreads each bit over all of them."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def padding(length: int) -> int:
+    """Pixels of zero padding on each side of an image side of ``length``: 4 of 32, as for CIFAR."""
+    return length // 8
+
+
+def crop_offsets(view: tuple[int, int], ids: Tensor, height: int, width: int) -> Tensor:
+    """Where each sample's crop begins in its padded image: int64 (b, 2), row and column, from 0 to 2 paddings."""
+    choices = torch.tensor([2 * padding(height) + 1, 2 * padding(width) + 1])
+    return (uniform(*view, ids, "crop", 2) * choices).long()
+
+
+def flipped(view: tuple[int, int], ids: Tensor) -> Tensor:
+    """Which samples are mirrored: bool (b,), each with probability one half."""
+    return uniform(*view, ids, "flip")[:, 0] < 0.5
+
+
+def color_factors(view: tuple[int, int], ids: Tensor) -> Tensor:
+    """Each sample's brightness, contrast and saturation: float32 (b, 3), 1 for unchanged."""
+    return (1 + STRENGTH * (2 * uniform(*view, ids, "color", 3) - 1)).float()
+
+
+def crop(pixels: Tensor, offsets: Tensor) -> Tensor:
+    """Pad with zeros by :func:`padding`, then cut the original size out at ``offsets``.
+
+    Args:
+        pixels: (b, h, w, c), any dtype.
+        offsets: int64 (b, 2), see :func:`crop_offsets`.
+    """
+    b, h, w, c = pixels.shape
+    top, left = padding(h), padding(w)
+    height, width = h + 2 * top, w + 2 * left
+    padded = pixels.new_zeros(b, height, width, c)
+    padded[:, top : top + h, left : left + w] = pixels
+    # A row of a crop is w pixels that lie together in memory: overlapping windows of w pixels, one for each
+    # pixel to begin at, turn the whole crop into one gather of b * h rows.
+    windows = padded.view(-1).as_strided((b * height * width - w + 1, w * c), (c, 1))
+    rows = (torch.arange(b) * height + offsets[:, 0])[:, None] + torch.arange(h)
+    first = rows * width + offsets[:, 1:]
+    return windows.index_select(0, first.view(-1)).view(b, h, w, c)
+
+
+def flip(pixels: Tensor, which: Tensor) -> Tensor:
+    """Mirror left and right the samples where ``which`` (bool (b,)) holds; pixels (b, h, w, c), any dtype."""
+    mirrored = which.nonzero().squeeze(1)
+    source = torch.arange(len(pixels))
+    source[mirrored] = len(pixels) + torch.arange(len(mirrored))
+    return torch.cat([pixels, pixels.index_select(0, mirrored).flip(2)]).index_select(0, source)
+
+
+def color(images: Tensor, factors: Tensor) -> Tensor:
+    """Jitter brightness, contrast and saturation, in that order, clamping to [0, 1] after each.
+
+    Args:
+        images: float32 (b, h, w, c) in [0, 1]. Grey images (c not 3) have no saturation.
+        factors: float32 (b, 3), see :func:`color_factors`.
+    """
+    brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
+    images = (images * brightness).clamp_(0, 1)
+    # Summed as integers, since a sum of floats would depend on the batch through the order of its terms.
+    levels = (_grey(images) * 65536).long()
+    mean = (levels.sum((1, 2, 3), keepdim=True) / (levels[0].numel() * 65536.0)).float()
+    images = ((images - mean) * contrast).add_(mean).clamp_(0, 1)
+    if images.shape[3] == 3:
+        grey = _grey(images)
+        images = ((images - grey) * saturation).add_(grey).clamp_(0, 1)
+    return images
+
+
+def _grey(images: Tensor) -> Tensor:
+    """The luma (b, h, w, 1) of RGB images, else the mean over the channels."""
+    if images.shape[3] != 3:
+        return images.mean(3, keepdim=True)
+    red, green, blue = images.split(1, 3)
+    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]

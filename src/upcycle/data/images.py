@@ -1,0 +1,264 @@
+"""Images, decoded once and kept in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upcycle.core.batches import Batch
+from upcycle.core.errors import UserError, require, unknown
+from upcycle.data import augment
+
+
+@dataclass(eq=False, kw_only=True)
+class ImageSplit:
+    """One split of an image data set; implements :class:`upcycle.core.batches.Split`.
+
+    Args:
+        images: uint8 (n, h, w, c), or float32 (n, c, h, w) in [0, 1] when a torch Dataset gave tensors.
+        labels: int64 (n,), -1 where unknown.
+        ids: int64 (n,), each sample's number in its source, which its augmentation is keyed by.
+        mean, std: what batches are normalised with; set by :meth:`Images.normalised`.
+        augment: any of crop, flip, color; applied when a batch is asked for with a view.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of one image."""
+        first, second, third = self.images.shape[1:]
+        return (third, first, second) if self.images.dtype == torch.uint8 else (first, second, third)
+
+    def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
+        """See :class:`upcycle.core.batches.Split`. ``images`` is float32 (b, c, h, w) in channels_last memory."""
+        c, h, w = self.shape
+        whole = self.images.dtype == torch.uint8
+        pixels = self.images.index_select(0, index)
+        if not whole:
+            pixels = pixels.permute(0, 2, 3, 1).contiguous()
+        if view is not None and self.augment:
+            ids = self.ids.index_select(0, index)
+            if "crop" in self.augment:
+                pixels = augment.crop(pixels, augment.crop_offsets(view, ids, h, w))
+            if "flip" in self.augment:
+                pixels = augment.flip(pixels, augment.flipped(view, ids))
+        pixels = pixels.to(device, non_blocking=True)
+        top = 255.0 if whole else 1.0  # what white is
+        if view is not None and "color" in self.augment:
+            factors = augment.color_factors(view, ids).to(device)
+            pixels = augment.color(pixels.to(torch.float32).div_(top), factors)
+            top = 1.0
+        # One affine map from pixels to network inputs, over whole rows: an inner loop of c = 3 would crawl. Two
+        # operations, each rounded by itself, so that no fused one makes a sample depend on its place in the batch.
+        scale = torch.tensor([1 / (top * s) for s in self.std], device=device).repeat(w)
+        shift = torch.tensor(
+            [-m / s for m, s in zip(self.mean, self.std, strict=True)], device=device
+        ).repeat(w)
+        rows = pixels.view(-1, w * c).to(torch.float32).mul_(scale).add_(shift)
+        images = rows.view(-1, h, w, c).permute(0, 3, 1, 2)
+        return Batch(images, self.labels.index_select(0, index).to(device), index.to(device))
+
+    def subset(self, index: Tensor) -> ImageSplit:
+        """The samples ``index``, in that order."""
+        return replace(self, images=self.images[index], labels=self.labels[index], ids=self.ids[index])
+
+
+@dataclass(eq=False, kw_only=True)
+class Images:
+    """An image data set with train, validation and test splits.
+
+    Args:
+        name: names the set in every figure; a split that is not the official one carries another name.
+        classes: class names.
+        licence: as the source states it, or ``unknown``.
+        notes: honest sentences about where the splits come from and what was drawn from them.
+        chosen: JSON data: which training samples :meth:`few` and :meth:`hide_labels` chose, by their ids.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSplit
+    validation: ImageSplit
+    test: ImageSplit
+    licence: str = "unknown"
+    notes: list[str] = field(default_factory=list)
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of one image."""
+        return self.train.shape
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the pixels and labels of all splits."""
+        total = hashlib.sha256()
+        for name, split in self._splits().items():
+            for tensor in (split.images, split.labels):
+                total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                total.update(tensor.contiguous().numpy().data)
+        return total.hexdigest()
+
+    @cached_property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel of the training images in [0, 1]."""
+        split, (c, h, w) = self.train, self.shape
+        whole = split.images.dtype == torch.uint8
+        total = torch.zeros(2, c, dtype=torch.float64)
+        for part in split.images.split(1024):
+            rows = part.reshape(-1, c) if whole else part.transpose(0, 1).reshape(c, -1).T
+            values = rows.to(torch.float64)
+            total += torch.stack([values.sum(0), values.square().sum(0)])
+        first, second = (total / (len(split) * h * w)).unbind()
+        top = 255 if whole else 1
+        std = (second - first.square()).clamp_min(0).sqrt()
+        return tuple((first / top).tolist()), tuple((std / top).tolist())
+
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
+        """The same set, whose batches are normalised with ``mean`` and ``std`` (per channel, of [0, 1] images);
+        shares the pixels.
+
+        Raises:
+            UserError: if they do not fit the images' channels, or a standard deviation is not positive.
+        """
+        c = self.shape[0]
+        require(
+            len(mean) == len(std), f"mean has {len(mean)} channels and std {len(std)}; give as many of each."
+        )
+        require(len(mean) == c, f"The images of {self.name} have {_count(c, 'channel')}, but the normalisation is "
+                f"for {len(mean)}. Load the data with channels={len(mean)}.")  # fmt: skip
+        require(all(math.isfinite(m) for m in mean) and all(math.isfinite(s) and s > 0 for s in std),
+                f"mean must be finite and std positive, not {tuple(mean)} and {tuple(std)}.")  # fmt: skip
+        splits = {k: replace(v, mean=tuple(mean), std=tuple(std)) for k, v in self._splits().items()}
+        return replace(self, **splits)
+
+    def augmented(self, operations: tuple[str, ...]) -> Images:
+        """The same set, whose training images are augmented with ``operations``: any of crop, flip, color."""
+        for name in operations:
+            if name not in augment.OPERATIONS:
+                raise unknown("augmentation", name, augment.OPERATIONS)
+        return replace(self, train=replace(self.train, augment=tuple(operations)))
+
+    def subset(self, index: Tensor) -> Images:
+        """The same set with only the training samples ``index``; validation and test stay whole."""
+        return replace(self, train=self.train.subset(index))
+
+    def few(self, per_class: int, seed: int) -> Images:
+        """Only ``per_class`` training images of each class, drawn with ``seed``.
+
+        For one seed, fewer are always part of more, and :meth:`hide_labels` keeps the labels of the same images.
+
+        Raises:
+            UserError: naming the classes that have too few labelled images.
+        """
+        require(per_class >= 1, f"few takes at least 1 image a class, not {per_class}.")
+        index = self._draw(per_class, seed)
+        chosen = {"per_class": per_class, "seed": seed, "ids": self.train.ids[index].tolist()}
+        note = f"Only {_count(per_class, 'training image')} a class of {self.name}, drawn with seed {seed}."
+        return replace(self.subset(index), chosen={**self.chosen, "few": chosen}, notes=[*self.notes, note])
+
+    def hide_labels(self, keep: int, seed: int) -> Images:
+        """All training images, but labels for only ``keep`` of each class (0: none); the others become -1.
+
+        Validation and test keep theirs: they only measure.
+
+        Raises:
+            UserError: naming the classes that have too few labelled images.
+        """
+        require(keep >= 0, f"hide_labels keeps 0 or more labels a class, not {keep}.")
+        index = self._draw(keep, seed)
+        labels = torch.full_like(self.train.labels, -1)
+        labels[index] = self.train.labels[index]
+        chosen = {"keep": keep, "seed": seed, "ids": self.train.ids[index].tolist()}
+        kept = f"for {keep} a class, drawn with seed {seed}" if keep else "for none"
+        note = f"All {len(labels):,} training images of {self.name}, labels {kept}."
+        return replace(
+            self,
+            train=replace(self.train, labels=labels),
+            chosen={**self.chosen, "labels": chosen},
+            notes=[*self.notes, note],
+        )
+
+    def _draw(self, per_class: int, seed: int) -> Tensor:
+        """Positions of ``per_class`` labelled training samples of each class, in ascending order."""
+        index = draw(self.train.labels, self.train.ids, [per_class] * len(self.classes), seed, "few")
+        got = torch.bincount(self.train.labels[index], minlength=len(self.classes)).tolist()
+        short = [f"'{c}' has {n}" for c, n in zip(self.classes, got, strict=True) if n < per_class]
+        if short:
+            raise UserError(
+                f"{self.name} has too few labelled training images to draw {per_class} a class: "
+                f"{listed(short, 'classes')}. Ask for fewer, or add images."
+            )
+        return index
+
+    def _splits(self) -> dict[str, ImageSplit]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def draw(labels: Tensor, ids: Tensor, counts: list[int], seed: int, stream: str) -> Tensor:
+    """Positions (ascending) of up to ``counts[k]`` samples of each class k: those with the smallest random numbers.
+
+    Each number belongs to a sample's id, so a draw does not depend on the order of the samples or on other classes.
+    """
+    order = augment.uniform(seed, 0, ids, stream)[:, 0].argsort(stable=True)
+    ranked = labels[order]
+    picked = [order[ranked == k][:count] for k, count in enumerate(counts)]
+    return torch.cat(picked).sort().values
+
+
+def stratified(labels: Tensor, ids: Tensor, size: int, seed: int, stream: str) -> Tensor:
+    """Positions (ascending) of ``size`` samples, each class in its proportion, leaving at least one of each behind.
+
+    Shares are rounded by largest remainder; classes that would go without come first. Fewer than ``size`` come
+    back only when the classes cannot spare more.
+    """
+    have = torch.bincount(labels)
+    exact = have.double() * size / len(labels)
+    spare = (have - 1).clamp_min(0)
+    counts = exact.floor().long().minimum(spare)
+    by_need = sorted(range(len(have)), key=lambda k: (counts[k] > 0, float(counts[k] - exact[k])))
+    while (missing := size - int(counts.sum())) > 0:
+        takers = [k for k in by_need if counts[k] < spare[k]][:missing]
+        if not takers:
+            break
+        counts[takers] += 1
+    return draw(labels, ids, counts.tolist(), seed, stream)
+
+
+def describe(images: Images) -> str:
+    """One line: name, sizes, classes, shape.
+
+    For example ``digits: 1,000 train, 297 validation, 500 test images, 10 classes, 1 x 8 x 8``.
+    """
+    known = int((images.train.labels >= 0).sum())
+    labelled = "" if known == len(images.train) else f" ({known:,} labelled)"
+    shape = " x ".join(str(n) for n in images.shape)
+    return (
+        f"{images.name}: {len(images.train):,} train{labelled}, {len(images.validation):,} validation, "
+        f"{len(images.test):,} test images, {len(images.classes)} classes, {shape}"
+    )
+
+
+def listed(items: list[str], what: str) -> str:
+    """The first three of ``items``, and how many there are when there are more."""
+    shown = ", ".join(items[:3])
+    return shown if len(items) <= 3 else f"{shown}, ... ({len(items):,} {what} in all)"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")

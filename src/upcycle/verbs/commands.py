@@ -1,0 +1,202 @@
+"""The smaller commands, as functions whose signatures are their options. Each prints and returns an exit code."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json as json_module
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from upcycle.core import models, store
+from upcycle.core.cost import bytes_, count, duration, latency, peak_memory, si
+from upcycle.core.errors import UserError, require
+from upcycle.core.evaluate import evaluate as measure
+from upcycle.core.evaluate import predict_logits
+from upcycle.verbs.methods import add_plugin, all_methods
+
+
+def methods(plugin: Path | None = None, markdown: bool = False) -> int:
+    """What there is, and what each method needs.
+
+    Args:
+        plugin: a Python file with methods of one's own, listed too.
+        markdown: as the table of the documentation.
+    """
+    from upcycle.verbs.advise import methods as table
+    from upcycle.verbs.advise import methods_table_markdown
+
+    if plugin is not None:
+        add_plugin(plugin)
+    cards = [m.card for m in all_methods()]
+    print(methods_table_markdown(cards) if markdown else table(cards))
+    return 0
+
+
+def advise(
+    data: Literal["none", "few", "unlabelled", "labelled"],
+    teacher: Literal["none", "predictions", "features", "weights"] = "weights",
+    architecture: Literal["any", "same", "conv", "transformer"] = "any",
+    goal: Literal["smaller", "better"] = "smaller",
+) -> int:
+    """Which method fits, why, and the command to run; and which cannot work.
+
+    Args:
+        data: what you have: no data, a few images, many without labels, many with labels.
+        teacher: what you can get of the teacher.
+        architecture: of the student: any, the same as the teacher's, convolutional, or a transformer.
+        goal: a smaller network, or a better one of the same size.
+    """
+    from upcycle.verbs.advise import advise as ask
+
+    print(ask(data=data, teacher=teacher, architecture=architecture, goal=goal, methods=all_methods()).text())
+    return 0
+
+
+def prove(method: str, seeds: int = 3, quick: bool = False, out: Path | None = None) -> int:
+    """Run a method's claim here and print both figures; exits with 1 when it does not hold.
+
+    Args:
+        method: its name.
+        seeds: how many seeds.
+        quick: a miniature that shows the machinery, not the claim.
+        out: a JSON file for the figures.
+    """
+    from upcycle.verbs.prove import prove as run
+
+    proof = run(method, seeds=seeds, quick=quick, out=out)
+    print("\n" + proof.text())
+    return 0 if proof.holds else 1
+
+
+def evaluate(
+    model: str,
+    data: str = "digits",
+    split: Literal["train", "validation", "test"] = "test",
+    weights: Path | None = None,
+    json: bool = False,
+    trust: tuple[str, ...] = (),
+) -> int:
+    """Measure a model on a data set: accuracy by class, calibration, size, speed.
+
+    Args:
+        model: a reference, or the path of a saved model or run.
+        data: a data set, as for distill.
+        split: which part of it.
+        weights: a safetensors file for the model.
+        json: print JSON.
+        trust: packages whose code a saved model's callable reference may run.
+    """
+    from upcycle.data import check_reference, load
+    from upcycle.data.labels import match_classes
+
+    models.check_reference(model)
+    check_reference(data)
+    net = models.resolve(model, weights=weights, trust=trust)
+    images = load(data, **({"size": net.input_shape[1], "channels": net.input_shape[0]} if Path(data).is_dir() else {}))
+    require(images.shape[0] == net.input_shape[0], f"{net.name} takes {net.input_shape[0]} input channels, and the "
+            f"images of {images.name} have {images.shape[0]}.")  # fmt: skip
+    columns, _ = match_classes(net.classes, images.classes)
+    part = getattr(images.normalised(net.mean, net.std), split)
+    result = measure(models.Columns(net.module, columns), part, device=torch.device("cpu"))
+    cost = count(net.module, net.input_shape)
+    if json:
+        print(json_module.dumps({"model": net.name, "data": images.name, "split": split, "accuracy": result.accuracy,
+                                 "loss": result.loss, "ece": result.ece, "per_class": result.per_class,
+                                 "count": result.count, "parameters": cost.parameters, "macs": cost.macs}))  # fmt: skip
+        return 0
+    print(f"{net.name} on {result.count:,} {split} images of {images.name}\n\n"
+          f"  accuracy           {result.accuracy:.2%}\n  loss               {result.loss:.4f}\n"
+          f"  calibration error  {result.ece:.2%}\n  parameters         {si(cost.parameters)}\n"
+          f"  multiply-adds      {si(cost.macs)}\n"
+          f"  latency            {duration(latency(net.module, net.input_shape))}\n"
+          f"  memory             {bytes_(peak_memory(net.module, net.input_shape))}\n\n  by class")  # fmt: skip
+    width = max(map(len, images.classes))
+    for name, share in zip(images.classes, result.per_class, strict=True):
+        print(f"    {name.ljust(width)}  {share:.1%}")
+    return 0
+
+
+def predict(model: str, images: Path, out: Path = Path("predictions.csv"), trust: tuple[str, ...] = ()) -> int:
+    """Apply a saved model to a folder of images, with its own preprocessing and class names, to CSV.
+
+    Args:
+        model: a reference, or the path of a saved model or run.
+        images: a folder; sub-folders are searched too.
+        out: the CSV: path, predicted class, its probability, and the probability of every class.
+        trust: packages whose code a saved model's callable reference may run.
+    """
+    from upcycle.data import files
+
+    models.check_reference(model)
+    require(images.is_dir(), f"There is no folder {images}.")
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out.")
+    net = models.resolve(model, trust=trust)
+    split, paths = files(images, channels=net.input_shape[0], size=net.input_shape[1])
+    split = split.normalised(net.mean, net.std)
+    p = predict_logits(net.module, split, device=torch.device("cpu")).softmax(1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "class", "probability", *net.classes])
+    for path, row in zip(paths, p.tolist(), strict=True):
+        best = max(range(len(row)), key=row.__getitem__)
+        writer.writerow([path, net.classes[best], f"{row[best]:.6f}", *(f"{v:.6f}" for v in row)])
+    store.write_atomic(out, text.getvalue().encode())
+    print(f"{len(paths):,} images to {out}")
+    return 0
+
+
+def report(run: Path) -> int:
+    """Write report.html of a run again.
+
+    Args:
+        run: a run directory.
+    """
+    from upcycle.report import write_report
+
+    require((run / "result.json").is_file(), f"{run} holds no finished run (no result.json).")
+    print(write_report(run))
+    return 0
+
+
+def lineage(model: str) -> int:
+    """Draw the family tree of a saved model, with licences.
+
+    Args:
+        model: the path of a saved model or run, or a reference.
+    """
+    from upcycle.core.lineage import tree
+
+    models.check_reference(model)
+    net = models.resolve(model)
+    require(net.lineage is not None, f"{net.name} carries no lineage.")
+    assert net.lineage is not None
+    print(tree(net.lineage))
+    return 0
+
+
+def export(model: str, out: Path, format: Literal["onnx", "torch"] = "onnx", trust: tuple[str, ...] = ()) -> int:
+    """Write a model for deployment, and compare both sides on a held batch.
+
+    Args:
+        model: a reference, or the path of a saved model or run.
+        out: the file.
+        format: onnx, or torch for torch.export.
+        trust: packages whose code a saved model's callable reference may run.
+    """
+    models.check_reference(model)
+    error = models.export(models.resolve(model, trust=trust), out, format)
+    print(f"{out}: equal to the network to {error:.1e} on a held batch")
+    return 0
+
+
+def doctor() -> int:
+    """What this installation can and cannot do, with the line that mends it."""
+    from upcycle.verbs.doctor import doctor as look
+
+    found = look()
+    print(found.text())
+    return 0 if found.ok else 1

@@ -1,0 +1,45 @@
+"""Which methods there are: the lists of the packages, and the files a person names with ``--plugin``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from upcycle.core.errors import UserError
+from upcycle.core.method import Method
+from upcycle.distillation import METHODS
+
+_plugins: list[type[Method]] = []
+
+
+def all_methods() -> tuple[type[Method], ...]:
+    """Every method, in the order of the docs; those of plugins last."""
+    return (*METHODS, *_plugins)
+
+
+def add_plugin(file: str | Path) -> tuple[type[Method], ...]:
+    """Import a Python file of one's own and add the methods that it defines.
+
+    Raises:
+        UserError: if the file is missing, does not import, or defines no :class:`~upcycle.core.method.Method`.
+    """
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise UserError(f"There is no file {file}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{file} does not import: {type(error).__name__}: {error}.") from error
+    found = tuple(item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Method)
+                  and item.__module__ == path.stem and hasattr(item, "card"))  # fmt: skip
+    if not found:
+        raise UserError(f"{file} defines no method: a class derived from upcycle.Method with a card.")
+    for method in found:
+        _plugins[:] = [m for m in _plugins if m.card.name != method.card.name]
+        _plugins.append(method)
+    return found

@@ -1,0 +1,25 @@
+"""Shape checks at run time, one thread a worker, and the real data where they are."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Every tensor signature of these modules is checked against what it is called with.
+install_import_hook(["upcycle.distillation"], "beartype.beartype").install()
+torch.set_num_threads(1)
+
+DATA = Path(os.environ["UPCYCLE_DATA"]) if os.environ.get("UPCYCLE_DATA") else None
+
+
+@pytest.fixture
+def cifar10() -> Path:
+    """The folder of real data, or a skip with its reason."""
+    if DATA is None or not (DATA / "cifar10").is_dir():
+        pytest.skip("UPCYCLE_DATA is not set, so CIFAR-10 and its networks are not at hand")
+    return DATA
