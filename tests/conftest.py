@@ -11,7 +11,7 @@ import torch
 from jaxtyping import install_import_hook
 
 # Every tensor signature of these modules is checked against what it is called with.
-install_import_hook(["upcycle.distillation"], "beartype.beartype").install()
+install_import_hook(["upcycle.distillation"], "beartype.beartype")
 torch.set_num_threads(1)
 
 DATA = Path(os.environ["UPCYCLE_DATA"]) if os.environ.get("UPCYCLE_DATA") else None
@@ -23,3 +23,13 @@ def cifar10() -> Path:
     if DATA is None or not (DATA / "cifar10").is_dir():
         pytest.skip("UPCYCLE_DATA is not set, so CIFAR-10 and its networks are not at hand")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def ranks():  # type: ignore[no-untyped-def]
+    """Two processes that stay; tests that use them are marked ``xdist_group("ranks")``."""
+    from tests.ranks import Ranks
+
+    pair = Ranks()
+    yield pair
+    pair.close()

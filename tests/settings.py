@@ -25,13 +25,14 @@ class TinyNet(nn.Module):
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
+        self.relu1, self.relu2, self.pool1 = nn.ReLU(), nn.ReLU(), nn.MaxPool2d(2)
         self.conv1, self.bn1 = nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
         self.pool, self.linear = nn.AdaptiveAvgPool2d(1), nn.Linear(width, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = nn.functional.max_pool2d(torch.relu(self.bn2(self.conv2(x))), 2)
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.relu2(self.bn2(self.conv2(self.pool1(x))))
         return self.linear(self.pool(x).flatten(1))
 
 
@@ -83,7 +84,7 @@ ROWS = {
     "kd-views": Row(KD, {"recipe": _RECIPE, "views": 2, "cache": "on", "w_ce": 0.0, "w_kd": 1.0}, (*_WORDS, "--views=2")),
     "tfkd": Row(TfKD, {"recipe": _RECIPE, "variant": "self"}, _WORDS, teacher=False),
     "tfkd-reg": Row(TfKD, {"recipe": _RECIPE, "variant": "reg"}, (*_WORDS, "--variant=reg"), teacher=False),
-    "netgraft": Row(NetGraft, {"cuts": ("bn1", "bn2"), "epochs_block": 2, "epochs_chain": 2, "batch_size": 32},
+    "netgraft": Row(NetGraft, {"cuts": ("pool1", "relu2"), "epochs_block": (2,), "epochs_chain": 2, "batch_size": 32},
                     ("--shots=4",), student_width=8),
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
 }  # fmt: skip

@@ -114,6 +114,12 @@ def test_the_table_is_an_order_in_which_one_licence_is_its_own_child() -> None:
         assert chosen == "incompatible" or chosen in TERMS[a].child & TERMS[b].child
 
 
+def test_where_no_licence_will_do_two_parents_are_to_blame() -> None:
+    for three in itertools.combinations(SHAREABLE, 3):
+        if of(*three).id == "incompatible":
+            assert any(of(*pair).id == "incompatible" for pair in itertools.combinations(three, 2)), three
+
+
 def test_joining_step_by_step_differs_from_joining_all_only_where_mpl_forgets_apache() -> None:
     """Why lineage asks the ancestors and not the identifier of a mixture: MPL-2.0 alone may become GPL-2."""
     differ = set()

@@ -5,13 +5,18 @@ Nothing heavy is imported before a command is known, so that ``upcycle --help`` 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upcycle.core.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from upcycle.core.method import Method
 
 SUMMARY = {
     "distill": "train a smaller or different student from a trained teacher",
@@ -83,19 +88,43 @@ def _help() -> str:
 # -- parsing ----------------------------------------------------------------------------------------------------
 
 
-def _parse(parser: Any, words: list[str]) -> Any:
-    """Parse, turning the parser's complaints into one sentence with the nearest name."""
+def _parse(parser: Any, words: list[str], flags: Sequence[str]) -> Any:
+    """Parse, turning the parser's complaints into one sentence with the nearest name.
+
+    ``--dry-run`` is ``--dry_run``, and a switch needs no value: ``--resume`` is ``--resume true``.
+    """
     import jsonargparse
 
-    known = [a.option_strings[0] for a in parser._actions if a.option_strings]
-    for word in words:  # before the parser guesses at prefixes
+    known = [f"--{key}" for key in _keys(parser)]
+    words = [re.sub("^--[^=]+", lambda m: m.group().replace("-", "_").replace("__", "--", 1), w) for w in words]
+    for i, word in enumerate(words):
         name = word.split("=")[0]
-        if name.startswith("--") and name not in known and name != "--help":
+        if name.startswith("--") and name not in known and name not in ("--help", "--config", "--print_config"):
             raise unknown("option", name, known)
+        if word.removeprefix("--") in flags and (i + 1 == len(words) or words[i + 1].lower() not in ("true", "false")):
+            words[i] = f"{word}=true"
     try:
         return parser.parse_args(words)
     except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
         raise UserError(_complaint(str(error), known)) from error
+
+
+def _keys(parser: Any) -> list[str]:
+    """Every option of a parser, nested ones with dots, by its public face."""
+
+    def walk(value: Any, prefix: str) -> list[str]:
+        keys = []
+        for key, item in vars(value).items():
+            keys.append(prefix + key)
+            if hasattr(item, "__dict__") and type(item).__name__ == "Namespace":
+                keys += walk(item, f"{prefix}{key}.")
+        return keys
+
+    return walk(parser.get_defaults(), "")
+
+
+_KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "tuple": "a list such as "
+          "[a,b] of what --help names", "Path": "a path", "dict": "a mapping"}  # fmt: skip
 
 
 def _complaint(text: str, known: list[str]) -> str:
@@ -103,10 +132,14 @@ def _complaint(text: str, known: list[str]) -> str:
     if found := re.search(r"[Kk]ey '?([\w.]+)'? is not expected|Option '?([\w.]+)'? is not accepted", text):
         key = found.group(1) or found.group(2)
         return str(unknown("key", key, [k.removeprefix("--") for k in known]))
-    if isinstance_of_user := re.search(r"UserError: (.*)", text):
-        return isinstance_of_user.group(1)
     text = " ".join(line.strip() for line in text.splitlines() if line.strip())
     text = re.sub(r"Parser key \"?([\w.]+)\"?:", r"\1:", text)
+    if found := re.match(r"([\w.]+): Expected an? (.+?)\. Got value: (.*?)\.?$", text):
+        key, kind, value = found.groups()
+        name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind)
+        choices = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", name)
+        wanted = f"one of {choices.group(1)}" if choices else _KINDS.get(name.split("[")[0], name)
+        return f"--{key} must be {wanted}, not '{value}'."
     return text[:1].upper() + text[1:300] + ("" if text.endswith(".") else ".")
 
 
@@ -161,8 +194,9 @@ def distill_arguments(words: list[str]) -> tuple[dict[str, Any], type]:
     parser.add_argument("--plugin", type=str, help="a Python file with methods of one's own")
     parser.add_argument("--machine", type=dict | None, default=None, help="written by a run; ignored")
     parser.add_class_arguments(Setting, fail_untyped=True)
-    parser.add_class_arguments(cls, skip={"teacher", "student"}, fail_untyped=False)
-    parsed = parser.instantiate_classes(_parse(parser, words))
+    parser.add_class_arguments(_options_of(cls), fail_untyped=True)
+    switches = [f.name for f in dataclasses.fields(Setting) if f.type == "bool"]
+    parsed = parser.instantiate(_parse(parser, words, switches))
     values = dict(vars(parsed))
     for key in ("config", "plugin", "machine", "__path__"):
         values.pop(key, None)
@@ -170,6 +204,17 @@ def distill_arguments(words: list[str]) -> tuple[dict[str, Any], type]:
         raise UserError("distill needs a student: give --student REFERENCE, for example zoo:convnet_small.")
     values["method"] = cls
     return values, cls
+
+
+def _options_of(cls: type[Method]) -> type:
+    """A plain dataclass of a method's hyper-parameters, its types resolved, which the parser can read."""
+    hints = typing.get_type_hints(cls)
+    fields: list[Any] = []
+    for name, f in cls.options().items():
+        made = f.default_factory is not dataclasses.MISSING
+        default = {"default_factory": f.default_factory} if made else {"default": f.default}
+        fields.append((name, hints[name], dataclasses.field(**default)))  # type: ignore[call-overload]
+    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, namespace={"__doc__": cls.__doc__})
 
 
 # -- commands ---------------------------------------------------------------------------------------------------
@@ -191,9 +236,10 @@ def _simple(verb: str) -> Callable[[list[str]], int]:
 
         function = getattr(commands, verb)
         parser = _parser(verb)
-        parser.add_function_arguments(function, as_positional=True, fail_untyped=True)
-        parsed = _parse(parser, words)
-        return int(function(**vars(parser.instantiate_classes(parsed))) or 0)
+        parser.add_function_arguments(function, as_positional=verb != "advise", fail_untyped=True)
+        switches = [name for name, kind in function.__annotations__.items() if kind == "bool"]
+        parsed = _parse(parser, words, switches)
+        return int(function(**vars(parser.instantiate(parsed))) or 0)
 
     return run
 

@@ -27,7 +27,7 @@ def recall(z: torch.Tensor, y: torch.Tensor, k: int) -> float:
 def missing_class(seed: int, quick: bool) -> dict[str, float]:
     """Hinton et al., section 3: the transfer set has no threes, the distilled student knows them all the same."""
     data = load("mnist")
-    data = data.normalised(*data.statistics())
+    data = data.normalised(*data.statistics)
     if quick:
         data = dataclasses.replace(data, train=data.train.subset(torch.arange(10_000)))
     recipe = Recipe(epochs=1 if quick else 5, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0)

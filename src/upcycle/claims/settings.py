@@ -18,8 +18,8 @@ from upcycle.data import Images, load
 def cifar10(n: int, augment: tuple[str, ...], like: Model) -> Images:
     """CIFAR-10 with its first ``n`` training images, 1,000 validation images and the whole test set."""
     data = load("cifar10").normalised(like.mean, like.std)
-    train = dataclasses.replace(data.train.subset(torch.arange(n)), augment=augment)
-    return dataclasses.replace(data, train=train, validation=data.validation.subset(torch.arange(1000)))
+    data = data.subset(torch.arange(n)).augmented(augment)
+    return dataclasses.replace(data, validation=data.validation.subset(torch.arange(1000)))
 
 
 def fresh(reference: str, data: Images, seed: int) -> Model:

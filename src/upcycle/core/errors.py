@@ -17,7 +17,9 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     names = list(known)
     near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UserError(f"There is no {kind} '{name}'.{hint} Known: {', '.join(names)}.")
+    # A long list hides the one name that was meant.
+    known_names = f" Known: {', '.join(names)}." if not near or len(names) <= 12 else ""
+    return UserError(f"There is no {kind} '{name}'.{hint}{known_names}")
 
 
 def require(condition: bool, message: str) -> None:

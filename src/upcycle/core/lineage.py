@@ -186,10 +186,10 @@ def _conflict(origins: list[tuple[str, str]]) -> str:
     for licence, who in origins:
         if TERMS[licence].no_derivatives:
             return f"{licence} ({who}) does not allow a model made from it to be shared."
-    for (a, who_a), (b, who_b) in combinations(origins, 2):
-        if not TERMS[a].child & TERMS[b].child:
-            return f"No licence that upcycle knows meets both {a} ({who_a}) and {b} ({who_b})."
-    return f"No licence that upcycle knows meets {_listed(origins)} together."
+    clash = next(
+        pair for pair in combinations(origins, 2) if not TERMS[pair[0][0]].child & TERMS[pair[1][0]].child
+    )
+    return f"No licence that upcycle knows meets both {_listed(list(clash))}."
 
 
 def _missing(unknown: list[tuple[str, str]]) -> str:

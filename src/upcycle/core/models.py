@@ -1,12 +1,60 @@
-"""Model references: from a name to a network and back to files."""
+"""Model references: from a name to a network and back to files.
+
+A saved model is a directory of data: ``weights.safetensors``, ``architecture.json``, where known
+``lineage.json``, the model card ``README.md``, and ``manifest.json`` with the digest of each. Nothing is ever
+unpickled but by torch's ``weights_only`` reader, which refuses code.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+import copy
+import importlib
+import importlib.util
+import inspect
+import io
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from upcycle.core import store
+from upcycle.core.errors import UserError, require, unknown
+
+# Imported by name at run time, so that core depends on nothing above it. Each module has
+# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None.
+BUILDERS = {
+    "zoo": "upcycle.zoo",
+    "timm": "upcycle.zoo.from_timm",
+    "torchvision": "upcycle.zoo.from_torchvision",
+    "hf": "upcycle.zoo.from_transformers",
+}
+FORMS = (
+    "zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, package.module:callable "
+    "or the directory of a saved upcycle model"
+)
+WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
+FORMAT = 1
+TOLERANCE = 1e-4  # of an export: largest difference of the logits over the largest logit
+
+_OBJECT = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # package.module:name
+
+# What training scripts wrap a state dict in, and what wrappers put before its keys.
+_ENVELOPES = ("state_dict", "model", "model_state_dict", "network", "net", "ema", "state_dict_ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -20,9 +68,9 @@ class Model:
         classes: the name of each of the k outputs.
         reference: what :func:`resolve` builds this architecture from, without weights, for example
             ``zoo:cifar10_resnet20``; ``None`` for a bare Python instance, which cannot be rebuilt from files.
-        options: keyword arguments of the builder (``num_classes``, ``in_channels``, ``image_size``, ...).
+        options: keyword arguments of the builder (``num_classes``, ``input_shape``, ...), as plain data.
         licence: SPDX identifier of the weights, or ``unknown``.
-        lineage: the family tree as JSON data (see :mod:`upcycle.core.lineage`); ``None`` when nothing is known.
+        lineage: the family tree as JSON data (:mod:`upcycle.core.lineage`); ``None`` when nothing is known.
         name: how tables and reports call it.
     """
 
@@ -38,8 +86,51 @@ class Model:
     name: str = "model"
 
     def example(self, batch: int = 2) -> Tensor:
-        """A fixed pseudo-random normalised batch (b, c, h, w) of the right shape, to probe the network with."""
-        raise NotImplementedError
+        """A fixed pseudo-random normalised batch (b, c, h, w) of the right shape, to probe a network with."""
+        images = torch.rand(batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
+        return (images - mean) / std
+
+
+class Logits(nn.Module):
+    """A network that answers with an object, a mapping or a tuple, reduced to its logits.
+
+    Takes ``output.logits``, ``output["logits"]`` or the first element of a tuple; a tensor passes as it is.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.network(images)
+        if isinstance(output, Tensor):
+            return output
+        if hasattr(output, "logits"):
+            return output.logits
+        return output["logits"] if isinstance(output, dict) else output[0]
+
+
+class Columns(nn.Module):
+    """A network of which only some outputs are read, in another order: ``network(images)[:, columns]``.
+
+    Args:
+        network: maps images to logits (b, k).
+        columns: int64 (j,), for each of the j new outputs the old one that it reads.
+    """
+
+    columns: Tensor
+
+    def __init__(self, network: nn.Module, columns: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("columns", columns)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[:, self.columns]
+
+
+# -- from a reference to a network ---------------------------------------------------------------------------
 
 
 def resolve(
@@ -54,27 +145,657 @@ def resolve(
     classes: tuple[str, ...] | None = None,
     trust: tuple[str, ...] = (),
 ) -> Model:
-    """A network from a reference."""
-    raise NotImplementedError
+    """A network from a reference, checked with one batch.
+
+    What is built from a reference comes in evaluation mode; an ``nn.Module`` or :class:`Model` is taken as it
+    is.
+
+    Args:
+        reference: ``zoo:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``hf:ORG/NAME``,
+            ``package.module:callable``, the directory of a saved upcycle model or of a run, an ``nn.Module``
+            (that answers with logits, an object with ``.logits``, a dict or a tuple) or a :class:`Model`.
+        pretrained: with trained weights; otherwise fresh ones, drawn from torch's global generator. A
+            callable, a module or a ``Model`` decides for itself.
+        weights: a file that fills the network (:func:`load_weights`); implies ``pretrained=False``.
+        num_classes: outputs of a fresh network; of a trained one, what it must have.
+        input_shape: (c, h, w); needed for a module and a callable, otherwise the reference's own by default.
+        mean, std: replace what the reference says about its inputs; zeros and ones for a module or callable.
+        classes: replace the class names.
+        trust: Python packages that a saved model may be rebuilt from.
+
+    Raises:
+        UserError: an unknown name, a missing library, missing or unfitting weights, a network that does not
+            take such images or does not answer with logits (b, k), lengths that don't fit.
+    """
+    given = {"input_shape": input_shape, "mean": mean, "std": std, "classes": classes}
+    overrides: dict[str, Any] = {key: tuple(value) for key, value in given.items() if value is not None}
+    if isinstance(reference, Model):
+        model = reference
+    elif isinstance(reference, nn.Module):
+        model = _bare(reference, type(reference).__name__, input_shape)
+    else:
+        trained = pretrained and weights is None
+        model = _build(str(reference), trained, num_classes, input_shape, trust)
+        model.module.eval()
+    if weights is not None:
+        load_weights(model.module, weights)
+        model = replace(model, licence="unknown", lineage=None)
+    return _checked(replace(model, **overrides), num_classes)
 
 
 def check_reference(reference: str) -> None:
-    """Raise UserError at once for a reference that cannot resolve (cheap: nothing is built or imported)."""
+    """Raise UserError at once for a reference that cannot resolve.
+
+    Cheap: nothing is built, read or fetched. The library that a reference names is imported, a user's own
+    module is only looked for.
+    """
+    kind, name = _parse(reference)
+    if kind in BUILDERS:
+        importlib.import_module(BUILDERS[kind]).check(name)
+    elif kind == "directory":
+        _model_directory(Path(name))
+
+
+def is_bare(reference: object) -> bool:
+    """Whether a reference says nothing about its images: a module or a ``package.module:callable``."""
+    if isinstance(reference, str):
+        return _parse(reference)[0] == "callable"
+    return isinstance(reference, nn.Module)
+
+
+def import_object(name: str) -> Any:
+    """What ``package.module:attribute`` names; modules in the current directory count."""
+    module_name, _, attribute = name.partition(":")
+    if not _OBJECT.fullmatch(name) or not _package_exists(name):
+        raise UserError(f"There is no Python package for '{name}'; it should read package.module:name.")
+    with _current_directory():
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            raise UserError(f"Cannot import {module_name} (in '{name}'): {one_line(error)}.") from error
+    if not hasattr(module, attribute):
+        raise unknown(f"name in {module_name}", attribute, [n for n in vars(module) if not n.startswith("_")])
+    return getattr(module, attribute)
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """An independent copy of a network."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise UserError(f"{type(module).__name__} cannot be copied: {one_line(error)}.") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception with its type, for a sentence about something that is not ours."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}".rstrip(": .")
+
+
+def _parse(reference: str) -> tuple[str, str]:
+    """The kind of a reference (a key of ``BUILDERS``, ``callable`` or ``directory``) and what it names."""
+    prefix, colon, name = reference.partition(":")
+    if colon and prefix in BUILDERS:
+        require(bool(name), f"'{reference}' names no model: write {prefix}:NAME.")
+        return prefix, name
+    if Path(reference).exists():
+        return "directory", reference
+    if _OBJECT.fullmatch(reference):
+        if not _package_exists(reference):
+            error = unknown("kind of model and no Python package", prefix.partition(".")[0], BUILDERS)
+            raise UserError(f"{error} A model is given as {FORMS}.")
+        return "callable", reference
+    known = importlib.import_module(BUILDERS["zoo"]).names()
+    hint = f" Did you mean zoo:{reference}?" if reference in known else ""
+    raise UserError(
+        f"'{reference}' is no model reference and no directory.{hint} A model is given as {FORMS}."
+    )
+
+
+def _package_exists(reference: str) -> bool:
+    """Whether the package of ``package.module:name`` could be imported; nothing is."""
+    package = reference.partition(":")[0].partition(".")[0]
+    with _current_directory():
+        return package in sys.modules or importlib.util.find_spec(package) is not None
+
+
+@contextlib.contextmanager
+def _current_directory() -> Iterator[None]:
+    """Modules in the current directory can be imported, as in a script that is run there."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _build(
+    reference: str,
+    pretrained: bool,
+    num_classes: int | None,
+    input_shape: tuple[int, int, int] | None,
+    trust: tuple[str, ...],
+) -> Model:
+    kind, name = _parse(reference)
+    if kind == "callable":
+        return _call(name, num_classes, input_shape)
+    if kind == "directory":
+        if pretrained:
+            return load(name, trust=trust)
+        directory = _model_directory(Path(name))
+        record = _record(directory, store.verify_manifest(directory, lambda file: file == ARCHITECTURE))
+        changes = {"num_classes": num_classes, "input_shape": input_shape}
+        options = {**record["options"], **{key: value for key, value in changes.items() if value is not None}}
+        return replace(_rebuild(directory, record, options, trust), name=record["name"])
+    builder = importlib.import_module(BUILDERS[kind])
+    wanted = None if pretrained else num_classes  # a trained classifier keeps its size
+    return builder.build(name, pretrained=pretrained, num_classes=wanted, input_shape=input_shape)
+
+
+def _call(reference: str, num_classes: int | None, input_shape: tuple[int, int, int] | None) -> Model:
+    function = import_object(reference)
+    require(callable(function), f"{reference} is not a callable but a {type(function).__name__}.")
+    options: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, TypeError):  # builtins without a signature take no arguments of ours
+        if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
+            options["num_classes"] = num_classes
+    with _current_directory():
+        try:
+            module = function(**options)
+        except Exception as error:
+            raise UserError(f"{reference} failed when it was called: {one_line(error)}.") from error
+    require(
+        isinstance(module, nn.Module),
+        f"{reference} returned a {type(module).__name__}, not a torch.nn.Module.",
+    )
+    return replace(
+        _bare(module, reference.partition(":")[2], input_shape), reference=reference, options=options
+    )
+
+
+def _bare(module: nn.Module, name: str, input_shape: tuple[int, int, int] | None) -> Model:
+    if input_shape is None:
+        raise UserError(
+            f"{name} does not say what images it takes: give input_shape=(channels, height, width)."
+        )
+    channels = input_shape[0]
+    return Model(
+        module=module,
+        input_shape=input_shape,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        classes=(),
+        name=name,
+    )
+
+
+def _checked(model: Model, num_classes: int | None) -> Model:
+    """``model`` with its outputs reduced to logits and named, after one example batch has gone through."""
+    shape = model.input_shape
+    require(
+        len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape),
+        f"input_shape must be three positive numbers (channels, height, width), not {shape}.",
+    )
+    for what, values in (("mean", model.mean), ("std", model.std)):
+        require(
+            len(values) == shape[0] and all(map(math.isfinite, values)),
+            f"{what} must have one number for each of the {shape[0]} channels of {model.name}, not {values}.",
+        )
+    require(min(model.std) > 0, f"std must be positive, not {model.std}.")
+    _require_finite(model.module.state_dict(), model.name)
+    output = _answer(model)
+    if not isinstance(output, Tensor):
+        wraps = hasattr(output, "logits") or (isinstance(output, dict) and "logits" in output)
+        if wraps or (isinstance(output, tuple | list) and output and isinstance(output[0], Tensor)):
+            model = replace(model, module=Logits(model.module).train(model.module.training))
+            output = _answer(model)
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
+        raise UserError(
+            f"{model.name} is no classifier of images: two images give {found} instead of logits "
+            "of shape (2, classes)."
+        )
+    k = output.shape[1]
+    if num_classes not in (None, k):
+        raise UserError(
+            f"{model.name} has {k} outputs, not {num_classes}: a teacher takes a label map, a student "
+            "fresh weights."
+        )
+    classes = model.classes or tuple(map(str, range(k)))
+    require(len(classes) == k, f"{model.name} has {k} outputs, but {len(classes)} class names.")
+    return replace(model, classes=tuple(classes))
+
+
+def _answer(model: Model) -> Any:
+    """What the network answers to two images in evaluation mode; its modes stay as they are."""
+    module, images = model.module, model.example(2)
+    like = next((t for t in module.state_dict().values() if t.is_floating_point()), images)
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            return module(images.to(like))
+    except Exception as error:
+        channels, height, width = model.input_shape
+        raise UserError(
+            f"{model.name} does not take images with {channels} channels of {height} x {width} pixels "
+            f"({one_line(error)}); give the input_shape that it expects."
+        ) from error
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+# -- weights -------------------------------------------------------------------------------------------------
 
 
 def load_weights(module: nn.Module, file: str | Path) -> None:
-    """Fill ``module`` from a weights file."""
+    """Fill ``module`` from a weights file, or leave it as it was.
+
+    Args:
+        module: the network.
+        file: ``.safetensors``, or what ``torch.save`` wrote, as long as it holds tensors and plain data only.
+            Wrappers (``state_dict``, ``module.``, ``_orig_mod.``, ...) are taken off. Digests in
+            ``FILE.sha256``, ``SHA256SUMS`` (also one folder up) or ``manifest.json`` are checked where these
+            exist.
+
+    Raises:
+        UserError: missing, damaged or truncated file; code in it; keys or shapes that don't fit; numbers that
+            are not finite.
+    """
+    path = Path(file)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; give a weights file, or the directory itself as the model.")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"There is no weights file {path}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    _check_digest(path, content)
+    state = store.parse_tensors(content, path) if path.suffix == ".safetensors" else _foreign(path, content)
+    target = module.network if isinstance(module, Logits) else module
+    _fill(target, _unprefixed(state, set(target.state_dict())), str(path))
 
 
-def save(model: Model, directory: Path) -> None:
-    """Write ``model`` as data."""
+def _foreign(path: Path, content: bytes) -> dict[str, Tensor]:
+    """The state dict in a file that torch wrote, read without executing anything in it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        refused = isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error)
+        if refused or "TorchScript" in str(error) or "legacy .tar" in str(error):
+            raise UserError(
+                f"{path} is refused: it holds code, not just tensors. Convert it to safetensors on a "
+                "machine where you trust it."
+            ) from error
+        what = "holds code or is damaged" if _is_pickle(content) else "is damaged or no weights file"
+        raise UserError(
+            f"{path} is refused: it {what} ({one_line(error)}). Fetch it again, or convert it to "
+            "safetensors on a machine where you trust it."
+        ) from error
+    while isinstance(value, dict):
+        inner = next((value[key] for key in _ENVELOPES if isinstance(value.get(key), dict)), None)
+        if inner is None:
+            break
+        value = inner
+    items = value.items() if isinstance(value, dict) else ()
+    state = {str(key): tensor for key, tensor in items if isinstance(tensor, Tensor)}
+    require(bool(state), f"{path} holds no state dict: a mapping from names to tensors.")
+    odd = [key for key, t in state.items() if t.layout != torch.strided or t.is_meta or t.is_quantized]
+    require(not odd, f"{path} has tensors that are not dense numbers ({_some(odd)}).")
+    return state
+
+
+def _is_pickle(content: bytes) -> bool:
+    """Whether the file can hold a pickle: a protocol mark, or an archive whose directory can be read."""
+    return content[:1] == b"\x80" or zipfile.is_zipfile(io.BytesIO(content))
+
+
+def _unprefixed(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """``state`` without what wrappers put before its keys, as far as is needed for a key to match."""
+    while not wanted & state.keys() and any(key.startswith(_PREFIXES) for key in state):
+        state = {_without_prefix(key): tensor for key, tensor in state.items()}
+    return state
+
+
+def _without_prefix(key: str) -> str:
+    prefix = next((p for p in _PREFIXES if key.startswith(p)), "")
+    return key[len(prefix) :]
+
+
+def _check_digest(path: Path, content: bytes) -> None:
+    """Compare a file with the digests that lie beside it, where there are any."""
+    lists = [
+        (path.with_name(path.name + ".sha256"), path.name),
+        (path.parent / "SHA256SUMS", path.name),
+        (path.parent.parent / "SHA256SUMS", f"{path.parent.name}/{path.name}"),
+    ]
+    for file, name in lists:
+        if not file.is_file():
+            continue
+        for line in file.read_text(errors="replace").splitlines():
+            digest, _, listed = line.strip().partition(" ")
+            if listed.strip().lstrip("*").removeprefix("./") in ("", name) and digest != store.digest_of(
+                content
+            ):
+                raise UserError(f"{path} is damaged: it does not match its digest in {file}. Fetch it again.")
+    manifest = path.parent / store.MANIFEST
+    if manifest.is_file() and b'"digest"' in manifest.read_bytes():  # others use that file name too
+        record = store.unsealed(manifest)["files"].get(path.name)
+        if record is not None:
+            store.verified(path, record)
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Copy ``state`` into ``module`` after everything about it has been checked."""
+    wanted = module.state_dict()
+    require(
+        bool(wanted.keys() & state.keys()) or not wanted,
+        f"{where} belongs to another network: none of its tensors ({_some(sorted(state))}) has the name "
+        f"of a weight of {type(module).__name__} ({_some(sorted(wanted))}).",
+    )
+    # BatchNorm's step counter is absent from older files and is used by nothing here.
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    surplus = [key for key in state if key not in wanted]
+    require(
+        not missing,
+        f"{where} lacks {len(missing)} of the {len(wanted)} weights of {type(module).__name__}: "
+        f"{_some(missing)}.",
+    )
+    require(
+        not surplus,
+        f"{where} has {len(surplus)} weights that {type(module).__name__} does not have: {_some(surplus)}.",
+    )
+    for key, tensor in state.items():
+        require(
+            tensor.shape == wanted[key].shape,
+            f"{where} has '{key}' with shape {tuple(tensor.shape)}, but {type(module).__name__} has "
+            f"{tuple(wanted[key].shape)} there.",
+        )
+    _require_finite(state, where)
+    module.load_state_dict(state, strict=False)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _require_finite(state: dict[str, Any], where: str) -> None:
+    for key, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(
+                f"{where} holds numbers that are not finite, in '{key}': it was spoilt in training."
+            )
+
+
+# -- saved models --------------------------------------------------------------------------------------------
+
+
+def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
+    """Write ``model`` as data.
+
+    The directory appears complete or not at all; a saved model that is there already is replaced.
+
+    Args:
+        model: its weights are stored contiguous, whatever their memory format and device.
+        directory: for the files that this module's docstring lists.
+        readme: the model card.
+
+    Raises:
+        UserError: the directory holds something else, or cannot be written.
+    """
+    directory = Path(directory)
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not _is_saved(directory)):
+        raise UserError(f"{directory} exists and is no saved model; choose another place.")
+    state = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in model.module.state_dict().items()
+    }
+    architecture = {
+        "format": FORMAT,
+        "name": model.name,
+        "reference": model.reference,
+        "options": model.options,
+        "input_shape": list(model.input_shape),
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "classes": list(model.classes),
+        "licence": model.licence,
+        "weights": store.tensor_digest(state),
+    }
+    fresh = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        record = store.save_tensors(fresh / WEIGHTS, state)
+        store.write_json(fresh / ARCHITECTURE, architecture)
+        if model.lineage is not None:
+            store.write_json(fresh / LINEAGE, model.lineage)
+        if readme is not None:
+            store.write_atomic(fresh / CARD, readme.encode())
+        store.write_manifest(fresh, {WEIGHTS: record})
+        _replace(directory, fresh)
+    except OSError as error:
+        raise UserError(f"Cannot write the model to {directory}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace(directory: Path, fresh: Path) -> None:
+    """Put ``fresh`` in the place of ``directory``; the old one goes when the new one stands."""
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    if directory.exists():
+        os.rename(directory, old)
+    try:
+        os.rename(fresh, directory)
+    except OSError:
+        if old.exists():
+            os.rename(old, directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[str, ...] = ()) -> Model:
-    """Read a saved model."""
-    raise NotImplementedError
+    """Read a saved model, in evaluation mode.
+
+    Args:
+        directory: what :func:`save` wrote, or a run directory with ``model/`` in it.
+        into: a module of the same architecture that takes the weights; needed for a model that was saved from
+            a bare Python instance.
+        trust: Python packages whose code may be imported to rebuild the architecture.
+
+    Raises:
+        UserError: no saved model there, a damaged file, or an architecture that cannot be rebuilt.
+    """
+    directory = _model_directory(Path(directory))
+    ours = (WEIGHTS, ARCHITECTURE, LINEAGE)  # a person may edit the model card
+    files = store.verify_manifest(directory, lambda file: file in ours)
+    record = _record(directory, files)
+    if into is None:
+        module = _rebuild(directory, record, record["options"], trust).module
+    else:
+        module = into
+    require(WEIGHTS in files, f"{directory} is damaged: its manifest does not name {WEIGHTS}.")
+    state = store.parse_tensors(files[WEIGHTS], directory / WEIGHTS)
+    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if into is None and len(kinds) == 1:
+        module.to(kinds.pop())  # a network saved in float64 or bfloat16 comes back as it was
+    _fill(module, state, str(directory / WEIGHTS))
+    return Model(
+        module=module.eval(),
+        input_shape=record["input_shape"],
+        mean=record["mean"],
+        std=record["std"],
+        classes=record["classes"],
+        reference=record["reference"],
+        options=record["options"],
+        licence=record["licence"],
+        lineage=json.loads(files[LINEAGE]) if LINEAGE in files else None,
+        name=record["name"],
+    )
+
+
+def _is_saved(directory: Path) -> bool:
+    return (directory / ARCHITECTURE).is_file() and (directory / store.MANIFEST).is_file()
+
+
+def _model_directory(path: Path) -> Path:
+    for candidate in (path, path / "model"):
+        if _is_saved(candidate):
+            return candidate
+    if path.is_file():
+        raise UserError(f"{path} is a file. Give its architecture as the model and this file as its weights.")
+    raise UserError(
+        f"There is no saved model in {path}: no {ARCHITECTURE} with its {store.MANIFEST}, nor in model/."
+    )
+
+
+def _record(directory: Path, files: dict[str, bytes]) -> dict[str, Any]:
+    """The content of ``architecture.json``; its digest holds, but a stranger may have made both."""
+    try:
+        record = json.loads(files[ARCHITECTURE])
+        if record["format"] != FORMAT:
+            raise UserError(
+                f"{directory} has format {record['format']}, and this version of upcycle reads format "
+                f"{FORMAT}: use the version that wrote it."
+            )
+        record["input_shape"] = tuple(map(int, record["input_shape"]))
+        record["mean"], record["std"] = (tuple(map(float, record[key])) for key in ("mean", "std"))
+        record["classes"] = tuple(map(str, record["classes"]))
+        record["name"], record["licence"] = str(record["name"]), str(record["licence"])
+        record["options"] = dict(record["options"])
+        record["reference"] = None if record["reference"] is None else str(record["reference"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
+    return record
+
+
+def _rebuild(
+    directory: Path, record: dict[str, Any], options: dict[str, Any], trust: tuple[str, ...]
+) -> Model:
+    """The architecture of a saved model with fresh weights."""
+    reference = record["reference"]
+    if reference is None:
+        raise UserError(f"{directory} was saved from a Python object: load it with load(path, into=module).")
+    kind, _, name = reference.partition(":")
+    build: Callable[..., Any]
+    if kind in BUILDERS:
+        build = importlib.import_module(BUILDERS[kind]).build
+        arguments = {**options, "name": name, "pretrained": False}
+    else:
+        package = kind.partition(".")[0]
+        if package not in trust:
+            raise UserError(
+                f"{directory} is rebuilt by the Python code {reference}: if you trust it, add "
+                f"--trust {package} (trust=('{package}',) in Python)."
+            )
+        build, arguments = (
+            _call,
+            {
+                "reference": reference,
+                "num_classes": options.get("num_classes"),
+                "input_shape": options.get("input_shape") or record["input_shape"],
+            },
+        )
+    for key in arguments:
+        if key not in inspect.signature(build).parameters:
+            raise UserError(f"{directory / ARCHITECTURE} is damaged: {reference} takes no option '{key}'.")
+    if arguments.get("input_shape") is not None:
+        arguments["input_shape"] = tuple(arguments["input_shape"])
+    return build(**arguments)
+
+
+# -- export --------------------------------------------------------------------------------------------------
 
 
 def export(model: Model, path: Path, format: str) -> float:
-    """Write the network for deployment and compare both sides on a held batch."""
-    raise NotImplementedError
+    """Write the network for deployment and compare both sides on a held batch of 8 images.
+
+    The batch size stays free. Beside the file lies ``FILE.json`` with input shape, normalisation, classes and
+    the error found.
+
+    Args:
+        model: copied to the CPU in float32 for this.
+        path: ends in ``.onnx`` or ``.pt2``.
+        format: ``onnx`` (run with onnxruntime), or ``torch`` (``torch.export``).
+
+    Returns:
+        the largest difference of the logits, relative to the largest logit.
+
+    Raises:
+        UserError: a missing package, a network that cannot be exported, an error above 1e-4; nothing is left.
+    """
+    path = Path(path)
+    writers = {"onnx": (".onnx", _to_onnx), "torch": (".pt2", _to_torch)}
+    if format not in writers:
+        raise unknown("export format", format, writers)
+    suffix, write = writers[format]
+    require(
+        path.suffix == suffix,
+        f"A file for {format} ends in {suffix}: {path.with_suffix(suffix)}, not {path}.",
+    )
+    if format == "onnx":
+        lacking = [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]
+        require(not lacking, f'Export to ONNX needs {", ".join(lacking)}: pip install "upcycle[onnx]".')
+    network, held = copy_of(model.module).cpu().float().eval(), model.example(8)
+    with torch.no_grad():
+        expected = network(held)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as temporary:
+            file = Path(temporary) / path.name
+            try:
+                answer = write(network, model.example(2), held, file)
+            except Exception as error:
+                raise UserError(f"{model.name} cannot be exported to {format}: {one_line(error)}.") from error
+            relative = float((answer - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            if not relative <= TOLERANCE:
+                raise UserError(
+                    f"{path} is not written: the exported {model.name} differs from the original by "
+                    f"{relative:.1e} of the largest logit, more than {TOLERANCE:g}."
+                )
+            facts = {
+                "format": format,
+                "name": model.name,
+                "input_shape": list(model.input_shape),
+                "mean": list(model.mean),
+                "std": list(model.std),
+                "classes": list(model.classes),
+                "licence": model.licence,
+                "error": relative,
+            }
+            os.replace(file, path)
+            store.write_json(path.with_suffix(path.suffix + ".json"), facts)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+    return relative
+
+
+def _to_onnx(network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
+    import onnxruntime
+
+    torch.onnx.export(
+        network,
+        (example,),
+        str(file),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": held.numpy()})[0])
+
+
+def _to_torch(network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
+    with torch.no_grad():
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, file)
+    with torch.no_grad():
+        return torch.export.load(file).module()(held)

@@ -321,6 +321,8 @@ class Run:
                 thing.detach().copy_(state[name])
             else:
                 thing.load_state_dict(state[name])
+            if isinstance(thing, torch.optim.Optimizer):
+                _match_layout(thing)
         stage.epoch, stage.resume_step = stage.saved["epoch"], stage.saved["step"]
         self._updates = stage.saved["updates"]
 
@@ -463,7 +465,7 @@ class Run:
         images = split.batch(torch.arange(min(256, len(split))), device=self.device).images
         own = (getattr(split, "mean", model.mean), getattr(split, "std", model.std))
         dtype = {"bf16-mixed": "auto"}.get(self.precision, self.precision)
-        made = frozen(model.module.to(self.device), images, input_grad=input_grad, keep_bn=keep_bn,
+        made = frozen(model.module, images, input_grad=input_grad, keep_bn=keep_bn,
                       precision=dtype, renormalise=(own, (model.mean, model.std)))  # fmt: skip
         self.machine[model.name] = (f"{made.precision}, {made.folded} BatchNorm folded with error {made.error:.1e}, "
                                     f"top-1 agreement {made.agreement:.1%}")  # fmt: skip
@@ -524,15 +526,16 @@ class Run:
         """Concatenate ``x`` (b, ...) of all processes, differentiably; use with ``backward(..., "global")``."""
         return collective.gather(x, self.world_size)
 
-    @staticmethod
-    def plain(module: nn.Module) -> nn.Module:
-        """The module as an ordinary one: on the CPU, float32, contiguous, in eval mode, nothing wrapped."""
+    def plain(self, module: nn.Module) -> nn.Module:
+        """The module as an ordinary one: on the CPU, float32 (float64 in a float64 run), contiguous, in eval mode,
+        nothing wrapped."""
         for m in module.modules():
             if getattr(m.__dict__.get("forward"), "upcycle", False):
                 del m.forward
             m._compiled_call_impl = None
         module.zero_grad(set_to_none=True)
-        return module.to(device="cpu", memory_format=torch.contiguous_format).float().eval()  # type: ignore[call-overload]
+        dtype = torch.float64 if self.precision == "64-true" else torch.float32
+        return module.to("cpu", dtype, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
     # -- what is seen -------------------------------------------------------------------------------------------
 
@@ -644,6 +647,14 @@ def _precision(precision: str, device: torch.device) -> str:
     require(precision in ("32-true", "bf16-mixed", "64-true"),
             f"precision must be auto, 32-true, bf16-mixed or 64-true, not '{precision}'.")  # fmt: skip
     return precision
+
+
+def _match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded state the memory format of its parameter: fused optimisers walk both in memory order."""
+    for p, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                state[key] = torch.empty_like(p).copy_(value)
 
 
 def _same_config(recorded: dict[str, Any], config: dict[str, Any], file: Path) -> None:

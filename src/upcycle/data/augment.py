@@ -1,7 +1,8 @@
 """Augmentation in batched tensor code, drawn per sample.
 
-Every random number is a function of (seed, epoch, sample id, stream): a counter-based hash, not a generator with
-a state. So a sample is augmented alike in an epoch whatever the batch, the worker or the process it is met in.
+Every random number is a function of (seed, epoch, sample id, stream): a counter-based hash, not a generator
+with a state. So a sample is augmented alike in an epoch whatever the batch, the worker or the process it is
+met in.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def padding(length: int) -> int:
 
 
 def crop_offsets(view: tuple[int, int], ids: Tensor, height: int, width: int) -> Tensor:
-    """Where each sample's crop begins in its padded image: int64 (b, 2), row and column, from 0 to 2 paddings."""
+    """Where each sample's crop begins in its padded image: int64 (b, 2), (row, column), 0 to 2 paddings."""
     choices = torch.tensor([2 * padding(height) + 1, 2 * padding(width) + 1])
     return (uniform(*view, ids, "crop", 2) * choices).long()
 
@@ -112,21 +113,24 @@ def color(images: Tensor, factors: Tensor) -> Tensor:
         images: float32 (b, h, w, c) in [0, 1]. Grey images (c not 3) have no saturation.
         factors: float32 (b, 3), see :func:`color_factors`.
     """
-    brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
-    images = (images * brightness).clamp_(0, 1)
+    b, h, w, c = images.shape
+    brightness, contrast, saturation = factors.view(b, 3, 1, 1).unbind(1)
+    # Channels apart, so that the inner loops run over h * w numbers that lie together and not over c.
+    planes = images.reshape(b, h * w, c).transpose(1, 2).contiguous()
+    planes = (planes * brightness).clamp_(0, 1)
     # Summed as integers, since a sum of floats would depend on the batch through the order of its terms.
-    levels = (_grey(images) * 65536).long()
-    mean = (levels.sum((1, 2, 3), keepdim=True) / (levels[0].numel() * 65536.0)).float()
-    images = ((images - mean) * contrast).add_(mean).clamp_(0, 1)
-    if images.shape[3] == 3:
-        grey = _grey(images)
-        images = ((images - grey) * saturation).add_(grey).clamp_(0, 1)
-    return images
+    levels = (_grey(planes) * 65536).long()
+    mean = (levels.sum((1, 2), keepdim=True) / (h * w * 65536.0)).float()
+    planes.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
+    if c == 3:
+        grey = _grey(planes)
+        planes.sub_(grey).mul_(saturation).add_(grey).clamp_(0, 1)
+    return planes.transpose(1, 2).contiguous().view(b, h, w, c)
 
 
-def _grey(images: Tensor) -> Tensor:
-    """The luma (b, h, w, 1) of RGB images, else the mean over the channels."""
-    if images.shape[3] != 3:
-        return images.mean(3, keepdim=True)
-    red, green, blue = images.split(1, 3)
-    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
+def _grey(planes: Tensor) -> Tensor:
+    """The luma (b, 1, p) of RGB planes (b, 3, p), else the mean over the channels."""
+    if planes.shape[1] != 3:
+        return planes.mean(1, keepdim=True)
+    red, green, blue = planes.split(1, 1)
+    return (red * LUMA[0]).add_(green * LUMA[1]).add_(blue * LUMA[2])

@@ -22,8 +22,8 @@ from upcycle.data.images import listed
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 MIN_SIDE = 4  # pixels; anything smaller shows nothing and is a damaged or a placeholder file
 
-# Found by their first bytes and opened as just that: faster than letting Pillow try every format that it knows,
-# and none of those that run other programs.
+# Found by their first bytes and opened as just that: faster than letting Pillow try every format that it
+# knows, and none of those that run other programs.
 _FORMATS = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"RIFF": "WEBP", b"BM": "BMP", b"GIF8": "GIF",
             b"II*\0": "TIFF", b"MM\0*": "TIFF", **{b"P%d" % n: "PPM" for n in range(1, 7)}}  # fmt: skip
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -39,6 +39,14 @@ def read_images(files: Sequence[Path], *, size: int | None = None, channels: int
     )
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The files below ``folder`` that are images by their names, hidden ones left out, in order."""
+    return sorted(
+        p for p in folder.rglob("*")
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )  # fmt: skip
+
+
 def decode(
     items: Callable[[], Iterable[Item]], n: int, *, size: int | None = None, channels: int | None = None
 ) -> Tensor:
@@ -50,15 +58,16 @@ def decode(
     Args:
         items: gives the images anew at each call.
         n: how many rows the result has.
-        size: bring every image to ``size`` x ``size``: its shorter side by bilinear resampling, then the centre.
+        size: bring every image to ``size`` x ``size``: its shorter side by bilinear resampling, then the
+            centre.
         channels: 1 (grey) or 3 (RGB); ``None``: grey if all images are.
 
     Returns:
         uint8 (n, h, w, c).
 
     Raises:
-        UserError: naming the images that cannot be read (after having tried them all), sizes that differ, or a
-            result that would not fit the memory.
+        UserError: naming the images that cannot be read (after having tried them all), sizes that differ, or
+            a result that would not fit the memory.
     """
     require(channels in (None, 1, 3), f"Images have 1 or 3 channels, not {channels}.")
     require(size is None or size >= MIN_SIDE, f"size must be at least {MIN_SIDE} pixels, not {size}.")
@@ -83,13 +92,14 @@ def decode(
             pixels[row] = image
     if broken:
         raise UserError(
-            f"{len(broken):,} of {n:,} images cannot be used: {listed(broken, 'images')}. Mend or remove them."
+            f"{len(broken):,} of {n:,} images cannot be used: {listed(broken, 'images')}. "
+            "Mend or remove them."
         )
     if len(sizes) > 1:
         kinds = [f"{w} x {h} ({examples[h, w]})" for (h, w), _ in sizes.most_common()]
         raise UserError(
-            f"The images differ in size: {listed(kinds, 'sizes')}. Say to what size they shall be brought, for "
-            f"example size={min(sizes.most_common()[0][0])}."
+            f"The images differ in size: {listed(kinds, 'sizes')}. Say to what size they shall be brought, "
+            f"for example size={min(sizes.most_common()[0][0])}."
         )
     assert pixels is not None  # n is at least 1, and every image was either decoded or broken
     return torch.from_numpy(pixels)
@@ -196,8 +206,8 @@ def fit(images: Tensor, size: int | None, channels: int | None) -> Tensor:
     planes = images.permute(0, 3, 1, 2) if whole else images
     have, height, width = planes.shape[1:]
     if channels not in (None, have):
-        require((have, channels) in ((1, 3), (3, 1)), f"Cannot make {channels} channels of {have}; only 1 and 3 "
-                "turn into each other.")  # fmt: skip
+        if (have, channels) not in ((1, 3), (3, 1)):
+            raise UserError(f"Cannot make {channels} channels of {have}; only 1 and 3 turn into each other.")
         planes = planes.expand(-1, 3, -1, -1) if channels == 3 else _luma(planes)
     if size is not None and (height, width) != (size, size):
         require(size >= MIN_SIDE, f"size must be at least {MIN_SIDE} pixels, not {size}.")
@@ -235,7 +245,7 @@ def require_memory(needed: int, what: str) -> None:
 
 
 def free_memory() -> int:
-    """Bytes of memory that can be had: what the system says, and less if this container has a limit of its own."""
+    """Bytes of memory that can be had: what the system says, or less if this container has a limit."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -45,7 +45,7 @@ class ImageSplit:
         return (third, first, second) if self.images.dtype == torch.uint8 else (first, second, third)
 
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
-        """See :class:`upcycle.core.batches.Split`. ``images`` is float32 (b, c, h, w) in channels_last memory."""
+        """See :class:`upcycle.core.batches.Split`; images are float32 (b, c, h, w), channels_last."""
         c, h, w = self.shape
         whole = self.images.dtype == torch.uint8
         pixels = self.images.index_select(0, index)
@@ -63,8 +63,9 @@ class ImageSplit:
             factors = augment.color_factors(view, ids).to(device)
             pixels = augment.color(pixels.to(torch.float32).div_(top), factors)
             top = 1.0
-        # One affine map from pixels to network inputs, over whole rows: an inner loop of c = 3 would crawl. Two
-        # operations, each rounded by itself, so that no fused one makes a sample depend on its place in the batch.
+        # One affine map from pixels to network inputs, over whole rows: an inner loop of c = 3 would crawl.
+        # Two operations, each rounded by itself, so that no fused one makes a sample depend on its place in
+        # the batch.
         scale = torch.tensor([1 / (top * s) for s in self.std], device=device).repeat(w)
         shift = torch.tensor(
             [-m / s for m, s in zip(self.mean, self.std, strict=True)], device=device
@@ -72,6 +73,24 @@ class ImageSplit:
         rows = pixels.view(-1, w * c).to(torch.float32).mul_(scale).add_(shift)
         images = rows.view(-1, h, w, c).permute(0, 3, 1, 2)
         return Batch(images, self.labels.index_select(0, index).to(device), index.to(device))
+
+    @classmethod
+    def plain(cls, images: Tensor, labels: Tensor, ids: Tensor) -> ImageSplit:
+        """A split whose batches come in [0, 1], not normalised."""
+        c = images.shape[3] if images.dtype == torch.uint8 else images.shape[1]
+        return cls(images=images, labels=labels, ids=ids, mean=(0.0,) * c, std=(1.0,) * c)
+
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSplit:
+        """See :meth:`Images.normalised`."""
+        c = self.shape[0]
+        if not len(mean) == len(std) == c:
+            raise UserError(
+                f"The images have {_count(c, 'channel')}, the normalisation is for {len(mean)} (mean) and "
+                f"{len(std)} (std). Load the data with channels={len(mean)}, or give one number a channel."
+            )
+        if not all(math.isfinite(x) for x in (*mean, *std)) or min(std) <= 0:
+            raise UserError(f"mean must be finite and std positive, not {tuple(mean)} and {tuple(std)}.")
+        return replace(self, mean=tuple(mean), std=tuple(std))
 
     def subset(self, index: Tensor) -> ImageSplit:
         """The samples ``index``, in that order."""
@@ -116,7 +135,10 @@ class Images:
 
     @cached_property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel of the training images in [0, 1]."""
+        """Mean and standard deviation per channel of the training images in [0, 1], for :meth:`normalised`.
+
+        A channel that is the same everywhere gets a standard deviation of 1.
+        """
         split, (c, h, w) = self.train, self.shape
         whole = split.images.dtype == torch.uint8
         total = torch.zeros(2, c, dtype=torch.float64)
@@ -126,26 +148,18 @@ class Images:
             total += torch.stack([values.sum(0), values.square().sum(0)])
         first, second = (total / (len(split) * h * w)).unbind()
         top = 255 if whole else 1
-        std = (second - first.square()).clamp_min(0).sqrt()
-        return tuple((first / top).tolist()), tuple((std / top).tolist())
+        std = (second - first.square()).clamp_min(0).sqrt() / top
+        return tuple((first / top).tolist()), tuple(s if s > 1e-6 else 1.0 for s in std.tolist())
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
-        """The same set, whose batches are normalised with ``mean`` and ``std`` (per channel, of [0, 1] images);
-        shares the pixels.
+        """The same set, whose batches are normalised with ``mean`` and ``std`` (per channel, of images in
+        [0, 1]); shares the pixels.
 
         Raises:
             UserError: if they do not fit the images' channels, or a standard deviation is not positive.
         """
-        c = self.shape[0]
-        require(
-            len(mean) == len(std), f"mean has {len(mean)} channels and std {len(std)}; give as many of each."
-        )
-        require(len(mean) == c, f"The images of {self.name} have {_count(c, 'channel')}, but the normalisation is "
-                f"for {len(mean)}. Load the data with channels={len(mean)}.")  # fmt: skip
-        require(all(math.isfinite(m) for m in mean) and all(math.isfinite(s) and s > 0 for s in std),
-                f"mean must be finite and std positive, not {tuple(mean)} and {tuple(std)}.")  # fmt: skip
-        splits = {k: replace(v, mean=tuple(mean), std=tuple(std)) for k, v in self._splits().items()}
-        return replace(self, **splits)
+        train, validation, test = (split.normalised(mean, std) for split in self._splits().values())
+        return replace(self, train=train, validation=validation, test=test)
 
     def augmented(self, operations: tuple[str, ...]) -> Images:
         """The same set, whose training images are augmented with ``operations``: any of crop, flip, color."""
@@ -161,12 +175,14 @@ class Images:
     def few(self, per_class: int, seed: int) -> Images:
         """Only ``per_class`` training images of each class, drawn with ``seed``.
 
-        For one seed, fewer are always part of more, and :meth:`hide_labels` keeps the labels of the same images.
+        For one seed, fewer are always part of more, and :meth:`hide_labels` keeps the labels of the same
+        images.
 
         Raises:
             UserError: naming the classes that have too few labelled images.
         """
         require(per_class >= 1, f"few takes at least 1 image a class, not {per_class}.")
+        require(bool(self.classes), f"{self.name} has no labels to draw images of each class by.")
         index = self._draw(per_class, seed)
         chosen = {"per_class": per_class, "seed": seed, "ids": self.train.ids[index].tolist()}
         note = f"Only {_count(per_class, 'training image')} a class of {self.name}, drawn with seed {seed}."
@@ -211,21 +227,22 @@ class Images:
 
 
 def draw(labels: Tensor, ids: Tensor, counts: list[int], seed: int, stream: str) -> Tensor:
-    """Positions (ascending) of up to ``counts[k]`` samples of each class k: those with the smallest random numbers.
+    """Positions (ascending) of up to ``counts[k]`` samples of each class k, by their smallest random numbers.
 
-    Each number belongs to a sample's id, so a draw does not depend on the order of the samples or on other classes.
+    Each number belongs to a sample's id, so a draw does not depend on the order of the samples or on other
+    classes.
     """
     order = augment.uniform(seed, 0, ids, stream)[:, 0].argsort(stable=True)
     ranked = labels[order]
     picked = [order[ranked == k][:count] for k, count in enumerate(counts)]
-    return torch.cat(picked).sort().values
+    return torch.cat([torch.empty(0, dtype=torch.long), *picked]).sort().values
 
 
 def stratified(labels: Tensor, ids: Tensor, size: int, seed: int, stream: str) -> Tensor:
-    """Positions (ascending) of ``size`` samples, each class in its proportion, leaving at least one of each behind.
+    """Positions (ascending) of ``size`` samples, each class in its proportion, at least one of each left.
 
-    Shares are rounded by largest remainder; classes that would go without come first. Fewer than ``size`` come
-    back only when the classes cannot spare more.
+    Shares are rounded by largest remainder; classes that would go without come first. Fewer than ``size``
+    come back only when the classes cannot spare more.
     """
     have = torch.bincount(labels)
     exact = have.double() * size / len(labels)

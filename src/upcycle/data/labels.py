@@ -15,15 +15,15 @@ HEADERS = (["teacher", "student"], ["source", "target"])
 
 
 def read_label_map(path: str | Path, source_classes: Sequence[str], target_classes: Sequence[str]) -> Tensor:
-    """Read a label map: a CSV file with the header ``teacher,student`` (or ``source,target``), a line a class.
+    """Read a label map: a CSV file, header ``teacher,student`` (or ``source,target``), a line a class.
 
-    Every target class stands in it exactly once, and no source class twice: two targets that read one output could
-    not be told apart. Source classes that are not named are left out. Spaces around names do not count, nor does
-    case where the names are different without it.
+    Every target class stands in it exactly once, and no source class twice: two targets that read one output
+    could not be told apart. Source classes that are not named are left out. Spaces around names do not count,
+    nor does case where the names are different without it.
 
     Returns:
-        int64 (k_target,): for each target class, the source output that it reads, so that ``logits[:, map]`` of
-        the source are logits of the target.
+        int64 (k_target,): for each target class, the source output that it reads, so that ``logits[:, map]``
+        of the source are logits of the target.
 
     Raises:
         UserError: naming file, line and class.
@@ -61,8 +61,8 @@ def read_label_map(path: str | Path, source_classes: Sequence[str], target_class
             )
         if source in used:
             raise UserError(
-                f"Lines {used[source]} and {line} of the label map {path} read the same teacher class '{row[0]}': "
-                "the teacher could not tell the two student classes apart."
+                f"Lines {used[source]} and {line} of the label map {path} read the same teacher class "
+                f"'{row[0]}': the teacher could not tell the two student classes apart."
             )
         used[source], reads[target] = line, source
     missing = [f"'{name}'" for number, name in enumerate(target_classes) if number not in reads]
@@ -78,8 +78,8 @@ def match_classes(source: Sequence[str], target: Sequence[str]) -> tuple[Tensor,
     """Match two lists of classes by their names, whatever their case and order.
 
     Returns:
-        int64 (k_target,), as :func:`read_label_map`, and a note: empty when the names decided. Lists of one length
-        without a common name are matched by position, and the note says so.
+        int64 (k_target,), as :func:`read_label_map`, and a note: empty when the names decided. Lists of one
+        length without a common name are matched by position, and the note says so.
 
     Raises:
         UserError: for anything else, asking for a label map.
@@ -93,12 +93,13 @@ def match_classes(source: Sequence[str], target: Sequence[str]) -> tuple[Tensor,
     common = set(plain[0]) & set(plain[1])
     if len(source) == len(target) and not common:
         return torch.arange(len(source)), (
-            f"The classes have no name in common ('{source[0]}', ... and '{target[0]}', ...), so they are matched "
-            "by position; give a label map if that is wrong."
+            f"The classes have no name in common ('{source[0]}', ... and '{target[0]}', ...), so they are "
+            "matched by position; give a label map if that is wrong."
         )
     raise UserError(
-        f"The teacher's {len(source)} classes and the student's {len(target)} do not match: {len(common)} names "
-        "are common to both. Say which is which with --label_map FILE, a CSV file with the header teacher,student."
+        f"The teacher's {len(source)} classes and the student's {len(target)} do not match: {len(common)} "
+        "names are common to both. Say which is which with --label_map FILE, a CSV file with the header "
+        "teacher,student."
     )
 
 

@@ -50,7 +50,8 @@ def assemble(
 
     Args:
         parts: by split; ``train`` is a must.
-        take: how many training images the lacking splits get; by default a fifth (test), a tenth (validation).
+        take: how many training images the lacking splits get; by default a fifth (test), a tenth
+            (validation).
 
     Raises:
         UserError: naming the samples and classes that are wrong.
@@ -60,62 +61,78 @@ def assemble(
         _check_labels(name, split, part, classes)
     train = parts["train"]
     n = len(train.labels)
-    lacking = [split for split in ("validation", "test") if split not in parts]
-    orders = _draw(name, train.labels, {"validation": max(1, min(n // 10, MAX_VALIDATION)), "test": max(1, n // 5)}
-                   | (take or {}), lacking)  # fmt: skip
+    shares = {"validation": max(1, min(n // 10, MAX_VALIDATION)), "test": max(1, n // 5)} | (take or {})
+    orders = _draw(
+        name, train.labels, {split: share for split, share in shares.items() if split not in parts}
+    )
 
     # One block of memory for all that comes from the train split; the splits are views of it.
-    pixels = train.read(torch.cat([orders[split] for split in ("train", *lacking)]), size, channels)
-    blocks = pixels.split([len(orders[split]) for split in ("train", *lacking)])
-    splits = {split: _split(block, train.labels[orders[split]], orders[split])
-              for split, block in zip(("train", *lacking), blocks, strict=True)}  # fmt: skip
-    for split in (split for split in parts if split != "train"):
-        ids = torch.arange(len(parts[split].labels))
-        splits[split] = _split(
-            parts[split].read(ids, size, splits["train"].shape[0]), parts[split].labels, ids
-        )
+    pixels = train.read(torch.cat(list(orders.values())), size, channels)
+    blocks = pixels.split([len(order) for order in orders.values()])
+    splits = {
+        split: ImageSplit.plain(block, train.labels[order], order)
+        for (split, order), block in zip(orders.items(), blocks, strict=True)
+    }
+    for split in [split for split in parts if split != "train"]:
+        part, ids = parts[split], torch.arange(len(parts[split].labels))
+        pixels = part.read(ids, size, splits["train"].shape[0])
+        splits[split] = ImageSplit.plain(pixels, part.labels, ids)
         if splits[split].shape != splits["train"].shape:
-            shapes = [" x ".join(map(str, splits[s].shape)) for s in ("train", split)]
-            raise UserError(f"The train images of {name} are {shapes[0]} and its {split} images {shapes[1]}; say to "
-                            "what size they shall be brought (size=...).")  # fmt: skip
-    said = [
-        f"The {split} split of {name} is ours: {len(splits[split]):,} of its {n:,} training images, stratified, "
-        "with a fixed seed."
-        for split in lacking
+            ours, theirs = (" x ".join(map(str, splits[s].shape)) for s in ("train", split))
+            raise UserError(
+                f"The train images of {name} are {ours} and its {split} images {theirs}; say to what size "
+                "they shall be brought (size=...)."
+            )
+    drawn = [
+        f"The {split} split of {name} is ours: {len(order):,} of its {n:,} training images, stratified, with "
+        "a fixed seed."
+        for split, order in orders.items()
+        if split != "train"
     ]
-    return Images(name=name, classes=tuple(classes), licence=licence, notes=[*notes, *said], **splits)
+    blank = [f"The {s} images of {name} have no labels." for s in parts if (parts[s].labels < 0).all()]
+    return Images(
+        name=name,
+        classes=tuple(classes),
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        licence=licence,
+        notes=[*notes, *drawn, *blank],
+    )
 
 
-def _draw(name: str, labels: Tensor, shares: dict[str, int], lacking: list[str]) -> dict[str, Tensor]:
-    """Positions in the train split, by split: those that are lacking get their shares, train keeps the rest."""
+def _draw(name: str, labels: Tensor, shares: dict[str, int]) -> dict[str, Tensor]:
+    """Positions in the train split, by split: train first, then those that get a share of it."""
     orders = {}
     left = torch.arange(len(labels))
-    for split in lacking:
-        drawn = stratified(labels[left], left, shares[split], SPLIT_SEED, f"split {split}")
-        require(len(drawn) > 0, f"{name} has too few training images to set some aside for {split}: "
-                f"{len(labels)}.")  # fmt: skip
+    for split, share in shares.items():
+        # Without labels (-1) all samples are of one class here.
+        drawn = stratified(labels[left].clamp_min(0), left, share, SPLIT_SEED, f"split {split}")
+        if not len(drawn):
+            raise UserError(
+                f"{name} has {len(labels)} training images, too few to set some aside for {split}; add "
+                f"images, or a {split} split."
+            )
         orders[split] = left[drawn]
         rest = torch.ones(len(left), dtype=torch.bool)
         rest[drawn] = False
         left = left[rest]
-    return orders | {"train": left}
-
-
-def _split(pixels: Tensor, labels: Tensor, ids: Tensor) -> ImageSplit:
-    c = pixels.shape[3] if pixels.dtype == torch.uint8 else pixels.shape[1]
-    return ImageSplit(images=pixels, labels=labels, ids=ids, mean=(0.0,) * c, std=(1.0,) * c)
+    return {"train": left, **orders}
 
 
 def _check_labels(name: str, split: str, part: Part, classes: Sequence[str]) -> None:
+    """Labels are all class numbers, or all unknown (-1); every class has a training image."""
     labels, k = part.labels, len(classes)
     require(len(labels) > 0, f"The {split} split of {name} is empty.")
+    if (labels == -1).all():
+        return
     require(k >= 2, f"{name} has {k} class; a classifier needs at least 2.")
-    if len(wrong := ((labels < 0) | (labels >= k)).nonzero().flatten().tolist()):
+    if wrong := ((labels < 0) | (labels >= k)).nonzero().flatten().tolist():
         named = [f"{part.where(i)} has {int(labels[i])}" for i in wrong]
-        raise UserError(f"Labels must lie between 0 and {k - 1} for the {k} classes of {name}: "
-                        f"{listed(named, 'labels')}.")  # fmt: skip
-    empty = [
-        f"'{classes[i]}'" for i in (torch.bincount(labels, minlength=k) == 0).nonzero().flatten().tolist()
-    ]
+        raise UserError(
+            f"Labels must lie between 0 and {k - 1} for the {k} classes of {name}: {listed(named, 'labels')}."
+        )
+    counts = torch.bincount(labels, minlength=k).tolist()
+    empty = [f"'{c}'" for c, n in zip(classes, counts, strict=True) if n == 0]
     if split == "train" and empty:
         raise UserError(f"No training image of {name} belongs to the class {listed(empty, 'classes')}.")

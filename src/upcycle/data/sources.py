@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.data.decode import SUFFIXES, Item, decode, fit
+from upcycle.data.decode import SUFFIXES, Item, decode, fit, image_files
 from upcycle.data.images import Images, listed
 from upcycle.data.parts import ALIASES, Part, assemble
 from upcycle.data.tables import load_hub, load_parquet, parquet_files
@@ -110,36 +110,40 @@ def check_reference(reference: Any) -> None:
         if Path(text).expanduser().exists():
             raise UserError(f"{text} is a file; give the folder that the images or Parquet files are in.")
         if isinstance(reference, Path) or any(mark in text for mark in ("/", "\\", "~")):
-            raise UserError(f"There is no folder {text}. Data are a folder of images or Parquet files, hub:ORG/NAME, "
-                            f"or one of {', '.join(NAMES)}.")  # fmt: skip
+            raise UserError(
+                f"There is no folder {text}. Data are a folder of images or Parquet files, hub:ORG/NAME, or "
+                f"one of {', '.join(NAMES)}."
+            )
         raise unknown("data set or folder", text, NAMES)
 
 
 def load(reference: Any, *, size: int | None = None, channels: int | None = None) -> Images:
     """Load an image data set, decoded into memory, with train, validation and test splits.
 
-    A validation split that the source lacks is a stratified tenth of the training images, at most 5,000; a test
-    split that it lacks is a stratified fifth. Both are drawn with a fixed seed, and ``notes`` says so. Batches come
-    in [0, 1] until :meth:`Images.normalised`, and without augmentation until :meth:`Images.augmented`.
+    A validation split that the source lacks is a stratified tenth of the training images, at most 5,000; a
+    test split that it lacks is a stratified fifth. Both are drawn with a fixed seed, and ``notes`` says so.
+    Batches come in [0, 1] until :meth:`Images.normalised`, and without augmentation until
+    :meth:`Images.augmented`.
 
     Args:
-        reference: a name (``digits``, ``mnist``, ``fashion_mnist``, ``fashion_mnist_local``, ``usps``, ``cifar10``);
-            a folder of images, ``CLASS/IMAGE`` or ``train/CLASS/IMAGE`` with ``val`` or ``validation`` and ``test``
-            beside it; a folder of Parquet files in the Hugging Face layout; ``hub:ORG/NAME``; a torch Dataset or
-            DataLoader of (image, class number) pairs, where an image is a PIL image, a uint8 tensor or a float
-            tensor in [0, 1], (c, h, w); a dict of them by split, or a tuple (train, test) or (train, validation,
-            test); or an :class:`Images`, which is handed back.
+        reference: a name (``digits``, ``mnist``, ``fashion_mnist``, ``fashion_mnist_local``, ``usps``,
+            ``cifar10``); a folder of images, ``CLASS/IMAGE`` (or just ``IMAGE``, without labels) or
+            ``train/CLASS/IMAGE`` with ``val`` or ``validation`` and ``test`` beside it; a folder of Parquet
+            files in the Hugging Face layout; ``hub:ORG/NAME``; a torch Dataset or DataLoader of (image, class
+            number) pairs, where an image is a PIL image, a uint8 tensor or a float tensor in [0, 1], (c, h,
+            w); a dict of them by split, or a tuple (train, test) or (train, validation, test); or an
+            :class:`Images`, which is handed back.
         size: bring every image to ``size`` x ``size`` pixels: shorter side, then central square.
         channels: 1 (grey) or 3 (RGB); ``None`` for what the images have.
 
     Raises:
-        UserError: for what is unknown, not found, broken, empty, mislabelled, of different sizes or too large,
-            naming it.
+        UserError: for what is unknown, not found, broken, empty, mislabelled, of different sizes or too
+            large, naming it.
     """
     check_reference(reference)
     if isinstance(reference, Images):
-        require(size is None and channels is None, "These images are loaded already; load them anew for another "
-                "size or number of channels.")  # fmt: skip
+        if size is not None or channels is not None:
+            raise UserError("These images are loaded already; load them anew for another size or channels.")
         return reference
     if not isinstance(reference, str | Path):
         return load_datasets(reference, size=size, channels=channels)
@@ -157,7 +161,7 @@ def load(reference: Any, *, size: int | None = None, channels: int | None = None
     return _folder(name, folder, size, channels)
 
 
-# --- named sets -------------------------------------------------------------------------------------------------
+# --- named sets ---------------------------------------------------------------------------------------
 
 
 def _digits(size: int | None, channels: int | None) -> Images:
@@ -209,8 +213,10 @@ def _idx(name: str, folder: Path, known: Named, size: int | None, channels: int 
                 f"{labels.shape} labels.")  # fmt: skip
         parts[split] = _array_part(images, labels, f"{folder / stems[0]}")
     if known.first and tuple(parts["test"].labels[: len(known.first)].tolist()) != known.first:
-        raise UserError(f"{folder} does not hold the official split of {name}: its first test labels differ. Put "
-                        f"another split into the folder {name}_local and load it by that name.")  # fmt: skip
+        raise UserError(
+            f"{folder} does not hold the official split of {name}: its first test labels differ. Put another "
+            f"split into the folder {name}_local and load it by that name."
+        )
     return assemble(name, known.classes, parts, size=size, channels=channels, licence=known.licence)
 
 
@@ -219,7 +225,7 @@ def _idx_file(folder: Path, stem: str) -> Path | None:
 
 
 def _read_idx(folder: Path, stem: str) -> np.ndarray:
-    """An array of bytes in MNIST's IDX format: two zeros, type 8, the number of axes, their lengths, the data."""
+    """An array of bytes in MNIST's IDX format: two zeros, type 8, number of axes, their lengths, data."""
     path = _idx_file(folder, stem)
     if path is None:
         raise UserError(f"{folder} has no file {stem}.gz.")
@@ -248,36 +254,42 @@ def _array_part(images: np.ndarray, labels: np.ndarray, name: str) -> Part:
     )
 
 
-# --- folders of images ------------------------------------------------------------------------------------------
+# --- folders of images --------------------------------------------------------------------------------
 
 
 def _folder(name: str, folder: Path, size: int | None, channels: int | None) -> Images:
-    roots = {"train": folder}
-    if (folder / "train").is_dir() and _subfolders(folder / "train"):  # else "train" is a class: a railway's
-        roots = {split: folder / alias for split, aliases in ALIASES.items() for alias in aliases
-                 if (folder / alias).is_dir()}  # fmt: skip
-    classes = [path.name for path in _subfolders(roots["train"])]
-    require(bool(classes), f"{roots['train']} has no folders in it; put the images of each class into a folder of "
-            "its own, named as the class.")  # fmt: skip
+    """``[SPLIT/]CLASS/.../IMAGE``; a split without class folders holds images without labels."""
+    roots = {
+        split: folder / alias
+        for split, aliases in ALIASES.items()
+        for alias in aliases
+        if (folder / alias).is_dir()
+    }
+    # A folder "train" alone with nothing but images in it is a class: a railway's.
+    if "train" not in roots or (len(roots) == 1 and not _subfolders(roots["train"])):
+        roots = {"train": folder}
+    classes = next((names for root in roots.values() if (names := [p.name for p in _subfolders(root)])), [])
     parts, empty, others = {}, [], 0
     for split, root in roots.items():
         files: list[Path] = []
         labels: list[int] = []
-        for path in _subfolders(root):
-            if path.name not in classes:
-                raise unknown(f"folder in {roots['train']} for the {split} class", path.name, classes)
-            found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            images = [p for p in found if p.suffix.lower() in SUFFIXES]
-            others += len(found) - len(images)
+        for path in _subfolders(root) or [root]:
+            if path != root and path.name not in classes:
+                raise unknown(f"class folder for {path}, that is, no class", path.name, classes)
+            images = image_files(path)
+            others += sum(p.is_file() and not p.name.startswith(".") for p in path.rglob("*")) - len(images)
             if not images:
                 empty.append(str(path))
             files += images
-            labels += [classes.index(path.name)] * len(images)
+            labels += [classes.index(path.name) if path != root else -1] * len(images)
         parts[split] = _file_part(files, labels)
-    require(not empty, f"There is no image in {listed(empty, 'folders')}. Add images ({', '.join(SUFFIXES[:4])}, ...) "
-            "or remove the folder.")  # fmt: skip
+    if empty:
+        raise UserError(
+            f"There is no image in {listed(empty, 'folders')}. Add images ({', '.join(SUFFIXES[:4])}, ...) "
+            "or remove the folder."
+        )
     notes = (
-        [f"{others:,} files of {folder.name} are no images by their names and were left out."]
+        [f"{others:,} files in {folder.name} are no images by their names and were left out."]
         if others
         else []
     )

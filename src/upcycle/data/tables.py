@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def load_hub(reference: str, *, size: int | None, channels: int | None) -> Image
     except Exception as error:  # a dozen kinds, from no network to no such data set
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
-            f"Cannot load {reference}: {reason}. Without a network, give the folder of its Parquet files instead."
+            f"Cannot load {reference}: {reason}. Without a network, give the folder of its Parquet files."
         ) from error
     parts, classes, licence = {}, (), "unknown"
     for split, aliases in ALIASES.items():
@@ -109,13 +110,15 @@ def load_hub(reference: str, *, size: int | None, channels: int | None) -> Image
             table = data.data.table  # images are encoded in it still: decoding is ours, as for every source
             image, label = _columns(table.schema, where)
             labels, column = table.column(label).fill_null(-1).to_numpy(), table.select([image])
-            parts[split] = _part(
-                labels, lambda c=column: (b.column(0) for b in c.to_batches(CHUNK)), where, Path()
-            )
+            parts[split] = _part(labels, partial(_image_columns, column), where, Path())
             classes = classes or tuple(getattr(data.features[label], "names", ()))
             licence = data.info.license or licence
     require("train" in parts, f"{reference} has no train split, but {', '.join(found)}.")
     return assemble(name, classes or _numbers(parts), parts, size=size, channels=channels, licence=licence)
+
+
+def _image_columns(table: Any) -> Iterator[Any]:
+    return (batch.column(0) for batch in table.to_batches(CHUNK))
 
 
 def _columns(schema: Any, where: str) -> tuple[str, str]:

@@ -50,8 +50,10 @@ def _by_split(reference: Any) -> dict[str, Any]:
 
 
 def _part(dataset: Any, split: str, size: int | None, channels: int | None) -> Part:
-    require(hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__"),
-            f"A {type(dataset).__name__} is no data; give a name, a folder, a torch Dataset or a DataLoader.")  # fmt: skip
+    if not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
+        raise UserError(
+            f"A {type(dataset).__name__} is no data; give a name, a folder, a torch Dataset or a DataLoader."
+        )
     counted = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if counted:
         _require_repeatable(dataset, split)
@@ -75,8 +77,10 @@ def _part(dataset: Any, split: str, size: int | None, channels: int | None) -> P
     kinds = {(image.dtype, tuple(image.shape)): i for i, image in enumerate(images)}
     if len(kinds) > 1:
         named = [f"{d} {s} as sample {i}".removeprefix("torch.") for (d, s), i in kinds.items()]
-        raise UserError(f"The images of the {split} data set differ: {listed(named, 'kinds')}. Say to what size and "
-                        "channels they shall be brought (size=..., channels=...).")  # fmt: skip
+        raise UserError(
+            f"The images of the {split} data set differ: {listed(named, 'kinds')}. Say to what size and "
+            "channels they shall be brought (size=..., channels=...)."
+        )
 
     def read(order: Tensor, size: int | None, channels: int | None) -> Tensor:
         return fit(torch.stack([images[i] for i in order.tolist()]), size, channels)
@@ -89,15 +93,17 @@ def _require_repeatable(dataset: Any, split: str) -> None:
     for i in range(min(LOOKS, len(dataset))):
         if _bytes(dataset[i]) != _bytes(dataset[i]):
             raise UserError(
-                f"The {split} data set gives another image each time that sample {i} is read. Take the random "
-                "transforms out of it; upcycle reads each image once and augments it itself."
+                f"The {split} data set gives another image each time that sample {i} is read. Take the "
+                "random transforms out of it; upcycle reads each image once and augments it itself."
             )
 
 
 def _bytes(pair: Any) -> bytes:
+    """The image of a pair as bytes, as far as it is an image; what it should be is checked later."""
     image = pair[0] if isinstance(pair, tuple | list) and pair else None
-    return image.tobytes() if isinstance(image, Image.Image) else repr(image).encode() \
-        if not isinstance(image, Tensor) else image.numpy().tobytes()  # fmt: skip
+    if isinstance(image, Tensor):
+        return image.contiguous().numpy().tobytes()
+    return image.tobytes() if isinstance(image, Image.Image) else b""
 
 
 def _pixels(image: Any, size: int | None, channels: int | None) -> Tensor:

@@ -128,15 +128,14 @@ def predict(model: str, images: Path, out: Path = Path("predictions.csv"), trust
         out: the CSV: path, predicted class, its probability, and the probability of every class.
         trust: packages whose code a saved model's callable reference may run.
     """
-    from upcycle.data import files
+    from upcycle.data.files import read_folder
 
     models.check_reference(model)
     require(images.is_dir(), f"There is no folder {images}.")
     if out.exists():
         raise UserError(f"{out} exists; choose another --out.")
     net = models.resolve(model, trust=trust)
-    split, paths = files(images, channels=net.input_shape[0], size=net.input_shape[1])
-    split = split.normalised(net.mean, net.std)
+    split, paths = read_folder(images, net)
     p = predict_logits(net.module, split, device=torch.device("cpu")).softmax(1)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

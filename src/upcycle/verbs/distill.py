@@ -22,7 +22,7 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run, seed_everything
-from upcycle.data import Images
+from upcycle.data import Images, describe
 from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.distillation import KD
@@ -238,10 +238,11 @@ class _Distillation:
 
     def _resolve(self) -> tuple[Model | None, Images]:
         setting, teacher = self.setting, None
-        if isinstance(self.teacher_ref, nn.Module):  # its classes and image shape are those of the data
+        if self.teacher_ref is not None and models.is_bare(self.teacher_ref):  # what it takes is what the data are
             data = load_data(self.data_ref, size=setting.size)
             teacher = models.resolve(self.teacher_ref, weights=setting.teacher_weights, input_shape=data.shape,
-                                     classes=data.classes, mean=setting.teacher_mean, std=setting.teacher_std)  # fmt: skip
+                                     num_classes=len(data.classes) or None, classes=data.classes or None,
+                                     mean=setting.teacher_mean, std=setting.teacher_std)  # fmt: skip
         elif self.teacher_ref is not None:
             teacher = models.resolve(self.teacher_ref, weights=setting.teacher_weights, mean=setting.teacher_mean,
                                      std=setting.teacher_std, trust=setting.trust)  # fmt: skip
@@ -281,7 +282,7 @@ class _Distillation:
                                  input_shape=data.shape, weights=None if pretrained else weights,
                                  trust=setting.trust)  # fmt: skip
         if weights is None:  # fresh weights take any normalisation; the teacher's saves renormalising
-            like = (teacher.mean, teacher.std) if teacher else data.statistics()
+            like = (teacher.mean, teacher.std) if teacher else data.statistics
             student = dataclasses.replace(student, mean=like[0], std=like[1], lineage=None, licence="unknown")
         return dataclasses.replace(student, classes=data.classes)
 
@@ -293,15 +294,14 @@ class _Distillation:
             data = data.hide_labels(setting.labels, setting.seed)
         names = {"auto": ("crop", "flip") if data.shape[0] == 3 else (), "none": ()}
         augment = names.get(setting.augment[0], setting.augment)
-        data = dataclasses.replace(data, train=dataclasses.replace(data.train, augment=augment))
-        return data.normalised(student.mean, student.std)
+        return data.augmented(tuple(augment)).normalised(student.mean, student.std)
 
     def _method(self, teacher: Model | None, student: Model) -> Method:
         return self.cls(teacher=teacher, student=student, **self.options)
 
     def _show_teacher(self, teacher: Model | None, data: Images) -> None:
         """The teacher's own accuracy on these data, so that a wrong normalisation or head shows at once."""
-        self.say(f"data     {data.describe()}")
+        self.say(f"data     {describe(data)}")
         if teacher is None or not (data.validation.labels >= 0).any():
             return
         split = data.normalised(teacher.mean, teacher.std).validation
@@ -342,7 +342,7 @@ class _Distillation:
                   save_every=setting.save_every, compile=setting.compile, config=self.config(arm, seed),
                   quiet=setting.quiet)  # fmt: skip
         with run.interruptible():
-            module = method.fit(run, data)
+            module = method.fit(run, data).float()
         product = dataclasses.replace(student, module=module)
         arms.setdefault(arm, []).append(evaluate(module, data.test, device=torch.device("cpu")))
         for note in data.notes:
@@ -370,12 +370,12 @@ class _Distillation:
         card, student = self.cls.card, result.student
         parents = []
         if teacher is not None:
-            known = teacher.lineage or lineage.node(name=teacher.name, digest=store.tensor_digest(
-                teacher.module.state_dict()), licence=lineage.Licence.of(teacher.licence))  # fmt: skip
+            known = teacher.lineage or lineage.node(
+                name=teacher.name, digest=store.tensor_digest(teacher.module.state_dict()), licence=teacher.licence)
             parents.append({**known, "role": "teacher"})
         if self.setting.student_weights is not None and student.lineage is not None:
             parents.append({**student.lineage, "role": "initial weights"})
-        metrics = {"test_accuracy": [round(a, 6) for a in result.rows[-1]["accuracy"]]}
+        metrics = {"test accuracy": [round(a, 6) for a in result.rows[-1]["accuracy"]]}
         tree = lineage.child(parents, name=student.name, digest=store.tensor_digest(student.module.state_dict()),
                              verb="distill", method=card.name, config=self.config(),
                              data={"name": data.name, "digest": data.digest, "licence": data.licence},
@@ -451,7 +451,9 @@ def _row(name: str, role: str, arms: list[Evaluation], cost: Cost | None, model:
     return {"name": name, "role": role, "accuracy": [a.accuracy for a in arms], "parameters": cost.parameters,
             "macs": cost.macs, "latency": latency(model.module, model.input_shape),
             "memory": peak_memory(model.module, model.input_shape), "per_class": first.per_class, "ece": first.ece,
-            "confusion": first.confusion, "reliability": first.reliability}  # fmt: skip
+            "confusion": first.confusion,
+            "reliability": [dict(zip(("confidence", "accuracy", "count"), b, strict=True)) for b in zip(
+                *(first.confidence[k] for k in ("confidence", "accuracy", "count")), strict=True)]}  # fmt: skip
 
 
 def spread(values: list[float]) -> str:

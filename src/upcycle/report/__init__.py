@@ -1,0 +1,135 @@
+"""The report of a run: one HTML file that opens anywhere and asks nothing of a network."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from upcycle.core import lineage
+from upcycle.core.cost import bytes_, duration, si
+from upcycle.core.errors import UserError
+from upcycle.core.store import read_json, write_atomic
+from upcycle.report import figures
+from upcycle.report.figures import Arm
+
+__all__ = ["write_report"]
+
+
+def write_report(run_directory: Path) -> Path:
+    """Write ``report.html`` from what a run left, and return its path.
+
+    Args:
+        run_directory: holds ``result.json``; where present also ``metrics.csv`` (and that of each further
+            seed and arm, ``more/ARM-SEED/metrics.csv``), ``model/lineage.json`` and ``pictures/*.json``.
+
+    Raises:
+        UserError: ``result.json`` is missing, damaged or of another format, or the page cannot be written.
+    """
+    result = read_json(run_directory / "result.json")
+    if not isinstance(result, dict) or result.get("format") != 1:
+        raise UserError(
+            f"{run_directory / 'result.json'} is no result that this version of upcycle can read."
+        )
+    data = result.get("data", {})
+    arms = figures.arms(result.get("rows", []))
+    tree = run_directory / "model" / "lineage.json"
+    family = read_json(tree) if tree.exists() else None
+    student = next((a for a in arms if a.row.get("role") == "student"), arms[-1] if arms else None)
+    classes = [str(c) for c in data.get("classes", [])]
+    by_class = [*figures.per_class(classes, arms), *figures.confusion(classes, arms, student)]
+    pictures = [figures.picture(file) for file in sorted(run_directory.glob("pictures/*.json"))]
+    sections = [
+        ("training", "Training", figures.training(figures.curves(run_directory), arms)),
+        ("classes", "Class by class", by_class),
+        ("calibration", "Calibration", figures.calibration(arms)),
+        ("method", "What the method shows", pictures),
+    ]
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("page.html.j2").render(
+        heading=_heading(result, family),
+        result=result,
+        facts=_facts(result),
+        notes=list(dict.fromkeys([*result.get("notes", []), *data.get("notes", [])])),
+        arms=arms,
+        measures=_measures(arms),
+        headline=figures.headline(arms),
+        sections=[section for section in sections if section[2]],
+        family=family,
+        summary=lineage.summary,
+        data_sentence=lineage.data_sentence,
+        notice=lineage.NOTICE,
+        config=yaml.safe_dump(result.get("config", {}), sort_keys=False, allow_unicode=True),
+    )
+    write_atomic(run_directory / "report.html", page.encode("utf-8", "replace"))
+    return run_directory / "report.html"
+
+
+def _heading(result: dict[str, Any], family: lineage.Node | None) -> str:
+    if family is None:
+        return str(result.get("title") or f"upcycle {result['verb']}")
+    parents = " and ".join(dict.fromkeys(str(parent["name"]) for parent in family["parents"]))
+    return f"{family['name']}, made from {parents}" if parents else str(family["name"])
+
+
+def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
+    data, facts = result.get("data", {}), []
+    if data.get("name"):
+        sizes = [f"{data[split]:,} {split}" for split in ("train", "validation", "test") if data.get(split)]
+        facts.append(("Data", f"{data['name']}: {', '.join(sizes)}" if sizes else data["name"]))
+    if data.get("labelled") is not None and data.get("train"):
+        every = data["labelled"] == data["train"]
+        facts.append(("Labels used", "all" if every else f"{data['labelled']:,} of {data['train']:,}"))
+    if result.get("seconds") is not None:
+        seeds = len(result.get("seeds", []))
+        facts.append(("Took", duration(result["seconds"]) + (f" for {seeds} seeds" if seeds > 1 else "")))
+    if result.get("date"):
+        facts.append(("Date", str(result["date"])))
+    return facts
+
+
+def _measures(arms: list[Arm]) -> list[dict[str, Any]]:
+    """The comparison: one line for each measure that any arm has, one cell for each arm."""
+    teacher = next((arm.row for arm in arms if arm.row.get("role") == "teacher"), {})
+    shown: list[tuple[str, str, Callable[[Any], str], tuple[str, str]]] = [
+        ("Parameters", "parameters", si, ("fewer", "more")),
+        ("Multiply-adds", "macs", si, ("fewer", "more")),
+        ("Latency", "latency", duration, ("faster", "slower")),
+        ("Memory", "memory", bytes_, ("less", "more")),
+    ]
+    lines = []
+    if any(arm.row.get("accuracy") for arm in arms):
+        cells = [_accuracy_cell(arm.row, teacher) for arm in arms]
+        lines.append({"name": "Test accuracy", "cells": cells})
+    for name, key, show, words in shown:
+        if any(arm.row.get(key) is not None for arm in arms):
+            cells = [
+                (show(v), _ratio(teacher.get(key), v, words))
+                if (v := arm.row.get(key)) is not None
+                else ("", "")
+                for arm in arms
+            ]
+            lines.append({"name": name, "cells": cells})
+    return lines
+
+
+def _accuracy_cell(row: dict[str, Any], teacher: dict[str, Any]) -> tuple[str, str]:
+    if not row.get("accuracy"):
+        return "", ""
+    difference = ""
+    if teacher.get("accuracy") and row is not teacher:
+        points = 100 * (statistics.fmean(row["accuracy"]) - statistics.fmean(teacher["accuracy"]))
+        difference = f"{points:+.1f} points".replace("-", "−")
+    return lineage.figure("accuracy", row["accuracy"]), difference
+
+
+def _ratio(teacher: float | None, value: float, words: tuple[str, str]) -> str:
+    if not teacher or not value or teacher == value:
+        return ""
+    ratio, word = (teacher / value, words[0]) if teacher > value else (value / teacher, words[1])
+    return f"{ratio:.3g}× {word}" if ratio < 100 else f"{ratio:,.0f}× {word}"

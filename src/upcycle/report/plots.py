@@ -1,0 +1,422 @@
+"""Plots as inline SVG: pure functions from numbers to markup, with colours left to the page's style sheet.
+
+A plot is 400 units wide, so that on a phone it is drawn about as large as it is meant. Every mark carries a
+``<title>`` that a browser shows on hover. All text is escaped. A *tone* is the name of a colour of the page:
+``student``, ``teacher``, ``alone``, ``other``, ...; the page's style sheet says which colour that is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from markupsafe import Markup
+
+WIDTH = 400
+Bin = tuple[float, float, float]
+TONES = ("student", "teacher", "alone", "second", "other")
+"""The tones of series that have no role of their own, in order."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot: its name, its points and its tone."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    tone: str = "student"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: a value, what it was measured as (one value for each seed), and its tone."""
+
+    name: str
+    value: float
+    seeds: Sequence[float] = field(default_factory=tuple)
+    spread: float | None = None
+    tone: str = "student"
+
+
+def number(value: float) -> str:
+    """A value as an axis or a hover text shows it: at most four significant digits, no trailing zeros."""
+    text = f"{value:.4g}"
+    return text.replace("-", "−") if "e" not in text else text
+
+
+def percent(value: float) -> str:
+    """A share in per cent: ``98.4 %``."""
+    return f"{100 * value:.1f} %"
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About ``count`` round values, from one at or below ``low`` to one at or above ``high``."""
+    if not high > low:
+        low, high = low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2
+    rough = (high - low) / max(count - 1, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def tone_of(index: int) -> str:
+    """The tone of the ``index``-th of several equal series."""
+    return TONES[index % len(TONES)]
+
+
+def legend(entries: Iterable[tuple[str, str]]) -> Markup:
+    """A list of (name, tone) above a plot; in HTML, so that it wraps."""
+    items = Markup("").join(
+        Markup('<li><span class="key tone-{}"></span>{}</li>').format(t, n) for n, t in entries
+    )
+    return Markup('<ul class="legend">{}</ul>').format(items)
+
+
+def lines(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x: str = "",
+    y: str = "",
+    show: Callable[[float], str] = number,
+    height: int = 230,
+) -> Markup:
+    """Lines over a common axis, each point with its own hover text.
+
+    Args:
+        series: at least one, with at least one finite point.
+        label: what the picture shows, for those who cannot see it.
+        x, y: what the axes mean.
+        show: how a value of the vertical axis is written.
+    """
+    points = [(a, b) for s in series for a, b in _finite(s)]
+    xs, ys = _axis([a for a, _ in points], 6, whole=True), _axis([b for _, b in points], 5)
+    left = 12 + 6.4 * max(len(_tick(show(v))) for v in ys)
+    box = _Box(left, 20, WIDTH - 14, height - 36, (xs[0], xs[-1]), (ys[0], ys[-1]))
+    parts = [_grid(box, xs, ys, show), _text(left - 6, 9, y, "note", "start" if left < 60 else "end", at=2)]
+    parts.append(_text(box.right, height - 4, x, "note", "end"))
+    for one in series:
+        at = [(box.x(a), box.y(b), a, b) for a, b in _finite(one)]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _, _ in at)
+        parts.append(Markup('<polyline class="line tone-{}" points="{}"/>').format(one.tone, path))
+        radius = 2.4 if len(at) <= 12 else 1.4
+        for px, py, a, b in at:
+            hint = f"{one.name}: {show(b)}" + (f" at {x} {number(a)}" if x else f" at {number(a)}")
+            parts.append(_dot(px, py, radius, f"{one.tone} point", hint))
+    return _svg(height, label, parts)
+
+
+def bars(
+    items: Sequence[Bar], *, label: str, show: Callable[[float], str] = number, top: float | None = None
+) -> Markup:
+    """Horizontal bars with a whisker of one standard deviation and a dot for each seed.
+
+    Bars start at zero. Where the values lie so close together that nothing would be seen, the axis starts
+    later, and there are only whiskers and dots, which do not pretend to have a length.
+
+    Args:
+        items: at least one; names stand above their bars.
+        label: for those who cannot see it.
+        show: how a value is written.
+        top: the highest value there can be, which the axis does not exceed.
+    """
+    low, high = _range(items)
+    cut = starts_late(items)
+    scale = ticks(low if cut else min(low, 0.0), high if cut else max(high, 0.0), 5)
+    if top is not None:
+        scale = [v for v in scale if v <= top + 1e-9]
+        high = max(high, scale[-1])
+    margin, row = 64, 50
+    height = row * len(items) + 28
+    box = _Box(6, 4, WIDTH - margin, height - 24, (scale[0], max(scale[-1], high)), (0, 1))
+    parts = [_columns(box, scale, show)]
+    for i, bar in enumerate(items):
+        middle, end = 4 + row * i + 32, box.x(bar.value)
+        parts.append(_text(6, middle - 16, _short(bar.name, WIDTH - 12), "name", "start", full=bar.name))
+        values = ", ".join(show(v) for v in bar.seeds)
+        hint = f"{bar.name}: {show(bar.value)}" + (f" (seeds: {values})" if len(bar.seeds) > 1 else "")
+        if not cut:
+            start = box.x(0.0)
+            parts.append(
+                Markup(
+                    '<rect class="bar tone-{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="16">'
+                    "<title>{}</title></rect>"
+                ).format(bar.tone, min(start, end), middle - 8, max(abs(end - start), 1), hint)
+            )
+        else:
+            parts.append(
+                Markup('<path class="rail" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.left, middle, box.right)
+            )
+        if bar.spread:
+            a, b = box.x(bar.value - bar.spread), box.x(min(bar.value + bar.spread, box.domain_x[1]))
+            parts.append(
+                Markup('<path class="whisker" d="M{:.1f} {}H{:.1f}M{:.1f} {}v8M{:.1f} {}v8"/>').format(
+                    a, middle, b, a, middle - 4, b, middle - 4
+                )
+            )
+        if cut:
+            parts.append(
+                Markup('<path class="mean tone-{}" d="M{:.1f} {}v16"><title>{}</title></path>').format(
+                    bar.tone, end, middle - 8, hint
+                )
+            )
+        if len(bar.seeds) > 1:
+            parts += [
+                _dot(box.x(v), middle, 3, f"{bar.tone} seed", f"{bar.name}: {show(v)}") for v in bar.seeds
+            ]
+        parts.append(_text(WIDTH - 2, middle + 4, show(bar.value), "value", "end"))
+    return _svg(height, label, parts)
+
+
+def starts_late(items: Sequence[Bar]) -> bool:
+    """Whether the values lie so close together that :func:`bars` does not begin at zero."""
+    low, high = _range(items)
+    return low > 0 and (high - low) < 0.25 * high
+
+
+def _range(items: Sequence[Bar]) -> tuple[float, float]:
+    seen = [v for b in items for v in (*b.seeds, b.value - (b.spread or 0), b.value + (b.spread or 0))]
+    return min(seen), max(seen)
+
+
+def heatmap(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    label: str,
+    show: Callable[[float], str] = number,
+    x: str = "",
+    y: str = "",
+    diagonal: bool = True,
+) -> Markup:
+    """A matrix as coloured cells: the stronger the colour, the larger the value; negative ones in grey.
+
+    Args:
+        rows, columns: names, from the top and from the left.
+        values: a row of cells for each row; ``None`` leaves a cell empty.
+        label: for those who cannot see it.
+        show: how a value is written, in the cell where it fits and always on hover.
+        x, y: what columns and rows mean.
+        diagonal: whether the diagonal takes part in the colours; a strong one hides all others.
+    """
+    left = 10 + min(7 * max(len(n) for n in rows), 104) + (14 if y else 0)
+    longest = min(6.2 * max(len(n) for n in columns), 96)
+    slanted = longest > (WIDTH - left) / len(columns) - 6
+    over = 0.64 * min(6.2 * len(columns[-1]), 96) if slanted else 4  # the last label leans out to the right
+    cell = min((WIDTH - left - max(over - 12, 4)) / len(columns), 44.0)
+    tall = max(min(cell, 30.0), 12.0) if len(rows) <= 30 else max(cell, 5.0)
+    head = (18 if x else 4) + (longest * 0.77 + 12 if slanted else 18)
+    shown = [
+        abs(v)
+        for i, line in enumerate(values)
+        for j, v in enumerate(line)
+        if v is not None and math.isfinite(v) and (diagonal or i != j)
+    ]
+    largest = max(shown, default=0.0) or 1.0
+    parts = [
+        _text(left, 11, x, "note", "start"),
+        _text(0, 0, y, "note", "middle", turn=(9, head + tall * len(rows) / 2, -90)),
+    ]
+    for j, name in enumerate(columns):
+        at = left + (j + 0.5) * cell
+        turn = (at + 3, head - 6, -50) if slanted else None
+        short = _short(name, 100 if slanted else cell + 4)
+        if cell >= 9:
+            parts.append(
+                _text(at, head - 6, short, "tick", "start" if slanted else "middle", turn=turn, full=name)
+            )
+    for i, (name, line) in enumerate(zip(rows, values, strict=True)):
+        top = head + i * tall
+        if tall >= 9:
+            parts.append(_text(left - 6, top + tall / 2 + 4, _short(name, 104), "tick", "end", full=name))
+        for j, value in enumerate(line):
+            if value is None or not math.isfinite(value):
+                continue
+            muted = not diagonal and i == j
+            strength = 0.0 if muted else abs(value) / largest
+            kind = "cell muted" if muted else "cell negative" if value < 0 else "cell"
+            parts.append(
+                Markup(
+                    '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '
+                    'fill-opacity="{:.2f}"><title>{}</title></rect>'
+                ).format(
+                    kind, left + j * cell, top, cell - 1, tall - 1, 1.0 if muted else 0.06 + 0.94 * strength,
+                    f"{name}, {columns[j]}: {show(value)}",
+                )
+            )  # fmt: skip
+            text = show(value)
+            if cell >= 7 * len(text) + 2 and (value or diagonal):
+                kind = "tick on" if strength > 0.55 else "tick in"
+                parts.append(_text(left + (j + 0.5) * cell - 0.5, top + tall / 2 + 4, text, kind, "middle"))
+    return _svg(head + tall * len(rows) + 4, label, parts)
+
+
+def reliability(curves: Sequence[tuple[str, str, Sequence[Bin]]], *, label: str) -> Markup:
+    """Accuracy against confidence; on the diagonal a network is as often right as it says.
+
+    Args:
+        curves: (name, tone, bins) of each network; a bin is (confidence, accuracy, count). The area of a dot
+            is the share of samples in its bin.
+        label: for those who cannot see it.
+    """
+    height = 300
+    scale = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    box = _Box(52, 20, WIDTH - 14, height - 36, (0, 1), (0, 1))
+    parts = [_grid(box, scale, scale, percent, show_x=percent), _text(2, 9, "accuracy", "note", "start")]
+    parts.append(_text(box.right, height - 4, "confidence", "note", "end"))
+    parts.append(
+        Markup('<path class="diagonal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
+            box.x(0), box.y(0), box.x(1), box.y(1)
+        )
+    )
+    for name, tone, bins in curves:
+        total = sum(count for _, _, count in bins) or 1
+        at = [(box.x(c), box.y(a), c, a, n) for c, a, n in bins if n > 0]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py, *_ in at)
+        parts.append(Markup('<polyline class="line thin tone-{}" points="{}"/>').format(tone, path))
+        for px, py, c, a, n in at:
+            hint = f"{name}: {percent(a)} right at {percent(c)} confidence, {n:,.0f} samples"
+            parts.append(_dot(px, py, 1.8 + 9 * math.sqrt(n / total), f"{tone} bubble", hint))
+    return _svg(height, label, parts)
+
+
+def dumbbells(
+    names: Sequence[str], arms: Sequence[tuple[str, str, Sequence[float | None]]], *, label: str
+) -> Markup:
+    """One line for each class with a dot for each network, so that what was lost and won can be seen.
+
+    Args:
+        names: the classes, from the top.
+        arms: (name, tone, share right by class) of each network.
+        label: for those who cannot see it.
+    """
+    known = [v for _, _, values in arms for v in values if v is not None]
+    scale = [v for v in ticks(min(known), max(known), 5) if v <= 1 + 1e-9]
+    left, row = 14 + min(6.8 * max(len(n) for n in names), 120), 21
+    height = row * len(names) + 30
+    box = _Box(left, 4, WIDTH - 20, height - 24, (scale[0], max(scale[-1], max(known))), (0, 1))
+    parts = [_columns(box, scale, percent)]
+    for i, name in enumerate(names):
+        middle = 4 + row * (i + 0.5)
+        parts.append(_text(left - 8, middle + 4, _short(name, 120), "tick", "end", full=name))
+        here = [(arm, tone, values[i]) for arm, tone, values in arms]
+        found = [(arm, tone, v) for arm, tone, v in here if v is not None]
+        for (_, _, a), (_, _, b) in pairwise(sorted(found, key=lambda f: f[2])):
+            parts.append(
+                Markup('<path class="rail" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.x(a), middle, box.x(b))
+            )
+        parts += [_dot(box.x(v), middle, 4.2, tone, f"{name}, {arm}: {percent(v)}") for arm, tone, v in found]
+    return _svg(height, label, parts)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where data are drawn: pixel edges and the domains that they stand for."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    domain_x: tuple[float, float]
+    domain_y: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        low, high = self.domain_x
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        low, high = self.domain_y
+        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
+
+
+def _finite(series: Series) -> list[tuple[float, float]]:
+    return [(a, b) for a, b in zip(series.x, series.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+
+
+def _axis(values: Sequence[float], count: int, *, whole: bool = False) -> list[float]:
+    low, high = min(values), max(values)
+    scale = ticks(low, high, count)
+    if whole and all(v == int(v) for v in values) and high > low:  # epochs: no half ones, and no empty margin
+        inner = [v for v in scale if v == int(v) and low <= v <= high]
+        return sorted({low, *[v for v in inner if v - low > 0.04 * (high - low)], high})
+    return scale
+
+
+def _grid(
+    box: _Box,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    show: Callable[[float], str],
+    show_x: Callable[[float], str] = number,
+) -> Markup:
+    parts = []
+    for v in ys:
+        parts.append(
+            Markup('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.left, box.y(v), box.right)
+        )
+        parts.append(_text(box.left - 6, box.y(v) + 4, _tick(show(v)), "tick", "end"))
+    last = math.inf
+    for v in reversed(xs):  # from the right, so that the last epoch keeps its label
+        if last - box.x(v) > 7 * len(_tick(show_x(v))) + 6:
+            parts.append(_text(box.x(v), box.bottom + 16, _tick(show_x(v)), "tick", "middle"))
+            last = box.x(v)
+    return Markup("").join(parts)
+
+
+def _tick(text: str) -> str:
+    return text.replace(".0 %", " %")
+
+
+def _columns(box: _Box, xs: Sequence[float], show: Callable[[float], str]) -> Markup:
+    parts = []
+    for v in xs:
+        parts.append(
+            Markup('<path class="grid" d="M{:.1f} {:.1f}V{:.1f}"/>').format(box.x(v), box.top, box.bottom)
+        )
+        anchor = "start" if box.x(v) < 20 else "middle"
+        parts.append(_text(box.x(v), box.bottom + 16, _tick(show(v)), "tick", anchor))
+    return Markup("").join(parts)
+
+
+def _dot(x: float, y: float, radius: float, tone: str, hint: str) -> Markup:
+    return Markup(
+        '<circle class="dot tone-{}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>'
+    ).format(tone, x, y, radius, hint)
+
+
+def _text(
+    x: float,
+    y: float,
+    text: str,
+    kind: str,
+    anchor: str,
+    *,
+    at: float | None = None,
+    turn: tuple[float, float, float] | None = None,
+    full: str = "",
+) -> Markup:
+    if not text:
+        return Markup("")
+    place = (
+        Markup('transform="translate({:.1f} {:.1f}) rotate({})"').format(*turn)
+        if turn
+        else Markup('x="{:.1f}" y="{:.1f}"').format(x if at is None or anchor != "start" else at, y)
+    )
+    hint = Markup("<title>{}</title>").format(full) if full and full != text else ""
+    return Markup('<text class="{}" {} text-anchor="{}">{}{}</text>').format(kind, place, anchor, text, hint)
+
+
+def _short(text: str, pixels: float) -> str:
+    fits = max(int(pixels / 6.6), 2)
+    return text if len(text) <= fits else text[: fits - 1] + "…"
+
+
+def _svg(height: float, label: str, parts: Iterable[Markup]) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, height, label, Markup("").join(parts)
+    )

@@ -1,0 +1,94 @@
+"""Networks of timm: ``timm:NAME``."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from torch import nn
+
+from upcycle.core.errors import UserError
+from upcycle.core.models import Model, one_line
+from upcycle.zoo.from_torchvision import no_such, torchvision
+
+
+def _timm() -> Any:
+    if importlib.util.find_spec("timm") is None:
+        raise UserError('timm is not installed: pip install "upcycle[vision]"')
+    torchvision()  # timm needs it, and explains less when it is broken
+    import timm
+
+    return timm
+
+
+def check(name: str) -> None:
+    """Raise UserError for a name that timm does not have; ``NAME.TAG`` picks among its trained weights."""
+    timm = _timm()
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise no_such("timm", name, timm.list_models())
+    if tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
+        raise no_such("timm", name, known)
+
+
+def build(
+    name: str,
+    *,
+    pretrained: bool,
+    num_classes: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+) -> Model:
+    """A network of timm.
+
+    Args:
+        name: as ``timm.list_models`` has it, with or without the tag of its weights.
+        pretrained: with trained weights, which are fetched or come from the hub's cache.
+        num_classes: outputs of a fresh network; those of the trained weights when not given.
+        input_shape: (c, h, w); what the weights expect when not given. The first layer adapts to the
+            channels, and a transformer to the size.
+
+    Raises:
+        UserError: unknown name, timm missing, or weights that cannot be had.
+    """
+    check(name)
+    timm = _timm()
+    config = timm.get_pretrained_cfg(name)
+    shape = input_shape or tuple(config.input_size)
+    options: dict[str, Any] = {"in_chans": shape[0]}
+    if config.fixed_input_size and tuple(shape) != tuple(config.input_size):
+        options["img_size"] = tuple(shape[1:])
+    if num_classes is not None and not pretrained:
+        options["num_classes"] = num_classes
+    try:
+        module = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:
+        raise UserError(
+            f"timm:{name} cannot be built: {one_line(error)}. Without a network, give its weights as a file."
+        ) from error
+    k = int(module.num_classes)
+    if k == 0:
+        raise UserError(f"timm:{name} has no classifier; give the number of classes or choose another.")
+    return Model(
+        module=module,
+        input_shape=shape,
+        mean=_channels(config.mean, shape[0]),
+        std=_channels(config.std, shape[0]),
+        classes=_classes(timm, module, k) if pretrained else tuple(map(str, range(k))),
+        reference=f"timm:{name}",
+        options={"num_classes": k, "input_shape": list(shape)},
+        name=name,
+        licence=(config.license if pretrained else None) or "unknown",
+    )
+
+
+def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Statistics for another number of channels: their average in each."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _classes(timm: Any, module: nn.Module, k: int) -> tuple[str, ...]:
+    subset = timm.data.infer_imagenet_subset(module)
+    if not subset:
+        return tuple(map(str, range(k)))
+    info = timm.data.ImageNetInfo(subset)
+    return tuple(info.index_to_description(i) for i in range(k))

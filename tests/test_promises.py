@@ -1,0 +1,155 @@
+"""The promises, for every method through one settings table (tests/settings.py)."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.settings import ROWS, tiny_data
+from upcycle.core.errors import UserError
+from upcycle.core.run import Run
+from upcycle.core.store import tensor_digest
+from upcycle.distillation import METHODS
+
+EACH = pytest.mark.parametrize("name", ROWS)
+
+
+class Killed(Exception):
+    pass
+
+
+class StopsAfter(Run):
+    """A run that dies after so many updates, as if the process were killed."""
+
+    left = 0
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        super().update(*args, **kwargs)
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def fit(name: str, run: Run, n: int = 160) -> dict[str, Tensor]:
+    data, method = tiny_data(n), ROWS[name].make()
+    method.require(data)
+    state = method.fit(run, data).state_dict()
+    run.close()
+    return state
+
+
+def updates(run: Run) -> int:
+    return run._updates
+
+
+def test_every_method_has_a_row() -> None:
+    assert {m.card.name for m in METHODS} == {row.method.card.name for row in ROWS.values()}
+
+
+@EACH
+def test_p1_killed_anywhere_the_same_bits(name: str, tmp_path: Path) -> None:
+    whole = Run(tmp_path / "whole", seed=4, save_every=0)
+    expected = tensor_digest(fit(name, whole))
+    log = (tmp_path / "whole" / "metrics.csv").read_text()
+    n = updates(whole)
+    for share in (0.1, 0.55, 0.97):
+        out = tmp_path / str(share)
+        run = StopsAfter(out, seed=4, save_every=0)
+        run.left = max(1, int(share * n))
+        with pytest.raises(Killed):
+            fit(name, run)
+        assert tensor_digest(fit(name, Run(out, seed=4, save_every=0, resume=True))) == expected
+        assert (out / "metrics.csv").read_text() == log
+
+
+@EACH
+def test_p2_a_run_directory_is_data(name: str, tmp_path: Path) -> None:
+    fit(name, Run(tmp_path, save_every=0))
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.parent.name != "events":
+            assert file.suffix in {".safetensors", ".json", ".yaml", ".csv"}, file
+            assert b"cpickle" not in file.read_bytes()[:64].lower()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@EACH
+def test_p3_corruption_is_named(name: str, tmp_path: Path) -> None:
+    fit(name, Run(tmp_path, save_every=0))
+    g = torch.Generator().manual_seed(0)
+    for file in sorted((tmp_path / "checkpoints").iterdir()):
+        content = file.read_bytes()
+        for _ in range(3):
+            at, bit = int(torch.randint(len(content), (), generator=g)), int(torch.randint(8, (), generator=g))
+            flipped = bytearray(content)
+            flipped[at] ^= 1 << bit
+            for damaged in (bytes(flipped), content[:at]):
+                file.write_bytes(damaged)
+                with pytest.raises(UserError, match=file.name):
+                    fit(name, Run(tmp_path, save_every=0, resume=True))
+        file.write_bytes(content)
+
+
+@EACH
+def test_p4_same_seed_same_bits_another_seed_others(name: str) -> None:
+    a, b, c = (tensor_digest(fit(name, Run(None, seed=s))) for s in (1, 1, 2))
+    assert a == b != c
+
+
+@EACH
+def test_p6_a_bad_number_stops_before_harm(name: str, tmp_path: Path) -> None:
+    data, method = tiny_data(), ROWS[name].make()
+    bad = data.train.images.permute(0, 3, 1, 2).float() / 255
+    bad[17] = float("nan")
+    data.train.images = bad.contiguous()
+    weights = method.model("student", data).module  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="not a finite|NaN|not finite"):
+        method.fit(Run(tmp_path, save_every=0), data)
+    assert all(p.isfinite().all() for p in weights.parameters())
+
+
+def _two_ranks(name: str) -> dict[str, Tensor]:
+    return fit(name, Run(None, seed=3, devices=2, accelerator="cpu", precision="64-true"), n=211)
+
+
+@pytest.mark.xdist_group("ranks")
+@EACH
+def test_p9_two_processes_equal_one(name: str, ranks: Any) -> None:
+    one = fit(name, Run(None, seed=3, precision="64-true"), n=211)
+    both = ranks(_two_ranks, name)
+    for found in both:
+        for key, value in one.items():
+            assert float((found[key] - value).abs().max()) <= 1e-10, key
+
+
+@EACH
+def test_p8_the_network_is_optional(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    fit(name, Run(None))
+
+
+@EACH
+def test_what_fit_returns_is_an_ordinary_module(name: str) -> None:
+    data, row = tiny_data(), ROWS[name]
+    net = row.make().fit(Run(None), data)
+    expected = row.make().model("student", data).module  # type: ignore[attr-defined]
+    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in expected.state_dict().items()}
+    for m in net.modules():
+        assert not m._forward_hooks and not m._forward_pre_hooks and "forward" not in m.__dict__
+    assert not any(m.training for m in net.modules())
+    assert all(p.requires_grad and p.dtype == torch.float32 and p.device.type == "cpu" for p in net.parameters())
+
+
+def test_results_are_json(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.picture("a", {"kind": "bars", "title": "t", "caption": "c", "items": []})
+    assert json.loads((tmp_path / "pictures" / "a.json").read_text())["kind"] == "bars"
