@@ -69,8 +69,8 @@ def test_every_network_can_be_traced_and_learns_in_all_its_weights(name: str) ->
 def test_sizes_are_those_of_the_paper() -> None:
     # Table 6 of He et al. in millions, with the parameter-free option A.
     for depth, millions in ((20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)):
-        assert count(ResNet(depth, 10)) / 1e6 == pytest.approx(millions, abs=0.03 if depth == 110 else 0.006)
-        convolutions = [m for m in ResNet(depth, 10).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert count(ResNet(((depth - 2) // 6,) * 3, 10)) / 1e6 == pytest.approx(millions, abs=0.03 if depth == 110 else 0.006)
+        convolutions = [m for m in ResNet(((depth - 2) // 6,) * 3, 10).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         assert len(convolutions) == depth
     teacher, student = (
         resolve(f"zoo:{n}", pretrained=False, input_shape=(1, 8, 8)).module
@@ -90,7 +90,7 @@ def test_the_shortcut_of_option_a_keeps_every_second_pixel_and_adds_zeros() -> N
 
 def test_convolutions_start_as_in_the_paper() -> None:
     torch.manual_seed(0)
-    weight = ResNet(8, 10).get_parameter("layer3.0.conv2.weight")
+    weight = ResNet((1, 1, 1), 10).get_parameter("layer3.0.conv2.weight")
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Proof:
                 "checks": [{"text": c.text, "value": c.value(self.measured), "bound": c.bound,
                             "holds": c.holds(self.measured)} for c in self.claim.checks],
                 "seconds": round(self.seconds, 1), "date": time.strftime("%Y-%m-%d"), "machine": machine(),
-                "versions": versions()}  # fmt: skip
+                "versions": versions(), "commit": _commit()}  # fmt: skip
 
     def text(self) -> str:
         """The proof for a terminal."""
@@ -55,6 +56,13 @@ class Proof:
         lines += ["", f"{'The claim holds' if self.holds else 'The claim does not hold'} here, over {seeds} seeds "
                   f"({self.seconds / 60:.1f} minutes)."]  # fmt: skip
         return "\n".join(lines)
+
+
+def _commit() -> str:
+    """The commit of the checkout that this package runs from, or nothing."""
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    return done.stdout.strip()
 
 
 def _number(value: float) -> str:

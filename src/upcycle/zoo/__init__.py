@@ -52,7 +52,11 @@ class Entry:
 
 
 def _resnet(depth: int, projection: bool = False) -> Make:
-    return lambda shape, k: ResNet(depth, k, shape[0], projection)
+    return _blocks((depth - 2) // 6, (depth - 2) // 6, (depth - 2) // 6, projection)
+
+
+def _blocks(first: int, second: int, third: int, projection: bool = False) -> Make:
+    return lambda shape, k: ResNet((first, second, third), k, shape[0], projection)
 
 
 def _convnet(*widths: int) -> Make:
@@ -91,6 +95,7 @@ def _entries() -> dict[str, Entry]:
         "cifar10_resnet20_chenyaofo": Entry(make=_resnet(20, projection=True), trained=chenyaofo),
         "digits_teacher": Entry(make=_convnet(32, 64, 128), shape=(1, 8, 8), trained=digits),
         **{f"resnet{depth}": Entry(make=_resnet(depth)) for depth in DEPTHS},
+        "resnet3-1-1": Entry(make=_blocks(3, 1, 1)),
         "resnet20_projection": Entry(make=_resnet(20, projection=True)),
         "convnet": Entry(make=_convnet(32, 64, 128)),
         "convnet_small": Entry(make=_convnet(8, 16, 16)),

@@ -57,21 +57,22 @@ class ResNet(nn.Module):
     """A CIFAR ResNet; images (b, c, h, w) of any size to logits (b, k).
 
     Args:
-        depth: 6n + 2.
+        blocks: in each of the three stages; n in all of them makes the paper's network of depth 6n + 2.
         num_classes: k.
         in_channels: c.
         projection: option B for the shortcuts. Published weights of that kind call the last layer ``fc``,
             those with option A ``linear``, and so do we.
     """
 
-    def __init__(self, depth: int, num_classes: int, in_channels: int = 3, projection: bool = False) -> None:
+    def __init__(
+        self, blocks: tuple[int, int, int], num_classes: int, in_channels: int = 3, projection: bool = False
+    ) -> None:
         super().__init__()
-        blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, blocks, 1, projection)
-        self.layer2 = _stage(16, 32, blocks, 2, projection)
-        self.layer3 = _stage(32, 64, blocks, 2, projection)
+        self.layer1 = _stage(16, 16, blocks[0], 1, projection)
+        self.layer2 = _stage(16, 32, blocks[1], 2, projection)
+        self.layer3 = _stage(32, 64, blocks[2], 2, projection)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = "fc" if projection else "linear"
         self.add_module(self.head, nn.Linear(64, num_classes))
