@@ -6,6 +6,7 @@ Nothing heavy is imported before a command is known, so that ``upcycle --help`` 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 import sys
 import typing
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"upcycle: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("upcycle: interrupted. The same command with --resume goes on.", file=sys.stderr)
+        again = " The same command with --resume goes on." if words[0] == "distill" else ""
+        print(f"upcycle: interrupted.{again}", file=sys.stderr)
         return 130
     except MemoryError:
         print("upcycle: memory ran out. Choose a smaller --recipe.batch_size or --size.", file=sys.stderr)
@@ -75,6 +77,8 @@ def _translate(error: Exception) -> tuple[int, str] | None:
         return 2, "memory ran out. Choose a smaller --recipe.batch_size or --size."
     if isinstance(error, OSError) and error.filename:
         return 2, f"{error.strerror}: {error.filename}."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return 2, f"{error.strerror}. Free some space, or choose another --out."
     return None
 
 
@@ -104,9 +108,25 @@ def _parse(parser: Any, words: list[str], flags: Sequence[str]) -> Any:
         if word.removeprefix("--") in flags and (i + 1 == len(words) or words[i + 1].lower() not in ("true", "false")):
             words[i] = f"{word}=true"
     try:
-        return parser.parse_args(words)
+        parsed = parser.parse_args(words)
+    except OverflowError as error:
+        raise UserError("A number in the options is beyond all bounds (1e308).") from error
     except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
         raise UserError(_complaint(str(error), known)) from error
+    _check_filled(parsed, parser.get_defaults())
+    return parsed
+
+
+def _check_filled(parsed: Any, defaults: Any, prefix: str = "") -> None:
+    """Refuse what the parser lets pass in a YAML file: null for an option that has a default, no mapping for a group."""
+    for key, default in vars(defaults).items():
+        value = getattr(parsed, key, default)
+        if type(default).__name__ == "Namespace":
+            if type(value) is not type(default):
+                raise UserError(f"--{prefix}{key} must be a mapping of its options, not '{value}'.")
+            _check_filled(value, default, f"{prefix}{key}.")
+        elif value is None and default is not None:
+            raise UserError(f"--{prefix}{key} must not be null; leave it out for its default, {default}.")
 
 
 def _keys(parser: Any) -> list[str]:
@@ -123,8 +143,8 @@ def _keys(parser: Any) -> list[str]:
     return walk(parser.get_defaults(), "")
 
 
-_KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "tuple": "a list such as "
-          "[a,b] of what --help names", "Path": "a path", "dict": "a mapping"}  # fmt: skip
+_KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "tuple": "a list such as [a,b]",
+          "Path": "a path", "dict": "a mapping"}  # fmt: skip
 
 
 def _complaint(text: str, known: list[str]) -> str:
@@ -132,6 +152,10 @@ def _complaint(text: str, known: list[str]) -> str:
     if found := re.search(r"[Kk]ey '?([\w.]+)'? is not expected|Option '?([\w.]+)'? is not accepted", text):
         key = found.group(1) or found.group(2)
         return str(unknown("key", key, [k.removeprefix("--") for k in known]))
+    if found := re.search(r"Group '([\w.]+)' does not accept option '(.+?)'", text):
+        group, key = found.groups()
+        inside = [k.removeprefix(f"--{group}.") for k in known if k.startswith(f"--{group}.")]
+        return str(unknown(f"key of {group}", key, inside))
     text = " ".join(line.strip() for line in text.splitlines() if line.strip())
     text = re.sub(r"Parser key \"?([\w.]+)\"?:", r"\1:", text)
     if found := re.match(r"([\w.]+): Expected an? (.+?)\. Got value: (.*?)\.?$", text):
@@ -140,6 +164,14 @@ def _complaint(text: str, known: list[str]) -> str:
         choices = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", name)
         wanted = f"one of {choices.group(1)}" if choices else _KINDS.get(name.split("[")[0], name)
         return f"--{key} must be {wanted}, not '{value}'."
+    if found := re.match(r"([\w.]+): Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: (.*?)\.?$", text):
+        key, kinds, value = found.groups()
+        names = re.findall(r"<class '(?:\w+\.)*(\w+)'>|\b(tuple|dict)\[", kinds)
+        wanted = " or ".join(_KINDS[name] for name in map("".join, names) if name in _KINDS)
+        wanted = wanted.replace("[a,b]", "[1,2]") if re.search(r"tuple\[(int|float)", kinds) else wanted
+        return f"--{key} must be {wanted}, not '{value}'."
+    if found := re.match(r"([\w.]+): Unable to load config '(.*?)'", text):
+        return f"--{found.group(1)} must be a mapping of its options, not '{found.group(2)}'."
     return text[:1].upper() + text[1:300] + ("" if text.endswith(".") else ".")
 
 
@@ -164,28 +196,20 @@ def _value_of(words: Sequence[str], option: str) -> str | None:
 
 def distill_arguments(words: list[str]) -> tuple[dict[str, Any], type]:
     """Parse ``upcycle distill``: the keyword arguments of :func:`upcycle.distill`, and the method's class."""
-    import yaml
-
     from upcycle.verbs.distill import Setting, find_method
     from upcycle.verbs.methods import add_plugin
 
     words = list(words)
+    config = _value_of(words, "config")
+    content = _read_config(config) if config is not None else {}
+    if (plugin := content.get("plugin")) is not None:
+        add_plugin(str(plugin))
     while (plugin := _value_of(words, "plugin")) is not None:
         add_plugin(plugin)
         i = next(i for i, w in enumerate(words) if w == "--plugin" or w.startswith("--plugin="))
         del words[i : i + (1 if "=" in words[i] else 2)]
     name = _value_of(words, "method")
-    if name is None and (config := _value_of(words, "config")) is not None:
-        try:
-            content = yaml.safe_load(Path(config).read_text())
-        except OSError as error:
-            raise UserError(f"Cannot read {config}: {error.strerror}.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{config} is not YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{config} holds no options: it must be a YAML mapping.")
-        name = content.get("method")
-    cls = find_method(str(name or "kd"))
+    cls = find_method(str(content.get("method", "kd")) if name is None else name)
     parser = _parser("distill")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument("--teacher", type=str | None, default=None, help="reference of the trained network")
@@ -204,6 +228,21 @@ def distill_arguments(words: list[str]) -> tuple[dict[str, Any], type]:
         raise UserError("distill needs a student: give --student REFERENCE, for example zoo:convnet_small.")
     values["method"] = cls
     return values, cls
+
+
+def _read_config(file: str) -> dict[str, Any]:
+    """The mapping in a YAML file, before it is known which options it may hold."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no options: it must be a YAML mapping.")
+    return content
 
 
 def _options_of(cls: type[Method]) -> type:

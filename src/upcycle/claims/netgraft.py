@@ -48,7 +48,7 @@ class WholeStudent(Method):
 
 
 def measure(seed: int, quick: bool) -> dict[str, float]:
-    """Three arms on the same images, from the same weights, with as many updates."""
+    """Four arms on the same images, from the same weights, with as many updates."""
     teacher = resolve("zoo:cifar10_resnet20")
     data = load("cifar10").few(10, seed).augmented(("crop", "flip")).normalised(teacher.mean, teacher.std)
     student = fresh("zoo:resnet3-1-1", data, seed)
@@ -59,16 +59,18 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
         return copy_of(student.module)
 
     epochs = (3, 2) if quick else (60, 40)
-    graft = NetGraft(teacher=teacher, student=start(), copy=(1, 4), epochs_block=epochs[0], epochs_chain=epochs[1],
-                     batch_size=50)  # fmt: skip
-    updates = graft.steps(len(data.train))
+    def graft(**rates: float) -> NetGraft:
+        return NetGraft(teacher=teacher, student=start(), copy=(1, 4), epochs_block=epochs[0],
+                        epochs_chain=epochs[1], batch_size=50, **rates)  # fmt: skip
+
+    updates = graft().steps(len(data.train))
     recipe = Recipe(epochs=updates // 2, batch_size=50, optimizer="adam", lr=1e-3, weight_decay=0.0)
-    validation = data.validation.subset(torch.arange(1000))
-    data.validation = validation
+    data.validation = data.validation.subset(torch.arange(100))  # looked at, not chosen by
     alone = KD(teacher=teacher, student=start(), w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe)
     whole = WholeStudent(teacher=teacher, student=start(), recipe=recipe)
     return {
-        "grafted (%)": 100 * test(train(graft, data, seed), data).accuracy,
+        "grafted (%)": 100 * test(train(graft(lr_block=1e-2, lr_chain=1e-3), data, seed), data).accuracy,
+        "grafted, the paper's rates (%)": 100 * test(train(graft(), data, seed), data).accuracy,
         "whole student, same loss (%)": 100 * test(train(whole, data, seed), data).accuracy,
         "cross-entropy with labels (%)": 100 * test(train(alone, data, seed), data).accuracy,
     }
@@ -81,7 +83,9 @@ CLAIM = Claim(
     "with one (official README); teacher 92.83 (secondary notes, unchecked).",
     setting="CIFAR-10, 10 unlabelled images a class (other images each seed), ResNet-20 (91.7 %) to its first stage and "
     "head with one block instead of three in stages 2 and 3; 60 epochs a block, 40 a chain, batch 50. Baselines: the "
-    "same images, initial weights and number of updates (Adam 1e-3, cosine).",
+    "same images, initial weights and number of updates. Rates chosen on 2,000 validation images with another draw, "
+    "for each arm from 1e-3, 4e-3 and 1e-2: 1e-2 for blocks (1e-3 for chains), 1e-3 with cosine for the baselines. The "
+    "paper's own rates (2.5e-4 and 1e-4) are an arm of their own.",
     data=("cifar10",),
     measure=measure,
     checks=(

@@ -104,6 +104,7 @@ class Run:
         devices, accelerator: as in Lightning Fabric.
         precision: 32-true, bf16-mixed or 64-true; auto takes bf16-mixed where the machine's flags say that it is
             fast, float32 elsewhere.
+        teacher_precision: auto takes bf16 for a frozen teacher where that is fast and its answers stay the same.
         save_every: seconds between save points. When they fall changes no result.
         compile: compile what is set up with ``torch.compile``; pays for itself in long runs.
         config: what ``config.yaml`` records; a resumed run must bring the same.
@@ -119,6 +120,7 @@ class Run:
         devices: int = 1,
         accelerator: str = "auto",
         precision: Precision = "auto",
+        teacher_precision: Literal["auto", "32-true"] = "auto",
         save_every: float = 15.0,
         compile: bool = False,
         config: dict[str, Any] | None = None,
@@ -126,6 +128,7 @@ class Run:
     ) -> None:
         self.directory = Path(directory) if directory is not None else None
         self.seed, self.save_every, self.compile = seed, save_every, compile
+        self.teacher_precision = teacher_precision
         self.fabric = _launch(devices, accelerator)
         self.rank, self.world_size = self.fabric.global_rank, self.fabric.world_size
         self.device: torch.device = self.fabric.device
@@ -160,6 +163,8 @@ class Run:
         import yaml
 
         file = self.directory / "config.yaml"
+        if self.rank == 0:
+            store.clear_temporary(self.directory)
         if resume and file.exists():
             recorded = yaml.safe_load(file.read_text())
             machine |= recorded.pop("machine", {})
@@ -172,7 +177,7 @@ class Run:
         elif self.rank == 0:
             text = yaml.safe_dump({**(config or {}), "machine": machine}, sort_keys=False, allow_unicode=True)
             store.write_atomic(file, text.encode())
-            self._write_log()
+            self._commit()  # an index from the start: without one, a stray checkpoint is damage
         self.fabric.barrier()
         return machine
 
@@ -182,7 +187,7 @@ class Run:
         if not index.exists():
             require(not any(self.directory.glob("checkpoints/*.safetensors")),
                     f"{index} is missing, so {self.directory} cannot go on; start anew in another --out.")  # fmt: skip
-            self._write_log()
+            self._commit()
             return
         value = store.unsealed(index)
         self._files, self._results, self._current = value["files"], value["stages"], value["current"]
@@ -464,7 +469,7 @@ class Run:
 
         images = split.batch(torch.arange(min(256, len(split))), device=self.device).images
         own = (getattr(split, "mean", model.mean), getattr(split, "std", model.std))
-        dtype = {"bf16-mixed": "auto"}.get(self.precision, self.precision)
+        dtype = "64-true" if self.precision == "64-true" else self.teacher_precision
         made = frozen(model.module, images, input_grad=input_grad, keep_bn=keep_bn,
                       precision=dtype, renormalise=(own, (model.mean, model.std)))  # fmt: skip
         self.machine[model.name] = (f"{made.precision}, {made.folded} BatchNorm folded with error {made.error:.1e}, "

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,15 @@ def write_atomic(path: Path, content: bytes) -> None:
             f"Cannot write {path} ({len(content):,} bytes): {error.strerror or error}. "
             "Free some space or choose another --out."
         ) from error
+
+
+def clear_temporary(directory: Path) -> None:
+    """Remove what a killed process has left of atomic writes in ``directory`` and below."""
+    for path in [*directory.rglob(".*.tmp"), *directory.rglob(".*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -54,6 +55,7 @@ class Setting:
         devices: how many processes.
         accelerator: as in Lightning Fabric.
         precision: auto takes bf16-mixed where the machine's flags say that it is fast.
+        teacher_precision: auto takes bf16 for the teacher where its answers stay the same.
         compile: torch.compile; pays for itself in long runs.
         save_every: seconds between save points.
         resume: go on from what the run directory holds.
@@ -79,6 +81,7 @@ class Setting:
     devices: int = 1
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
+    teacher_precision: Literal["auto", "32-true"] = "auto"
     compile: bool = False
     save_every: float = 15.0
     resume: bool = False
@@ -184,6 +187,8 @@ class _Distillation:
         student = self._student(teacher, data, setting.seed)
         data = self._prepared(data, student)
         self._method(teacher, student).require(data)
+        require(not setting.alone or int((data.train.labels >= 0).sum()) >= 2,
+                "The student cannot be trained alone without labels; drop --alone or keep some --labels.")  # fmt: skip
         self._show_teacher(teacher, data)
         teacher_cost, student_cost = self._costs(teacher, student)
         if setting.dry_run:
@@ -223,6 +228,8 @@ class _Distillation:
         needs = self.cls.card.needs
         if self.teacher_ref is None and needs.teacher != "none":
             raise UserError(f"{self.cls.card.name} needs a teacher: give --teacher REFERENCE. tfkd needs none.")
+        for role, reference in (("teacher", self.teacher_ref), ("student", self.student_ref), ("data", self.data_ref)):
+            require(not isinstance(reference, str) or bool(reference.strip()), f"--{role} names nothing.")
         for reference in (self.teacher_ref, self.student_ref):
             if isinstance(reference, str):
                 models.check_reference(reference)
@@ -339,7 +346,7 @@ class _Distillation:
             method, data = _alone(method, student, data)
         run = Run(directory, seed=seed, resume=setting.resume and (directory / "config.yaml").exists(),
                   devices=setting.devices, accelerator=setting.accelerator, precision=setting.precision,
-                  save_every=setting.save_every, compile=setting.compile, config=self.config(arm, seed),
+                  teacher_precision=setting.teacher_precision, save_every=setting.save_every, compile=setting.compile, config=self.config(arm, seed),
                   quiet=setting.quiet)  # fmt: skip
         with run.interruptible():
             module = method.fit(run, data).float()
@@ -413,28 +420,33 @@ class _Distillation:
 
 def claim_directory(out: Path, *, resume: bool) -> None:
     """Make sure that ``out`` can be written and holds nothing that would be lost."""
+    if "\0" in str(out):
+        raise UserError(f"{str(out)!r} is no path; choose another --out.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out.")
-    if out.is_dir() and any(out.iterdir()) and not resume:
+    # A run that was killed while it wrote its first file has left nothing but a temporary one.
+    used = out.is_dir() and any(p.suffix != ".tmp" for p in out.iterdir())
+    if used and not resume:
         raise UserError(f"{out} exists and is not empty: add --resume to go on with it, or choose another --out.")
-    if resume and out.is_dir() and any(out.iterdir()) and not (out / "config.yaml").exists():
+    if used and not (out / "config.yaml").exists():
         raise UserError(f"{out} holds no run that could go on (no config.yaml); choose another --out.")
-    fresh = not out.exists()
+    fresh = [p for p in (out, *out.parents) if not p.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
+        probe = out / ".writable.tmp"
         probe.touch()
         probe.unlink()
-        if fresh:
-            out.rmdir()
     except OSError as error:
         raise UserError(f"Cannot write to {out}: {error.strerror}. Choose another --out.") from error
+    finally:
+        for p in fresh:
+            with contextlib.suppress(OSError):
+                p.rmdir()
 
 
 def _alone(method: Method, student: Model, data: Images) -> tuple[Method, Images]:
     """The student trained by cross-entropy on the labels there are, with as many updates as the method makes."""
     known = (data.train.labels >= 0).nonzero()[:, 0]
-    require(len(known) >= 2, "The student cannot be trained alone without labels; drop --alone or keep some --labels.")
     recipe = getattr(method, "recipe", Recipe())
     batch = min(recipe.batch_size, len(known))
     epochs = max(1, round(method.steps(len(data.train)) / math.ceil(len(known) / batch)))

@@ -1,0 +1,311 @@
+"""Fill the marked blocks of the documentation from the cards and from the committed results.
+
+A block stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``python scripts/docs.py`` writes all
+blocks again; with ``--check`` it writes nothing and exits with 1 when a file would change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from upcycle.claims import find
+from upcycle.cli import SUMMARY
+from upcycle.core.cost import bytes_, count, duration, si
+from upcycle.core.lineage import TERMS
+from upcycle.core.models import resolve
+from upcycle.distillation import METHODS
+from upcycle.verbs.advise import methods_table_markdown
+from upcycle.zoo import ENTRIES
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"<!-- begin: ([\w-]+) -->\n(.*?)<!-- end: \1 -->", re.DOTALL)
+MARK = re.compile(r"^<!-- (?:begin|end): ", re.MULTILINE)
+MISSING = "*Not measured yet.*\n"
+RAW = ("seconds",)  # every repetition, kept in the file; the tables show what was made of them
+
+
+def documents(root: Path = ROOT) -> list[Path]:
+    """The files that may hold blocks."""
+    named = ["README.md", "CONTRIBUTING.md", "src/upcycle/distillation/README.md"]
+    return [*(root / name for name in named), *sorted((root / "docs").glob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """``text`` with every block made anew.
+
+    Raises:
+        ValueError: a block without an end, or a name that nobody fills.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in BLOCKS:
+            raise ValueError(f"nothing fills the block '{name}'; there are {', '.join(BLOCKS)}")
+        return f"<!-- begin: {name} -->\n{BLOCKS[name]()}<!-- end: {name} -->"
+
+    new, n = BLOCK.subn(block, text)
+    if len(MARK.findall(text)) != 2 * n:
+        raise ValueError("a block is begun and not ended, or ended under another name")
+    return new
+
+
+# -- results ----------------------------------------------------------------------------------------------------
+
+
+def result(name: str) -> dict[str, Any] | None:
+    """A committed result, or None when it has not been measured."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def number(value: Any) -> str:
+    """A cell: three digits, thousands apart; a list of numbers as mean ± sample standard deviation."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        if not all(isinstance(v, int | float) for v in value):
+            return ", ".join(map(number, value))
+        spread = f" ± {number(statistics.stdev(value))}" if len(value) > 1 else ""
+        return f"{number(statistics.fmean(value))}{spread}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "" if value is None else str(value)
+
+
+def percent(values: list[float]) -> str:
+    """Mean and sample standard deviation of figures with two digits after the point."""
+    if not 0.01 <= abs(statistics.fmean(values)) < 1000 and any(values):
+        return number(values)
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(" ".join(str(c).split()).replace("|", r"\|") for c in cells) + " |\n"
+
+    headings = list(headings)
+    return line(headings) + "|" + " --- |" * len(headings) + "\n" + "".join(line(row) for row in rows)
+
+
+def figures_table(figures: dict[str, Any]) -> str:
+    """The figures of a benchmark: one row a name; those that have several figures in columns."""
+    wide = {name: row for name, row in figures.items() if isinstance(row, dict)}
+    narrow = {name: value for name, value in figures.items() if name not in wide and name not in RAW}
+    parts = []
+    if wide:
+        columns = list(dict.fromkeys(key for row in wide.values() for key in row if key not in RAW))
+        rows = [(_words(name), *(number(row.get(c)) for c in columns)) for name, row in wide.items()]
+        parts.append(table(("", *map(_words, columns)), rows))
+    if narrow:
+        parts.append(table(("", "figure"), [(_words(name), number(v)) for name, v in narrow.items()]))
+    return "\n".join(parts)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def provenance(record: dict[str, Any], command: str) -> str:
+    """Where figures come from, in one line."""
+    machine, versions = record.get("machine", {}), record.get("versions", {})
+    facts = [f"{machine.get('cpu') or machine.get('processor')}, {machine.get('cores')} cores"]
+    facts += [f"torch {versions['torch']}"] if "torch" in versions else []
+    facts += [str(record.get("date", ""))[:10]]
+    facts += [f"commit {record['commit']}"] if record.get("commit") else []
+    facts += [f"`{command}`"]
+    return "*" + "; ".join(fact for fact in facts if fact) + "*\n"
+
+
+def benchmark(name: str) -> str:
+    """A benchmark's figures, its settings and where they come from."""
+    record = result(name)
+    if record is None:
+        return MISSING
+    settings = record.get("settings") or {}
+    text = figures_table(record["figures"])
+    if settings:
+        text += "\nSettings: " + ", ".join(f"{_words(k)} {number(v)}" for k, v in settings.items()) + ".\n"
+    return f"{text}\n{provenance(record, f'python -m benchmarks.{name}')}"
+
+
+def benchmarks_left() -> str:
+    """Every committed benchmark that has no block of its own."""
+    own = ("kd_step", "loading", "torture", "quickstart")
+    names = sorted(file.stem for file in RESULTS.glob("*.json"))
+    rest = [name for name in names if name not in own and not name.startswith("prove_")]
+    return "\n".join(f"### {_words(name).capitalize()}\n\n{benchmark(name)}" for name in rest)
+
+
+def speed() -> str:
+    """The two tables of the README."""
+    return (
+        f"A step of knowledge distillation, ResNet-56 to ResNet-20 on CIFAR-10:\n\n{benchmark('kd_step')}\n"
+        f"Loading CIFAR-10:\n\n{benchmark('loading')}"
+    )
+
+
+def quickstart() -> str:
+    """What ``make run`` printed when it was measured."""
+    record = result("quickstart")
+    if record is None:
+        return MISSING
+    if "rows" not in record:
+        return benchmark("quickstart")
+    rows = []
+    for row in record["rows"]:
+        accuracy = [100 * a for a in row["accuracy"]]
+        spread = f" ± {statistics.stdev(accuracy):.1f}" if len(accuracy) > 1 else ""
+        rows.append((row["name"], f"{statistics.fmean(accuracy):.1f}{spread} %", si(row["parameters"]),
+                     si(row["macs"]), duration(row["latency"]), bytes_(row["memory"])))  # fmt: skip
+    headings = ("", "test accuracy", "parameters", "multiply-adds", "latency", "memory")
+    return f"{table(headings, rows)}\n{record['sentence']}\n\n{provenance(record, 'make run')}"
+
+
+# -- claims -----------------------------------------------------------------------------------------------------
+
+
+def claims() -> str:
+    """One row a method: what is claimed, what was published, what was found here."""
+    rows = []
+    for method in METHODS:
+        name, record = method.card.name, result(f"prove_{method.card.name}")
+        claim = find(name)
+        if record is None:
+            rows.append((f"`{name}`", claim.sentence, claim.published, "not measured yet", ""))
+            continue
+        here = "<br>".join(f"{arm}: {percent(values)}" for arm, values in record["measured"].items())
+        seeds = len(next(iter(record["measured"].values())))
+        rows.append((f"`{name}`", record["claim"], record["published"], f"{here}<br>({seeds} seeds)", verdict(record)))
+    return table(("method", "claim", "published", "here", "holds"), rows)
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """Whether a claim holds here; where it does not, which of its checks fail and by how much."""
+    if record["holds"]:
+        return "yes"
+    failed = [f"not that {c['text']}: {percent([c['value']])}, asked {c['bound']:g}" for c in record["checks"]
+              if not c["holds"]]  # fmt: skip
+    return "no. " + "; ".join(failed)
+
+
+def claims_in_full() -> str:
+    """For each method: setting, every arm with every seed, every check."""
+    parts = []
+    for method in METHODS:
+        name, record = method.card.name, result(f"prove_{method.card.name}")
+        claim = find(name)
+        text = f"### {name}\n\n{claim.sentence}\n\n*Published.* {claim.published}\n\n*Here.* {claim.setting}\n\n"
+        if record is None:
+            parts.append(text + MISSING)
+            continue
+        arms = [(arm, percent(values), ", ".join(percent([v]) for v in values))
+                for arm, values in record["measured"].items()]  # fmt: skip
+        checks = [(c["text"], percent([c["value"]]), f"{c['bound']:g}", "yes" if c["holds"] else "no")
+                  for c in record["checks"]]  # fmt: skip
+        text += table(("arm", "mean ± std", "each seed"), arms) + "\n"
+        text += table(("check", "found", "asked at least", "holds"), checks) + "\n"
+        took = duration(record["seconds"])
+        parts.append(text + f"It took {took}.\n\n" + provenance(record, f"upcycle prove {name}"))
+    return "\n".join(parts)
+
+
+# -- facts of the code ------------------------------------------------------------------------------------------
+
+
+def methods() -> str:
+    """The method table, from the cards."""
+    return methods_table_markdown(method.card for method in METHODS)
+
+
+def commands() -> str:
+    """The verbs of the command line."""
+    return table(("command", "what it does"), [(f"`upcycle {verb}`", text) for verb, text in SUMMARY.items()])
+
+
+def zoo() -> str:
+    """The networks of our own, with their sizes."""
+    rows = []
+    for name, entry in ENTRIES.items():
+        model = resolve(f"zoo:{name}", pretrained=False)
+        cost, trained = count(model.module, model.input_shape), entry.trained
+        origin = "no" if trained is None else "in the package" if trained.origin is None else "`$UPCYCLE_DATA/weights`"
+        rows.append((f"`zoo:{name}`", " x ".join(map(str, entry.shape)), si(cost.parameters), si(cost.macs), origin,
+                     trained.licence if trained else ""))  # fmt: skip
+    headings = ("reference", "input", "parameters", "multiply-adds", "trained weights", "their licence")
+    return table(headings, rows)
+
+
+def licences() -> str:
+    """What each licence asks of those who share a model that was made from it, and which others it excludes."""
+    rows = []
+    for name, terms in TERMS.items():
+        asks = [word for word, asked in (
+            ("name the source", terms.attribution), ("share under the same or a compatible licence", terms.share_alike),
+            ("no commercial use", terms.non_commercial), ("hand on its use restrictions", terms.use_restrictions),
+            ("do not share what is made from it", terms.no_derivatives)) if asked]  # fmt: skip
+        # A licence without children excludes every other; it is said in its own row and not in all the others.
+        clash = [other for other, theirs in TERMS.items()
+                 if other != name and theirs.child and not terms.child & theirs.child]  # fmt: skip
+        rows.append((name, ", ".join(asks) or "nothing", ", ".join(clash) or "none" if terms.child else "every other"))
+    return table(("licence", "asks", "no child together with a parent under"), rows)
+
+
+def example_method() -> str:
+    """The worked example of CONTRIBUTING.md, as it stands in its file."""
+    return f"```python\n{(ROOT / 'docs' / 'example_method.py').read_text()}```\n"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "commands": commands,
+    "zoo": zoo,
+    "licences": licences,
+    "example-method": example_method,
+    "quickstart": quickstart,
+    "claims": claims,
+    "claims-in-full": claims_in_full,
+    "speed": speed,
+    "benchmark-kd-step": lambda: benchmark("kd_step"),
+    "benchmark-loading": lambda: benchmark("loading"),
+    "benchmarks-left": benchmarks_left,
+    "torture": lambda: benchmark("torture"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the blocks, or say which files are out of date."""
+    parser = argparse.ArgumentParser(description="Fill the marked blocks of the documentation.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
+    arguments = parser.parse_args(argv)
+    stale = []
+    for file in documents():
+        text = file.read_text()
+        try:
+            new = filled(text)
+        except ValueError as error:
+            print(f"{file.relative_to(ROOT)}: {error}", file=sys.stderr)
+            return 2
+        if new != text:
+            stale.append(str(file.relative_to(ROOT)))
+            if not arguments.check:
+                file.write_text(new)
+    if stale:
+        print(("out of date: " if arguments.check else "written: ") + ", ".join(stale))
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
