@@ -12,9 +12,9 @@ import os
 import sys
 
 import torch
-from benchmarks.common import alternate, record
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.common import alternate, record
 from upcycle.data import Images, load
 
 IMAGES, BATCH, WORKERS, REPETITIONS = 10_000, 128, 2, 9
@@ -46,9 +46,7 @@ def main() -> None:
         sys.exit("Skipped: this benchmark needs CIFAR-10; set UPCYCLE_DATA to the folder that has it.")
     torch.set_num_threads(2)
     data = load("cifar10").subset(torch.arange(IMAGES)).normalised(MEAN, STD)
-    peer = DataLoader(
-        Peer(data), batch_size=BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True
-    )
+    peer = DataLoader(Peer(data), batch_size=BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
     device = torch.device("cpu")
 
     def ours(operations: tuple[str, ...]) -> None:

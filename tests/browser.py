@@ -109,9 +109,7 @@ class Browser:
 
     def _call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         self._id += 1
-        message = {"id": self._id, "method": method, "params": params} | (
-            {"sessionId": session} if session else {}
-        )
+        message = {"id": self._id, "method": method, "params": params} | ({"sessionId": session} if session else {})
         os.write(self._send, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._read()

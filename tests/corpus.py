@@ -215,7 +215,7 @@ _NUMBERS: dict[str, tuple[Any, ...]] = {
     "infinite": (float("inf"), float("-inf")),
     "negative": (-3, -0.5, -(10**9)),
     "another type": ("fast", [1, 2], {"a": 1}, None, "1,5", "0x1G", [[]]),
-    "unicode": ("１０", "½", "∞", "三"),  # noqa: RUF001
+    "unicode": ("１½", "½", "∞", "三"),
 }
 # What a number may be in spite of that: the value that means "all" or "the default".
 _ALLOWED = {"labels": (-1,), "a": (-1,), "seed": (-3, -(10**9))}
@@ -262,7 +262,9 @@ def _as_words(config: dict[str, Any]) -> list[str] | None:
             if item is None or item in ("", " ", "-", "~") or isinstance(item, dict) or "\0" in str(item):
                 return None
             said = str(item).lower() if isinstance(item, bool) else str(item)
-            words.append(f"--{name}={said.replace('nan', '.nan').replace('inf', '.inf') if isinstance(item, float) else said}")
+            words.append(
+                f"--{name}={said.replace('nan', '.nan').replace('inf', '.inf') if isinstance(item, float) else said}"
+            )
     return words
 
 
@@ -303,7 +305,14 @@ def _typo(word: str, chance: random.Random) -> str:
 
 
 def _known(config: dict[str, Any]) -> set[str]:
-    fields = {f.name for f in dataclasses.fields(Setting)} | {"teacher", "student", "method", "config", "plugin", "machine"}
+    fields = {f.name for f in dataclasses.fields(Setting)} | {
+        "teacher",
+        "student",
+        "method",
+        "config",
+        "plugin",
+        "machine",
+    }
     return fields | set(find_method(config["method"]).options())
 
 
@@ -321,7 +330,9 @@ def _misspelt_key(chance: random.Random, config: dict[str, Any]) -> Changed:
 
 
 def _foreign_key(chance: random.Random, config: dict[str, Any]) -> Changed:
-    key = chance.choice(("learning_rate", "batchsize", "model", "num_epochs", "gpus", "τ", "lr", "Teacher", "class", "0"))
+    key = chance.choice(
+        ("learning_rate", "batchsize", "model", "num_epochs", "gpus", "τ", "lr", "Teacher", "class", "0")
+    )
     if chance.random() < 0.5 and "recipe" in config:
         config["recipe"][key if key != "lr" else "rate"] = 1
         return f"recipe.{key} added", config, True
@@ -334,7 +345,19 @@ def _misspelt_value(chance: random.Random, config: dict[str, Any]) -> Changed:
     value = config[path[0]] if len(path) == 1 else config[path[0]][path[1]]
     head, colon, tail = value.rpartition(":")
     made = _typo(tail, chance)
-    while made in ("kd", "vam", "tfkd", "none", "reg", "self", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56"):
+    while made in (
+        "kd",
+        "vam",
+        "tfkd",
+        "none",
+        "reg",
+        "self",
+        "resnet8",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+    ):
         made = _typo(tail, chance)
     return f"{_name(path)} {value} misspelt as {made}", _put(config, path, head + colon + made), True
 
@@ -348,7 +371,7 @@ def _odd_text(chance: random.Random, config: dict[str, Any]) -> Changed:
 def _bad_number(chance: random.Random, config: dict[str, Any]) -> Changed:
     path = chance.choice(_paths(config, _is_number))
     old = config[path[0]] if len(path) == 1 else config[path[0]][path[1]]
-    kind = chance.choice(_WHOLE if isinstance(old, int) else tuple(_NUMBERS))
+    kind = chance.choice(_WHOLE if isinstance(old, int) and path[-1] != "warmup" else tuple(_NUMBERS))
     value = 1.5 if kind == "a fraction" else chance.choice(_NUMBERS[kind])
     wrong = value not in _ALLOWED.get(path[-1], ()) if not isinstance(value, list | dict) else True
     return f"{_name(path)} is {kind} ({value!r})", _put(config, path, value), wrong
@@ -414,13 +437,13 @@ def _combined(chance: random.Random, config: dict[str, Any]) -> Changed:
 
 
 def _broken_file(chance: random.Random, config: dict[str, Any]) -> Changed:
-    text = yaml.safe_dump(config)
+    text = yaml.safe_dump(config).encode()
     name, content = chance.choice((
-        ("an unclosed bracket", text.encode() + b"augment: [crop\n"), ("a tab", text.encode() + b"a:\n\t- b\n"),
-        ("a list", yaml.safe_dump([config]).encode()), ("nothing", b""), ("a number", b"42\n"), ("half a key", b"meth"),
-        ("bytes that are no text", b"\xff\xfe\x00" + text.encode()), ("a Python object", b"!!python/object/apply:os.getcwd []\n"),
-        ("a tag", text.encode() + b"size: !!python/name:os.system\n"), ("a zero byte", text.encode() + b'out: "a\\0b"\n'),
-        ("an alias of nothing", text.encode() + b"size: *nothing\n"), ("two documents", text.encode() + b"---\n" + text.encode()),
+        ("an unclosed bracket", text + b"augment: [crop\n"), ("a tab", text + b"a:\n\t- b\n"), ("nothing", b""),
+        ("a list", yaml.safe_dump([config]).encode()), ("a number", b"42\n"), ("half a key", b"meth"),
+        ("bytes that are no text", b"\xff\xfe\x00" + text), ("a tag", text + b"size: !!python/name:os.system\n"),
+        ("a Python object", b"!!python/object/apply:os.getcwd []\n"), ("a zero byte", text + b'out: "a\\0b"\n'),
+        ("an alias of nothing", text + b"size: *nothing\n"), ("two documents", text + b"---\n" + text),
     ))  # fmt: skip
     return f"the file holds {name}", content, True
 

@@ -73,7 +73,7 @@ class Row:
         roles = {"student": tiny_model("student", 100 + seed, self.student_width)}
         if self.teacher:
             roles["teacher"] = tiny_model("teacher", 7)
-        return self.method(**roles, **{k: v for k, v in self.options.items()})
+        return self.method(**roles, **self.options)
 
 
 _RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
@@ -81,10 +81,16 @@ _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
 
 ROWS = {
     "kd": Row(KD, {"recipe": _RECIPE}, _WORDS),
-    "kd-views": Row(KD, {"recipe": _RECIPE, "views": 2, "cache": "on", "w_ce": 0.0, "w_kd": 1.0}, (*_WORDS, "--views=2")),
+    "kd-views": Row(
+        KD, {"recipe": _RECIPE, "views": 2, "cache": "on", "w_ce": 0.0, "w_kd": 1.0}, (*_WORDS, "--views=2")
+    ),
     "tfkd": Row(TfKD, {"recipe": _RECIPE, "variant": "self"}, _WORDS, teacher=False),
     "tfkd-reg": Row(TfKD, {"recipe": _RECIPE, "variant": "reg"}, (*_WORDS, "--variant=reg"), teacher=False),
-    "netgraft": Row(NetGraft, {"cuts": ("pool1", "relu2"), "epochs_block": (2,), "epochs_chain": 2, "batch_size": 32},
-                    ("--shots=4",), student_width=8),
+    "netgraft": Row(
+        NetGraft,
+        {"cuts": ("pool1", "relu2"), "epochs_block": (2,), "epochs_chain": 2, "batch_size": 32},
+        ("--shots=4",),
+        student_width=8,
+    ),
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
-}  # fmt: skip
+}

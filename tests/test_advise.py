@@ -95,9 +95,7 @@ def test_commands_name_options_that_exist():
             assert words[:2] == ["upcycle", "distill"]
             options = dict(zip(words[2::2], words[3::2], strict=True))
             assert options["--method"] == choice.method and {"--student", "--data"} <= set(options)
-            assert {o.removeprefix("--") for o in options} <= of_the_verb | set(
-                classes[choice.method].options()
-            )
+            assert {o.removeprefix("--") for o in options} <= of_the_verb | set(classes[choice.method].options())
             needs_one = CARDS[choice.method].needs.teacher != "none"
             assert ("--teacher" in options) >= needs_one
             assert not ("--teacher" in options and have["teacher"] == "none")
@@ -117,9 +115,7 @@ def test_every_command_parses():
 
 def test_label_free_kd_is_asked_for_without_labels():
     (kd,) = (c for c in ask(data="unlabelled", teacher="predictions").choices if c.method == "kd")
-    assert (
-        kd.command == "upcycle distill --teacher TEACHER --student STUDENT --data DATA --method kd --w_ce 0"
-    )
+    assert kd.command == "upcycle distill --teacher TEACHER --student STUDENT --data DATA --method kd --w_ce 0"
 
 
 @pytest.mark.parametrize(

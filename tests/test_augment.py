@@ -17,12 +17,8 @@ CPU = torch.device("cpu")
 N = 20_000
 
 
-def split(
-    n: int = 40, c: int = 3, size: int = 32, operations: tuple[str, ...] = ("crop", "flip")
-) -> ImageSplit:
-    pixels = torch.randint(
-        0, 256, (n, size, size, c), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+def split(n: int = 40, c: int = 3, size: int = 32, operations: tuple[str, ...] = ("crop", "flip")) -> ImageSplit:
+    pixels = torch.randint(0, 256, (n, size, size, c), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     plain = ImageSplit.plain(pixels, torch.arange(n) % 10, torch.arange(n) * 3 + 1)
     plain.augment = operations
     return plain.normalised((0.4,) * c, (0.25,) * c)
@@ -113,9 +109,7 @@ def test_color_follows_pillow_and_leaves_factor_one_alone() -> None:
     assert torch.allclose(augment.color(floats, torch.ones(12, 3)), floats, atol=1e-6)
     factors = augment.color_factors((0, 0), torch.arange(12))
     assert factors.min() >= 0.6 and factors.max() <= 1.4 and factors.std(0).min() > 0.1
-    for image, row, found in zip(
-        pixels.numpy(), factors.tolist(), augment.color(floats, factors), strict=True
-    ):
+    for image, row, found in zip(pixels.numpy(), factors.tolist(), augment.color(floats, factors), strict=True):
         picture = Image.fromarray(image)
         for enhancer, factor in zip(
             (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), row, strict=True

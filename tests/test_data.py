@@ -90,9 +90,7 @@ def test_size_and_channels_of_arrays(digits: Images) -> None:
     assert big.shape == (3, 16, 16) and torch.equal(big.train.ids, digits.train.ids)
     one, two, three = big.train.images.unbind(3)
     assert torch.equal(one, two) and torch.equal(two, three)
-    image = Image.fromarray(digits.train.images[0, :, :, 0].numpy()).resize(
-        (16, 16), Image.Resampling.BILINEAR
-    )
+    image = Image.fromarray(digits.train.images[0, :, :, 0].numpy()).resize((16, 16), Image.Resampling.BILINEAR)
     assert np.abs(np.asarray(image).astype(int) - one[0].numpy()).max() <= 1
 
 
@@ -126,9 +124,7 @@ def test_another_split_does_not_pass_for_the_official_one(fashion: Path) -> None
         load("fashion_mnist")
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[:-20], lambda b: b[:3], lambda b: b"", lambda b: gzip.compress(b"x")]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b[:3], lambda b: b"", lambda b: gzip.compress(b"x")])
 def test_damaged_idx_files_are_named(fashion: Path, damage: Callable[[bytes], bytes]) -> None:
     path = fashion / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
@@ -174,9 +170,7 @@ def test_cifar10_is_the_official_one() -> None:
         (Path("digits"), "no folder digits"),
     ],
 )
-def test_unknown_references(
-    reference: str | Path, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_references(reference: str | Path, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for function in (check_reference, load):
         with pytest.raises(UserError) as caught:
@@ -303,9 +297,7 @@ def test_odd_images_become_rgb(tmp_path: Path) -> None:
     image = Image.fromarray(array)
     image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100, subsampling=0)
     image.save(tmp_path / "progressive.jpg", quality=100, subsampling=0, progressive=True)
-    image.convert("P", palette=Image.Palette.ADAPTIVE).save(
-        tmp_path / "palette.png", transparency=bytes([0, 255])
-    )
+    image.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png", transparency=bytes([0, 255]))
     image.convert("RGBA").save(tmp_path / "rgba.png")
     image.save(tmp_path / "a.gif")
     image.save(tmp_path / "a.webp", lossless=True)
@@ -382,9 +374,7 @@ def test_large_images_in_threads_keep_their_order(tmp_path: Path) -> None:
     assert np.array_equal(read_images(sorted(tmp_path.iterdir())), arrays)
 
 
-def test_what_does_not_fit_the_memory_is_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_the_memory_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder(tmp_path / "x", {"a": 10, "b": 10})
     assert decoding.free_memory() > 10_000_000
     monkeypatch.setattr(decoding, "free_memory", lambda: 3_000)
@@ -395,9 +385,7 @@ def test_what_does_not_fit_the_memory_is_refused_at_once(
 # --- Parquet and the hub ------------------------------------------------------------------------------------
 
 FEATURES = {
-    "info": {
-        "features": {"image": {"_type": "Image"}, "label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
-    }
+    "info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}
 }
 
 
@@ -480,9 +468,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nand a traceback of details")
 
     stand_in.load_dataset = offline
-    with pytest.raises(
-        UserError, match=r"Cannot load hub:org/name: Couldn't reach .* Without a network, .* Parquet"
-    ):
+    with pytest.raises(UserError, match=r"Cannot load hub:org/name: Couldn't reach .* Without a network, .* Parquet"):
         load("hub:org/name")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'upcycle\[hub\]'"):
@@ -512,9 +498,9 @@ def test_a_dataset_of_float_tensors() -> None:
     assert torch.equal(data.train.images, x[data.train.ids]) and data.classes == ("0", "1")
     data = data.normalised((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     batch = data.train.batch(torch.tensor([3, 1]), device=CPU)
-    expected = (
-        x[data.train.ids[[3, 1]]].double() - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
-    ) / torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+    expected = (x[data.train.ids[[3, 1]]].double() - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor(
+        [0.1, 0.2, 0.3]
+    )[:, None, None]
     assert torch.allclose(batch.images.double(), expected, atol=1e-5) and batch.index.tolist() == [3, 1]
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     before = data.train.images.clone()
@@ -577,9 +563,7 @@ def toy(labels: list[int], classes: int = 3) -> Images:
     n = len(labels)
     split = ImageSplit.plain((torch.arange(n * 16) % 251).byte().view(n, 4, 4, 1), torch.tensor(labels),
                              torch.arange(n) + 100)  # fmt: skip
-    return Images(
-        name="toy", classes=("ape", "bee", "cow")[:classes], train=split, validation=split, test=split
-    )
+    return Images(name="toy", classes=("ape", "bee", "cow")[:classes], train=split, validation=split, test=split)
 
 
 @settings(max_examples=100, deadline=None)
@@ -606,9 +590,7 @@ def test_few_draws_just_so_many_of_each_class(labels: list[int], per_class: int,
     assert hidden.train.ids[hidden.train.labels >= 0].tolist() == few.train.ids.tolist()
     order = list(range(len(labels)))
     random.Random(seed).shuffle(order)
-    assert set(data.subset(torch.tensor(order)).few(per_class, seed).train.ids.tolist()) == set(
-        few.train.ids.tolist()
-    )
+    assert set(data.subset(torch.tensor(order)).few(per_class, seed).train.ids.tolist()) == set(few.train.ids.tolist())
 
 
 def test_seeds_draw_differently(digits: Images) -> None:

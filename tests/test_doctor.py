@@ -89,9 +89,7 @@ def test_a_torchvision_that_does_not_fit_becomes_one_pip_line(monkeypatch, tmp_p
     assert check.status == "broken"
     assert f"does not fit torch {torch.__version__}" in check.found
     version = torch.__version__.split("+")[0]
-    assert re.match(
-        rf'pip uninstall -y torchvision && pip install torchvision "torch=={version}"', check.mend
-    )
+    assert re.match(rf'pip uninstall -y torchvision && pip install torchvision "torch=={version}"', check.mend)
 
 
 @pytest.mark.parametrize(("cuda", "index"), [(None, True), ("13.2", False)])
@@ -119,9 +117,7 @@ def test_an_optional_package_that_is_not_installed_is_absent_and_no_fault(monkey
     dist, least, without = OPTIONAL[module]
     absent(monkeypatch, module)
     check = doctor_module._package(module, dist, least, without)
-    assert check == Check(
-        dist, "absent", f"not installed: {without}", f'pip install --upgrade "{dist}>={least}"'
-    )
+    assert check == Check(dist, "absent", f"not installed: {without}", f'pip install --upgrade "{dist}>={least}"')
     assert Report((check,)).ok
 
 
@@ -256,9 +252,7 @@ def test_little_memory_and_idle_cores_are_said(monkeypatch):
 
 def test_text_keeps_mending_lines_whole_and_names_what_is_wrong():
     long = "pip install " + "x" * 150
-    report = Report(
-        (Check("a", "ok", "1"), Check("b", "broken", "word " * 60, long), Check("c", "absent", "no c"))
-    )
+    report = Report((Check("a", "ok", "1"), Check("b", "broken", "word " * 60, long), Check("c", "absent", "no c")))
     lines = report.text().splitlines()
     assert any(line.strip() == f"-> {long}" for line in lines)
     assert all(len(line) <= 96 for line in lines if long not in line)

@@ -242,9 +242,7 @@ def test_the_original_is_untouched() -> None:
     after = snapshot(net)
     assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
     assert before[1] == after[1]
-    assert all(
-        a[0] == b[0] and a[1] is b[1] for a, b in zip(before[2].values(), after[2].values(), strict=True)
-    )
+    assert all(a[0] == b[0] and a[1] is b[1] for a, b in zip(before[2].values(), after[2].values(), strict=True))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16"])

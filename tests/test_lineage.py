@@ -70,10 +70,7 @@ def test_the_reason_names_who_is_unknown_and_who_conflicts() -> None:
     assert unknown.obligations[0] == "Ask for the licence of teacher b before you share this model."
     assert "'WTFPL' of teacher c" in licence_of([("WTFPL", "teacher c")]).why
     conflict = licence_of([("MIT", "a"), ("GPL-2.0", "teacher b"), ("Apache-2.0", "initial weights c")])
-    assert (
-        "Apache-2.0 (initial weights c) and GPL-2.0-only (teacher b)" in conflict.why
-        and "MIT" not in conflict.why
-    )
+    assert "Apache-2.0 (initial weights c) and GPL-2.0-only (teacher b)" in conflict.why and "MIT" not in conflict.why
     assert "CC-BY-ND-4.0 (teacher d) does not allow" in licence_of([("CC-BY-ND-4.0", "teacher d")]).why
 
 
@@ -140,9 +137,7 @@ def test_a_family_is_associative(licences: list[str]) -> None:
     def joined(*parents):
         return child(parents, name="x", **made)
 
-    assert (
-        joined(joined(a, b), c)["licence"] == joined(a, joined(b, c))["licence"] == joined(a, b, c)["licence"]
-    )
+    assert joined(joined(a, b), c)["licence"] == joined(a, joined(b, c))["licence"] == joined(a, b, c)["licence"]
 
 
 @pytest.fixture
@@ -158,10 +153,8 @@ def family() -> lineage.Node:
 def test_the_tree_of_a_family(family: lineage.Node) -> None:
     family["parents"][1]["parents"] = [node(name="older", digest="e" * 64, licence="MIT", role="teacher")]
     assert tree(family).splitlines() == [
-        "tiny  (distill kd on digits, test accuracy 92.0 ± 1.4 %, licence Apache-2.0, 2026-03-04, "
-        "weights cccccccc)",
-        "├─ teacher: resnet56  (trained on digits, test accuracy 94.4 %, licence MIT, 2026-01-02, "
-        "weights aaaaaaaa)",
+        "tiny  (distill kd on digits, test accuracy 92.0 ± 1.4 %, licence Apache-2.0, 2026-03-04, weights cccccccc)",
+        "├─ teacher: resnet56  (trained on digits, test accuracy 94.4 %, licence MIT, 2026-01-02, weights aaaaaaaa)",
         "└─ initial weights: hf:org/tiny  (licence Apache-2.0, weights bbbbbbbb)",
         "   └─ teacher: older  (licence MIT, weights eeeeeeee)",
     ]
@@ -169,9 +162,7 @@ def test_the_tree_of_a_family(family: lineage.Node) -> None:
 
 def test_a_lineage_is_json_and_hostile_names_do_not_reach_the_terminal(family: lineage.Node) -> None:
     assert json.loads(json.dumps(family)) == family
-    assert "\x1b" not in tree(node(name="\x1b[2Jgone\r", digest="")) and "\n" not in tree(
-        node(name="a\nb", digest="")
-    )
+    assert "\x1b" not in tree(node(name="\x1b[2Jgone\r", digest="")) and "\n" not in tree(node(name="a\nb", digest=""))
 
 
 def test_versions_are_of_this_installation() -> None:

@@ -210,14 +210,10 @@ def test_wrapped_logits_are_taken_out(wrap: Callable[[Tensor], Any], tmp_path: P
     assert len(model.classes) == 3
     save_file(Answer(wrap).state_dict(), tmp_path / "w.safetensors")  # the file knows nothing of the wrapper
     load_weights(model.module, tmp_path / "w.safetensors")
-    assert equal(
-        store.parse_tensors((tmp_path / "w.safetensors").read_bytes(), tmp_path), network.state_dict()
-    )
+    assert equal(store.parse_tensors((tmp_path / "w.safetensors").read_bytes(), tmp_path), network.state_dict())
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda x: x[0], lambda x: x[:, :, None], lambda x: None, lambda x: {"out": x}]
-)
+@pytest.mark.parametrize("wrap", [lambda x: x[0], lambda x: x[:, :, None], lambda x: None, lambda x: {"out": x}])
 def test_what_is_no_classifier_is_refused(wrap: Callable[[Tensor], Any]) -> None:
     with pytest.raises(UserError, match="is no classifier of images"):
         resolve(Answer(wrap), input_shape=SHAPE)
@@ -298,9 +294,7 @@ def changed(name: str) -> dict[str, Tensor]:
     state = state_of(small(1).module)
     match name:
         case "missing":
-            return {
-                k: t for k, t in state.items() if not k.startswith("block3.1.") and not k.startswith("linear")
-            }
+            return {k: t for k, t in state.items() if not k.startswith("block3.1.") and not k.startswith("linear")}
         case "none":
             return {f"other.{k}": t for k, t in state.items()}
         case "surplus":
@@ -585,9 +579,7 @@ def test_a_python_instance_reloads_into_another(tmp_path: Path) -> None:
 def test_code_is_imported_only_when_trusted(here: Path) -> None:
     model = resolve("my_networks_7f:tiny", input_shape=SHAPE, num_classes=5)
     save(model, here / "m")
-    (here / "my_networks_7f.py").write_text(
-        "open('imported', 'w').close()\n" + Path("my_networks_7f.py").read_text()
-    )
+    (here / "my_networks_7f.py").write_text("open('imported', 'w').close()\n" + Path("my_networks_7f.py").read_text())
     sys.modules.pop("my_networks_7f")
     with pytest.raises(UserError, match="--trust my_networks_7f"):
         resolve(here / "m", trust=("os", "torch"))

@@ -39,9 +39,7 @@ class Net(nn.Module):
         a, b, c = widths
         halve = nn.AvgPool2d(2) if pool else nn.Identity()
         self.block1 = nn.Sequential(nn.Conv2d(1, a, 3, padding=1), nn.BatchNorm2d(a), nn.ReLU(inplace=True))
-        self.block2 = nn.Sequential(
-            nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(inplace=True), halve
-        )
+        self.block2 = nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(inplace=True), halve)
         self.block3 = nn.Sequential(nn.Conv2d(b, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU(inplace=True))
         self.pool, self.drop, self.linear = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.1), nn.Linear(c, classes)
 
@@ -375,6 +373,8 @@ def test_blocks_may_begin_in_place(data: Any) -> None:
         pair = [net(seed, 8, 8, 8) for seed in (1, 2)]
         for made in pair:
             made.block1[2], made.block2[2] = (nn.LeakyReLU(0.5, inplace) for _ in range(2))
+        # Tanh needs its output for the gradient, so only the teacher's next block may want to overwrite it.
+        pair[1].block1[1], pair[1].block1[2] = nn.Sequential(pair[1].block1[1], nn.Tanh()), nn.LeakyReLU(0.5)
         m = method(*pair, cuts=("block1.1", "block2.1"))
         assert m.check(data) == []
         states.append(m.fit(Run(None, precision="64-true"), data).state_dict())
@@ -436,9 +436,7 @@ def test_check_leaves_no_trace(data: Any) -> None:
 
 
 def test_a_copied_first_block_needs_the_teachers_normalisation(data: Any) -> None:
-    model = Model(
-        module=net(1, 8, 8, 8), input_shape=(1, 8, 8), mean=(0.5,), std=(0.5,), classes=data.classes
-    )
+    model = Model(module=net(1, 8, 8, 8), input_shape=(1, 8, 8), mean=(0.5,), std=(0.5,), classes=data.classes)
     m = NetGraft(teacher=model, student=net(2, 8, 8, 8), cuts=CUTS, copy=(1,))
     assert any("normalised differently" in problem for problem in m.check(data))
     assert NetGraft(teacher=model, student=net(2, 8, 8, 8), cuts=CUTS).check(data) == []

@@ -108,7 +108,7 @@ def test_p6_a_bad_number_stops_before_harm(name: str, tmp_path: Path) -> None:
     bad[17] = float("nan")
     data.train.images = bad.contiguous()
     weights = method.model("student", data).module  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="not a finite|NaN|not finite"):
+    with pytest.raises(UserError, match=r"not a finite|NaN|not finite"):
         method.fit(Run(tmp_path, save_every=0), data)
     assert all(p.isfinite().all() for p in weights.parameters())
 

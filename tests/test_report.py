@@ -28,9 +28,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 ALIKE = {(3, 5): 0.6, (5, 3): 0.6, (1, 9): 0.5, (9, 1): 0.4, (0, 8): 0.35, (4, 7): 0.3, (2, 0): 0.2}
 
 
-def arm(
-    name: str, role: str, accuracy: float, seeds: int, cost: float, random: np.random.Generator
-) -> dict[str, Any]:
+def arm(name: str, role: str, accuracy: float, seeds: int, cost: float, random: np.random.Generator) -> dict[str, Any]:
     """A row as a verb writes it, with a confusion matrix, classes and calibration that go together."""
     wrong = (1 - accuracy) * random.uniform(0.5, 1.5, 10)
     wrong *= (1 - accuracy) / wrong.mean()
@@ -231,9 +229,7 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(value, list):
             return [spoil(v, key) for v in value]
         return (
-            HOSTILE[len(value) % 6] + value
-            if isinstance(value, str) and key not in ("kind", "role", "png")
-            else value
+            HOSTILE[len(value) % 6] + value if isinstance(value, str) and key not in ("kind", "role", "png") else value
         )
 
     for file in [run / "result.json", run / "model" / "lineage.json", *run.glob("pictures/*.json")]:
@@ -288,9 +284,7 @@ def test_the_least_result_makes_a_page(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize(
-    "row", ["accuracy", "per_class", "confusion", "reliability", "ece", "latency", "parameters"]
-)
+@pytest.mark.parametrize("row", ["accuracy", "per_class", "confusion", "reliability", "ece", "latency", "parameters"])
 def test_a_measure_that_one_row_lacks(run: Path, tmp_path: Path, row: str) -> None:
     result = json.loads((run / "result.json").read_text())
     del result["rows"][0][row]
@@ -420,9 +414,7 @@ def test_the_page_in_a_browser(browser: Browser, run: Path, page: str, width: in
 @pytest.mark.browser
 @needs_chromium
 def test_hostile_names_do_nothing_in_a_browser(browser: Browser, hostile_run: Path) -> None:
-    seen = browser.visit(
-        write_report(hostile_run), 400, script="[typeof window.hacked, document.title.length > 0]"
-    )
+    seen = browser.visit(write_report(hostile_run), 400, script="[typeof window.hacked, document.title.length > 0]")
     assert seen.answer == ["undefined", True]
     assert seen.outside == [] and seen.errors == [] and seen.page_width <= 400
 

@@ -69,12 +69,15 @@ def test_every_network_can_be_traced_and_learns_in_all_its_weights(name: str) ->
 def test_sizes_are_those_of_the_paper() -> None:
     # Table 6 of He et al. in millions, with the parameter-free option A.
     for depth, millions in ((20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)):
-        assert count(ResNet(((depth - 2) // 6,) * 3, 10)) / 1e6 == pytest.approx(millions, abs=0.03 if depth == 110 else 0.006)
-        convolutions = [m for m in ResNet(((depth - 2) // 6,) * 3, 10).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert count(ResNet(((depth - 2) // 6,) * 3, 10)) / 1e6 == pytest.approx(
+            millions, abs=0.03 if depth == 110 else 0.006
+        )
+        convolutions = [
+            m for m in ResNet(((depth - 2) // 6,) * 3, 10).modules() if isinstance(m, nn.Conv2d | nn.Linear)
+        ]
         assert len(convolutions) == depth
     teacher, student = (
-        resolve(f"zoo:{n}", pretrained=False, input_shape=(1, 8, 8)).module
-        for n in ("digits_teacher", "convnet_small")
+        resolve(f"zoo:{n}", pretrained=False, input_shape=(1, 8, 8)).module for n in ("digits_teacher", "convnet_small")
     )
     assert count(student) <= 5000
     assert count(teacher) >= 10 * count(student)
@@ -185,9 +188,7 @@ def test_timm(name: str, tmp_path: Path) -> None:
 def test_torchvision(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     torch.manual_seed(0)
-    model = resolve(
-        "torchvision:shufflenet_v2_x0_5", pretrained=False, num_classes=7, input_shape=(3, 32, 32)
-    )
+    model = resolve("torchvision:shufflenet_v2_x0_5", pretrained=False, num_classes=7, input_shape=(3, 32, 32))
     assert model.module(model.example()).shape == (2, 7)
     assert model.mean == (0.485, 0.456, 0.406)
     assert_round_trip(model, tmp_path / "m")

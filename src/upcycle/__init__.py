@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from upcycle.core.recipe import Recipe as Recipe
     from upcycle.core.run import Run as Run
     from upcycle.core.taps import Taps as Taps
-    from upcycle.data import load as load_data
+    from upcycle.data import load as load_data  # noqa: F401
     from upcycle.distillation import KD as KD
     from upcycle.distillation import VAM as VAM
     from upcycle.distillation import NetGraft as NetGraft

@@ -53,20 +53,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"upcycle: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except KeyboardInterrupt:
         again = " The same command with --resume goes on." if words[0] == "distill" else ""
-        print(f"upcycle: interrupted.{again}", file=sys.stderr)
+        _complain(f"interrupted.{again}")
         return 130
     except MemoryError:
-        print("upcycle: memory ran out. Choose a smaller --recipe.batch_size or --size.", file=sys.stderr)
+        _complain("memory ran out. Choose a smaller --recipe.batch_size or --size.")
         return 2
     except Exception as error:
         if not debug and (told := _translate(error)):
-            print(f"upcycle: {told[1]}", file=sys.stderr)
+            _complain(told[1])
             return told[0]
         raise
+
+
+def _complain(text: str) -> None:
+    """One line on standard error, however long a name in it is."""
+    line = " ".join(text.split())
+    print(f"upcycle: {line if len(line) <= 1000 else line[:1000] + ' ...'}", file=sys.stderr)
 
 
 def _translate(error: Exception) -> tuple[int, str] | None:
@@ -118,7 +124,7 @@ def _parse(parser: Any, words: list[str], flags: Sequence[str]) -> Any:
 
 
 def _check_filled(parsed: Any, defaults: Any, prefix: str = "") -> None:
-    """Refuse what the parser lets pass in a YAML file: null for an option that has a default, no mapping for a group."""
+    """Refuse what the parser lets pass in a YAML file: null where there is a default, a group that is no mapping."""
     for key, default in vars(defaults).items():
         value = getattr(parsed, key, default)
         if type(default).__name__ == "Namespace":
@@ -143,8 +149,15 @@ def _keys(parser: Any) -> list[str]:
     return walk(parser.get_defaults(), "")
 
 
-_KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "tuple": "a list such as [a,b]",
-          "Path": "a path", "dict": "a mapping"}  # fmt: skip
+_KINDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list such as [a,b]",
+    "Path": "a path",
+    "dict": "a mapping",
+}
 
 
 def _complaint(text: str, known: list[str]) -> str:
@@ -252,7 +265,7 @@ def _options_of(cls: type[Method]) -> type:
     for name, f in cls.options().items():
         made = f.default_factory is not dataclasses.MISSING
         default = {"default_factory": f.default_factory} if made else {"default": f.default}
-        fields.append((name, hints[name], dataclasses.field(**default)))  # type: ignore[call-overload]
+        fields.append((name, hints[name], dataclasses.field(**default)))
     return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, namespace={"__doc__": cls.__doc__})
 
 
@@ -283,7 +296,10 @@ def _simple(verb: str) -> Callable[[list[str]], int]:
     return run
 
 
-_COMMANDS: dict[str, Callable[[list[str]], int]] = {"distill": _distill, **{v: _simple(v) for v in SUMMARY if v != "distill"}}
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "distill": _distill,
+    **{v: _simple(v) for v in SUMMARY if v != "distill"},
+}
 
 
 if __name__ == "__main__":

@@ -102,7 +102,8 @@ CLAIM = Claim(
     published="MNIST without threes: 98.6 % of test threes right after one bias is raised (14 of 1,010 wrong; from "
     "memory, unchecked). CIFAR-100 MobileNetV2 68.4 → 71.1 (Tf-KD repository, Re-KD table).",
     setting="(1) MNIST, 784-1200-1200-10 teacher, 784-300-10 student, transfer set without threes, T = 20, 5 epochs. "
-    "(2) CIFAR-10, first 10,000 training images in four recurring views, ResNet-56 (93.4 %) to a conv net 32-64-128, 15 epochs, T = 4, "
+    "(2) CIFAR-10, first 10,000 training images in four recurring views, ResNet-56 (93.4 %) to a conv net 32-64-128, "
+    "15 epochs, T = 4, "
     "weights 0.9 and 0.1, against cross-entropy on the same images.",
     data=("mnist", "cifar10"),
     measure=measure,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -32,8 +32,16 @@ class WholeStudent(Method):
     student: Model | nn.Module
     recipe: Recipe = field(default_factory=Recipe)
 
-    card = Card(name="whole", title="normalised-logit distillation", paper="", verb="distill",
-                needs=Needs(data="few", teacher="predictions"), summary="a baseline", cost="1x", published="")  # fmt: skip
+    card = Card(
+        name="whole",
+        title="normalised-logit distillation",
+        paper="",
+        verb="distill",
+        needs=Needs(data="few", teacher="predictions"),
+        summary="a baseline",
+        cost="1x",
+        published="",
+    )
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """Ordinary training on the loss of the paper's equation."""
@@ -59,7 +67,8 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
         return copy_of(student.module)
 
     epochs = (3, 2) if quick else (60, 40)
-    def graft(**rates: float) -> NetGraft:
+
+    def graft(**rates: Any) -> NetGraft:
         return NetGraft(teacher=teacher, student=start(), copy=(1, 4), epochs_block=epochs[0],
                         epochs_chain=epochs[1], batch_size=50, **rates)  # fmt: skip
 
@@ -81,9 +90,9 @@ CLAIM = Claim(
     sentence="With a few unlabelled images a class, a student grafted block by block beats one distilled whole.",
     published="CIFAR-10, VGG-16 at half the width from block 4 on: 92.89 ± 0.06 with 10 images a class, 90.74 ± 0.49 "
     "with one (official README); teacher 92.83 (secondary notes, unchecked).",
-    setting="CIFAR-10, 10 unlabelled images a class (other images each seed), ResNet-20 (91.7 %) to its first stage and "
-    "head with one block instead of three in stages 2 and 3; 60 epochs a block, 40 a chain, batch 50. Baselines: the "
-    "same images, initial weights and number of updates. Rates chosen on 2,000 validation images with another draw, "
+    setting="CIFAR-10, 10 unlabelled images a class (other images each seed), ResNet-20 (91.7 %) to its first stage "
+    "and head with one block instead of three in stages 2 and 3; 60 epochs a block, 40 a chain, batch 50. Baselines: "
+    "the same images, initial weights and number of updates. Rates chosen on 2,000 validation images with another draw, "
     "for each arm from 1e-3, 4e-3 and 1e-2: 1e-2 for blocks (1e-3 for chains), 1e-3 with cosine for the baselines. The "
     "paper's own rates (2.5e-4 and 1e-4) are an arm of their own.",
     data=("cifar10",),

@@ -29,8 +29,16 @@ class LabelSmoothing(Method):
     epsilon: float = 0.1
     recipe: Recipe = field(default_factory=Recipe)
 
-    card = Card(name="labelsmoothing", title="label smoothing", paper="Szegedy et al., 2016", verb="distill",
-                needs=Needs(data="labelled", teacher="none"), summary="a baseline", cost="1x", published="")  # fmt: skip
+    card = Card(
+        name="labelsmoothing",
+        title="label smoothing",
+        paper="Szegedy et al., 2016",
+        verb="distill",
+        needs=Needs(data="labelled", teacher="none"),
+        summary="a baseline",
+        cost="1x",
+        published="",
+    )
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """Ordinary training with smoothed targets."""

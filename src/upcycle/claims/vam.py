@@ -18,7 +18,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     """KD and VAM + KD: the same images, network, initial weights and epochs."""
     teacher, data, recipe = cifar_setting(quick)
 
-    def net():  # type: ignore[no-untyped-def]
+    def net():
         return fresh("zoo:convnet", data, seed)
 
     kd = train(KD(teacher=teacher, student=net(), cache="off", recipe=recipe), data, seed)

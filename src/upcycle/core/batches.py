@@ -11,7 +11,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a better name than what it hides, tuple.index
 
 
 class Split(Protocol):

@@ -19,7 +19,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
@@ -33,7 +33,7 @@ class _AllReduce(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.clone()
         dist.all_reduce(grad)
         return grad
@@ -41,7 +41,7 @@ class _AllReduce(torch.autograd.Function):
 
 def gather(x: Tensor, world_size: int) -> Tensor:
     """Concatenate equally long ``x`` (b, ...) of all processes to (world b, ...), with gradients to each."""
-    return _Gather.apply(x) if world_size > 1 else x  # type: ignore[no-any-return]
+    return _Gather.apply(x) if world_size > 1 else x
 
 
 def average_gradients(parameters: list[nn.Parameter], world_size: int) -> None:
@@ -68,11 +68,11 @@ def _synced_forward(self: _BatchNorm, x: Tensor) -> Tensor:
     shape = [1, -1] + [1] * (x.dim() - 2)
     wide = x if x.dtype == torch.float64 else x.float()
     local = torch.cat([wide.sum(axes), wide.new_tensor([x.numel() / x.shape[1]])])
-    total: Tensor = _AllReduce.apply(local)  # type: ignore[assignment]
+    total: Tensor = _AllReduce.apply(local)
     count = total[-1].detach()
     mean = total[:-1] / count
     centred = wide - mean.view(shape)
-    variance: Tensor = _AllReduce.apply(centred.square().sum(axes)) / count  # type: ignore[operator]
+    variance: Tensor = _AllReduce.apply(centred.square().sum(axes)) / count
     if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)

@@ -135,9 +135,7 @@ def evaluate(
     )
 
 
-def _collect(
-    module: nn.Module, split: Split, device: torch.device | str, batch_size: int
-) -> tuple[Tensor, Tensor]:
+def _collect(module: nn.Module, split: Split, device: torch.device | str, batch_size: int) -> tuple[Tensor, Tensor]:
     """Logits float32 (n, k) and labels int64 (n,), on the CPU."""
     require(len(split) > 0, "There is no sample to evaluate on: the split is empty.")
     device = torch.device(device)

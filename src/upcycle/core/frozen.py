@@ -92,9 +92,7 @@ class Frozen(nn.Module):
                 images = images.contiguous(memory_format=torch.channels_last)
             out = self.network(images)
             if not isinstance(out, Tensor):
-                raise UserError(
-                    f"{type(self.network).__name__} gives a {type(out).__name__}; one tensor is needed."
-                )
+                raise UserError(f"{type(self.network).__name__} gives a {type(out).__name__}; one tensor is needed.")
             return out.double() if double else out.float()
 
     def train(self, mode: bool = True) -> Frozen:
@@ -203,8 +201,11 @@ def _overwriting(result: Frozen, example: Tensor) -> None:
             if not isinstance(x, fx.Node) or len(x.users) != 1:
                 return False
             made = x.op == "call_module" and isinstance(modules[str(x.target)], _FRESH)
-            return made or (x.op == "call_module" and type(modules[str(x.target)]) is nn.Identity and fresh(x.args[0])) \
-                or x.target is operator.iadd  # fmt: skip
+            return (
+                made
+                or (x.op == "call_module" and type(modules[str(x.target)]) is nn.Identity and fresh(x.args[0]))
+                or x.target is operator.iadd
+            )
 
         for node in graph.nodes:
             relu = node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU
@@ -309,9 +310,7 @@ def _fold(layer: Any, norm: Any) -> None:
     layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=grad)
 
 
-def _checked_fold(
-    network: nn.Module, example: Tensor, wrap: Callable[..., Frozen]
-) -> tuple[nn.Module, int, float]:
+def _checked_fold(network: nn.Module, example: Tensor, wrap: Callable[..., Frozen]) -> tuple[nn.Module, int, float]:
     """The folded network, the number of folds and its error; or ``network``, 0, 0.0 when it is refused."""
     folded, count = fold_batchnorm(network)
     if count == 0:
@@ -340,7 +339,7 @@ def _bf16_passes(half: Frozen, example: Tensor, reference: Tensor) -> bool:
 
 def _answers(network: Frozen, example: Tensor) -> Tensor:
     with torch.no_grad():
-        return network(example)
+        return network(example.clone())  # a first operation in place must not reach the example
 
 
 def _relative_error(answers: Tensor, reference: Tensor) -> float:
@@ -366,8 +365,6 @@ def _affine(
     """(c, 1, 1) scale and shift from one normalisation to the other; (None, None) when they are equal."""
     if renormalise is None or renormalise[0] == renormalise[1]:
         return None, None
-    (mean, std), (to_mean, to_std) = (
-        (torch.tensor(v, dtype=torch.float64) for v in pair) for pair in renormalise
-    )
+    (mean, std), (to_mean, to_std) = ((torch.tensor(v, dtype=torch.float64) for v in pair) for pair in renormalise)
     scale, shift = std / to_std, (mean - to_mean) / to_std
     return scale.to(dtype).view(-1, 1, 1), shift.to(dtype).view(-1, 1, 1)

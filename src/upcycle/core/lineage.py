@@ -69,9 +69,7 @@ class Licence:
             return cls(licence, "Nobody has stated a licence.")
         if licence not in TERMS:
             return cls(licence, "Stated by its publisher; not in upcycle's table.")
-        return cls(
-            licence, "Stated by its publisher.", _obligations([(licence, "its publisher")], [], licence)
-        )
+        return cls(licence, "Stated by its publisher.", _obligations([(licence, "its publisher")], [], licence))
 
     def json(self) -> dict[str, Any]:
         """As it stands in a lineage."""
@@ -140,9 +138,7 @@ _ALIASES = {
         ("openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m", "bigcode-openrail-m"),
         "OpenRAIL-M",
     ),
-    **dict.fromkeys(
-        ("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4"), "LicenseRef-Llama-Community"
-    ),
+    **dict.fromkeys(("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4"), "LicenseRef-Llama-Community"),
     "cc-by-nd": "CC-BY-ND-4.0",
     "apache2": "Apache-2.0",
     "": "unknown",
@@ -186,9 +182,7 @@ def _conflict(origins: list[tuple[str, str]]) -> str:
     for licence, who in origins:
         if TERMS[licence].no_derivatives:
             return f"{licence} ({who}) does not allow a model made from it to be shared."
-    clash = next(
-        pair for pair in combinations(origins, 2) if not TERMS[pair[0][0]].child & TERMS[pair[1][0]].child
-    )
+    clash = next(pair for pair in combinations(origins, 2) if not TERMS[pair[0][0]].child & TERMS[pair[1][0]].child)
     return f"No licence that upcycle knows meets both {_listed(list(clash))}."
 
 
@@ -218,9 +212,7 @@ def _listed(origins: list[tuple[str, str]]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
-def _obligations(
-    known: list[tuple[str, str]], unknown: list[tuple[str, str]], chosen: str | None
-) -> tuple[str, ...]:
+def _obligations(known: list[tuple[str, str]], unknown: list[tuple[str, str]], chosen: str | None) -> tuple[str, ...]:
     duties = [f"Ask for the licence of {who} before you share this model." for _, who in unknown]
     for licence, who in known:
         terms = TERMS[licence]
@@ -229,9 +221,7 @@ def _obligations(
         if terms.non_commercial:
             duties.append(f"Do not use it commercially ({licence} of {who}).")
         if terms.use_restrictions:
-            duties.append(
-                f"Hand on the conditions of use in the licence text of {who} ({licence}), and keep to them."
-            )
+            duties.append(f"Hand on the conditions of use in the licence text of {who} ({licence}), and keep to them.")
         if terms.share_alike and chosen:
             duties.append(f"Share it only under {chosen}, as {licence} of {who} asks.")
     for licence, who in known:

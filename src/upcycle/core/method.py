@@ -84,7 +84,7 @@ class Method:
 
     def steps(self, n: int) -> int:
         """The number of updates that ``fit`` makes on ``n`` training samples, for estimates and fair baselines."""
-        return self.recipe.steps(n)  # type: ignore[attr-defined,no-any-return]
+        return int(self.recipe.steps(n))  # type: ignore[attr-defined]
 
     def model(self, role: str, data: Any) -> Model:
         """The network in ``role``; a bare module is taken to fit ``data``: its shape, classes, normalisation."""

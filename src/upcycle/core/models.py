@@ -247,9 +247,7 @@ def _parse(reference: str) -> tuple[str, str]:
         return "callable", reference
     known = importlib.import_module(BUILDERS["zoo"]).names()
     hint = f" Did you mean zoo:{reference}?" if reference in known else ""
-    raise UserError(
-        f"'{reference}' is no model reference and no directory.{hint} A model is given as {FORMS}."
-    )
+    raise UserError(f"'{reference}' is no model reference and no directory.{hint} A model is given as {FORMS}.")
 
 
 def _package_exists(reference: str) -> bool:
@@ -310,16 +308,12 @@ def _call(reference: str, num_classes: int | None, input_shape: tuple[int, int, 
         isinstance(module, nn.Module),
         f"{reference} returned a {type(module).__name__}, not a torch.nn.Module.",
     )
-    return replace(
-        _bare(module, reference.partition(":")[2], input_shape), reference=reference, options=options
-    )
+    return replace(_bare(module, reference.partition(":")[2], input_shape), reference=reference, options=options)
 
 
 def _bare(module: nn.Module, name: str, input_shape: tuple[int, int, int] | None) -> Model:
     if input_shape is None:
-        raise UserError(
-            f"{name} does not say what images it takes: give input_shape=(channels, height, width)."
-        )
+        raise UserError(f"{name} does not say what images it takes: give input_shape=(channels, height, width).")
     channels = input_shape[0]
     return Model(
         module=module,
@@ -354,14 +348,12 @@ def _checked(model: Model, num_classes: int | None) -> Model:
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
         raise UserError(
-            f"{model.name} is no classifier of images: two images give {found} instead of logits "
-            "of shape (2, classes)."
+            f"{model.name} is no classifier of images: two images give {found} instead of logits of shape (2, classes)."
         )
     k = output.shape[1]
     if num_classes not in (None, k):
         raise UserError(
-            f"{model.name} has {k} outputs, not {num_classes}: a teacher takes a label map, a student "
-            "fresh weights."
+            f"{model.name} has {k} outputs, not {num_classes}: a teacher takes a label map, a student fresh weights."
         )
     classes = model.classes or tuple(map(str, range(k)))
     require(len(classes) == k, f"{model.name} has {k} outputs, but {len(classes)} class names.")
@@ -479,9 +471,7 @@ def _check_digest(path: Path, content: bytes) -> None:
             continue
         for line in file.read_text(errors="replace").splitlines():
             digest, _, listed = line.strip().partition(" ")
-            if listed.strip().lstrip("*").removeprefix("./") in ("", name) and digest != store.digest_of(
-                content
-            ):
+            if listed.strip().lstrip("*").removeprefix("./") in ("", name) and digest != store.digest_of(content):
                 raise UserError(f"{path} is damaged: it does not match its digest in {file}. Fetch it again.")
     manifest = path.parent / store.MANIFEST
     if manifest.is_file() and b'"digest"' in manifest.read_bytes():  # others use that file name too
@@ -503,8 +493,7 @@ def _fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     surplus = [key for key in state if key not in wanted]
     require(
         not missing,
-        f"{where} lacks {len(missing)} of the {len(wanted)} weights of {type(module).__name__}: "
-        f"{_some(missing)}.",
+        f"{where} lacks {len(missing)} of the {len(wanted)} weights of {type(module).__name__}: {_some(missing)}.",
     )
     require(
         not surplus,
@@ -527,9 +516,7 @@ def _some(names: list[str]) -> str:
 def _require_finite(state: dict[str, Any], where: str) -> None:
     for key, tensor in state.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(
-                f"{where} holds numbers that are not finite, in '{key}': it was spoilt in training."
-            )
+            raise UserError(f"{where} holds numbers that are not finite, in '{key}': it was spoilt in training.")
 
 
 # -- saved models --------------------------------------------------------------------------------------------
@@ -649,9 +636,7 @@ def _model_directory(path: Path) -> Path:
             return candidate
     if path.is_file():
         raise UserError(f"{path} is a file. Give its architecture as the model and this file as its weights.")
-    raise UserError(
-        f"There is no saved model in {path}: no {ARCHITECTURE} with its {store.MANIFEST}, nor in model/."
-    )
+    raise UserError(f"There is no saved model in {path}: no {ARCHITECTURE} with its {store.MANIFEST}, nor in model/.")
 
 
 def _record(directory: Path, files: dict[str, bytes]) -> dict[str, Any]:
@@ -674,9 +659,7 @@ def _record(directory: Path, files: dict[str, bytes]) -> dict[str, Any]:
     return record
 
 
-def _rebuild(
-    directory: Path, record: dict[str, Any], options: dict[str, Any], trust: tuple[str, ...]
-) -> Model:
+def _rebuild(directory: Path, record: dict[str, Any], options: dict[str, Any], trust: tuple[str, ...]) -> Model:
     """The architecture of a saved model with fresh weights."""
     reference = record["reference"]
     if reference is None:

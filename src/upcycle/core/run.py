@@ -156,7 +156,7 @@ class Run:
     # -- the directory ------------------------------------------------------------------------------------------
 
     def _open(self, resume: bool, precision: str, config: dict[str, Any] | None) -> dict[str, Any]:
-        machine = {"precision": _precision(precision, self.device), "threads": torch.get_num_threads(),
+        machine: dict[str, Any] = {"precision": _precision(precision, self.device), "threads": torch.get_num_threads(),
                    "world_size": self.world_size}  # fmt: skip
         if self.directory is None:
             return machine
@@ -168,8 +168,11 @@ class Run:
         if resume and file.exists():
             recorded = yaml.safe_load(file.read_text())
             machine |= recorded.pop("machine", {})
-            require(machine["world_size"] == self.world_size, f"{self.directory} was begun on "
-                    f"{machine['world_size']} processes, so it goes on with as many, not {self.world_size}.")  # fmt: skip
+            require(
+                machine["world_size"] == self.world_size,
+                f"{self.directory} was begun on "
+                f"{machine['world_size']} processes, so it goes on with as many, not {self.world_size}.",
+            )
             torch.set_num_threads(machine["threads"])
             if config is not None:
                 _same_config(recorded, config, file)
@@ -442,13 +445,13 @@ class Run:
         dtype = torch.float64 if self.precision == "64-true" else torch.float32
         module.to(device=self.device, dtype=dtype)
         if any(p.dim() == 4 for p in module.parameters()):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         if self.world_size > 1:
             collective.sync_batchnorm(module)
         if self.precision == "bf16-mixed":
-            module.forward = MethodType(_autocast(self.device.type), module)  # type: ignore[method-assign]
+            module.forward = MethodType(_autocast(self.device.type), module)
         elif self.precision == "64-true":
-            module.forward = MethodType(_double, module)  # type: ignore[method-assign]
+            module.forward = MethodType(_double, module)
         if self.compile:
             module.compile()
         number = sum(key.startswith("module") for key in self._stage.state)

@@ -91,7 +91,7 @@ def tensor_digest(state: dict[str, Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -83,9 +83,7 @@ class Taps:
         if name not in self.names:
             raise unknown("tap", name, self.names)
         if name not in self._captured:
-            raise UserError(
-                f"Submodule '{name}' was not called in the forward, so there is nothing to read from it."
-            )
+            raise UserError(f"Submodule '{name}' was not called in the forward, so there is nothing to read from it.")
         return self._captured[name]
 
     def _replacer(self, name: str, function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
@@ -113,7 +111,5 @@ def _tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, tuple | list) and value:
         value = value[0]
     if not isinstance(value, Tensor):
-        raise UserError(
-            f"Submodule '{name}' passes a {type(value).__name__}, not a tensor; tap one inside it."
-        )
+        raise UserError(f"Submodule '{name}' passes a {type(value).__name__}, not a tensor; tap one inside it.")
     return value

@@ -34,9 +34,7 @@ Item = tuple[int, str, bytes | Path]
 
 def read_images(files: Sequence[Path], *, size: int | None = None, channels: int | None = None) -> Tensor:
     """The pixels of image files, in order: uint8 (n, h, w, c). See :func:`decode`."""
-    return decode(
-        lambda: ((i, str(p), p) for i, p in enumerate(files)), len(files), size=size, channels=channels
-    )
+    return decode(lambda: ((i, str(p), p) for i, p in enumerate(files)), len(files), size=size, channels=channels)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -92,8 +90,7 @@ def decode(
             pixels[row] = image
     if broken:
         raise UserError(
-            f"{len(broken):,} of {n:,} images cannot be used: {listed(broken, 'images')}. "
-            "Mend or remove them."
+            f"{len(broken):,} of {n:,} images cannot be used: {listed(broken, 'images')}. Mend or remove them."
         )
     if len(sizes) > 1:
         kinds = [f"{w} x {h} ({examples[h, w]})" for (h, w), _ in sizes.most_common()]
@@ -105,9 +102,7 @@ def decode(
     return torch.from_numpy(pixels)
 
 
-def _decoded(
-    items: Iterable[Item], size: int | None, channels: int | None
-) -> Iterator[tuple[Item, np.ndarray | str]]:
+def _decoded(items: Iterable[Item], size: int | None, channels: int | None) -> Iterator[tuple[Item, np.ndarray | str]]:
     """Each item with its pixels, or with the reason why it has none."""
 
     def work(item: Item) -> np.ndarray | str:
@@ -211,9 +206,7 @@ def fit(images: Tensor, size: int | None, channels: int | None) -> Tensor:
         planes = planes.expand(-1, 3, -1, -1) if channels == 3 else _luma(planes)
     if size is not None and (height, width) != (size, size):
         require(size >= MIN_SIDE, f"size must be at least {MIN_SIDE} pixels, not {size}.")
-        require_memory(
-            len(planes) * planes.shape[1] * size**2 * images.element_size(), f"{len(planes):,} images"
-        )
+        require_memory(len(planes) * planes.shape[1] * size**2 * images.element_size(), f"{len(planes):,} images")
         wide, high = _resized(width, height, size)
         left, top = (wide - size) // 2, (high - size) // 2
         parts = [

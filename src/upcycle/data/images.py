@@ -67,9 +67,7 @@ class ImageSplit:
         # Two operations, each rounded by itself, so that no fused one makes a sample depend on its place in
         # the batch.
         scale = torch.tensor([1 / (top * s) for s in self.std], device=device).repeat(w)
-        shift = torch.tensor(
-            [-m / s for m, s in zip(self.mean, self.std, strict=True)], device=device
-        ).repeat(w)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=device).repeat(w)
         rows = pixels.view(-1, w * c).to(torch.float32).mul_(scale).add_(shift)
         images = rows.view(-1, h, w, c).permute(0, 3, 1, 2)
         return Batch(images, self.labels.index_select(0, index).to(device), index.to(device))

@@ -32,18 +32,14 @@ def read_label_map(path: str | Path, source_classes: Sequence[str], target_class
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first name.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [
-                (number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1)
-            ]
+            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1)]
     except OSError as error:
         raise UserError(f"Cannot read the label map {path}: {error.strerror}.") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"The label map {path} is not a CSV file in UTF-8: {error}.") from error
     rows = [(number, row) for number, row in rows if any(row)]
     if not rows or [cell.lower() for cell in rows[0][1]] not in HEADERS:
-        raise UserError(
-            f"The label map {path} must begin with the line 'teacher,student' (or 'source,target')."
-        )
+        raise UserError(f"The label map {path} must begin with the line 'teacher,student' (or 'source,target').")
     sources, targets = _numbers(source_classes), _numbers(target_classes)
     used: dict[int, int] = {}  # source output -> line
     reads: dict[int, int] = {}  # target class -> source output
@@ -56,9 +52,7 @@ def read_label_map(path: str | Path, source_classes: Sequence[str], target_class
         except UserError as error:
             raise UserError(f"Line {line} of the label map {path}: {error}") from None
         if target in reads:
-            raise UserError(
-                f"The label map {path} names the student class '{row[1]}' twice, again in line {line}."
-            )
+            raise UserError(f"The label map {path} names the student class '{row[1]}' twice, again in line {line}.")
         if source in used:
             raise UserError(
                 f"Lines {used[source]} and {line} of the label map {path} read the same teacher class "
@@ -68,9 +62,7 @@ def read_label_map(path: str | Path, source_classes: Sequence[str], target_class
     missing = [f"'{name}'" for number, name in enumerate(target_classes) if number not in reads]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(
-            f"The label map {path} has no line for the student class {', '.join(missing[:3])}{more}."
-        )
+        raise UserError(f"The label map {path} has no line for the student class {', '.join(missing[:3])}{more}.")
     return torch.tensor([reads[k] for k in range(len(target_classes))], dtype=torch.long)
 
 

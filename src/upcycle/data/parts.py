@@ -11,9 +11,7 @@ from torch import Tensor
 from upcycle.core.errors import UserError, require
 from upcycle.data.images import Images, ImageSplit, listed, stratified
 
-SPLIT_SEED = (
-    0  # of every split of our own; the user's seed has no part in it, so that all runs share their test set
-)
+SPLIT_SEED = 0  # of every split of our own; the user's seed has no part in it, so that all runs share their test set
 MAX_VALIDATION = 5_000
 
 # What the splits are called in folders, files and dicts.
@@ -62,9 +60,7 @@ def assemble(
     train = parts["train"]
     n = len(train.labels)
     shares = {"validation": max(1, min(n // 10, MAX_VALIDATION)), "test": max(1, n // 5)} | (take or {})
-    orders = _draw(
-        name, train.labels, {split: share for split, share in shares.items() if split not in parts}
-    )
+    orders = _draw(name, train.labels, {split: share for split, share in shares.items() if split not in parts})
 
     # One block of memory for all that comes from the train split; the splits are views of it.
     pixels = train.read(torch.cat(list(orders.values())), size, channels)

@@ -237,9 +237,7 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
     start = 4 + 4 * axes
     if not axes or len(content) != start + int(np.prod(shape)):
-        raise UserError(
-            f"{path} is damaged: its content is not the array of bytes that its header announces."
-        )
+        raise UserError(f"{path} is damaged: its content is not the array of bytes that its header announces.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
@@ -249,9 +247,7 @@ def _array_part(images: np.ndarray, labels: np.ndarray, name: str) -> Part:
     def read(order: Tensor, size: int | None, channels: int | None) -> Tensor:
         return fit(torch.from_numpy(images)[:, :, :, None].index_select(0, order), size, channels)
 
-    return Part(
-        labels=torch.from_numpy(labels.astype(np.int64)), where=lambda i: f"image {i} of {name}", read=read
-    )
+    return Part(labels=torch.from_numpy(labels.astype(np.int64)), where=lambda i: f"image {i} of {name}", read=read)
 
 
 # --- folders of images --------------------------------------------------------------------------------
@@ -260,10 +256,7 @@ def _array_part(images: np.ndarray, labels: np.ndarray, name: str) -> Part:
 def _folder(name: str, folder: Path, size: int | None, channels: int | None) -> Images:
     """``[SPLIT/]CLASS/.../IMAGE``; a split without class folders holds images without labels."""
     roots = {
-        split: folder / alias
-        for split, aliases in ALIASES.items()
-        for alias in aliases
-        if (folder / alias).is_dir()
+        split: folder / alias for split, aliases in ALIASES.items() for alias in aliases if (folder / alias).is_dir()
     }
     # A folder "train" alone with nothing but images in it is a class: a railway's.
     if "train" not in roots or (len(roots) == 1 and not _subfolders(roots["train"])):
@@ -288,11 +281,7 @@ def _folder(name: str, folder: Path, size: int | None, channels: int | None) -> 
             f"There is no image in {listed(empty, 'folders')}. Add images ({', '.join(SUFFIXES[:4])}, ...) "
             "or remove the folder."
         )
-    notes = (
-        [f"{others:,} files in {folder.name} are no images by their names and were left out."]
-        if others
-        else []
-    )
+    notes = [f"{others:,} files in {folder.name} are no images by their names and were left out."] if others else []
     return assemble(name, classes, parts, size=size, channels=channels, notes=notes)
 
 

@@ -138,9 +138,7 @@ def _columns(schema: Any, where: str) -> tuple[str, str]:
         encoded = bool({"bytes", "path"} & {field.name for field in kind})
     require(encoded, f"The column '{image}' of {where} holds {kind} instead of encoded images.")
     kind = schema.field(label).type
-    require(
-        pa.types.is_integer(kind), f"The column '{label}' of {where} holds {kind} instead of class numbers."
-    )
+    require(pa.types.is_integer(kind), f"The column '{label}' of {where} holds {kind} instead of class numbers.")
     return image, label
 
 
@@ -155,11 +153,7 @@ def _class_names(schema: Any, label: str, where: str) -> tuple[str, ...]:
 
 
 def _numbers(parts: dict[str, Part]) -> tuple[str, ...]:
-    return (
-        tuple(str(i) for i in range(int(parts["train"].labels.max()) + 1))
-        if len(parts["train"].labels)
-        else ()
-    )
+    return tuple(str(i) for i in range(int(parts["train"].labels.max()) + 1)) if len(parts["train"].labels) else ()
 
 
 def _part(labels: np.ndarray, batches: Callable[[], Iterable[Any]], where: str, folder: Path) -> Part:
@@ -178,12 +172,9 @@ def _part(labels: np.ndarray, batches: Callable[[], Iterable[Any]], where: str, 
         def items() -> Iterator[Item]:
             values = (value for batch in batches() for value in batch.to_pylist())
             return (
-                (row, f"row {i} of {where}", content(v))
-                for i, (row, v) in enumerate(zip(rows, values, strict=True))
+                (row, f"row {i} of {where}", content(v)) for i, (row, v) in enumerate(zip(rows, values, strict=True))
             )
 
         return decode(items, len(order), size=size, channels=channels)
 
-    return Part(
-        labels=torch.from_numpy(labels.astype(np.int64)), where=lambda i: f"row {i} of {where}", read=read
-    )
+    return Part(labels=torch.from_numpy(labels.astype(np.int64)), where=lambda i: f"row {i} of {where}", read=read)

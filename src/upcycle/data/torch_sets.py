@@ -41,9 +41,7 @@ def _by_split(reference: Any) -> dict[str, Any]:
         require("train" in reference, "Give a data set for the split 'train' too.")
         return {splits[key]: value for key, value in reference.items()}
     if isinstance(reference, tuple):
-        require(
-            len(reference) in (2, 3), "A tuple of data sets is (train, test) or (train, validation, test)."
-        )
+        require(len(reference) in (2, 3), "A tuple of data sets is (train, test) or (train, validation, test).")
         names = ("train", "test") if len(reference) == 2 else ("train", "validation", "test")
         return dict(zip(names, reference, strict=True))
     return {"train": reference}
@@ -120,9 +118,7 @@ def _pixels(image: Any, size: int | None, channels: int | None) -> Tensor:
     if not image.isfinite().all():
         raise ValueError("NaN or infinite pixels")
     if image.min() < 0 or image.max() > 1:
-        raise ValueError(
-            "pixels outside [0, 1]; take Normalize out of its transform, each network gets its own"
-        )
+        raise ValueError("pixels outside [0, 1]; take Normalize out of its transform, each network gets its own")
     return fit(image[None].float(), size, channels)[0]
 
 

@@ -164,11 +164,7 @@ def _describe(node: fx.Node) -> str:
     if node.op == "placeholder":
         return "the input"
     stack = list(node.meta.get("nn_module_stack", {}))
-    what = (
-        str(node.target)
-        if isinstance(node.target, str)
-        else getattr(node.target, "__name__", str(node.target))
-    )
+    what = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     where = f" in '{stack[-1]}'" if stack and stack[-1] != what else ""
     return f"'{what}'{where}"
 
@@ -237,9 +233,7 @@ def _first_layers(piece: fx.GraphModule) -> list[nn.Conv2d | nn.Linear]:
             elif (user.op, user.target) != ("call_method", "size"):  # only numbers come of it
                 what = "the end of the block" if user.op == "output" else _describe(user)
                 kind = f" ({type(m).__name__})" if m is not None else ""
-                raise UserError(
-                    f"its input meets {what}{kind} before any ungrouped convolution or linear layer"
-                )
+                raise UserError(f"its input meets {what}{kind} before any ungrouped convolution or linear layer")
     return list(found.values())
 
 
@@ -372,8 +366,7 @@ class NetGraft(Method):
         epochs, rates = _each(self.epochs_block), _each(self.lr_block)
         require(
             bool(epochs) and min(*epochs, self.epochs_chain) >= 1,
-            f"epochs_block and epochs_chain must be at least 1: they are {self.epochs_block} and "
-            f"{self.epochs_chain}.",
+            f"epochs_block and epochs_chain must be at least 1: they are {self.epochs_block} and {self.epochs_chain}.",
         )
         require(
             self.batch_size == 0 or self.batch_size >= 2,
@@ -582,9 +575,7 @@ def _frozen_blocks(run: Run, data: Images, teacher: Model, pieces: list[fx.Graph
 
 
 @torch.no_grad()
-def _estimate_statistics(
-    run: Run, data: Images, below: list[Frozen], chain: nn.Module, batch_size: int
-) -> None:
+def _estimate_statistics(run: Run, data: Images, below: list[Frozen], chain: nn.Module, batch_size: int) -> None:
     """BatchNorm's running statistics as plain averages over one pass of augmented images, weights at rest."""
     norms = [m for m in chain.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -609,9 +600,7 @@ def _merged(
     after = []
     for i in range(1, len(h)):
         pair = [blocks[i + 1].t2s, blocks[i].s2t] if {i, i + 1} <= {*blocks} else []
-        weights = [
-            m.weight.detach().double().flatten(1) for m in pair if isinstance(m, nn.Conv2d | nn.Linear)
-        ]
+        weights = [m.weight.detach().double().flatten(1) for m in pair if isinstance(m, nn.Conv2d | nn.Linear)]
         if weights:
             merge_map(h[i], weights[0] @ weights[1])
             after.append(str(i))
@@ -657,9 +646,7 @@ def _features(model: Model, pieces: list[fx.GraphModule], images: Tensor) -> lis
         x = images.clone()
         for i, piece in enumerate(pieces, 1):
             x = piece(x)
-            require(
-                isinstance(x, Tensor), f"block {i} of {model.name} gives a {type(x).__name__}, not one tensor"
-            )
+            require(isinstance(x, Tensor), f"block {i} of {model.name} gives a {type(x).__name__}, not one tensor")
             outputs.append(x.clone())  # the next block may work in place
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
@@ -675,9 +662,7 @@ def _uncopied(i: int, t: list[fx.GraphModule], h: list[fx.GraphModule], x_t: lis
     """Why block ``i`` of the student cannot be the teacher's, in words."""
     own, needed = t[i - 1].state_dict(), h[i - 1].state_dict()
     if len(own) != len(needed):
-        return (
-            f"block {i} cannot be copied: the teacher has {len(own)} tensors there, the student {len(needed)}"
-        )
+        return f"block {i} cannot be copied: the teacher has {len(own)} tensors there, the student {len(needed)}"
     for name, a, b in zip(needed, own.values(), needed.values(), strict=True):
         if a.shape != b.shape:
             sizes = f"{tuple(a.shape)} in the teacher and {tuple(b.shape)} in the student"
@@ -686,9 +671,7 @@ def _uncopied(i: int, t: list[fx.GraphModule], h: list[fx.GraphModule], x_t: lis
         piece = copy.deepcopy(h[i - 1]).eval()
         _copy_weights(t[i - 1], piece)
         if _relative_error(piece(x_t[i - 2].clone()), x_t[i - 1]) > TOLERANCE:
-            return (
-                f"block {i} cannot be copied: with the teacher's weights the student computes something else"
-            )
+            return f"block {i} cannot be copied: with the teacher's weights the student computes something else"
     return None
 
 

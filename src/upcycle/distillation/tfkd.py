@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from upcycle.data.images import Images
 
 
-def virtual_teacher(
-    y: Int[Tensor, " b"], k: int, temperature: float, correct: float = 0.99
-) -> Float[Tensor, "b k"]:
+def virtual_teacher(y: Int[Tensor, " b"], k: int, temperature: float, correct: float = 0.99) -> Float[Tensor, "b k"]:
     """p^d_T = softmax(p^d / T), with p^d = ``correct`` on the label and the rest spread evenly (section 4.2).
 
     The probabilities themselves are divided by T, not logits: at T = 20 the target is nearly uniform.

@@ -32,9 +32,7 @@ def write_report(run_directory: Path) -> Path:
     """
     result = read_json(run_directory / "result.json")
     if not isinstance(result, dict) or result.get("format") != 1:
-        raise UserError(
-            f"{run_directory / 'result.json'} is no result that this version of upcycle can read."
-        )
+        raise UserError(f"{run_directory / 'result.json'} is no result that this version of upcycle can read.")
     data = result.get("data", {})
     arms = figures.arms(result.get("rows", []))
     tree = run_directory / "model" / "lineage.json"
@@ -109,9 +107,7 @@ def _measures(arms: list[Arm]) -> list[dict[str, Any]]:
     for name, key, show, words in shown:
         if any(arm.row.get(key) is not None for arm in arms):
             cells = [
-                (show(v), _ratio(teacher.get(key), v, words))
-                if (v := arm.row.get(key)) is not None
-                else ("", "")
+                (show(v), _ratio(teacher.get(key), v, words)) if (v := arm.row.get(key)) is not None else ("", "")
                 for arm in arms
             ]
             lines.append({"name": name, "cells": cells})

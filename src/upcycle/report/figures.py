@@ -29,9 +29,7 @@ class Figure:
     caption: str
     body: Markup
     notes: tuple[Markup, ...] = ()
-    table: tuple[list[str], list[list[str]]] | None = (
-        None  # the same in numbers: heads, and rows with their names
-    )
+    table: tuple[list[str], list[list[str]]] | None = None  # the same in numbers: heads, and rows with their names
 
 
 @dataclass(frozen=True)
@@ -111,9 +109,7 @@ def _read_curves(file: Path, arm: str, seed: str) -> list[Curve]:
     curves = []
     for (stage, name), found in points.items():
         by_step = len({epoch for epoch, _, _ in found}) == 1
-        last = {
-            (step if by_step else epoch + 1): value for epoch, step, value in found if math.isfinite(value)
-        }
+        last = {(step if by_step else epoch + 1): value for epoch, step, value in found if math.isfinite(value)}
         if len(last) > 1:
             unit = "update" if by_step else "epoch"
             curves.append(Curve(arm, seed, stage, name, tuple(last), tuple(last.values()), unit))
@@ -135,20 +131,13 @@ def training(logged: list[Curve], arms: list[Arm]) -> list[Figure]:
     if accuracy:
         kinds = list(dict.fromkeys((c.arm, c.stage, c.name) for c in accuracy))
         tones = {
-            k: roles[k[0]].tone if k[0] in roles and not several else plots.tone_of(i)
-            for i, k in enumerate(kinds)
+            k: roles[k[0]].tone if k[0] in roles and not several else plots.tone_of(i) for i, k in enumerate(kinds)
         }
-        names = {
-            k: title(*k[:2]) + ("" if k[2] == "validation_accuracy" else f", {_words(k[2])}") for k in kinds
-        }
+        names = {k: title(*k[:2]) + ("" if k[2] == "validation_accuracy" else f", {_words(k[2])}") for k in kinds}
         series = [
-            Series(_seeded(names[k], c.seed), c.x, c.y, tones[k])
-            for c in accuracy
-            if (k := (c.arm, c.stage, c.name))
+            Series(_seeded(names[k], c.seed), c.x, c.y, tones[k]) for c in accuracy if (k := (c.arm, c.stage, c.name))
         ]
-        body = plots.lines(
-            series, label="Accuracy over the epochs", x=accuracy[0].unit, y="accuracy", show=percent
-        )
+        body = plots.lines(series, label="Accuracy over the epochs", x=accuracy[0].unit, y="accuracy", show=percent)
         key = plots.legend([(names[k], tones[k]) for k in kinds])
         figures.append(Figure("Validation accuracy", _one_line(accuracy), key + body))
     for arm, stage in stages[:12]:
@@ -162,9 +151,7 @@ def training(logged: list[Curve], arms: list[Arm]) -> list[Figure]:
             key = plots.legend([(_words(name), tones_here[name]) for name in names_here])
             figures.append(Figure(f"Loss: {title(arm, stage)}", _one_line(losses), key + body))
     if len(stages) > 12:
-        figures[-1] = Figure(
-            figures[-1].title, f"{len(stages) - 12} more stages are in metrics.csv.", figures[-1].body
-        )
+        figures[-1] = Figure(figures[-1].title, f"{len(stages) - 12} more stages are in metrics.csv.", figures[-1].body)
     return figures
 
 
@@ -216,12 +203,7 @@ def confusion(classes: list[str], arms: list[Arm], student: Arm | None) -> list[
     teacher = teacher if teacher and len(teacher) == len(classes) else None
     shares = [[count / sum(line) if sum(line) else 0.0 for count in line] for line in matrix]
     errors = sorted(
-        (
-            (shares[i][j], i, j)
-            for i in range(len(classes))
-            for j in range(len(classes))
-            if i != j and matrix[i][j]
-        ),
+        ((shares[i][j], i, j) for i in range(len(classes)) for j in range(len(classes)) if i != j and matrix[i][j]),
         reverse=True,
     )
     notes = [_pair(classes, matrix, teacher, i, j) for _, i, j in errors[:5]]
@@ -244,18 +226,12 @@ def confusion(classes: list[str], arms: list[Arm], student: Arm | None) -> list[
         x="called →",
         diagonal=False,
     )
-    return [
-        Figure(f"Confusions of {student.name}", caption + _first_seed([student]) + ".", body, tuple(notes))
-    ]
+    return [Figure(f"Confusions of {student.name}", caption + _first_seed([student]) + ".", body, tuple(notes))]
 
 
-def _pair(
-    classes: list[str], matrix: list[list[int]], teacher: list[list[int]] | None, i: int, j: int
-) -> Markup:
+def _pair(classes: list[str], matrix: list[list[int]], teacher: list[list[int]] | None, i: int, j: int) -> Markup:
     count, total = matrix[i][j], sum(matrix[i])
-    text = Markup("<b>{}</b> is called <b>{}</b> {:,} times in {:,}").format(
-        classes[i], classes[j], count, total
-    )
+    text = Markup("<b>{}</b> is called <b>{}</b> {:,} times in {:,}").format(classes[i], classes[j], count, total)
     if teacher is None:
         return text
     times = teacher[i][j]
@@ -277,9 +253,7 @@ def calibration(arms: list[Arm]) -> list[Figure]:
         "The larger a dot, the more samples" + _first_seed(arms) + "."
     )
     notes = [
-        Markup("<b>{}</b> is off by {} on average (expected calibration error)").format(
-            a.name, percent(a.row["ece"])
-        )
+        Markup("<b>{}</b> is off by {} on average (expected calibration error)").format(a.name, percent(a.row["ece"]))
         for a in arms
         if _is_number(a.row.get("ece"))
     ]
@@ -310,9 +284,7 @@ def picture(file: Path) -> Figure:
         return Figure(str(data.get("title", file.stem)), str(data.get("caption", "")), draw(data))
     except (UserError, KeyError, TypeError, ValueError, IndexError) as error:
         # A picture must not cost a person the report of a long run, nor be missed in silence.
-        return Figure(
-            file.stem, f"This picture cannot be drawn: {type(error).__name__}: {error}.", Markup("")
-        )
+        return Figure(file.stem, f"This picture cannot be drawn: {type(error).__name__}: {error}.", Markup(""))
 
 
 def _images(data: dict[str, Any]) -> Markup:
@@ -331,17 +303,11 @@ def _images(data: dict[str, Any]) -> Markup:
 
 def _heat(data: dict[str, Any]) -> Markup:
     rows, columns = [str(r) for r in data["rows"]], [str(c) for c in data["columns"]]
-    return plots.heatmap(
-        rows, columns, data["values"], label=_label(data), show=lambda v: plots.number(round(v, 3))
-    )
+    return plots.heatmap(rows, columns, data["values"], label=_label(data), show=lambda v: plots.number(round(v, 3)))
 
 
 def _lines(data: dict[str, Any]) -> Markup:
-    series = [
-        Series(str(s["name"]), s["x"], s["y"], plots.tone_of(i))
-        for i, s in enumerate(data["series"])
-        if s["x"]
-    ]
+    series = [Series(str(s["name"]), s["x"], s["y"], plots.tone_of(i)) for i, s in enumerate(data["series"]) if s["x"]]
     body = plots.lines(series, label=_label(data), x=str(data.get("x", "")), y=str(data.get("y", "")))
     return plots.legend([(s.name, s.tone) for s in series]) + body
 

@@ -70,9 +70,7 @@ def tone_of(index: int) -> str:
 
 def legend(entries: Iterable[tuple[str, str]]) -> Markup:
     """A list of (name, tone) above a plot; in HTML, so that it wraps."""
-    items = Markup("").join(
-        Markup('<li><span class="key tone-{}"></span>{}</li>').format(t, n) for n, t in entries
-    )
+    items = Markup("").join(Markup('<li><span class="key tone-{}"></span>{}</li>').format(t, n) for n, t in entries)
     return Markup('<ul class="legend">{}</ul>').format(items)
 
 
@@ -148,9 +146,7 @@ def bars(
                 ).format(bar.tone, min(start, end), middle - 8, max(abs(end - start), 1), hint)
             )
         else:
-            parts.append(
-                Markup('<path class="rail" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.left, middle, box.right)
-            )
+            parts.append(Markup('<path class="rail" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.left, middle, box.right))
         if bar.spread:
             a, b = box.x(bar.value - bar.spread), box.x(min(bar.value + bar.spread, box.domain_x[1]))
             parts.append(
@@ -165,9 +161,7 @@ def bars(
                 )
             )
         if len(bar.seeds) > 1:
-            parts += [
-                _dot(box.x(v), middle, 3, f"{bar.tone} seed", f"{bar.name}: {show(v)}") for v in bar.seeds
-            ]
+            parts += [_dot(box.x(v), middle, 3, f"{bar.tone} seed", f"{bar.name}: {show(v)}") for v in bar.seeds]
         parts.append(_text(WIDTH - 2, middle + 4, show(bar.value), "value", "end"))
     return _svg(height, label, parts)
 
@@ -227,9 +221,7 @@ def heatmap(
         turn = (at + 3, head - 6, -50) if slanted else None
         short = _short(name, 100 if slanted else cell + 4)
         if cell >= 9:
-            parts.append(
-                _text(at, head - 6, short, "tick", "start" if slanted else "middle", turn=turn, full=name)
-            )
+            parts.append(_text(at, head - 6, short, "tick", "start" if slanted else "middle", turn=turn, full=name))
     for i, (name, line) in enumerate(zip(rows, values, strict=True)):
         top = head + i * tall
         if tall >= 9:
@@ -285,9 +277,7 @@ def reliability(curves: Sequence[tuple[str, str, Sequence[Bin]]], *, label: str)
     return _svg(height, label, parts)
 
 
-def dumbbells(
-    names: Sequence[str], arms: Sequence[tuple[str, str, Sequence[float | None]]], *, label: str
-) -> Markup:
+def dumbbells(names: Sequence[str], arms: Sequence[tuple[str, str, Sequence[float | None]]], *, label: str) -> Markup:
     """One line for each class with a dot for each network, so that what was lost and won can be seen.
 
     Args:
@@ -307,9 +297,7 @@ def dumbbells(
         here = [(arm, tone, values[i]) for arm, tone, values in arms]
         found = [(arm, tone, v) for arm, tone, v in here if v is not None]
         for (_, _, a), (_, _, b) in pairwise(sorted(found, key=lambda f: f[2])):
-            parts.append(
-                Markup('<path class="rail" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.x(a), middle, box.x(b))
-            )
+            parts.append(Markup('<path class="rail" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.x(a), middle, box.x(b)))
         parts += [_dot(box.x(v), middle, 4.2, tone, f"{name}, {arm}: {percent(v)}") for arm, tone, v in found]
     return _svg(height, label, parts)
 
@@ -356,9 +344,7 @@ def _grid(
 ) -> Markup:
     parts = []
     for v in ys:
-        parts.append(
-            Markup('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.left, box.y(v), box.right)
-        )
+        parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.left, box.y(v), box.right))
         parts.append(_text(box.left - 6, box.y(v) + 4, _tick(show(v)), "tick", "end"))
     last = math.inf
     for v in reversed(xs):  # from the right, so that the last epoch keeps its label
@@ -375,18 +361,16 @@ def _tick(text: str) -> str:
 def _columns(box: _Box, xs: Sequence[float], show: Callable[[float], str]) -> Markup:
     parts = []
     for v in xs:
-        parts.append(
-            Markup('<path class="grid" d="M{:.1f} {:.1f}V{:.1f}"/>').format(box.x(v), box.top, box.bottom)
-        )
+        parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}V{:.1f}"/>').format(box.x(v), box.top, box.bottom))
         anchor = "start" if box.x(v) < 20 else "middle"
         parts.append(_text(box.x(v), box.bottom + 16, _tick(show(v)), "tick", anchor))
     return Markup("").join(parts)
 
 
 def _dot(x: float, y: float, radius: float, tone: str, hint: str) -> Markup:
-    return Markup(
-        '<circle class="dot tone-{}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>'
-    ).format(tone, x, y, radius, hint)
+    return Markup('<circle class="dot tone-{}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>').format(
+        tone, x, y, radius, hint
+    )
 
 
 def _text(

@@ -67,9 +67,7 @@ def methods(cards: Iterable[Card] | None = None, json: bool = False) -> str:
         table.add_column(heading, no_wrap=True)
     table.add_column("what you get, for which networks,\nat what cost, and what was published", ratio=1)
     for card in cards:
-        facts = (
-            f"{card.summary}\nfor: {card.needs.architectures}\ncost: {card.cost}\npublished: {card.published}"
-        )
+        facts = f"{card.summary}\nfor: {card.needs.architectures}\ncost: {card.cost}\npublished: {card.published}"
         table.add_row(*map(Text, (f"{card.name}\n({card.verb})", card.needs.data, card.needs.teacher, facts)))
     width = min(120, max(80, shutil.get_terminal_size((100, 24)).columns))
     out = StringIO()
@@ -162,9 +160,7 @@ class Advice:
             lines += [*_wrapped(self.missing, "Nothing here can work. ", ""), ""]
         if self.refused:
             lines.append("Cannot work here:")
-            lines += [
-                line for r in self.refused for line in _wrapped(r.reason, f"   {r.method}: ", "     ")
-            ] + [""]
+            lines += [line for r in self.refused for line in _wrapped(r.reason, f"   {r.method}: ", "     ")] + [""]
         return "\n".join(lines + (_wrapped(PLACEHOLDERS) if self.choices else [])).rstrip()
 
 
@@ -396,9 +392,7 @@ def _tfkd(have: _Have) -> _Fit | str:
         return _Fit(5, reason)
     reason = "the student learns from your labels and its own earlier self (--variant reg: in one training)."
     if have.teacher != "none":
-        reason = (
-            f"for when the teacher, which it does not use, is no better than the student could be: {reason}"
-        )
+        reason = f"for when the teacher, which it does not use, is no better than the student could be: {reason}"
         return _Fit(30, reason, teacher=False)
     small = " It shrinks nothing: choose a small STUDENT." if have.goal == "smaller" else ""
     return _Fit(10, reason + small, teacher=False)

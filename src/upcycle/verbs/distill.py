@@ -140,11 +140,11 @@ def distill(
         if key not in known:
             raise unknown(f"option of {cls.card.name}", key, known)
     setting = Setting(**{key: value for key, value in options.items() if key in fields},
-                      **({"data": data} if isinstance(data, str) else {}))  # fmt: skip
+                      data=data if isinstance(data, str) else "data")  # fmt: skip
     own = {key: value for key, value in options.items() if key not in fields}
     for key, value in own.items():  # nested dataclasses may come as plain mappings
         if isinstance(value, dict) and dataclasses.is_dataclass(kind := type(_default(cls, key))):
-            own[key] = kind(**value)  # type: ignore[operator]
+            own[key] = kind(**value)
     return _Distillation(cls, setting, own, teacher, student, data, (lambda text: None) if setting.quiet else say).run()
 
 
@@ -172,12 +172,19 @@ class _Distillation:
     """One ``distill`` command: the things it resolves, in the order in which it needs them."""
 
     def __init__(
-        self, cls: type[Method], setting: Setting, options: dict[str, Any], teacher: Any, student: Any, data: Any, say: Say
-    ) -> None:  # fmt: skip
-        self.cls, self.setting, self.options, self.say = cls, setting, options, say
+        self,
+        cls: type[Method],
+        setting: Setting,
+        options: dict[str, Any],
+        teacher: Any,
+        student: Any,
+        data: Any,
+        say: Say,
+    ) -> None:
+        self.cls: Any = cls  # a dataclass with teacher and student, which its base does not have
+        self.setting, self.options, self.say = setting, options, say
         self.teacher_ref, self.student_ref, self.data_ref = teacher, student, data
-        name = setting.data if isinstance(data, str) else "data"
-        default = Path("runs") / f"distill-{cls.card.name}-{Path(name).name.replace(':', '-')}"
+        default = Path("runs") / f"distill-{cls.card.name}-{Path(setting.data).name.replace(':', '-')}"
         self.out = setting.out or default
 
     def run(self) -> Result:
@@ -204,7 +211,9 @@ class _Distillation:
                 self._fit("alone", seed, self.out / "more" / f"alone-{seed}", teacher, data, arms)
         rows = []
         if teacher is not None:
-            measured = evaluate(teacher.module, data.normalised(teacher.mean, teacher.std).test, device=torch.device("cpu"))
+            measured = evaluate(
+                teacher.module, data.normalised(teacher.mean, teacher.std).test, device=torch.device("cpu")
+            )
             rows.append(_row(teacher.name, "teacher", [measured], teacher_cost, teacher))
         if setting.alone:
             rows.append(_row(f"{student.name} alone", "alone", arms["alone"], student_cost, product))
@@ -315,8 +324,10 @@ class _Distillation:
         measured = evaluate(teacher.module, split, device=torch.device("cpu"))
         self.say(f"teacher  {teacher.name}: {measured.accuracy:.1%} on {measured.count:,} validation images")
         if measured.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
-            self.say("         That is near chance. Is its normalisation right (--teacher_mean, --teacher_std), and the "
-                     "order of its classes (--label_map)?")  # fmt: skip
+            self.say(
+                "         That is near chance. Is its normalisation right (--teacher_mean, --teacher_std), and the "
+                "order of its classes (--label_map)?"
+            )
 
     def _costs(self, teacher: Model | None, student: Model) -> tuple[Cost | None, Cost]:
         cost = count(student.module, student.input_shape)
@@ -324,8 +335,8 @@ class _Distillation:
         return (count(teacher.module, teacher.input_shape) if teacher else None), cost
 
     def _dry_run(self, teacher: Cost | None, student: Cost, data: Images) -> None:
-        method = self._method(None, nn.Identity()) if teacher is None else self.cls(
-            teacher=nn.Identity(), student=nn.Identity(), **self.options)  # type: ignore[arg-type]  # fmt: skip
+        probe = nn.Identity()
+        method = self.cls(teacher=None if teacher is None else probe, student=probe, **self.options)
         steps = method.steps(len(data.train))
         batch = getattr(method, "recipe", Recipe()).batch_size
         floor = floor_seconds(teacher.macs if teacher else 0, student.macs, batch, torch.float32)
@@ -337,17 +348,32 @@ class _Distillation:
     # -- the work -----------------------------------------------------------------------------------------------
 
     def _fit(
-        self, arm: str, seed: int, directory: Path, teacher: Model | None, data: Images, arms: dict[str, list[Evaluation]]
-    ) -> tuple[Model, Run]:  # fmt: skip
+        self,
+        arm: str,
+        seed: int,
+        directory: Path,
+        teacher: Model | None,
+        data: Images,
+        arms: dict[str, list[Evaluation]],
+    ) -> tuple[Model, Run]:
         setting = self.setting
         student = self._student(teacher, data, seed)
         method = self._method(teacher, student)
         if arm == "alone":
             method, data = _alone(method, student, data)
-        run = Run(directory, seed=seed, resume=setting.resume and (directory / "config.yaml").exists(),
-                  devices=setting.devices, accelerator=setting.accelerator, precision=setting.precision,
-                  teacher_precision=setting.teacher_precision, save_every=setting.save_every, compile=setting.compile, config=self.config(arm, seed),
-                  quiet=setting.quiet)  # fmt: skip
+        run = Run(
+            directory,
+            seed=seed,
+            resume=setting.resume and (directory / "config.yaml").exists(),
+            devices=setting.devices,
+            accelerator=setting.accelerator,
+            precision=setting.precision,
+            teacher_precision=setting.teacher_precision,
+            save_every=setting.save_every,
+            compile=setting.compile,
+            config=self.config(arm, seed),
+            quiet=setting.quiet,
+        )
         with run.interruptible():
             module = method.fit(run, data).float()
         product = dataclasses.replace(student, module=module)
@@ -378,7 +404,8 @@ class _Distillation:
         parents = []
         if teacher is not None:
             known = teacher.lineage or lineage.node(
-                name=teacher.name, digest=store.tensor_digest(teacher.module.state_dict()), licence=teacher.licence)
+                name=teacher.name, digest=store.tensor_digest(teacher.module.state_dict()), licence=teacher.licence
+            )
             parents.append({**known, "role": "teacher"})
         if self.setting.student_weights is not None and student.lineage is not None:
             parents.append({**student.lineage, "role": "initial weights"})
@@ -408,8 +435,13 @@ class _Distillation:
         words = ["upcycle distill"]
         for key, value in self.config().items():
             if key in ("teacher", "student", "data", "method") or value != _plain(self._default_of(key)):
-                words.append(f"--{key} {_word(value)}" if not isinstance(value, dict) else " ".join(
-                    f"--{key}.{k} {_word(v)}" for k, v in value.items() if v != _plain(self._default_of(key))[k]))  # fmt: skip
+                words.append(
+                    f"--{key} {_word(value)}"
+                    if not isinstance(value, dict)
+                    else " ".join(
+                        f"--{key}.{k} {_word(v)}" for k, v in value.items() if v != _plain(self._default_of(key))[k]
+                    )
+                )
         return " ".join(w for w in words if w)
 
     def _default_of(self, key: str) -> Any:
@@ -450,9 +482,13 @@ def _alone(method: Method, student: Model, data: Images) -> tuple[Method, Images
     recipe = getattr(method, "recipe", Recipe())
     batch = min(recipe.batch_size, len(known))
     epochs = max(1, round(method.steps(len(data.train)) / math.ceil(len(known) / batch)))
-    recipe = dataclasses.replace(recipe, epochs=epochs, batch_size=batch,
-                                 warmup=recipe.warmup / recipe.epochs * epochs,
-                                 milestones=tuple(round(m / recipe.epochs * epochs) for m in recipe.milestones))  # fmt: skip
+    recipe = dataclasses.replace(
+        recipe,
+        epochs=epochs,
+        batch_size=batch,
+        warmup=recipe.warmup / recipe.epochs * epochs,
+        milestones=tuple(round(m / recipe.epochs * epochs) for m in recipe.milestones),
+    )
     data = dataclasses.replace(data, train=data.train.subset(known))
     return KD(teacher=student, student=student, w_kd=0.0, w_ce=1.0, recipe=recipe, cache="off"), data
 
@@ -532,4 +568,3 @@ def _machine() -> dict[str, Any]:
     from upcycle.core.cost import machine
 
     return machine()
-

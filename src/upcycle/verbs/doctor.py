@@ -169,9 +169,7 @@ def _package(module: str, dist: str, least: str, without: str = "", neighbour: C
                 return Check(dist, "absent", f"not installed: {without}", install)
             return Check(dist, "broken", "not installed", install)
         if neighbour is not None and neighbour.status != "ok":
-            found = (
-                f"{version} is installed and does not import without a working {neighbour.name}: {without}"
-            )
+            found = f"{version} is installed and does not import without a working {neighbour.name}: {without}"
             return Check(dist, "broken", found, neighbour.mend)
         found = f"{version} is installed and does not import ({_first_line(error)})"
         return Check(dist, "broken", found, f'pip install --force-reinstall "{dist}>={least}"')
@@ -207,9 +205,7 @@ def _torchvision() -> Check:
         _import("torchvision.ops").nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
     except Exception as error:  # RuntimeError, ImportError, OSError: whatever its loader met
         if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":
-            return Check(
-                "torchvision", "absent", "not installed: no torchvision:NAME models, no timm", install
-            )
+            return Check("torchvision", "absent", "not installed: no torchvision:NAME models, no timm", install)
         found = f"{version or 'it'} does not fit torch {torch.__version__}: neither it nor timm can be used"
         return Check("torchvision", "broken", f"{found} ({_first_line(error)})", reinstall)
     if _numbers(version) < _numbers(TORCHVISION):

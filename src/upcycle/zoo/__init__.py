@@ -118,9 +118,7 @@ def check(name: str) -> None:
         raise unknown("zoo model", name, ENTRIES)
 
 
-def build(
-    name: str, *, pretrained: bool, num_classes: int | None = None, input_shape: Shape | None = None
-) -> Model:
+def build(name: str, *, pretrained: bool, num_classes: int | None = None, input_shape: Shape | None = None) -> Model:
     """A network of the zoo.
 
     Args:
@@ -166,9 +164,7 @@ def _file(name: str, trained: Trained) -> Path:
     if trained.origin is None:
         file = SHIPPED / f"{name}.safetensors"
         if not file.is_file():
-            raise UserError(
-                f"The weights of zoo:{name} are missing from this installation; install upcycle again."
-            )
+            raise UserError(f"The weights of zoo:{name} are missing from this installation; install upcycle again.")
         return file
     folder = os.environ.get("UPCYCLE_DATA")
     place = f"{folder or '$UPCYCLE_DATA'}/weights/{name}.safetensors"

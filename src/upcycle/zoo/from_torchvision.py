@@ -70,16 +70,10 @@ def build(
     size = recipe.crop_size[0]
     shape = input_shape or (3, size, size)
     if shape[0] != 3:
-        raise UserError(
-            f"torchvision:{name} takes 3 input channels, not {shape[0]}; timm:NAME takes any number."
-        )
+        raise UserError(f"torchvision:{name} takes 3 input channels, not {shape[0]}; timm:NAME takes any number.")
     classes = tuple(weights.meta["categories"])
     k = len(classes) if pretrained else num_classes or len(classes)
-    more = (
-        {"aux_logits": False, "transform_input": True, "init_weights": not pretrained}
-        if name in _INCEPTIONS
-        else {}
-    )
+    more = {"aux_logits": False, "transform_input": True, "init_weights": not pretrained} if name in _INCEPTIONS else {}
     try:
         with _tensors_only():
             module = library.get_model(
@@ -87,8 +81,7 @@ def build(
             )
     except Exception as error:
         raise UserError(
-            f"torchvision:{name} cannot be built: {one_line(error)}. Without a network, give its weights "
-            "as a file."
+            f"torchvision:{name} cannot be built: {one_line(error)}. Without a network, give its weights as a file."
         ) from error
     return Model(
         module=module,

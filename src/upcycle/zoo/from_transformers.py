@@ -19,9 +19,7 @@ def check(name: str) -> None:
         raise UserError('hf: references need transformers: pip install "upcycle[hub]"')
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise UserError(
-                f"There is no config.json in {name}; hf: takes a directory that transformers saved."
-            )
+            raise UserError(f"There is no config.json in {name}; hf: takes a directory that transformers saved.")
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"'hf:{name}' is neither hf:ORG/NAME nor hf: and an existing directory.")
 

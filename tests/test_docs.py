@@ -1,0 +1,303 @@
+"""The documentation is true: its commands parse, its examples run, its tables are those of cards and results."""
+
+from __future__ import annotations
+
+import doctest
+import functools
+import importlib
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.settings import TinyNet
+from upcycle import cli
+from upcycle.core.store import tensor_digest
+from upcycle.verbs import commands, methods
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "docs" / "example_method.py"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "src/upcycle/distillation/README.md",
+         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+BLOCK = re.compile(r"(?:<!-- test: (\w+) ?(\S*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path) -> list[tuple[str, str, str, str]]:
+    """The fenced blocks of a page: what the test does with it, a file name, the language, the text."""
+    return BLOCK.findall(page.read_text())
+
+
+def upcycle_commands(text: str) -> list[list[str]]:
+    """The words after ``upcycle`` of each command of a console block."""
+    lines = [shlex.split(line[2:]) for line in text.splitlines() if line.startswith("$ ")]
+    return [words[1:] for words in lines if words[0] == "upcycle"]
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    return _import(ROOT / "scripts" / "docs.py", "docs_script")
+
+
+def _import(file: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def plugins() -> Iterator[None]:
+    """Methods that a test adds are gone after it."""
+    before = list(methods._plugins)
+    yield
+    methods._plugins[:] = before
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: None) -> Path:
+    """An empty directory to work in, with what the pages take for granted: photos, weights, a first run's name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_models", raising=False)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(EXAMPLE, tmp_path / "docs")
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    g = torch.Generator().manual_seed(0)
+    for k, name in enumerate(("cat", "dog", "owl")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = torch.randint(60 * k, 60 * k + 100, (20, 18, 3), generator=g, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path
+
+
+# -- commands and examples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_command_on_the_page_parses(page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (desk / "runs" / "first").mkdir(parents=True)
+    (desk / "runs" / "first" / "config.yaml").write_text("method: kd\nstudent: zoo:convnet_small\n")
+    for verb in cli.SUMMARY.keys() - {"distill"}:  # everything but the work itself
+        function = getattr(commands, verb)
+        monkeypatch.setattr(commands, verb, functools.wraps(function)(lambda **values: 0))
+    for _, _, language, text in blocks(page):
+        for words in upcycle_commands(text) if language == "console" else ():
+            if words[0] == "distill":
+                values, method = cli.distill_arguments(words[1:])
+                assert values["student"] and values["method"] is method
+            else:
+                assert cli.main(words) == 0, words
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "<!-- test: " in p.read_text()], ids=page_id)
+def test_what_is_marked_on_the_page_runs(page: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for what, name, language, text in blocks(page):
+        if what == "file":
+            (desk / name).write_text(text)
+            torch.save(importlib.import_module(Path(name).stem).large().state_dict(), desk / "large.pt")
+        elif what == "run" and language == "console":
+            for words in upcycle_commands(text):
+                quick = ["--recipe.epochs", "1"] if words[0] == "distill" else []
+                assert cli.main([*words, *quick]) == 0, (words, capsys.readouterr().err)
+        elif what == "run":
+            assert language == "python"
+            exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().err == ""
+
+
+def test_every_mark_belongs_to_a_block() -> None:
+    for page in PAGES:
+        assert page.read_text().count("<!-- test: ") == sum(bool(what) for what, *_ in blocks(page)), page
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_parses(recipe: Path) -> None:
+    values, method = cli.distill_arguments(["--config", str(recipe)])
+    assert method.card.name == yaml.safe_load(recipe.read_text())["method"]
+    assert values["recipe"].epochs >= 1 if "recipe" in values else values["student"]
+
+
+# -- the worked example -----------------------------------------------------------------------------------------
+
+
+def test_the_example_method_is_listed_runs_resumes_and_reports(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", "--plugin", "docs/example_method.py", "--method", "logits", "--teacher", "zoo:digits_teacher",
+             "--student", "zoo:convnet_small", "--data", "digits", "--recipe.epochs", "1"]  # fmt: skip
+    assert cli.main(["methods", "--plugin", "docs/example_method.py"]) == 0
+    assert re.search(r"^ *logits +unlabelled +predictions", capsys.readouterr().out, re.MULTILINE)
+    weights = []
+    for more in (["--out", "a"], ["--out", "a", "--resume"], ["--out", "b"]):
+        assert cli.main([*words, *more]) == 0
+        weights.append((desk / more[1] / "model" / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1] == weights[2]
+    assert "Do Deep Nets Really Need to be Deep?" in (desk / "a" / "report.html").read_text()
+
+
+def test_the_example_loss_is_what_it_says(plugins: None) -> None:
+    methods.add_plugin(EXAMPLE)
+    logit_loss = importlib.import_module("example_method").logit_loss
+    g = torch.Generator().manual_seed(0)
+    z_s, z_t = (torch.randn(5, 7, generator=g, dtype=torch.float64) for _ in range(2))
+    z_s.requires_grad_()
+    assert logit_loss(z_t, z_t) == 0
+    shifted = logit_loss(z_s + torch.randn(5, 1, generator=g, dtype=torch.float64), z_t)
+    torch.testing.assert_close(shifted, logit_loss(z_s, z_t))
+    (gradient,) = torch.autograd.grad(logit_loss(z_s, z_t), z_s)
+    difference = z_s.detach() - z_t
+    torch.testing.assert_close(gradient, (difference - difference.mean(1, keepdim=True)) / 5)
+
+
+def test_the_example_method_leaves_the_teacher_alone(plugins: None) -> None:
+    from tests.settings import tiny_data, tiny_model
+    from upcycle.core.run import Run
+
+    (method,) = methods.add_plugin(EXAMPLE)
+    teacher, student = tiny_model("teacher", 7), tiny_model("student", 8)
+    before = tensor_digest(teacher.module.state_dict())
+    net = method(teacher=teacher, student=student).fit(Run(None), tiny_data(64))  # type: ignore[call-arg]
+    assert isinstance(net, TinyNet) and not net.training
+    assert tensor_digest(teacher.module.state_dict()) == before
+
+
+# -- generated parts --------------------------------------------------------------------------------------------
+
+
+def test_the_generated_parts_are_up_to_date(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["--check"]) == 0, capsys.readouterr().out + "Run python scripts/docs.py."
+
+
+def test_a_stale_block_is_found_and_written(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- begin: commands -->\nstale text\n<!-- end: commands -->\nb\n")
+    monkeypatch.setattr(script, "documents", lambda: [page])
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    assert script.main(["--check"]) == 1 and "stale text" in page.read_text()
+    assert script.main([]) == 0 and script.main(["--check"]) == 0
+    text = page.read_text()
+    assert (
+        text.startswith("a\n")
+        and text.endswith("-->\nb\n")
+        and "`upcycle distill`" in text
+        and "stale text" not in text
+    )
+
+
+@pytest.mark.parametrize("text", [
+    "<!-- begin: nonsense -->\n<!-- end: nonsense -->", "<!-- begin: methods -->\n",
+    "<!-- begin: methods -->\n<!-- end: claims -->",
+])  # fmt: skip
+def test_a_block_that_nobody_can_fill_is_an_error(script: ModuleType, text: str) -> None:
+    with pytest.raises(ValueError, match="block"):
+        script.filled(text)
+
+
+def test_claims_show_what_was_measured_and_why_it_fails(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from upcycle.claims import find
+    from upcycle.core.store import write_json
+    from upcycle.verbs.prove import Proof
+
+    claim = find("vam")
+    arms = {"KD (%)": [80.0, 81.0, 82.0], "VAM + KD (%)": [79.0, 79.0, 79.0],
+            "extra parameters while training (%)": [0.5] * 3, "folding error (relative)": [1e-7] * 3}  # fmt: skip
+    proof = Proof(claim=claim, measured=arms, seconds=90.0)
+    write_json(tmp_path / "prove_vam.json", proof.record())
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    rows = {row.split("|")[1].strip(): row for row in script.claims().splitlines()}
+    assert "KD (%): 81.00 ± 1.00<br>VAM + KD (%): 79.00 ± 0.00" in rows["`vam`"] and "(3 seeds)" in rows["`vam`"]
+    assert "no. not that it loses no more than 0.5 points to KD: -2.00, asked -0.5" in rows["`vam`"]
+    assert rows["`vam`"].count("not that") == 1
+    assert "not measured yet" in rows["`kd`"]
+    full = script.claims_in_full()
+    assert "80.00, 81.00, 82.00" in full and "1 min 30 s" in full and full.count("Not measured yet") == 3
+
+
+def test_benchmark_tables_show_every_figure(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from upcycle.core.store import write_json
+
+    record = {"figures": {"one": {"images_per_second": 12345.6, "seconds": [1.0, 2.0]},
+                          "two": {"images_per_second": 2, "ratio": 0.12345}, "import_seconds": 0.25,
+                          "gain": [1.0, 2.0, 3.0], "holds": True},
+              "settings": {"batch": 128}, "machine": {"cpu": "X", "cores": 2}, "versions": {"torch": "9"},
+              "date": "2026-01-02 10:00 UTC", "commit": "abc"}  # fmt: skip
+    write_json(tmp_path / "extra.json", record)
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    text = script.benchmarks_left()
+    assert text == (
+        "### Extra\n\n|  | images per second | ratio |\n| --- | --- | --- |\n| one | 12,346 |  |\n| two | 2 | 0.123 |\n"
+        "\n|  | figure |\n| --- | --- |\n| import seconds | 0.25 |\n| gain | 2 ± 1 |\n| holds | yes |\n"
+        "\nSettings: batch 128.\n"
+        "\n*X, 2 cores; torch 9; 2026-01-02; commit abc; `python -m benchmarks.extra`*\n"
+    )
+    assert script.benchmark("torture") == script.MISSING
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------
+
+
+EXAMPLES = re.compile(r"^ *>>> (?!.*\+SKIP)", re.MULTILINE)
+
+
+def _with_examples() -> list[str]:
+    files = sorted((ROOT / "src").rglob("*.py"))
+    found = [f.relative_to(ROOT / "src").with_suffix("") for f in files if EXAMPLES.search(f.read_text())]
+    return [".".join(path.parts).removesuffix(".__init__") for path in found]
+
+
+@pytest.mark.parametrize("module", _with_examples())
+def test_examples_in_docstrings_run(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_citation_names_this_version() -> None:
+    import upcycle
+
+    citation: dict[str, Any] = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["version"] == upcycle.__version__
+    assert citation["authors"] and citation["title"] and citation["message"] and citation["license"] == "Apache-2.0"
+    assert upcycle.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the docs extra is not installed")
+    pytest.importorskip("mkdocstrings_handlers.python", reason="the docs extra is not installed")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = [p.read_text() for p in (tmp_path / "site").rglob("*.html")]
+    assert len(pages) > 10 and not any("fonts.googleapis.com" in page for page in pages)
+
+
+def test_the_site_lists_every_page() -> None:
+    navigation = re.findall(r"^  - .*: ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(navigation) == sorted(p.name for p in (ROOT / "docs").glob("*.md"))
