@@ -64,7 +64,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
     def check(words: list[str], *parts: str, out: str = "run") -> str:
         before = _tree(Path.cwd())
-        if words[0] == "distill" and not any(w.startswith("--out") for w in words):
+        if words[0] == "distill" and not any(w.startswith(("--out", "--config")) for w in words):
             words = [*words, f"--out={out}"]
         capsys.readouterr()
         assert cli.main(words) == 2, words
@@ -113,7 +113,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
         ([*DISTILL, "--augment=[croop]"], ["--augment must be one of", "not 'croop'"]),
         ([*DISTILL, "--resume=maybe"], ["--resume must be true or false"]),
         ([*DISTILL, "extra"], ["Unrecognized arguments: extra"]),
-        ([*DISTILL, "--config=none.yaml"], ["Cannot read none.yaml: No such file"]),
+        (["distill", "--config=none.yaml"], ["Cannot read none.yaml: No such file"]),
         ([*DISTILL, "--plugin=none.py"], ["There is no file none.py"]),
         ([*DISTILL, "--alone", "--labels=0"], ["cannot be trained alone without labels"]),
         ([*DISTILL, "--shots=5000"], ["too few labelled training images"]),

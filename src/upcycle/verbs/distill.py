@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -182,7 +183,10 @@ class _Distillation:
         say: Say,
     ) -> None:
         self.cls: Any = cls  # a dataclass with teacher and student, which its base does not have
-        self.setting, self.options, self.say = setting, options, say
+        self.setting, self.options = setting, options
+        # Fabric starts further processes as the same command again; only the first one speaks and claims.
+        self.first = os.environ.get("LOCAL_RANK", "0") == "0"
+        self.say: Say = say if self.first else lambda text: None
         self.teacher_ref, self.student_ref, self.data_ref = teacher, student, data
         default = Path("runs") / f"distill-{cls.card.name}-{Path(setting.data).name.replace(':', '-')}"
         self.out = setting.out or default
@@ -190,9 +194,9 @@ class _Distillation:
     def run(self) -> Result:
         start, setting = time.time(), self.setting
         self._validate()
-        teacher, data = self._resolve()
-        student = self._student(teacher, data, setting.seed)
-        data = self._prepared(data, student)
+        teacher, whole = self._resolve()
+        student = self._student(teacher, whole, setting.seed)
+        data = self._prepared(whole, student, setting.seed)
         self._method(teacher, student).require(data)
         require(not setting.alone or int((data.train.labels >= 0).sum()) >= 2,
                 "The student cannot be trained alone without labels; drop --alone or keep some --labels.")  # fmt: skip
@@ -203,12 +207,12 @@ class _Distillation:
             return Result(directory=self.out, student=student, rows=[], sentence="", report=self.out / "report.html")
 
         arms: dict[str, list[Evaluation]] = {}
-        product, run = self._fit("student", setting.seed, self.out, teacher, data, arms)
+        product, run = self._fit("student", setting.seed, self.out, teacher, whole, arms)
         for seed in range(setting.seed + 1, setting.seed + setting.seeds):
-            self._fit("student", seed, self.out / "more" / f"student-{seed}", teacher, data, arms)
+            self._fit("student", seed, self.out / "more" / f"student-{seed}", teacher, whole, arms)
         if setting.alone:
             for seed in range(setting.seed, setting.seed + setting.seeds):
-                self._fit("alone", seed, self.out / "more" / f"alone-{seed}", teacher, data, arms)
+                self._fit("alone", seed, self.out / "more" / f"alone-{seed}", teacher, whole, arms)
         rows = []
         if teacher is not None:
             measured = evaluate(
@@ -249,7 +253,7 @@ class _Distillation:
         for file in (self.setting.teacher_weights, self.setting.label_map):
             if file is not None and not file.is_file():
                 raise UserError(f"There is no file {file}.")
-        if not self.setting.dry_run:
+        if not self.setting.dry_run and self.first:
             claim_directory(self.out, resume=self.setting.resume)
 
     def _resolve(self) -> tuple[Model | None, Images]:
@@ -302,12 +306,13 @@ class _Distillation:
             student = dataclasses.replace(student, mean=like[0], std=like[1], lineage=None, licence="unknown")
         return dataclasses.replace(student, classes=data.classes)
 
-    def _prepared(self, data: Images, student: Model) -> Images:
+    def _prepared(self, data: Images, student: Model, seed: int) -> Images:
+        """The data as this seed's run sees them: its own draw of images or labels, augmented, normalised."""
         setting = self.setting
         if setting.shots:
-            data = data.few(setting.shots, setting.seed)
+            data = data.few(setting.shots, seed)
         if setting.labels >= 0:
-            data = data.hide_labels(setting.labels, setting.seed)
+            data = data.hide_labels(setting.labels, seed)
         names = {"auto": ("crop", "flip") if data.shape[0] == 3 else (), "none": ()}
         augment = names.get(setting.augment[0], setting.augment)
         return data.augmented(tuple(augment)).normalised(student.mean, student.std)
@@ -358,6 +363,7 @@ class _Distillation:
     ) -> tuple[Model, Run]:
         setting = self.setting
         student = self._student(teacher, data, seed)
+        data = self._prepared(data, student, seed)
         method = self._method(teacher, student)
         if arm == "alone":
             method, data = _alone(method, student, data)
