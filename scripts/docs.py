@@ -7,6 +7,7 @@ blocks again; with ``--check`` it writes nothing and exits with 1 when a file wo
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import statistics
@@ -29,6 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"<!-- begin: ([\w-]+) -->\n(.*?)<!-- end: \1 -->", re.DOTALL)
 MARK = re.compile(r"^<!-- (?:begin|end): ", re.MULTILINE)
 MISSING = "*Not measured yet.*\n"
+BENCHMARKS = ("kd_step", "kd_accuracy", "loading", "startup", "torture")  # those with a block of their own
 RAW = ("seconds",)  # every repetition, kept in the file; the tables show what was made of them
 
 
@@ -101,20 +103,39 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def figures_table(figures: dict[str, Any]) -> str:
-    """The figures of a benchmark: one row a name; those that have several figures in columns."""
-    wide = {name: row for name, row in figures.items() if isinstance(row, dict)}
-    narrow = {name: value for name, value in figures.items() if name not in wide and name not in RAW}
+    """The figures of a benchmark.
+
+    Mappings with the same keys share a table, whose longer side goes down; single figures share one at the end.
+    """
+    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    single = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            kept = {k: v for k, v in value.items() if k not in RAW}
+            groups.setdefault(tuple(kept), {})[name] = kept
+        else:
+            single[name] = value
     parts = []
-    if wide:
-        columns = list(dict.fromkeys(key for row in wide.values() for key in row if key not in RAW))
-        rows = [(_words(name), *(number(row.get(c)) for c in columns)) for name, row in wide.items()]
-        parts.append(table(("", *map(_words, columns)), rows))
-    if narrow:
-        parts.append(table(("", "figure"), [(_words(name), number(v)) for name, v in narrow.items()]))
+    for keys, group in groups.items():
+        if len(group) > len(keys):
+            rows = [(words(name), *(number(row[k]) for k in keys)) for name, row in group.items()]
+            parts.append(table(("", *map(words, keys)), rows))
+        else:
+            rows = [(words(k), *(number(row[k]) for row in group.values())) for k in keys]
+            parts.append(table(("", *map(words, group)), rows))
+    if single:
+        parts.append(table(("", "figure"), [(words(k), interval(v) if k == "interval" else number(v))
+                                            for k, v in single.items()]))  # fmt: skip
     return "\n".join(parts)
 
 
-def _words(key: str) -> str:
+def interval(bounds: list[float]) -> str:
+    """A confidence interval."""
+    return f"{number(bounds[0])} to {number(bounds[1])}"
+
+
+def words(key: str) -> str:
+    """A key as a heading."""
     return key.replace("_", " ")
 
 
@@ -129,31 +150,34 @@ def provenance(record: dict[str, Any], command: str) -> str:
     return "*" + "; ".join(fact for fact in facts if fact) + "*\n"
 
 
-def benchmark(name: str) -> str:
-    """A benchmark's figures, its settings and where they come from."""
+def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> str:
+    """A benchmark's figures, or some ``only``, its settings and where they come from."""
     record = result(name)
     if record is None:
         return MISSING
-    settings = record.get("settings") or {}
-    text = figures_table(record["figures"])
-    if settings:
-        text += "\nSettings: " + ", ".join(f"{_words(k)} {number(v)}" for k, v in settings.items()) + ".\n"
+    text = figures_table(only(record["figures"]))
+    if settings := record.get("settings"):
+        text += "\nSettings: " + ", ".join(f"{words(k)} {number(v)}" for k, v in settings.items()) + ".\n"
     return f"{text}\n{provenance(record, f'python -m benchmarks.{name}')}"
 
 
 def benchmarks_left() -> str:
     """Every committed benchmark that has no block of its own."""
-    own = ("kd_step", "loading", "torture", "quickstart")
     names = sorted(file.stem for file in RESULTS.glob("*.json"))
-    rest = [name for name in names if name not in own and not name.startswith("prove_")]
-    return "\n".join(f"### {_words(name).capitalize()}\n\n{benchmark(name)}" for name in rest)
+    rest = [name for name in names if name not in (*BENCHMARKS, "quickstart") and not name.startswith("prove_")]
+    return "\n".join(f"### {words(name).capitalize()}\n\n{benchmark(name)}" for name in rest)
 
 
 def speed() -> str:
     """The two tables of the README."""
+
+    def steps(figures: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: figures[key] for key in ("milliseconds", "images_per_second")}
+        return {key: {k: v for k, v in row.items() if not k.startswith("part")} for key, row in kept.items()}
+
     return (
-        f"A step of knowledge distillation, ResNet-56 to ResNet-20 on CIFAR-10:\n\n{benchmark('kd_step')}\n"
-        f"Loading CIFAR-10:\n\n{benchmark('loading')}"
+        "A step of knowledge distillation, ResNet-56 to ResNet-20 on CIFAR-10, batches of 128:\n\n"
+        f"{benchmark('kd_step', steps)}\nLoading CIFAR-10:\n\n{benchmark('loading')}"
     )
 
 
@@ -162,16 +186,15 @@ def quickstart() -> str:
     record = result("quickstart")
     if record is None:
         return MISSING
-    if "rows" not in record:
-        return benchmark("quickstart")
-    rows = []
-    for row in record["rows"]:
+    figures, rows = record["figures"], []
+    for row in figures["rows"]:
         accuracy = [100 * a for a in row["accuracy"]]
         spread = f" ± {statistics.stdev(accuracy):.1f}" if len(accuracy) > 1 else ""
         rows.append((row["name"], f"{statistics.fmean(accuracy):.1f}{spread} %", si(row["parameters"]),
                      si(row["macs"]), duration(row["latency"]), bytes_(row["memory"])))  # fmt: skip
     headings = ("", "test accuracy", "parameters", "multiply-adds", "latency", "memory")
-    return f"{table(headings, rows)}\n{record['sentence']}\n\n{provenance(record, 'make run')}"
+    sentence = f"{figures['sentence']} All of it took {duration(figures['seconds'])}."
+    return f"{table(headings, rows)}\n{sentence}\n\n{provenance(record, 'python -m benchmarks.quickstart')}"
 
 
 # -- claims -----------------------------------------------------------------------------------------------------
@@ -278,10 +301,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "claims-in-full": claims_in_full,
     "speed": speed,
-    "benchmark-kd-step": lambda: benchmark("kd_step"),
-    "benchmark-loading": lambda: benchmark("loading"),
     "benchmarks-left": benchmarks_left,
-    "torture": lambda: benchmark("torture"),
+    **{name.replace("_", "-"): functools.partial(benchmark, name) for name in BENCHMARKS},
 }
 
 

@@ -237,17 +237,17 @@ def test_benchmark_tables_show_every_figure(
 ) -> None:
     from upcycle.core.store import write_json
 
-    record = {"figures": {"one": {"images_per_second": 12345.6, "seconds": [1.0, 2.0]},
-                          "two": {"images_per_second": 2, "ratio": 0.12345}, "import_seconds": 0.25,
-                          "gain": [1.0, 2.0, 3.0], "holds": True},
-              "settings": {"batch": 128}, "machine": {"cpu": "X", "cores": 2}, "versions": {"torch": "9"},
+    figures = {"by arm": {"a": {"rate": 12345.6, "seconds": [1.0, 2.0]}, "b": {"rate": 2, "seconds": [3.0]}},
+               "by figure": {"milliseconds": {"a": 0.12345, "b": 2}, "speed_up": {"a": 1.0, "b": 3.0}},
+               "single": {"gain": [1.0, 2.0, 3.0], "interval": [-0.5, 0.25], "holds": True}}  # fmt: skip
+    origin = {"settings": {"batch": 128}, "machine": {"cpu": "X", "cores": 2}, "versions": {"torch": "9"},
               "date": "2026-01-02 10:00 UTC", "commit": "abc"}  # fmt: skip
-    write_json(tmp_path / "extra.json", record)
+    write_json(tmp_path / "extra.json", {"figures": {k: v for f in figures.values() for k, v in f.items()}, **origin})
     monkeypatch.setattr(script, "RESULTS", tmp_path)
-    text = script.benchmarks_left()
-    assert text == (
-        "### Extra\n\n|  | images per second | ratio |\n| --- | --- | --- |\n| one | 12,346 |  |\n| two | 2 | 0.123 |\n"
-        "\n|  | figure |\n| --- | --- |\n| import seconds | 0.25 |\n| gain | 2 ± 1 |\n| holds | yes |\n"
+    assert script.benchmarks_left() == (
+        "### Extra\n\n|  | rate |\n| --- | --- |\n| a | 12,346 |\n| b | 2 |\n"
+        "\n|  | milliseconds | speed up |\n| --- | --- | --- |\n| a | 0.123 | 1 |\n| b | 2 | 3 |\n"
+        "\n|  | figure |\n| --- | --- |\n| gain | 2 ± 1 |\n| interval | -0.5 to 0.25 |\n| holds | yes |\n"
         "\nSettings: batch 128.\n"
         "\n*X, 2 cores; torch 9; 2026-01-02; commit abc; `python -m benchmarks.extra`*\n"
     )
