@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: run test torture docs lint clean
 
 run: .venv/installed
-	$(BIN)/upcycle distill --config recipes/quickstart.yaml
+	$(BIN)/upcycle distill --config recipes/quickstart.yaml --resume
 
 test: .venv/dev
 	$(BIN)/ruff format --check .

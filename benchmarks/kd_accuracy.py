@@ -47,8 +47,13 @@ def main() -> None:
     print(
         f"difference {mean:+.2f} points, 95 % interval {mean - half:+.2f} to {mean + half:+.2f}; peak {memory:.2f} GB"
     )
-    figures = {"accuracy": accuracy, "seconds": seconds, "difference": round(mean, 3),
-               "interval": [round(mean - half, 3), round(mean + half, 3)], "peak_memory_gb": round(memory, 2)}  # fmt: skip
+    figures = {
+        "accuracy": accuracy,
+        "seconds": seconds,
+        "difference": round(mean, 3),
+        "interval": [round(mean - half, 3), round(mean + half, 3)],
+        "peak_memory_gb": round(memory, 2),
+    }
     record("kd_accuracy", figures, seeds=SEEDS, epochs=EPOCHS, images=N, batch=128, threads=2)
 
 

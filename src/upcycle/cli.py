@@ -98,10 +98,14 @@ def _help() -> str:
 # -- parsing ----------------------------------------------------------------------------------------------------
 
 
-def _parse(parser: Any, words: list[str], flags: Sequence[str]) -> Any:
+def _parse(parser: Any, words: list[str], hints: dict[str, Any]) -> Any:
     """Parse, turning the parser's complaints into one sentence with the nearest name.
 
-    ``--dry-run`` is ``--dry_run``, and a switch needs no value: ``--resume`` is ``--resume true``.
+    ``--dry-run`` is ``--dry_run``; a switch needs no value: ``--resume`` is ``--resume true``; a list needs no
+    brackets: ``--cuts layer1,layer2`` is ``--cuts [layer1,layer2]``.
+
+    Args:
+        hints: the type of each option, to know switches and lists by.
     """
     import jsonargparse
 
@@ -111,8 +115,13 @@ def _parse(parser: Any, words: list[str], flags: Sequence[str]) -> Any:
         name = word.split("=")[0]
         if name.startswith("--") and name not in known and name not in ("--help", "--config", "--print_config"):
             raise unknown("option", name, known)
-        if word.removeprefix("--") in flags and (i + 1 == len(words) or words[i + 1].lower() not in ("true", "false")):
+        hint, following = hints.get(name.removeprefix("--")), words[i + 1] if i + 1 < len(words) else ""
+        if hint is bool and "=" not in word and following.lower() not in ("true", "false"):
             words[i] = f"{word}=true"
+        elif tuple in (typing.get_origin(t) for t in (hint, *typing.get_args(hint))):
+            value = word.partition("=")[2] if "=" in word else following
+            if value and value[0] not in "[(-" and value != "null":
+                words[i if "=" in word else i + 1] = f"{name}=[{value}]" if "=" in word else f"[{value}]"
     try:
         parsed = parser.parse_args(words)
     except OverflowError as error:
@@ -232,8 +241,8 @@ def distill_arguments(words: list[str]) -> tuple[dict[str, Any], type]:
     parser.add_argument("--machine", type=dict | None, default=None, help="written by a run; ignored")
     parser.add_class_arguments(Setting, fail_untyped=True)
     parser.add_class_arguments(_options_of(cls), fail_untyped=True)
-    switches = [f.name for f in dataclasses.fields(Setting) if f.type == "bool"]
-    parsed = parser.instantiate(_parse(parser, words, switches))
+    hints = typing.get_type_hints(Setting) | typing.get_type_hints(cls)
+    parsed = parser.instantiate(_parse(parser, words, hints))
     values = dict(vars(parsed))
     for key in ("config", "plugin", "machine", "__path__"):
         values.pop(key, None)
@@ -289,8 +298,7 @@ def _simple(verb: str) -> Callable[[list[str]], int]:
         function = getattr(commands, verb)
         parser = _parser(verb)
         parser.add_function_arguments(function, as_positional=verb != "advise", fail_untyped=True)
-        switches = [name for name, kind in function.__annotations__.items() if kind == "bool"]
-        parsed = _parse(parser, words, switches)
+        parsed = _parse(parser, words, typing.get_type_hints(function))
         return int(function(**vars(parser.instantiate(parsed))) or 0)
 
     return run

@@ -35,7 +35,7 @@ class Taps:
 
     Raises:
         UserError: a name that the module does not have; on reading, a name that is not tapped or was not
-        called.
+            called.
     """
 
     def __init__(

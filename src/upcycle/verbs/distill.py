@@ -19,7 +19,7 @@ from torch import nn
 from upcycle.core import lineage, models, store
 from upcycle.core.cost import Cost, bytes_, count, duration, floor_seconds, latency, peak_memory, si
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -29,6 +29,7 @@ from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.distillation import KD
 from upcycle.report import write_report
+from upcycle.verbs.methods import all_methods, plugin_of
 
 Say = Callable[[str], None]
 
@@ -91,6 +92,9 @@ class Setting:
     quiet: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("out", "teacher_weights", "label_map"):  # Python callers may give text
+            if getattr(self, name) is not None:
+                setattr(self, name, Path(getattr(self, name)))
         require(self.shots >= 0, f"shots must not be negative, it is {self.shots}.")
         require(self.labels >= -1, f"labels must be -1 (all) or more, not {self.labels}.")
         require(self.seeds >= 1, f"seeds must be at least 1, not {self.seeds}.")
@@ -151,8 +155,6 @@ def distill(
 
 def find_method(name: str) -> type[Method]:
     """A method by its command-line name or as ``package.module:Class``."""
-    from upcycle.verbs.methods import all_methods
-
     if ":" in name:
         found = models.import_object(name)
         if isinstance(found, type) and issubclass(found, Method):
@@ -272,6 +274,8 @@ class _Distillation:
         else:
             data = load_data(self.data_ref, size=setting.size)
         if teacher is None:
+            require(bool((data.test.labels >= 0).any()), f"{data.name} has no labels, and without a teacher there is "
+                    "nothing to learn from.")  # fmt: skip
             return None, data
         if not data.classes:  # a folder without class folders: unlabelled images, the teacher's classes
             data = dataclasses.replace(data, classes=teacher.classes)
@@ -287,7 +291,10 @@ class _Distillation:
         if columns.tolist() != list(range(len(teacher.classes))):
             module = models.Columns(teacher.module, columns)
             teacher = dataclasses.replace(teacher, module=module, classes=data.classes)
-        return teacher, data
+        measurable = _measurable(data, teacher)
+        if measurable is not data:
+            self.say(measurable.notes[-1])
+        return teacher, measurable
 
     def _student(self, teacher: Model | None, data: Images, seed: int) -> Model:
         """A student with fresh weights drawn from ``seed``, or the weights asked for."""
@@ -399,6 +406,8 @@ class _Distillation:
         setting["seed"] = self.setting.seed if seed is None else seed
         if arm == "alone" or setting["seed"] != self.setting.seed:
             setting |= {"seeds": 1, "alone": arm == "alone"}
+        if (plugin := plugin_of(self.cls)) is not None:
+            setting["plugin"] = plugin
         config = {"teacher": self.teacher_ref, "student": self.student_ref, "method": self.cls.card.name, **setting,
                   "data": self.data_ref, "out": self.out, **own}  # fmt: skip
         return {key: _plain(value) for key, value in config.items()}
@@ -454,6 +463,18 @@ class _Distillation:
         if key in self.cls.options():
             return _default(self.cls, key)
         return getattr(Setting(), key, None)
+
+
+def _measurable(data: Images, teacher: Model) -> Images:
+    """Where held-out images have no labels, the teacher's answers take their place, and the notes say so."""
+    if (data.validation.labels >= 0).any() and (data.test.labels >= 0).any():
+        return data
+    seen, answered = data.normalised(teacher.mean, teacher.std), {}
+    for name in ("validation", "test"):
+        z = predict_logits(teacher.module, getattr(seen, name), device=torch.device("cpu"))
+        answered[name] = dataclasses.replace(getattr(data, name), labels=z.argmax(1))
+    note = f"{data.name} has no labels to measure with: every accuracy here is agreement with the teacher."
+    return dataclasses.replace(data, **answered, notes=[*data.notes, note])
 
 
 def claim_directory(out: Path, *, resume: bool) -> None:

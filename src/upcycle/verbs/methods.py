@@ -10,7 +10,7 @@ from upcycle.core.errors import UserError
 from upcycle.core.method import Method
 from upcycle.distillation import METHODS
 
-_plugins: list[type[Method]] = []
+_plugins: dict[type[Method], str] = {}  # with the file that each comes from
 
 
 def all_methods() -> tuple[type[Method], ...]:
@@ -40,6 +40,12 @@ def add_plugin(file: str | Path) -> tuple[type[Method], ...]:
     if not found:
         raise UserError(f"{file} defines no method: a class derived from upcycle.Method with a card.")
     for method in found:
-        _plugins[:] = [m for m in _plugins if m.card.name != method.card.name]
-        _plugins.append(method)
+        for older in [m for m in _plugins if m.card.name == method.card.name]:
+            del _plugins[older]
+        _plugins[method] = str(file)
     return found
+
+
+def plugin_of(method: type[Method]) -> str | None:
+    """The file that a method was plugged in from."""
+    return _plugins.get(method)

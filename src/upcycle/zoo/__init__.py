@@ -68,8 +68,8 @@ def _convnet(*widths: int) -> Make:
     return make
 
 
-def _mlp(*widths: int) -> Make:
-    return lambda shape, k: MLP(shape[0] * shape[1] * shape[2], widths, k, dropout=0.5)
+def _mlp(*widths: int, dropout: float) -> Make:
+    return lambda shape, k: MLP(shape[0] * shape[1] * shape[2], widths, k, dropout)
 
 
 def _entries() -> dict[str, Entry]:
@@ -99,8 +99,8 @@ def _entries() -> dict[str, Entry]:
         "resnet20_projection": Entry(make=_resnet(20, projection=True)),
         "convnet": Entry(make=_convnet(32, 64, 128)),
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
-        "mlp": Entry(make=_mlp(1200, 1200), shape=(1, 28, 28)),
-        "mlp_small": Entry(make=_mlp(300), shape=(1, 28, 28)),
+        "mlp": Entry(make=_mlp(1200, 1200, dropout=0.5), shape=(1, 28, 28)),
+        "mlp_small": Entry(make=_mlp(300, dropout=0.0), shape=(1, 28, 28)),
     }
 
 
