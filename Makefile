@@ -15,7 +15,7 @@ test: .venv/dev
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 torture: .venv/dev
-	$(BIN)/python benchmarks/torture.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture
 
 docs: .venv/dev
 	$(BIN)/pip install --quiet -e ".[docs]"

@@ -53,7 +53,14 @@ class Persistent(pickle.Pickler):
     """Hides what is evil behind a persistent id, where torch keeps its storages."""
 
     def persistent_id(self, item: Any) -> Any:
-        return ("storage", item, "0", "cpu", 4) if isinstance(item, Call) else None
+        return ("storage", item.hidden, "0", "cpu", 4) if isinstance(item, Storage) else None
+
+
+@dataclass
+class Storage:
+    """Stands where torch has a tensor's storage, and holds something else."""
+
+    hidden: Call
 
 
 def malicious_files(folder: Path, canary: Path, state: dict[str, Tensor]) -> list[Path]:
@@ -101,9 +108,9 @@ def malicious_files(folder: Path, canary: Path, state: dict[str, Tensor]) -> lis
     saved("key.pt", {"state_dict": state, "epoch": {1: Call(eval, touch)}})
     saved("legacy.pt", {**state, "extra": system}, zipped=False)
     saved("legacy_whole.pth", run, zipped=False)
-    files.append(_write(folder / "disguised.safetensors", raw["system"]))
+    files.append(_write(folder / "disguised.safetensors", pickle.dumps(system, protocol=4)))
     buffer = io.BytesIO()
-    Persistent(buffer, protocol=2).dump({"w": system})
+    Persistent(buffer, protocol=2).dump({"w": Storage(system)})
     files.append(_write(folder / "persistent.bin", buffer.getvalue()))
     torch.save(state, sound := io.BytesIO())
     files.append(_exchanged(sound, folder / "swapped.pt", {"data.pkl": raw["system"]}))
@@ -237,7 +244,7 @@ def mutations(n: int, seed: int, folder: Path) -> Iterator[Mutation]:
     """
     chance, bases = random.Random(seed), valid_configurations()
     for i, kind in zip(range(n), itertools.cycle(_KINDS), strict=False):
-        base = bases[i // len(_KINDS) % len(bases)] if i < len(_KINDS) * len(bases) else chance.choice(bases)
+        base = chance.choice(bases)
         text, config, wrong = kind(chance, copy.deepcopy(base))
         text = f"{base['method']}: {text}"
         if isinstance(config, dict) and chance.random() < 0.5 and (words := _as_words(config)) is not None:

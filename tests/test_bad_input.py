@@ -199,7 +199,7 @@ def test_networks_that_do_not_fit(here: Path, refused: Refused) -> None:
     refused([*DISTILL, "--student=netz:net"], "no Python package")
     grey = corpus.picture_folder(here / "three")
     refused([*DISTILL, f"--data={grey}"], "10 classes and the student's 3 do not match", "--label_map")
-    with pytest.raises(UserError, match="7 outputs, not 10"):
+    with pytest.raises(UserError, match="7 outputs, but 10 class names"):
         upcycle.distill(
             teacher="zoo:digits_teacher", student=nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), out=here / "r"
         )
@@ -429,7 +429,7 @@ def test_whole_commands_say_one_line_in_time(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["configs"]
 
 
-LONG = [*DISTILL, "--recipe.epochs=40", "--recipe.batch_size=64", "--save_every=0.1"]
+LONG = [*DISTILL, "--recipe.epochs=15", "--recipe.batch_size=64", "--save_every=0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -451,9 +451,5 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, uninterrupted: bytes, signum
     assert said.count("\n") == 1 and "saved" in said and "--resume" in said, said
     run = tmp_path / "run"
     assert not (run / "model").exists() and not list(run.rglob("*.tmp"))
-    assert (
-        cli.main([*LONG, "--quiet", f"--out={run}", "--resume"]) == 2
-    )  # out is spelt otherwise: another configuration
-    os.chdir(tmp_path)
-    assert cli.main([*LONG, "--quiet", "--out=run", "--resume"]) == 0
+    assert cli.main([*LONG, "--quiet", f"--out={run}", "--resume"]) == 0
     assert (run / "model" / models.WEIGHTS).read_bytes() == uninterrupted

@@ -64,9 +64,10 @@ def _import(file: Path, name: str) -> ModuleType:
 @pytest.fixture
 def plugins() -> Iterator[None]:
     """Methods that a test adds are gone after it."""
-    before = list(methods._plugins)
+    before = dict(methods._plugins)
     yield
-    methods._plugins[:] = before
+    methods._plugins.clear()
+    methods._plugins.update(before)
 
 
 @pytest.fixture

@@ -666,8 +666,9 @@ def _match_layout(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _same_config(recorded: dict[str, Any], config: dict[str, Any], file: Path) -> None:
+    """Refuse to go on with other options; where the directory lies is none of them."""
     for key in [*recorded, *(k for k in config if k not in recorded)]:
-        if recorded.get(key) != config.get(key):
+        if key != "out" and recorded.get(key) != config.get(key):
             raise UserError(f"{file} has {key}: {recorded.get(key)!r}, but this command says {config.get(key)!r}; "
                             "a resumed run keeps its configuration. Use another --out for a new one.")  # fmt: skip
 
