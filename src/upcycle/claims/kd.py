@@ -74,9 +74,11 @@ def _teacher() -> Model:
     return resolve("zoo:cifar10_resnet56")
 
 
-def cifar_setting(quick: bool, epochs: int = 15) -> tuple[Model, Images, Recipe]:
-    """ResNet-56, 10,000 flipped and shifted images, and the recipe for a small conv net."""
-    data = cifar10(1000 if quick else 10_000, ("crop", "flip"), _teacher())
+def cifar_setting(
+    quick: bool, epochs: int = 15, augment: tuple[str, ...] = ("crop", "flip")
+) -> tuple[Model, Images, Recipe]:
+    """ResNet-56, 10,000 images, and the recipe for a small conv net."""
+    data = cifar10(1000 if quick else 10_000, augment, _teacher())
     return _teacher(), data, short(3 if quick else epochs)
 
 
