@@ -158,7 +158,7 @@ def mutations(n: int, seed: int, folder: Path, tally: Tally) -> float:
     """
     (configs := folder / "configs").mkdir()
     found = corpus.mutations(100 * n, seed, configs)
-    whole = max(n // 25, 1)
+    whole = n // 25
     slowest, refused = 0.0, 0
     with _no_work():
         while refused < n - whole:

@@ -161,7 +161,7 @@ class Accepted(Exception):
 
 
 def test_p5_mutated_configurations(here: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong ones are one line, before any work, in under 0.1 s; harmless ones pass. ``make torture`` has more."""
+    """Wrong ones are one line, before any work; harmless ones pass. ``make torture`` has more, and the time."""
 
     def stop(self: Any) -> None:
         raise Accepted
@@ -170,21 +170,14 @@ def test_p5_mutated_configurations(here: Path, refused: Refused, monkeypatch: py
     (folder := here / "configs").mkdir()
     found = list(corpus.mutations(64, seed=0, folder=folder))
     assert {text.split(":")[0] for text in (m.text for m in found)} >= {"kd", "tfkd", "vam", "netgraft"}
-    slowest = 0.0
     for m in found:
         if not m.wrong:
             with pytest.raises(Accepted):
                 cli.main(m.words)
             continue
-        times = []
-        while not times or (times[-1] > 0.1 and len(times) < 3):  # a busy machine is no fault of the parser
-            start = time.perf_counter()
-            assert cli.main(m.words) == 2, m
-            times.append(time.perf_counter() - start)
-        slowest = max(slowest, min(times))
+        assert cli.main(m.words) == 2, m
         if m.words[1] != "--config":  # those that name no out of their own
             refused(m.words)
-    assert slowest < 0.1
     assert not Path("runs").exists()
 
 
@@ -415,17 +408,15 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_whole_commands_say_one_line_in_time(tmp_path: Path) -> None:
+def test_whole_commands_say_one_line(tmp_path: Path) -> None:
     chance = random.Random(5)
     (folder := tmp_path / "configs").mkdir()
     wrong = [m for m in corpus.mutations(64, seed=1, folder=folder) if m.wrong]
     for m in chance.sample(wrong, 2):
-        begun = time.perf_counter()
         process = start(m.words, tmp_path)
         output, said = process.communicate(timeout=60)
         assert process.returncode == 2 and not output, m
         assert said.startswith("upcycle: ") and said.count("\n") == 1, said
-        assert time.perf_counter() - begun < 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["configs"]
 
 
@@ -453,3 +444,14 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, uninterrupted: bytes, signum
     assert not (run / "model").exists() and not list(run.rglob("*.tmp"))
     assert cli.main([*LONG, "--quiet", f"--out={run}", "--resume"]) == 0
     assert (run / "model" / models.WEIGHTS).read_bytes() == uninterrupted
+
+
+def test_the_long_form_in_small(capsys: pytest.CaptureFixture[str]) -> None:
+    """`make torture` with a kill, some corruption, wrong configurations and malicious files."""
+    from benchmarks import torture
+
+    few = ["--kills=1", "--corruptions=40", "--mutations=16", "--pickles=3", "--no-record"]
+    assert torture.main(few) == 0
+    rows = [line.rsplit(maxsplit=3) for line in capsys.readouterr().out.splitlines()[1:]]
+    tried = {what: int(n) for what, n, held, failed in rows if n == held and failed == "0"}
+    assert sorted(tried.values())[-2:] == [20, 20] and len(tried) >= 5 and all(tried.values())
