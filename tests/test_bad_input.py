@@ -455,3 +455,18 @@ def test_the_long_form_in_small(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [line.rsplit(maxsplit=3) for line in capsys.readouterr().out.splitlines()[1:]]
     tried = {what: int(n) for what, n, held, failed in rows if n == held and failed == "0"}
     assert sorted(tried.values())[-2:] == [20, 20] and len(tried) >= 5 and all(tried.values())
+
+
+def test_what_a_kill_leaves_is_cleared(here: Path) -> None:
+    """Temporary files alone are no run, and a run that goes on sweeps them away."""
+    run, words = here / "run", [*DISTILL, *SHORT, "--out=run"]
+    run.mkdir()
+    (run / ".config.yaml.77.tmp").write_text("half")
+    assert cli.main([*words, "--resume"]) == 0
+    expected = (run / "model" / models.WEIGHTS).read_bytes()
+    (run / "checkpoints" / ".index.json.77.tmp").write_text("half")
+    (run / "model").rename(run / ".model.77.old")  # killed between the two renames that replace a model
+    (run / ".model.77.tmp").mkdir()
+    assert cli.main([*words, "--resume"]) == 0
+    assert (run / "model" / models.WEIGHTS).read_bytes() == expected
+    assert not [*run.rglob("*.tmp"), *run.rglob("*.old")]

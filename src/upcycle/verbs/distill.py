@@ -545,7 +545,8 @@ def _sentence(rows: list[dict[str, Any]], data: Images) -> str:
         other = statistics.fmean(row["accuracy"])
         if row["role"] == "teacher":
             ratio = row["parameters"] / student["parameters"]
-            text += f", {_points(accuracy - other)} its teacher, with {ratio:.3g} times fewer parameters"
+            text += f", {_points(accuracy - other)} its teacher"
+            text += f", with {ratio:.3g} times fewer parameters" if ratio > 1.05 else ""
         if row["role"] == "alone":
             text += f", and {_points(accuracy - other)} the same network trained alone"
     return text + "."

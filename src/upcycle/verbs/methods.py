@@ -27,16 +27,18 @@ def add_plugin(file: str | Path) -> tuple[type[Method], ...]:
     path = Path(file).resolve()
     if not path.is_file():
         raise UserError(f"There is no file {file}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"upcycle_plugin_{path.stem}"  # a plugin called json.py must not stand in for json
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise UserError(f"{file} does not import: {type(error).__name__}: {error}.") from error
     found = tuple(item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Method)
-                  and item.__module__ == path.stem and hasattr(item, "card"))  # fmt: skip
+                  and item.__module__ == name and hasattr(item, "card"))  # fmt: skip
     if not found:
         raise UserError(f"{file} defines no method: a class derived from upcycle.Method with a card.")
     for method in found:
