@@ -114,7 +114,7 @@ class VAM(Method):
         paper="Xue, Song, Wang, Chen, Wang, Song; IJCAI 2021; arXiv:2105.04181",
         verb="distill",
         needs=Needs(data="unlabelled", teacher="predictions", architectures="a student with convolutions"),
-        summary="KD for the last tenths: attention over filter groups while training, folded away afterwards.",
+        summary="KD with attention over filter groups while training, folded away; a gain of tenths at best.",
         cost="KD + a few per cent",
         published="CIFAR-10 ResNet-18 +0.25, CIFAR-100 WRN-16-2 +0.57 over KD (secondary notes, unchecked)",
     )
