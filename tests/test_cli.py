@@ -350,3 +350,14 @@ def test_plugins_that_do_not_work(here: Path, capsys: pytest.CaptureFixture[str]
         assert cli.main(["methods", "--plugin=plugin.py"]) == 2
         said = capsys.readouterr().err
         assert part in said and said.count("\n") == 1, said
+
+
+def test_advise_asks_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter(["few", "", "conv", ""])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    assert cli.main(["advise"]) == 0
+    assert "netgraft" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    assert cli.main(["advise"]) == 2
+    assert "--data none, few" in capsys.readouterr().err

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json as json_module
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from upcycle.core import models, store
 from upcycle.core.cost import bytes_, count, duration, latency, peak_memory, si
-from upcycle.core.errors import UserError, require
+from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import evaluate as measure
 from upcycle.core.evaluate import predict_logits
 from upcycle.verbs.methods import add_plugin, all_methods
@@ -36,7 +37,7 @@ def methods(plugin: Path | None = None, markdown: bool = False) -> int:
 
 
 def advise(
-    data: Literal["none", "few", "unlabelled", "labelled"],
+    data: Literal["none", "few", "unlabelled", "labelled"] | None = None,
     teacher: Literal["none", "predictions", "features", "weights"] = "weights",
     architecture: Literal["any", "same", "conv", "transformer"] = "any",
     goal: Literal["smaller", "better"] = "smaller",
@@ -44,15 +45,40 @@ def advise(
     """Which method fits, why, and the command to run; and which cannot work.
 
     Args:
-        data: what you have: no data, a few images, many without labels, many with labels.
+        data: what you have: no data, a few images, many without labels, many with labels. On a terminal, without
+            this option, it and the others are asked for.
         teacher: what you can get of the teacher.
         architecture: of the student: any, the same as the teacher's, convolutional, or a transformer.
         goal: a smaller network, or a better one of the same size.
     """
     from upcycle.verbs.advise import advise as ask
 
-    print(ask(data=data, teacher=teacher, architecture=architecture, goal=goal, methods=all_methods()).text())
+    have: dict[str, Any] = {"data": data, "teacher": teacher, "architecture": architecture, "goal": goal}
+    if data is None:
+        require(sys.stdin.isatty(), "Say what you have: --data none, few, unlabelled or labelled.")
+        have = _asked()
+    print(ask(**have, methods=all_methods()).text())
     return 0
+
+
+_QUESTIONS = {
+    "data": ("Which images do you have?", ("none", "few", "unlabelled", "labelled")),
+    "teacher": ("What can you get of the teacher?", ("none", "predictions", "features", "weights")),
+    "architecture": ("What shall the student be?", ("any", "same", "conv", "transformer")),
+    "goal": ("What is it for?", ("smaller", "better")),
+}
+
+
+def _asked() -> dict[str, Any]:
+    """The answers of the person at the terminal; an empty one takes the default."""
+    answers: dict[str, Any] = {}
+    for name, (question, choices) in _QUESTIONS.items():
+        default = {"architecture": "any", "goal": "smaller"}.get(name, choices[-1])
+        answer = input(f"{question} ({', '.join(choices)}) [{default}] ").strip().lower() or default
+        if answer not in choices:
+            raise unknown(f"answer to '{question}'", answer, choices)
+        answers[name] = answer
+    return answers
 
 
 def prove(method: str, seeds: int = 3, quick: bool = False, out: Path | None = None) -> int:
