@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 .PHONY: run test torture docs lint clean
 
+# One thread: networks this small gain nothing from a second one, and wait for it when the machine is busy.
 run: .venv/installed
-	$(BIN)/upcycle distill --config recipes/quickstart.yaml --resume
+	OMP_NUM_THREADS=1 $(BIN)/upcycle distill --config recipes/quickstart.yaml --resume
 
 test: .venv/dev
 	$(BIN)/ruff format --check .
