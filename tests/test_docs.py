@@ -153,7 +153,7 @@ def test_the_example_method_is_listed_runs_resumes_and_reports(desk: Path, capsy
 
 def test_the_example_loss_is_what_it_says(plugins: None) -> None:
     methods.add_plugin(EXAMPLE)
-    logit_loss = importlib.import_module("example_method").logit_loss
+    logit_loss = importlib.import_module("upcycle_plugin_example_method").logit_loss
     g = torch.Generator().manual_seed(0)
     z_s, z_t = (torch.randn(5, 7, generator=g, dtype=torch.float64) for _ in range(2))
     z_s.requires_grad_()

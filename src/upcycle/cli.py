@@ -189,7 +189,9 @@ def _complaint(text: str, known: list[str]) -> str:
     if found := re.match(r"([\w.]+): Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: (.*?)\.?$", text):
         key, kinds, value = found.groups()
         names = re.findall(r"<class '(?:\w+\.)*(\w+)'>|\b(tuple|dict)\[", kinds)
+        choices = re.search(r"Literal\[(.*?)\]", kinds)
         wanted = " or ".join(_KINDS[name] for name in map("".join, names) if name in _KINDS)
+        wanted = f"one of {choices.group(1)}" if choices else wanted
         wanted = wanted.replace("[a,b]", "[1,2]") if re.search(r"tuple\[(int|float)", kinds) else wanted
         return f"--{key} must be {wanted}, not '{value}'."
     if found := re.match(r"([\w.]+): Unable to load config '(.*?)'", text):
