@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -13,6 +14,9 @@ from jaxtyping import install_import_hook
 # Every tensor signature of these modules is checked against what it is called with.
 install_import_hook(["upcycle.distillation"], "beartype.beartype")
 torch.set_num_threads(1)
+# A busy machine is no failure: no test measures time.
+hypothesis.settings.register_profile("upcycle", deadline=None)
+hypothesis.settings.load_profile("upcycle")
 
 DATA = Path(os.environ["UPCYCLE_DATA"]) if os.environ.get("UPCYCLE_DATA") else None
 
