@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import json
 import shlex
 from typing import get_args
 
@@ -162,10 +161,6 @@ def test_table_holds_every_card_at_80_columns(monkeypatch):
         assert f"({card.verb})" in flat and card.cost.split()[0] in flat
     assert "[bold]pair[/bold]" in flat  # a card's text is not markup
     assert methods() == methods(CARDS.values())
-
-
-def test_table_as_json_is_the_cards():
-    assert json.loads(methods(CARDS.values(), json=True)) == [dataclasses.asdict(c) for c in CARDS.values()]
 
 
 def test_markdown_has_a_row_a_card_of_equal_columns():

@@ -153,3 +153,24 @@ def test_results_are_json(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.picture("a", {"kind": "bars", "title": "t", "caption": "c", "items": []})
     assert json.loads((tmp_path / "pictures" / "a.json").read_text())["kind"] == "bars"
+
+
+def _with_gather(ranks: int) -> Tensor:
+    """Descend a loss of all pairs in the global batch: the spread of its outputs."""
+    run, data = Run(None, seed=3, devices=ranks, accelerator="cpu", precision="64-true"), tiny_data(160)
+    torch.manual_seed(0)
+    net, optimizer = run.setup(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)),
+                               lambda m: torch.optim.SGD(m.parameters(), lr=0.1))  # fmt: skip
+    for _ in run.epochs(2):
+        for images, _, _ in run.batches(data.train, 32):
+            z = run.gather(torch.tanh(net(images)))
+            run.backward((z @ z.T).square().mean(), reduction="global")
+            run.update(optimizer)
+    return run.plain(net)[1].weight.detach()
+
+
+@pytest.mark.xdist_group("ranks")
+def test_a_loss_of_the_gathered_batch_is_the_same_on_two_processes(ranks: Any) -> None:
+    one = _with_gather(1)
+    for found in ranks(_with_gather, 2):
+        assert float((found - one).abs().max()) <= 1e-10

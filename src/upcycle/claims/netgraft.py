@@ -93,8 +93,9 @@ CLAIM = Claim(
     setting="CIFAR-10, 10 unlabelled images a class (other images each seed), ResNet-20 (91.7 %) to its first stage "
     "and head with one block instead of three in stages 2 and 3; 60 epochs a block, 40 a chain, batch 50. "
     "Baselines: the same images, initial weights and number of updates. Rates chosen on 2,000 validation images with "
-    "another draw, for each arm from 1e-3, 4e-3 and 1e-2: 1e-2 for blocks (1e-3 for chains), 1e-3 with cosine for the "
-    "baselines. The paper's own rates (2.5e-4 and 1e-4) are an arm of their own.",
+    "another draw: four pairs for the graft (1e-2 for blocks, the highest tried, and 1e-3 for chains), three rates for "
+    "each baseline (1e-3 with cosine, the lowest tried). The paper's own rates (2.5e-4 and 1e-4) are an arm "
+    "of their own.",
     data=("cifar10",),
     measure=measure,
     checks=(

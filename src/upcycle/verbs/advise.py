@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_format
 import re
 import shutil
 import textwrap
@@ -47,12 +46,11 @@ PLACEHOLDERS = (
 # -- methods --------------------------------------------------------------------------------------------
 
 
-def methods(cards: Iterable[Card] | None = None, json: bool = False) -> str:
+def methods(cards: Iterable[Card] | None = None) -> str:
     """The table of methods as text for a terminal of 80 columns or more.
 
     Args:
         cards: of the methods to show; all methods, plugins included, if not given.
-        json: the cards as a JSON list instead, for programs.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -60,8 +58,6 @@ def methods(cards: Iterable[Card] | None = None, json: bool = False) -> str:
     from rich.text import Text
 
     cards = [m.card for m in _all_methods()] if cards is None else list(cards)
-    if json:
-        return json_format.dumps([dataclasses.asdict(card) for card in cards], indent=1, ensure_ascii=False)
     table = Table(box=SIMPLE_HEAD, show_lines=True, pad_edge=False)
     for heading in ("method\n(verb)", "needs\ndata", "needs of\nteacher"):
         table.add_column(heading, no_wrap=True)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from upcycle.core import lineage, models, store
-from upcycle.core.cost import Cost, bytes_, count, duration, floor_seconds, latency, peak_memory, si
+from upcycle.core.cost import Cost, bytes_, count, duration, floor_seconds, latency, machine, peak_memory, si
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
 from upcycle.core.method import Method
@@ -438,7 +438,7 @@ class _Distillation:
                      "test": len(data.test), "labelled": int((data.train.labels >= 0).sum()),
                      "classes": list(data.classes), "notes": data.notes, "chosen": data.chosen},
             "rows": result.rows, "seeds": list(range(self.setting.seed, self.setting.seed + self.setting.seeds)),
-            "machine": {**_machine(), **run.machine}, "config": self.config(), "notes": run.notes,
+            "machine": {**machine(), **run.machine}, "config": self.config(), "notes": run.notes,
             "versions": lineage.versions(),
         }  # fmt: skip
         models.save(student, self.out / "model", readme=lineage.model_card(tree, record))
@@ -590,9 +590,3 @@ def _word(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(str(v) for v in value) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _machine() -> dict[str, Any]:
-    from upcycle.core.cost import machine
-
-    return machine()
