@@ -18,6 +18,8 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
 from upcycle.distillation import KD, VAM, NetGraft, TfKD
+from upcycle.distillation.cmi import CMI
+from upcycle.distillation.fastdfkd import FastDFKD
 
 
 class TinyNet(nn.Module):
@@ -59,6 +61,19 @@ def tiny_model(name: str, seed: int, width: int = 16) -> Model:
                  classes=tuple("0123456789"), name=name)  # fmt: skip
 
 
+def seen(model: Model) -> Model:
+    """``model`` with the BatchNorm statistics of 160 digits, as if it had been trained on them."""
+    data = tiny_data()
+    module = model.module.train()
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = None  # of all that it sees, not a tenth
+    with torch.no_grad():
+        module(data.train.batch(torch.arange(len(data.train)), device=torch.device("cpu")).images)
+    module.eval()
+    return model
+
+
 @dataclass(frozen=True)
 class Row:
     """A method's options for the gauntlet, and the command line that runs it."""
@@ -72,12 +87,14 @@ class Row:
     def make(self, seed: int = 0) -> Method:
         roles = {"student": tiny_model("student", 100 + seed, self.student_width)}
         if self.teacher:
-            roles["teacher"] = tiny_model("teacher", 7)
+            roles["teacher"] = seen(tiny_model("teacher", 7))
         return self.method(**roles, **self.options)
 
 
 _RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
+_INVERT = {"recipe": _RECIPE, "rounds": 4, "warmup": 1, "batch": 32, "nz": 16, "ngf": 8, "kd_steps": 4, "capacity": 128}
+_INVERT_WORDS = (*_WORDS, "--rounds=3", "--warmup=1", "--batch=32", "--nz=16", "--ngf=8", "--kd_steps=4")
 
 ROWS = {
     "kd": Row(KD, {"recipe": _RECIPE}, _WORDS),
@@ -93,4 +110,15 @@ ROWS = {
         student_width=8,
     ),
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
+    "fastdfkd": Row(FastDFKD, {**_INVERT, "k": 2, "reset": 1}, (*_INVERT_WORDS, "--k=2")),
+    "fastdfkd-reptile": Row(
+        FastDFKD,
+        {**_INVERT, "k": 2, "reuse": "reptile", "views": 2},
+        (*_INVERT_WORDS, "--k=2", "--reuse=reptile", "--views=2"),
+    ),
+    "cmi": Row(
+        CMI,
+        {**_INVERT, "g_steps": 3, "n_neg": 16, "bank": 64, "bank_every": 2},
+        (*_INVERT_WORDS, "--g_steps=3", "--n_neg=16", "--bank=64"),
+    ),
 }

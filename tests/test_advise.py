@@ -10,7 +10,18 @@ from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Card, Method, Needs
 from upcycle.distillation import METHODS
 from upcycle.verbs.advise import Advice, Architecture, Goal, advise, methods, methods_table_markdown
 
-CARDS = {m.card.name: m.card for m in METHODS}
+
+def _stub(name: str) -> type[Method]:
+    """A method of this name that makes its own images, known by its card alone."""
+    card = Card(name=name, title=name, paper="", verb="distill", needs=Needs(data="none", teacher="weights"),
+                summary="A student from nothing.", cost="high", published="none")  # fmt: skip
+    return type(name, (Method,), {"card": card})
+
+
+FREE = ["fastdfkd", "cmi", "deepinversion", "onestagegan"]
+REAL = {m.card.name: m for m in METHODS}
+EVERY = (*METHODS, *(_stub(name) for name in FREE if name not in REAL))
+CARDS = {m.card.name: m.card for m in EVERY}
 SITUATIONS = [
     dict(zip(("data", "teacher", "architecture", "goal"), values, strict=True))
     for values in itertools.product(DATA_LEVELS, ACCESS_LEVELS, get_args(Architecture), get_args(Goal))
@@ -18,7 +29,7 @@ SITUATIONS = [
 
 
 def ask(**have) -> Advice:
-    return advise(**have, methods=METHODS)
+    return advise(**have, methods=EVERY)
 
 
 def names(advice: Advice) -> list[str]:
@@ -41,7 +52,9 @@ def test_what_cannot_work_is_never_recommended_and_every_method_is_spoken_of():
         if have["architecture"] == "transformer":
             assert "vam" not in names(advice)
         if have["goal"] == "better":
-            assert "netgraft" not in names(advice)
+            assert not {"netgraft", *FREE} & set(names(advice))
+        if "transformer" in have.values():
+            assert not set(FREE) & set(names(advice))
 
 
 def test_nothing_fits_exactly_when_it_says_what_is_missing():
@@ -56,7 +69,7 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
 @pytest.mark.parametrize(
     ("have", "order"),
     [
-        ({"data": "labelled"}, ["kd", "vam", "netgraft", "tfkd"]),
+        ({"data": "labelled"}, ["kd", "vam", "netgraft", "tfkd", *FREE]),
         ({"data": "labelled", "teacher": "predictions"}, ["kd", "vam", "tfkd"]),
         ({"data": "labelled", "teacher": "none"}, ["tfkd"]),
         ({"data": "labelled", "architecture": "transformer"}, ["kd", "netgraft", "tfkd"]),
@@ -64,11 +77,15 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "labelled", "goal": "better"}, ["kd", "vam", "tfkd"]),
         ({"data": "unlabelled", "teacher": "predictions"}, ["kd", "vam"]),
         ({"data": "unlabelled", "architecture": "same", "goal": "better"}, []),
-        ({"data": "few"}, ["netgraft", "kd"]),
+        ({"data": "few"}, ["netgraft", "kd", *FREE]),
         ({"data": "few", "teacher": "features"}, ["kd"]),
         ({"data": "few", "goal": "better"}, []),
         ({"data": "unlabelled", "teacher": "none"}, []),
-        ({"data": "none"}, []),
+        ({"data": "none"}, FREE),
+        ({"data": "none", "architecture": "conv"}, FREE),
+        ({"data": "none", "architecture": "transformer"}, []),
+        ({"data": "none", "teacher": "features"}, []),
+        ({"data": "none", "goal": "better"}, []),
     ],
 )
 def test_ranking(have, order):
@@ -76,25 +93,43 @@ def test_ranking(have, order):
 
 
 def test_without_data_it_says_what_would_serve():
-    missing = ask(data="none").missing
+    missing = ask(data="none", architecture="transformer").missing
     assert "At least a few images" in missing and "any public images of the same kind" in missing
-    assert "With a few images: netgraft." in missing
+    assert "With a few images: netgraft, " not in missing and "With a few images: netgraft" in missing
     assert "teacher's predictions" in ask(data="unlabelled", teacher="none").missing
     assert "--goal better" in ask(data="labelled", architecture="same").missing
+    missing = ask(data="none", teacher="predictions").missing
+    assert f"With the teacher's weights: {', '.join(FREE)}." in missing and "At least a few images" not in missing
+
+
+def test_without_data_a_student_is_made_from_the_teacher_alone():
+    advice = ask(data="none")
+    commands = [choice.command for choice in advice.choices]
+    assert commands == [f"upcycle distill --teacher TEACHER --student STUDENT --method {name}" for name in FREE]
+    assert all("must have BatchNorm layers" in choice.reason for choice in advice.choices)
+    for name, part in zip(FREE, ("minutes to an hour", "many times the synthesis", "the slowest", "the weakest"),
+                          strict=True):  # fmt: skip
+        assert part in next(choice.reason for choice in advice.choices if choice.method == name)
+    refused = {r.method: r.reason for r in ask(data="none", architecture="transformer").refused}
+    assert all("images of any kind would serve, with kd" in refused[name] for name in FREE)
+    last = [choice for choice in ask(data="unlabelled").choices if choice.method in FREE]
+    assert all("real images teach more" in choice.reason for choice in last) and len(last) == 4
 
 
 def test_commands_name_options_that_exist():
     from upcycle.verbs.distill import Setting
 
-    classes = {m.card.name: m for m in METHODS}
+    classes = {m.card.name: m for m in EVERY if m.card.name in REAL}
     of_the_verb = {f.name for f in dataclasses.fields(Setting)} | {"teacher", "student", "method"}
     for have in SITUATIONS:
         for choice in ask(**have).choices:
             words = shlex.split(choice.command)
             assert words[:2] == ["upcycle", "distill"]
             options = dict(zip(words[2::2], words[3::2], strict=True))
-            assert options["--method"] == choice.method and {"--student", "--data"} <= set(options)
-            assert {o.removeprefix("--") for o in options} <= of_the_verb | set(classes[choice.method].options())
+            assert options["--method"] == choice.method and "--student" in options
+            assert ("--data" in options) == (CARDS[choice.method].needs.data != "none")
+            own = set(classes[choice.method].options()) if choice.method in classes else set()
+            assert {o.removeprefix("--") for o in options} <= of_the_verb | own
             needs_one = CARDS[choice.method].needs.teacher != "none"
             assert ("--teacher" in options) >= needs_one
             assert not ("--teacher" in options and have["teacher"] == "none")
@@ -106,7 +141,7 @@ def test_commands_name_options_that_exist():
 def test_every_command_parses():
     from upcycle.cli import distill_arguments
 
-    for command in {choice.command for have in SITUATIONS for choice in ask(**have).choices}:
+    for command in {c.command for have in SITUATIONS for c in ask(**have).choices if c.method in REAL}:
         values, method = distill_arguments(shlex.split(command)[2:])
         assert f"--method {method.card.name}" in command and values["student"] == "STUDENT"
         assert (values["teacher"] == "TEACHER") == ("--teacher" in command)
@@ -145,7 +180,9 @@ class Strange(Method):
 
 
 def test_a_method_of_ones_own_is_judged_by_its_card():
-    assert names(advise(data="none", methods=[Strange, *METHODS])) == ["strange"]
+    advice = advise(data="none", methods=[Strange, *METHODS])
+    assert "strange" in names(advice) and "--data" not in advice.choices[-1].command
+    assert set(names(advice)) <= {"strange", *FREE}
     advice = advise(data="none", teacher="predictions", methods=[Strange])
     assert not advice.choices and "With the teacher's weights: strange." in advice.missing
 
@@ -160,7 +197,7 @@ def test_table_holds_every_card_at_80_columns(monkeypatch):
         assert f"{card.name} {card.needs.data} {card.needs.teacher} {card.summary.split()[0]}" in flat
         assert f"({card.verb})" in flat and card.cost.split()[0] in flat
     assert "[bold]pair[/bold]" in flat  # a card's text is not markup
-    assert methods() == methods(CARDS.values())
+    assert methods() == methods(m.card for m in METHODS)
 
 
 def test_markdown_has_a_row_a_card_of_equal_columns():

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Measured = dict[str, list[float]]  # arm -> one figure per seed
-CLAIMS = {"kd": "upcycle.claims.kd", "tfkd": "upcycle.claims.tfkd", "netgraft": "upcycle.claims.netgraft",
-          "vam": "upcycle.claims.vam"}  # fmt: skip
+CLAIMS = {name: f"upcycle.claims.{name}" for name in
+          ("kd", "tfkd", "netgraft", "vam", "fastdfkd", "cmi", "deepinversion", "onestagegan")}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

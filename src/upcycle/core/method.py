@@ -86,6 +86,21 @@ class Method:
         """The number of updates that ``fit`` makes on ``n`` training samples, for estimates and fair baselines."""
         return int(self.recipe.steps(n))  # type: ignore[attr-defined]
 
+    def work(self, n: int, teacher: int, student: int) -> float:
+        """The multiply-adds of the whole ``fit`` on ``n`` training samples, for estimates of its time.
+
+        Args:
+            teacher, student: multiply-adds of one forward of one sample; 0 without a teacher.
+
+        Returns:
+            by default, of each sample of each update a forward of the teacher and three of the student: its own,
+            and a backward worth two.
+        """
+        from upcycle.core.recipe import Recipe
+
+        batch_size = getattr(self, "recipe", Recipe()).batch_size
+        return float(self.steps(n) * batch_size * (teacher + 3 * student))
+
     def model(self, role: str, data: Any) -> Model:
         """The network in ``role``; a bare module is taken to fit ``data``: its shape, classes, normalisation."""
         from upcycle.core.models import Model

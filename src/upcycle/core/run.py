@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -51,8 +51,10 @@ if TYPE_CHECKING:
     from upcycle.core.frozen import Frozen
     from upcycle.core.models import Model
 
+Network = TypeVar("Network", bound=nn.Module)
 Precision = Literal["auto", "32-true", "bf16-mixed", "64-true"]
 ROOT = "main"
+_PASS = 1_000_003  # apart from each other in the numbering of views: an epoch's further passes over a split
 
 
 class Interrupted(Exception):
@@ -89,6 +91,7 @@ class _Stage:
         self.step = 0  # of the batch loop in this epoch
         self.steps = 1
         self.batch_loop = False  # a batch loop is running
+        self.within = False  # it has save points of its own
         self.clean = True  # nothing has changed since this epoch began
         self.resume_step = 0
         self.tracked: dict[str, tuple[Tensor, int]] = {}  # sums since the epoch began
@@ -145,6 +148,7 @@ class Run:
         self._writer: Any = None
         self._bad: Tensor | None = None
         self._index = torch.empty(0, dtype=torch.int64)
+        self.view = 0  # of the batch at hand, see batches
         self._updates = 0
         self._progress = _Progress(quiet or self.rank > 0)
         self._saves = 0
@@ -360,7 +364,7 @@ class Run:
 
     def batches(
         self, split: Split, batch_size: int, *, augment: bool = True, shuffle: bool = True, views: int = 0,
-        save_within: bool = False,
+        steps: int | None = None, save_within: bool = False,
     ) -> Iterator[Batch]:  # fmt: skip
         """One pass over ``split``: this process' slice of each global batch of ``batch_size``.
 
@@ -370,7 +374,10 @@ class Run:
                 processes, is dropped.
             augment: let the split augment its samples, keyed by (seed, epoch, sample).
             shuffle: in an order drawn from (seed, stage, epoch).
-            views: if positive, augmentation repeats after so many epochs, so that outputs can be cached.
+            views: if positive, augmentation repeats after so many passes, so that outputs can be cached; the
+                number of the present one is :attr:`view`.
+            steps: so many batches, in as many passes as that takes, each in its own order and with its own
+                augmentation; ``None`` for one pass.
             save_within: allow save points inside the epoch. Only for a batch loop that nothing in the epoch's
                 body precedes which changes state.
 
@@ -387,24 +394,30 @@ class Run:
         if save_within and not stage.clean:
             raise RuntimeError("save_within needs a batch loop that nothing before it in the epoch changes state")
         save_within = save_within or outermost
-        order = self._order(len(split), stage.epoch) if shuffle else torch.arange(len(split))
-        batches = [b for b in order.split(batch_size) if len(b) > 1 and len(b) >= self.world_size]
-        require(bool(batches), f"{len(split)} samples are too few for one batch.")
-        view = (self.seed, stage.epoch % views if views else stage.epoch) if augment else None
+        batches: list[tuple[int, Tensor]] = []  # the pass and the samples
+        number = 0
+        while not batches or (steps is not None and len(batches) < steps):
+            order = self._order(len(split), stage.epoch, number) if shuffle else torch.arange(len(split))
+            fit = [b for b in order.split(batch_size) if len(b) > 1 and len(b) >= self.world_size]
+            require(bool(fit), f"{len(split)} samples are too few for one batch.")
+            batches += [(number, b) for b in fit]
+            number += 1
+        batches = batches[:steps]
         if save_within:
             stage.steps = len(batches)
         first, stage.resume_step = (stage.resume_step, 0) if save_within else (0, stage.resume_step)
-        stage.batch_loop = True
+        stage.batch_loop, stage.within = True, save_within
         try:
             for step in range(first, len(batches)):
-                if self.interrupt is not None and not save_within:
-                    raise Interrupted(self.interrupt)
                 if save_within:
                     stage.step = step
                 seed_everything(self.seed, self._path, stage.epoch, step, self.rank)
-                mine = self._index = batches[step].tensor_split(self.world_size)[self.rank]
-                self._global_share = len(mine) * self.world_size / len(batches[step])
-                batch = split.batch(mine, device=self.device, view=view)
+                number, samples = batches[step]
+                mine = self._index = samples.tensor_split(self.world_size)[self.rank]
+                self._global_share = len(mine) * self.world_size / len(samples)
+                self.view = stage.epoch + number * _PASS
+                self.view = self.view % views if views else self.view
+                batch = split.batch(mine, device=self.device, view=(self.seed, self.view) if augment else None)
                 if self.precision == "64-true":
                     batch = batch._replace(images=batch.images.double())
                 yield batch
@@ -412,15 +425,29 @@ class Run:
                     stage.step = step + 1
                     self._save_if_due(every=16)
         finally:
-            stage.batch_loop, stage.clean = False, False
+            stage.batch_loop, stage.within, stage.clean = False, False, False
         if outermost:
             self._log_tracked()
             stage.epoch, stage.step = 1, 0
             self._save_if_due()
 
-    def _order(self, n: int, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self._path, epoch, "order"))
+    def _order(self, n: int, epoch: int, number: int) -> Tensor:
+        parts = (epoch, number, "order") if number else (epoch, "order")
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self._path, *parts))
         return torch.randperm(n, generator=generator)
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random numbers for ``name`` in this stage and epoch, the same on every process and after a resume.
+
+        For what all processes must draw alike, such as a global batch of noise; it lives on the CPU.
+        """
+        return torch.Generator().manual_seed(seed_of(self.seed, self._path, self._stage.epoch, "generator", name))
+
+    def mine(self, n: int) -> Tensor:
+        """This process' share of ``n`` things that every process holds: positions, int64."""
+        require(n >= self.world_size, f"{n} samples are too few for {self.world_size} processes.")
+        self._index = torch.arange(n).tensor_split(self.world_size)[self.rank]
+        return self._index
 
     def _save_if_due(self, every: int = 1) -> None:
         due = time.monotonic() - self._last_save >= self.save_every or self.interrupt is not None
@@ -436,8 +463,8 @@ class Run:
     # -- training -----------------------------------------------------------------------------------------------
 
     def setup(
-        self, module: nn.Module, optimizer: Recipe | Callable[[nn.Module], torch.optim.Optimizer] | None = None
-    ) -> tuple[nn.Module, Any]:
+        self, module: Network, optimizer: Recipe | Callable[[Network], torch.optim.Optimizer] | None = None
+    ) -> tuple[Network, Any]:
         """Put a module on the device, ready to train, and make its optimiser; both join the save points.
 
         The module stays what it is: its ``forward`` is wrapped in this run's precision until :meth:`plain`.
@@ -462,15 +489,19 @@ class Run:
         self.register(f"optimizer{number}", made)
         return module, made
 
-    def frozen(self, model: Model, split: Split, *, input_grad: bool = False, keep_bn: bool = False) -> Frozen:
+    def frozen(self, model: Model, split: Split | None, *, input_grad: bool = False, keep_bn: bool = False) -> Frozen:
         """A teacher made fast for this run (see :func:`upcycle.core.frozen.frozen`), checked on up to 256 samples.
 
         Args:
             split: whose batches the teacher will see; renormalised when the teacher expects other statistics.
+                ``None`` where there are no data: it is checked on noise, and sees its own normalisation.
         """
         from upcycle.core.frozen import frozen
 
-        images = split.batch(torch.arange(min(256, len(split))), device=self.device).images
+        if split is None:
+            images = model.example(256).to(self.device)
+        else:
+            images = split.batch(torch.arange(min(256, len(split))), device=self.device).images
         own = (getattr(split, "mean", model.mean), getattr(split, "std", model.std))
         dtype = "64-true" if self.precision == "64-true" else self.teacher_precision
         made = frozen(model.module, images, input_grad=input_grad, keep_bn=keep_bn,
@@ -498,6 +529,8 @@ class Run:
         Args:
             clip: largest allowed norm of the whole gradient.
         """
+        if self.interrupt is not None and not self._stage.within:  # the last save point is what there is
+            raise Interrupted(self.interrupt)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         if self.world_size > 1:
             collective.average_gradients(parameters, self.world_size)

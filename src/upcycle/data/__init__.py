@@ -13,17 +13,25 @@ if TYPE_CHECKING:
     from upcycle.data.decode import read_images
     from upcycle.data.images import Images, ImageSplit, describe
     from upcycle.data.labels import match_classes, read_label_map
+    from upcycle.data.pool import Pool
+    from upcycle.data.pool_files import load_pool, pool_lineage, save_pool, teacher_node, teacher_of
     from upcycle.data.sources import check_reference, load
 
 __all__ = [
     "ImageSplit",
     "Images",
+    "Pool",
     "check_reference",
     "describe",
     "load",
+    "load_pool",
     "match_classes",
+    "pool_lineage",
     "read_images",
     "read_label_map",
+    "save_pool",
+    "teacher_node",
+    "teacher_of",
     "uniform",
 ]
 
@@ -32,6 +40,8 @@ _HOMES = {
     "decode": ("read_images",),
     "images": ("ImageSplit", "Images", "describe"),
     "labels": ("match_classes", "read_label_map"),
+    "pool": ("Pool",),
+    "pool_files": ("load_pool", "pool_lineage", "save_pool", "teacher_node", "teacher_of"),
     "sources": ("check_reference", "load"),
 }
 

@@ -105,6 +105,8 @@ class Images:
         licence: as the source states it, or ``unknown``.
         notes: honest sentences about where the splits come from and what was drawn from them.
         chosen: JSON data: which training samples :meth:`few` and :meth:`hide_labels` chose, by their ids.
+        measured: the name of the set that validation and test come from, where that is another.
+        lineage: the family tree of images that a network made (:mod:`upcycle.data.pool_files`), else ``None``.
     """
 
     name: str
@@ -115,6 +117,31 @@ class Images:
     licence: str = "unknown"
     notes: list[str] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
+    measured: str = ""
+    lineage: dict[str, Any] | None = None
+
+    @classmethod
+    def none(
+        cls, shape: tuple[int, int, int], classes: tuple[str, ...], mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> Images:
+        """No images at all, for methods that make their own: empty splits that say what images would be like.
+
+        Args:
+            shape: (c, h, w) of one image.
+            classes: class names.
+            mean, std: what images are normalised with.
+        """
+        c, h, w = shape
+        empty = ImageSplit(images=torch.empty(0, h, w, c, dtype=torch.uint8), labels=torch.empty(0, dtype=torch.long),
+                           ids=torch.empty(0, dtype=torch.long), mean=mean, std=std)  # fmt: skip
+        return cls(name="none", classes=classes, train=empty, validation=empty, test=empty)
+
+    @property
+    def title(self) -> str:
+        """The name, and that of the set it is measured on."""
+        if not self.measured:
+            return self.name
+        return f"{self.name}, measured on {self.measured}" if len(self.train) else f"{self.measured}, only to measure"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -263,8 +290,10 @@ def describe(images: Images) -> str:
     known = int((images.train.labels >= 0).sum())
     labelled = "" if known == len(images.train) else f" ({known:,} labelled)"
     shape = " x ".join(str(n) for n in images.shape)
+    if not len(images.train) and not len(images.test):
+        return f"{images.name}; {len(images.classes)} classes, {shape}"
     return (
-        f"{images.name}: {len(images.train):,} train{labelled}, {len(images.validation):,} validation, "
+        f"{images.title}: {len(images.train):,} train{labelled}, {len(images.validation):,} validation, "
         f"{len(images.test):,} test images, {len(images.classes)} classes, {shape}"
     )
 

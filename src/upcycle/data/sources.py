@@ -18,6 +18,7 @@ from upcycle.core.errors import UserError, require, unknown
 from upcycle.data.decode import SUFFIXES, Item, decode, fit, image_files
 from upcycle.data.images import Images, listed
 from upcycle.data.parts import ALIASES, Part, assemble
+from upcycle.data.pool_files import PREFIX, load_pool, pool_directory
 from upcycle.data.tables import load_hub, load_parquet, parquet_files
 from upcycle.data.torch_sets import load_datasets
 
@@ -103,7 +104,9 @@ def check_reference(reference: Any) -> None:
     if not isinstance(reference, str | Path) or reference in NAMES:
         return
     text = str(reference)
-    if text.startswith("hub:"):
+    if text.startswith(PREFIX):
+        pool_directory(text)
+    elif text.startswith("hub:"):
         owner, _, name = text[4:].partition("/")
         require(bool(owner and name), f"A data set of the hub is written hub:ORG/NAME, not '{text}'.")
     elif not Path(text).expanduser().is_dir():
@@ -111,8 +114,8 @@ def check_reference(reference: Any) -> None:
             raise UserError(f"{text} is a file; give the folder that the images or Parquet files are in.")
         if isinstance(reference, Path) or any(mark in text for mark in ("/", "\\", "~")):
             raise UserError(
-                f"There is no folder {text}. Data are a folder of images or Parquet files, hub:ORG/NAME, or "
-                f"one of {', '.join(NAMES)}."
+                f"There is no folder {text}. Data are a folder of images or Parquet files, pool:PATH, hub:ORG/NAME, "
+                f"or one of {', '.join(NAMES)}."
             )
         raise unknown("data set or folder", text, NAMES)
 
@@ -129,7 +132,8 @@ def load(reference: Any, *, size: int | None = None, channels: int | None = None
         reference: a name (``digits``, ``mnist``, ``fashion_mnist``, ``fashion_mnist_local``, ``usps``,
             ``cifar10``); a folder of images, ``CLASS/IMAGE`` (or just ``IMAGE``, without labels) or
             ``train/CLASS/IMAGE`` with ``val`` or ``validation`` and ``test`` beside it; a folder of Parquet
-            files in the Hugging Face layout; ``hub:ORG/NAME``; a torch Dataset or DataLoader of (image, class
+            files in the Hugging Face layout; ``pool:PATH``, images that a method made from a network (see
+            :func:`upcycle.data.pool_files.load_pool`); ``hub:ORG/NAME``; a torch Dataset or DataLoader of (image, class
             number) pairs, where an image is a PIL image, a uint8 tensor or a float tensor in [0, 1], (c, h,
             w); a dict of them by split, or a tuple (train, test) or (train, validation, test); or an
             :class:`Images`, which is handed back.
@@ -151,6 +155,8 @@ def load(reference: Any, *, size: int | None = None, channels: int | None = None
         return _digits(size, channels)
     if reference in NAMED:
         return _named(str(reference), size, channels)
+    if str(reference).startswith(PREFIX):
+        return load_pool(str(reference), size=size, channels=channels)
     if str(reference).startswith("hub:"):
         return load_hub(str(reference), size=size, channels=channels)
     folder = Path(reference).expanduser()

@@ -288,6 +288,8 @@ def picture(file: Path) -> Figure:
 
 
 def _images(data: dict[str, Any]) -> Markup:
+    """Small images side by side; with ``layout: rows`` wide ones below each other, their labels on the left."""
+    rows = data.get("layout") == "rows"
     items = []
     for item in data["items"]:
         content = base64.b64decode(item["png"], validate=True)
@@ -297,18 +299,24 @@ def _images(data: dict[str, Any]) -> Markup:
         template = '<li><img class="{}" src="data:image/png;base64,{}" alt="{}"><span>{}</span></li>'
         label = str(item.get("label", ""))
         source = base64.b64encode(content).decode()
-        items.append(Markup(template).format("small" if small else "large", source, label, label))
-    return Markup('<ul class="images">{}</ul>').format(Markup("").join(items))
+        items.append(Markup(template).format("small" if small else "large", source, str(item.get("alt", label)), label))
+    return Markup('<ul class="images{}">{}</ul>').format(" rows" if rows else "", Markup("").join(items))
 
 
 def _heat(data: dict[str, Any]) -> Markup:
     rows, columns = [str(r) for r in data["rows"]], [str(c) for c in data["columns"]]
-    return plots.heatmap(rows, columns, data["values"], label=_label(data), show=lambda v: plots.number(round(v, 3)))
+    digits = data.get("digits")
+
+    def show(value: float) -> str:
+        return plots.number(round(value, 3)) if digits is None else f"{value:.{int(digits)}f}".replace("-", "−")
+
+    return plots.heatmap(rows, columns, data["values"], label=_label(data), show=show)
 
 
 def _lines(data: dict[str, Any]) -> Markup:
     series = [Series(str(s["name"]), s["x"], s["y"], plots.tone_of(i)) for i, s in enumerate(data["series"]) if s["x"]]
-    body = plots.lines(series, label=_label(data), x=str(data.get("x", "")), y=str(data.get("y", "")))
+    show = percent if data.get("unit") == "percent" else plots.number
+    body = plots.lines(series, label=_label(data), x=str(data.get("x", "")), y=str(data.get("y", "")), show=show)
     return plots.legend([(s.name, s.tone) for s in series]) + body
 
 

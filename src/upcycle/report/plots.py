@@ -82,6 +82,7 @@ def lines(
     y: str = "",
     show: Callable[[float], str] = number,
     height: int = 230,
+    log: bool = False,
 ) -> Markup:
     """Lines over a common axis, each point with its own hover text.
 
@@ -90,12 +91,18 @@ def lines(
         label: what the picture shows, for those who cannot see it.
         x, y: what the axes mean.
         show: how a value of the vertical axis is written.
+        log: a logarithmic horizontal axis; all x must be positive.
     """
     points = [(a, b) for s in series for a, b in _finite(s)]
-    xs, ys = _axis([a for a, _ in points], 6, whole=True), _axis([b for _, b in points], 5)
+    across = [a for a, _ in points]
+    xs = _decades(min(across), max(across)) if log else _axis(across, 6, whole=True)
+    ys = _axis([b for _, b in points], 5)
     left = 12 + 6.4 * max(len(_tick(show(v))) for v in ys)
-    box = _Box(left, 20, WIDTH - 14, height - 36, (xs[0], xs[-1]), (ys[0], ys[-1]))
-    parts = [_grid(box, xs, ys, show), _text(left - 6, 9, y, "note", "start" if left < 60 else "end", at=2)]
+    box = _Box(left, 20, WIDTH - 14, height - 36, (xs[0], xs[-1]), (ys[0], ys[-1]), log)
+    parts = [
+        _grid(box, xs, ys, show, _whole if log else number),
+        _text(left - 6, 9, y, "note", "start" if left < 60 else "end", at=2),
+    ]
     parts.append(_text(box.right, height - 4, x, "note", "end"))
     for one in series:
         at = [(box.x(a), box.y(b), a, b) for a, b in _finite(one)]
@@ -243,7 +250,7 @@ def heatmap(
             )  # fmt: skip
             text = show(value)
             if cell >= 7 * len(text) + 2 and (value or diagonal):
-                kind = "tick on" if strength > 0.55 else "tick in"
+                kind = "tick on" if strength > 0.68 else "tick in"
                 parts.append(_text(left + (j + 0.5) * cell - 0.5, top + tall / 2 + 4, text, kind, "middle"))
     return _svg(head + tall * len(rows) + 4, label, parts)
 
@@ -312,9 +319,12 @@ class _Box:
     bottom: float
     domain_x: tuple[float, float]
     domain_y: tuple[float, float]
+    log_x: bool = False
 
     def x(self, value: float) -> float:
         low, high = self.domain_x
+        if self.log_x:
+            low, high, value = math.log(low), math.log(high), math.log(value)
         return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
@@ -333,6 +343,23 @@ def _axis(values: Sequence[float], count: int, *, whole: bool = False) -> list[f
         inner = [v for v in scale if v == int(v) and low <= v <= high]
         return sorted({low, *[v for v in inner if v - low > 0.04 * (high - low)], high})
     return scale
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten, from one at or below ``low`` to one at or above ``high``, two at least.
+
+    Over more than three decades only the powers of ten, and both ends.
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1
+    steps = [s * 10.0**power for power in range(first, last + 1) for s in (1, 2, 5)]
+    start = max(i for i, v in enumerate(steps) if v <= low * (1 + 1e-9))
+    end = min(i for i, v in enumerate(steps) if v >= high * (1 - 1e-9))
+    steps = steps[start : max(end, start + 1) + 1]
+    return [v for i, v in enumerate(steps) if len(steps) <= 10 or i in (0, len(steps) - 1) or f"{v:e}"[0] == "1"]
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else number(value)
 
 
 def _grid(

@@ -39,7 +39,7 @@ ARCHITECTURE_WORDS: dict[Architecture, str] = {
 PLACEHOLDERS = (
     "TEACHER and STUDENT stand for a reference: zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, "
     "package.module:callable or a saved model. DATA stands for a data set's name, a folder of images, "
-    "a Parquet folder or hub:ORG/NAME."
+    "a Parquet folder, pool:PATH or hub:ORG/NAME."
 )
 
 
@@ -292,13 +292,15 @@ def _missing(have: _Have, paths: dict[str, list[str]]) -> str:
         return "Choose a smaller student, or ask for --goal better."
     if not paths:
         return "No method serves this goal with these architectures."
-    least = "At least a few images are needed. " if have.data == "none" else ""
+    # Every level of data but "none" speaks of images; a path without them leads to a method that makes its own.
+    least = "At least a few images are needed. " if have.data == "none" and all("images" in p for p in paths) else ""
     return least + " ".join(f"With {what}: {', '.join(names)}." for what, names in paths.items())
 
 
 def _command(card: Card, fit: _Fit) -> str:
     teacher = "--teacher TEACHER " if fit.teacher else ""
-    command = f"upcycle {card.verb} {teacher}--student STUDENT --data DATA --method {card.name} {fit.options}"
+    data = "" if card.needs.data == "none" else "--data DATA "
+    command = f"upcycle {card.verb} {teacher}--student STUDENT {data}--method {card.name} {fit.options}"
     return command.strip()
 
 
@@ -394,9 +396,63 @@ def _tfkd(have: _Have) -> _Fit | str:
     return _Fit(10, reason + small, teacher=False)
 
 
+def _from_the_teacher(have: _Have, place: int, reason: str) -> _Fit | str:
+    """A method that makes its own images: ``place`` among its kind, after all others where images are at hand."""
+    if have.architecture == "transformer":
+        return (
+            "it makes images from the statistics that BatchNorm layers keep, and a transformer has none; images of "
+            "any kind would serve, with kd."
+        )
+    if have.goal == "better":
+        return "a student of images that a teacher dreamt up gets no better than that teacher."
+    if have.data != "none":
+        kind = "a few real images say more" if have.data == "few" else "real images teach more"
+        reason = (
+            f"it needs no images, and {kind} than those it makes: for when yours may not be used. As to it, {reason}"
+        )
+        return _Fit(60 + place, reason)
+    return _Fit(place, f"{reason} The teacher must have BatchNorm layers.")
+
+
+def _fastdfkd(have: _Have) -> _Fit | str:
+    reason = (
+        "images are inverted out of the teacher by a generator that learns from batch to batch, and the student learns "
+        "on them: minutes to an hour on two cores, with the teacher's size."
+    )
+    return _from_the_teacher(have, 1, reason)
+
+
+def _cmi(have: _Have) -> _Fit | str:
+    reason = (
+        "like fastdfkd with a new generator for every batch, held apart from all images before: more diverse, for many "
+        "times the synthesis. Try it when fastdfkd falls short and there are hours to spend."
+    )
+    return _from_the_teacher(have, 2, reason)
+
+
+def _deepinversion(have: _Have) -> _Fit | str:
+    reason = (
+        "each batch of pixels is optimised by itself, without a generator: the slowest, and the baseline that the "
+        "others are measured against."
+    )
+    return _from_the_teacher(have, 3, reason)
+
+
+def _onestagegan(have: _Have) -> _Fit | str:
+    reason = (
+        "generator and student train against each other in one pass and no image is kept for long: the quickest and "
+        "the weakest."
+    )
+    return _from_the_teacher(have, 4, reason)
+
+
 _RULES: dict[str, Callable[[_Have], _Fit | str]] = {
     "kd": _kd,
     "vam": _vam,
     "netgraft": _netgraft,
     "tfkd": _tfkd,
+    "fastdfkd": _fastdfkd,
+    "cmi": _cmi,
+    "deepinversion": _deepinversion,
+    "onestagegan": _onestagegan,
 }

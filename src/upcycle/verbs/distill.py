@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from upcycle.core import lineage, models, store
-from upcycle.core.cost import Cost, bytes_, count, duration, floor_seconds, latency, machine, peak_memory, si
+from upcycle.core.cost import Cost, bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
 from upcycle.core.method import Method
@@ -27,6 +27,7 @@ from upcycle.core.run import Run, seed_everything
 from upcycle.data import Images, describe
 from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
+from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, teacher_node, weights_digest
 from upcycle.distillation import KD
 from upcycle.report import write_report
 from upcycle.verbs.methods import all_methods, plugin_of
@@ -40,12 +41,15 @@ class Setting:
 
     Args:
         data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
-            folder, or hub:ORG/NAME.
+            folder, pool:PATH, or hub:ORG/NAME. Not given, it is digits, and none for methods that make their own
+            images.
+        test_data: measure on the validation and test images of this set instead; nothing else is done with it.
         out: the run directory; runs/distill-METHOD-DATA if not given.
-        size: resize images to this side, in pixels.
+        size: resize images to this side, in pixels; without data, the side of the images to make.
         shots: keep only so many training images of each class (0: all).
         labels: keep labels for only so many training images of each class (-1: all, 0: none).
-        augment: crop, flip, color, or none; auto takes crop and flip for colour images.
+        augment: crop, flip, color, or none; auto takes crop and flip for colour images, and crop for grey ones
+            that a method makes itself.
         teacher_weights: a safetensors file for the teacher.
         teacher_mean: what the teacher's inputs are normalised with, one value a channel.
         teacher_std: see teacher_mean.
@@ -66,7 +70,8 @@ class Setting:
         quiet: print only errors.
     """
 
-    data: str = "digits"
+    data: str | None = None
+    test_data: str | None = None
     out: Path | None = None
     size: int | None = None
     shots: int = 0
@@ -121,7 +126,7 @@ def distill(
     student: str | nn.Module | Model,
     teacher: str | nn.Module | Model | None = None,
     method: str | type[Method] = "kd",
-    data: Any = "digits",
+    data: Any = None,
     say: Say = print,
     **options: Any,
 ) -> Result:
@@ -131,7 +136,7 @@ def distill(
         student: reference, module or :class:`~upcycle.core.models.Model`; a module is copied, not changed.
         teacher: likewise; not needed by teacher-free methods.
         method: a name of ``upcycle methods``, ``package.module:Class``, or a class.
-        data: see :func:`upcycle.data.load`.
+        data: see :func:`upcycle.data.load`; ``None`` is digits, or no data for methods that make their own.
         say: where progress lines go.
         options: fields of :class:`Setting` and of the method.
 
@@ -144,6 +149,8 @@ def distill(
     for key in options:
         if key not in known:
             raise unknown(f"option of {cls.card.name}", key, known)
+    if data is None:
+        data = "none" if cls.card.needs.data == "none" else "digits"
     setting = Setting(**{key: value for key, value in options.items() if key in fields},
                       data=data if isinstance(data, str) else "data")  # fmt: skip
     own = {key: value for key, value in options.items() if key not in fields}
@@ -190,7 +197,8 @@ class _Distillation:
         self.first = os.environ.get("LOCAL_RANK", "0") == "0"
         self.say: Say = say if self.first else lambda text: None
         self.teacher_ref, self.student_ref, self.data_ref = teacher, student, data
-        default = Path("runs") / f"distill-{cls.card.name}-{Path(setting.data).name.replace(':', '-')}"
+        self.free = cls.card.needs.data == "none"
+        default = Path("runs") / f"distill-{cls.card.name}-{Path(setting.data or 'data').name.replace(':', '-')}"
         self.out = setting.out or default
 
     def run(self) -> Result:
@@ -205,11 +213,11 @@ class _Distillation:
         self._show_teacher(teacher, data)
         teacher_cost, student_cost = self._costs(teacher, student)
         if setting.dry_run:
-            self._dry_run(teacher_cost, student_cost, data)
+            self._dry_run(self._method(teacher, student), teacher_cost, student_cost, data)
             return Result(directory=self.out, student=student, rows=[], sentence="", report=self.out / "report.html")
 
         arms: dict[str, list[Evaluation]] = {}
-        product, run = self._fit("student", setting.seed, self.out, teacher, whole, arms)
+        product, run, data = self._fit("student", setting.seed, self.out, teacher, whole, arms)
         for seed in range(setting.seed + 1, setting.seed + setting.seeds):
             self._fit("student", seed, self.out / "more" / f"student-{seed}", teacher, whole, arms)
         if setting.alone:
@@ -225,11 +233,13 @@ class _Distillation:
             rows.append(_row(f"{student.name} alone", "alone", arms["alone"], student_cost, product))
         rows.append(_row(f"{student.name} by {self.cls.card.name}", "student", arms["student"], student_cost, product))
         result = Result(directory=self.out, student=product, rows=rows, report=self.out / "report.html",
-                        sentence=_sentence(rows, data))  # fmt: skip
+                        sentence=_sentence(rows, data, agreement=not len(whole.test)))  # fmt: skip
         if run.rank == 0:
             self._leave(result, teacher, data, run, time.time() - start)
-            self.say(_table(rows))
+            self.say(_table(rows, "test accuracy" if len(whole.test) else "agreement"))
             self.say(result.sentence)
+            for note in run.notes:
+                self.say(f"note     {note}")
             self.say(f"Report: {result.report}\nModel:  {self.out / 'model'}")
         run.close()
         return result
@@ -243,13 +253,16 @@ class _Distillation:
         needs = self.cls.card.needs
         if self.teacher_ref is None and needs.teacher != "none":
             raise UserError(f"{self.cls.card.name} needs a teacher: give --teacher REFERENCE. tfkd needs none.")
-        for role, reference in (("teacher", self.teacher_ref), ("student", self.student_ref), ("data", self.data_ref)):
+        for role, reference in (("teacher", self.teacher_ref), ("student", self.student_ref), ("data", self.data_ref),
+                                ("test_data", self.setting.test_data)):  # fmt: skip
             require(not isinstance(reference, str) or bool(reference.strip()), f"--{role} names nothing.")
         for reference in (self.teacher_ref, self.student_ref):
             if isinstance(reference, str):
                 models.check_reference(reference)
-        if isinstance(self.data_ref, str):
-            check_reference(self.data_ref)
+        self._validate_data()
+        for reference in (None if self.free else self.data_ref, self.setting.test_data):
+            if isinstance(reference, str):
+                check_reference(reference)
         probe = nn.Identity()
         self.cls(teacher=probe, student=probe, **self.options)  # its __post_init__ checks the values
         for file in (self.setting.teacher_weights, self.setting.label_map):
@@ -258,24 +271,84 @@ class _Distillation:
         if not self.setting.dry_run and self.first:
             claim_directory(self.out, resume=self.setting.resume)
 
+    def _validate_data(self) -> None:
+        """Whether the data that are named are of the kind that the method takes."""
+        name, setting, none = (
+            self.cls.card.name,
+            self.setting,
+            isinstance(self.data_ref, str) and self.data_ref == "none",
+        )
+        if not self.free:
+            require(not none, f"{name} needs images, so --data none cannot serve; upcycle advise --data none says what "
+                    "works without.")  # fmt: skip
+            return
+        require(none, f"{name} makes its own images and takes no --data; to measure on real ones, give --test_data "
+                f"{self.data_ref if isinstance(self.data_ref, str) else 'DATA'}.")  # fmt: skip
+        require(not setting.shots and setting.labels < 0,
+                f"{name} takes no data, so there is nothing for --shots and --labels to choose from.")  # fmt: skip
+        require(setting.label_map is None or setting.test_data is not None,
+                f"{name} takes no data, so --label_map has nothing to map unless --test_data is given.")  # fmt: skip
+
     def _resolve(self) -> tuple[Model | None, Images]:
+        """The teacher and the data, brought to the same classes."""
+        teacher: Model | None
+        if self.free:
+            teacher = self._lone_teacher()
+            data = Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std)
+        else:
+            teacher, data = self._pair()
+        data = self._tested(data)
+        if teacher is None:
+            require(bool((data.test.labels >= 0).any()), f"{data.name} has no labels to measure with, and without a "
+                    "teacher there are no answers in their place; give --test_data.")  # fmt: skip
+            return None, data
+        measurable = _measurable(data, teacher)
+        if measurable is not data:
+            self.say(measurable.notes[-1])
+        return teacher, measurable
+
+    def _lone_teacher(self) -> Model:
+        """The teacher of a method that takes no data; it alone says what images are like."""
+        setting, shape, classes = self.setting, None, None
+        if models.is_bare(self.teacher_ref):
+            if setting.test_data is not None:
+                like = load_data(setting.test_data, size=setting.size)
+                shape, classes = like.shape, like.classes or None
+            elif setting.size is not None and setting.teacher_mean is not None:
+                shape = (len(setting.teacher_mean), setting.size, setting.size)
+            else:
+                raise UserError("The teacher does not say what images it takes: give --size with --teacher_mean and "
+                                "--teacher_std, or --test_data.")  # fmt: skip
+        teacher = models.resolve(self.teacher_ref, weights=setting.teacher_weights, input_shape=shape, classes=classes,
+                                 mean=setting.teacher_mean, std=setting.teacher_std, trust=setting.trust)  # fmt: skip
+        c, h, w = teacher.input_shape
+        if setting.size is None or (h, w) == (setting.size, setting.size):
+            return teacher
+        try:
+            return models.resolve(teacher, input_shape=(c, setting.size, setting.size))
+        except UserError as error:
+            raise UserError(f"{teacher.name} takes no images of {setting.size} x {setting.size} pixels; leave out "
+                            f"--size for its own {h} x {w}.") from error  # fmt: skip
+
+    def _pair(self) -> tuple[Model | None, Images]:
+        """The teacher and the data that both are given."""
         setting, teacher = self.setting, None
         if self.teacher_ref is not None and models.is_bare(self.teacher_ref):  # what it takes is what the data are
             data = load_data(self.data_ref, size=setting.size)
             teacher = models.resolve(self.teacher_ref, weights=setting.teacher_weights, input_shape=data.shape,
                                      num_classes=len(data.classes) or None, classes=data.classes or None,
                                      mean=setting.teacher_mean, std=setting.teacher_std)  # fmt: skip
+            self._require_own_pool(teacher)
         elif self.teacher_ref is not None:
             teacher = models.resolve(self.teacher_ref, weights=setting.teacher_weights, mean=setting.teacher_mean,
                                      std=setting.teacher_std, trust=setting.trust)  # fmt: skip
+            self._require_own_pool(teacher)
             size = setting.size or teacher.input_shape[1]
             data = load_data(self.data_ref, size=size if _is_files(self.data_ref) else setting.size,
                              channels=teacher.input_shape[0] if _is_files(self.data_ref) else None)  # fmt: skip
         else:
             data = load_data(self.data_ref, size=setting.size)
         if teacher is None:
-            require(bool((data.test.labels >= 0).any()), f"{data.name} has no labels, and without a teacher there is "
-                    "nothing to learn from.")  # fmt: skip
             return None, data
         if not data.classes:  # a folder without class folders: unlabelled images, the teacher's classes
             data = dataclasses.replace(data, classes=teacher.classes)
@@ -291,10 +364,55 @@ class _Distillation:
         if columns.tolist() != list(range(len(teacher.classes))):
             module = models.Columns(teacher.module, columns)
             teacher = dataclasses.replace(teacher, module=module, classes=data.classes)
-        measurable = _measurable(data, teacher)
-        if measurable is not data:
-            self.say(measurable.notes[-1])
-        return teacher, measurable
+        return teacher, data
+
+    def _require_own_pool(self, teacher: Model) -> None:
+        """Refuse a pool that another network's images are in: its labels and its look belong to that one."""
+        if not (isinstance(self.data_ref, str | Path) and str(self.data_ref).startswith(PREFIX)):
+            return
+        maker, digest = lineage_of(self.data_ref)["parents"][0], weights_digest(teacher.module)
+        if maker["digest"] != digest:
+            raise UserError(
+                f"The images of {self.data_ref} were made from {maker['name']} (weights {maker['digest'][:8]}) and the "
+                f"teacher is {teacher.name} (weights {digest[:8]}): give that teacher, or take them as ordinary images "
+                f"by --data {pool_directory(self.data_ref)}."
+            )
+
+    def _tested(self, data: Images) -> Images:
+        """``data`` with the validation and test images of ``--test_data``, if that is given."""
+        setting, (channels, height, _) = self.setting, data.shape
+        if setting.test_data is None:
+            return data
+        files = _is_files(setting.test_data)
+        like = load_data(
+            setting.test_data, size=height if files else setting.size, channels=channels if files else None
+        )
+        if like.shape != data.shape:
+            ours, theirs = (" x ".join(map(str, shape)) for shape in (data.shape, like.shape))
+            raise UserError(f"--test_data {like.name} has images of {theirs} (channels, height, width), but {ours} are "
+                            "needed here; --size brings images to another size.")  # fmt: skip
+        if like.classes and self.free and setting.label_map is not None:
+            columns, note = read_label_map(setting.label_map, data.classes, like.classes), ""
+        elif like.classes and data.classes:
+            try:
+                columns, note = match_classes(data.classes, like.classes)
+            except UserError as error:
+                raise UserError(f"--test_data {like.name} cannot measure here: its {len(like.classes)} classes "
+                                f"({like.classes[0]}, ...) do not match the {len(data.classes)} of the student "
+                                f"({data.classes[0]}, ...).") from error  # fmt: skip
+        else:
+            columns, note = torch.arange(len(data.classes)), ""
+        if note:
+            self.say(note)
+        splits = {}
+        for name in ("validation", "test"):
+            split = getattr(like, name)
+            labels = (
+                torch.where(split.labels >= 0, columns[split.labels.clamp_min(0)], -1) if len(columns) else split.labels
+            )
+            splits[name] = dataclasses.replace(split, labels=labels)
+        said = f"Measured on the validation and test images of {like.name}, which served for nothing else."
+        return dataclasses.replace(data, **splits, measured=like.name, notes=[*data.notes, *like.notes, said])
 
     def _student(self, teacher: Model | None, data: Images, seed: int) -> Model:
         """A student with fresh weights drawn from ``seed``, or the weights asked for."""
@@ -320,7 +438,8 @@ class _Distillation:
             data = data.few(setting.shots, seed)
         if setting.labels >= 0:
             data = data.hide_labels(setting.labels, seed)
-        names = {"auto": ("crop", "flip") if data.shape[0] == 3 else (), "none": ()}
+        grey = ("crop",) if self.free else ()
+        names = {"auto": ("crop", "flip") if data.shape[0] == 3 else grey, "none": ()}
         augment = names.get(setting.augment[0], setting.augment)
         return data.augmented(tuple(augment)).normalised(student.mean, student.std)
 
@@ -346,14 +465,12 @@ class _Distillation:
         self.say(f"student  {student.name}: {si(cost.parameters)} parameters, {si(cost.macs)} multiply-adds")
         return (count(teacher.module, teacher.input_shape) if teacher else None), cost
 
-    def _dry_run(self, teacher: Cost | None, student: Cost, data: Images) -> None:
-        probe = nn.Identity()
-        method = self.cls(teacher=None if teacher is None else probe, student=probe, **self.options)
-        steps = method.steps(len(data.train))
-        batch = getattr(method, "recipe", Recipe()).batch_size
-        floor = floor_seconds(teacher.macs if teacher else 0, student.macs, batch, torch.float32)
+    def _dry_run(self, method: Method, teacher: Cost | None, student: Cost, data: Images) -> None:
+        n = len(data.train)
+        steps, work = method.steps(n), method.work(n, teacher.macs if teacher else 0, student.macs)
+        floor = 2 * work / matmul_rate(torch.float32)
         runs = self.setting.seeds * (2 if self.setting.alone else 1)
-        low, high = duration(2 * runs * steps * floor), duration(10 * runs * steps * floor)
+        low, high = duration(2 * runs * floor), duration(10 * runs * floor)
         self.say(f"{runs} run(s) of {steps:,} updates; between {low} and {high} on this machine.\n"
                  "Nothing was written (--dry_run).")  # fmt: skip
 
@@ -367,7 +484,7 @@ class _Distillation:
         teacher: Model | None,
         data: Images,
         arms: dict[str, list[Evaluation]],
-    ) -> tuple[Model, Run]:
+    ) -> tuple[Model, Run, Images]:
         setting = self.setting
         student = self._student(teacher, data, seed)
         data = self._prepared(data, student, seed)
@@ -390,13 +507,18 @@ class _Distillation:
         with run.interruptible():
             module = method.fit(run, data).float()
         product = dataclasses.replace(student, module=module)
+        on = "on test"
+        if not len(data.test):
+            assert teacher is not None  # a method without data has one
+            run.fabric.barrier()  # the first process leaves the pool
+            data, on = _on_its_pool(directory / "pool", data, teacher), "agreement with the teacher, on its own images"
         arms.setdefault(arm, []).append(evaluate(module, data.test, device=torch.device("cpu")))
         for note in data.notes:
             run.note(note)
         if directory != self.out:
             run.close()
-        self.say(f"{arm}, seed {seed}: {arms[arm][-1].accuracy:.1%} on test")
-        return product, run
+        self.say(f"{arm}, seed {seed}: {arms[arm][-1].accuracy:.1%} {on}")
+        return product, run, data
 
     def config(self, arm: str = "student", seed: int | None = None) -> dict[str, Any]:
         """Everything that re-makes this run, as plain data in the names of the command line."""
@@ -418,30 +540,31 @@ class _Distillation:
         card, student = self.cls.card, result.student
         parents = []
         if teacher is not None:
-            known = teacher.lineage or lineage.node(
-                name=teacher.name, digest=store.tensor_digest(teacher.module.state_dict()), licence=teacher.licence
-            )
-            parents.append({**known, "role": "teacher"})
+            parents.append(teacher_node(teacher))
+        if data.lineage is not None:  # images that a network made hand its licence on
+            parents.append({**data.lineage, "role": "image pool"})
         if self.setting.student_weights is not None and student.lineage is not None:
             parents.append({**student.lineage, "role": "initial weights"})
-        metrics = {"test accuracy": [round(a, 6) for a in result.rows[-1]["accuracy"]]}
+        figure = "agreement" if self.free and self.setting.test_data is None else "test accuracy"
+        metrics = {figure: [round(a, 6) for a in result.rows[-1]["accuracy"]]}
+        trained = {"name": data.name, "digest": data.digest, "licence": data.licence} if len(data.train) else None
         tree = lineage.child(parents, name=student.name, digest=store.tensor_digest(student.module.state_dict()),
                              verb="distill", method=card.name, config=self.config(),
-                             data={"name": data.name, "digest": data.digest, "licence": data.licence},
-                             metrics=metrics)  # fmt: skip
+                             data=trained, metrics=metrics)  # fmt: skip
         student.lineage, student.licence = tree, tree["licence"]["id"]
         record = {
             "format": 1, "verb": "distill", "method": card.name, "title": card.title, "paper": card.paper,
             "command": self.command(), "date": time.strftime("%Y-%m-%d"), "seconds": round(seconds, 2),
             "sentence": result.sentence,
-            "data": {"name": data.name, "train": len(data.train), "validation": len(data.validation),
+            "data": {"name": data.title, "train": len(data.train), "validation": len(data.validation),
                      "test": len(data.test), "labelled": int((data.train.labels >= 0).sum()),
                      "classes": list(data.classes), "notes": data.notes, "chosen": data.chosen},
             "rows": result.rows, "seeds": list(range(self.setting.seed, self.setting.seed + self.setting.seeds)),
             "machine": {**machine(), **run.machine}, "config": self.config(), "notes": run.notes,
             "versions": lineage.versions(),
         }  # fmt: skip
-        models.save(student, self.out / "model", readme=lineage.model_card(tree, record))
+        measured = {**record, "data": {"name": data.measured or data.name}}
+        models.save(student, self.out / "model", readme=lineage.model_card(tree, measured))
         store.write_json(self.out / "result.json", record)
         write_report(self.out)
 
@@ -467,14 +590,27 @@ class _Distillation:
 
 def _measurable(data: Images, teacher: Model) -> Images:
     """Where held-out images have no labels, the teacher's answers take their place, and the notes say so."""
-    if (data.validation.labels >= 0).any() and (data.test.labels >= 0).any():
+    if not len(data.test) or ((data.validation.labels >= 0).any() and (data.test.labels >= 0).any()):
         return data
     seen, answered = data.normalised(teacher.mean, teacher.std), {}
     for name in ("validation", "test"):
         z = predict_logits(teacher.module, getattr(seen, name), device=torch.device("cpu"))
         answered[name] = dataclasses.replace(getattr(data, name), labels=z.argmax(1))
-    note = f"{data.name} has no labels to measure with: every accuracy here is agreement with the teacher."
+    name = data.measured or data.name
+    # Of a pool nothing is held out.
+    where = ", on images that the student is trained on" if data.lineage is not None and not data.measured else ""
+    note = f"{name} has no labels to measure with: every accuracy here is agreement with the teacher{where}."
     return dataclasses.replace(data, **answered, notes=[*data.notes, note])
+
+
+def _on_its_pool(folder: Path, data: Images, teacher: Model) -> Images:
+    """Without any data, what a student is measured on: images of the pool it learnt from, the teacher's answers."""
+    pool = load_pool(folder)
+    held = dataclasses.replace(data, validation=pool.validation, test=pool.test, measured=pool.name)
+    answered = _measurable(held.normalised(data.train.mean, data.train.std), teacher)
+    note = ("Every figure is agreement with the teacher on images that the student was trained on, which is no "
+            "accuracy; give --test_data to measure one.")  # fmt: skip
+    return dataclasses.replace(answered, notes=[*data.notes, note])
 
 
 def claim_directory(out: Path, *, resume: bool) -> None:
@@ -537,10 +673,15 @@ def spread(values: list[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.1f} %" if len(values) > 1 else f"{mean} %"
 
 
-def _sentence(rows: list[dict[str, Any]], data: Images) -> str:
+def _sentence(rows: list[dict[str, Any]], data: Images, *, agreement: bool) -> str:
     student = rows[-1]
+    if agreement:
+        return (f"The student gives its teacher's answer for {spread(student['accuracy'])} of {len(data.test):,} "
+                "images that it was trained on; this is agreement and no accuracy, which --test_data would "
+                "measure.")  # fmt: skip
     accuracy = statistics.fmean(student["accuracy"])
-    text = f"The student reaches {spread(student['accuracy'])} on the {len(data.test):,} test images of {data.name}"
+    text = f"The student reaches {spread(student['accuracy'])} on the {len(data.test):,} test images of "
+    text += data.measured or data.name
     for row in rows[:-1]:
         other = statistics.fmean(row["accuracy"])
         if row["role"] == "teacher":
@@ -556,8 +697,8 @@ def _points(difference: float) -> str:
     return f"{abs(100 * difference):.1f} points {'above' if difference >= 0 else 'below'}"
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [("", "test accuracy", "parameters", "multiply-adds", "latency", "memory")]
+def _table(rows: list[dict[str, Any]], figure: str) -> str:
+    lines = [("", figure, "parameters", "multiply-adds", "latency", "memory")]
     for r in rows:
         lines.append((r["name"], spread(r["accuracy"]), si(r["parameters"]), si(r["macs"]), duration(r["latency"]),
                       bytes_(r["memory"])))  # fmt: skip
@@ -573,7 +714,7 @@ def _is_files(reference: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """A value as YAML and JSON can hold it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not isinstance(value, Model):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Images):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Path):
         return str(value)

@@ -1,0 +1,182 @@
+"""The setting that the claims about distillation without data share: Fashion-MNIST, a small teacher, half of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from upcycle.claims.settings import fresh, short, test
+from upcycle.core.method import Card, Method, Needs
+from upcycle.core.models import Model
+from upcycle.core.recipe import Recipe
+from upcycle.core.run import Run
+from upcycle.core.store import read_json
+from upcycle.core.taps import Taps
+from upcycle.data import load
+from upcycle.data.pool_files import load_pool
+from upcycle.distillation import CMI, KD, DeepInversion, FastDFKD, OneStageGAN
+from upcycle.distillation.gallery import similarity
+from upcycle.distillation.inversion import Synthesis
+
+if TYPE_CHECKING:
+    from upcycle.data.images import Images
+
+SETTING = (
+    "Fashion-MNIST (local split), 28 x 28 grey. Teacher: conv 32-64-128 with BatchNorm, 5 epochs on all labels; "
+    "student: half as wide, no data. Batches of 128 images, generator with 32 base channels, SGD with cosine from 0.1, "
+    "random crops."
+)
+
+
+@cache
+def _data() -> Images:
+    return load("fashion_mnist_local").normalised((0.286,), (0.353,))
+
+
+@cache
+def teacher(quick: bool) -> Model:
+    """The network that images are made from; trained here once, with seed 0."""
+    data = _data()
+    data = data.subset(torch.arange(2000)) if quick else data
+    model = dataclasses.replace(fresh("zoo:convnet", data, 0), name="convnet of Fashion-MNIST", classes=data.classes)
+    method = KD(teacher=model, student=model, w_kd=0.0, w_ce=1.0, cache="off", recipe=short(1 if quick else 5))
+    module = method.fit(Run(None, seed=0, quiet=True), data)
+    return dataclasses.replace(model, module=module)
+
+
+def nothing() -> Images:
+    """No training images; real ones to measure with: 1,000 for the curve, the whole test set for the figures."""
+    data = _data()
+    train = dataclasses.replace(data.train.subset(torch.arange(0)), augment=("crop",))
+    return dataclasses.replace(data, train=train, validation=data.validation.subset(torch.arange(1000)))
+
+
+def student(seed: int) -> Model:
+    """A network half as wide as the teacher, with weights drawn from ``seed``."""
+    from upcycle.zoo.convnet import ConvNet
+
+    model = fresh("zoo:convnet", _data(), seed)
+    return dataclasses.replace(model, module=ConvNet((16, 32, 64), 10, 1), name="half as wide")
+
+
+def recipe(epochs: int) -> Recipe:
+    """The student's, for all methods alike."""
+    return Recipe(epochs=epochs, batch_size=128, lr=0.1, weight_decay=1e-4)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class NoiseImages(Method):
+    """The baseline: uniform noise in place of synthesised images, all else alike."""
+
+    teacher: Model | nn.Module
+    student: Model | nn.Module
+    rounds: int = 12
+    batch: int = 128
+    kd_steps: int = 200
+    temperature: float = 20.0
+    views: int = 0
+    recipe: Recipe = field(default_factory=Recipe)
+
+    card = Card(
+        name="noise",
+        title="distillation on uniform noise",
+        paper="",
+        verb="distill",
+        needs=Needs(data="none", teacher="predictions"),
+        summary="a baseline",
+        cost="1x",
+        published="",
+    )
+
+    def fit(self, run: Run, data: Images) -> nn.Module:
+        """Rounds of noise into the pool, and the student's training on it."""
+        model = self.model("teacher", data)
+        student, optimizer = run.setup(self.model("student", data).module, self.recipe)
+        made = Synthesis(run, self, model, data, capacity=self.rounds * self.batch, views=self.views)
+        for e in run.epochs(self.recipe.epochs):
+            if e < self.rounds:
+                with made.clock():
+                    x = torch.rand(self.batch, *model.input_shape, generator=run.generator("noise"))
+                made.append(x[run.mine(self.batch)], torch.full((self.batch,), -1))
+            made.learn(student, optimizer, self.recipe, e, self.kd_steps, self.temperature)
+        return made.finish(student)
+
+
+def cmi(seed: int, quick: bool, **options: Any) -> CMI:
+    """CMI: 12 batches of 100 steps, 2,400 updates of the student."""
+    rounds, steps, kd = (2, 3, 5) if quick else (12, 100, 200)
+    return CMI(teacher=teacher(quick), student=student(seed), rounds=rounds, g_steps=steps, batch=128, ngf=32,
+               kd_steps=kd, recipe=recipe(rounds), **options)  # fmt: skip
+
+
+def fastdfkd(seed: int, quick: bool, **options: Any) -> FastDFKD:
+    """FastDFKD: 40 batches of 5 steps, 1,750 updates of the student after 5 rounds of warm-up."""
+    rounds, warmup, kd = (4, 1, 5) if quick else (40, 5, 50)
+    return FastDFKD(teacher=teacher(quick), student=student(seed), k=5, rounds=rounds, warmup=warmup, reset=-1,
+                    batch=128, ngf=32, bn=10.0, oh=0.5, adv=0.5, kd_steps=kd, recipe=recipe(rounds - warmup),
+                    **options)  # fmt: skip
+
+
+def deepinversion(seed: int, quick: bool, **options: Any) -> DeepInversion:
+    """DeepInversion: as many batches, steps and updates as CMI."""
+    rounds, steps, kd = (2, 3, 5) if quick else (12, 100, 200)
+    return DeepInversion(teacher=teacher(quick), student=student(seed), rounds=rounds, g_steps=steps, batch=128,
+                         kd_steps=kd, recipe=recipe(rounds), **options)  # fmt: skip
+
+
+def onestagegan(seed: int, quick: bool, **options: Any) -> OneStageGAN:
+    """OneStageGAN: 12 rounds of 20 steps, as many updates on the pool as CMI."""
+    rounds, steps, kd = (2, 3, 5) if quick else (12, 20, 200)
+    return OneStageGAN(teacher=teacher(quick), student=student(seed), rounds=rounds, g_steps=steps, batch=128, ngf=32,
+                       kd_steps=kd, recipe=recipe(rounds), **options)  # fmt: skip
+
+
+def noise(seed: int, quick: bool) -> NoiseImages:
+    """Noise: as many images and updates as CMI."""
+    rounds, kd = (2, 5) if quick else (12, 200)
+    return NoiseImages(teacher=teacher(quick), student=student(seed), rounds=rounds, kd_steps=kd, recipe=recipe(rounds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one data-free run left.
+
+    Args:
+        accuracy: of the student on the whole test set after the last epoch, in per cent.
+        seconds: of synthesis.
+        total: of everything.
+        images: how many were made.
+        similarity: mean cosine of the teacher's penultimate features between images made for the same class.
+        curve: (synthesis seconds, all seconds, validation accuracy).
+    """
+
+    accuracy: float
+    seconds: float
+    total: float
+    images: int
+    similarity: float
+    curve: list[tuple[float, float, float]]
+
+
+def outcome(method: Method, seed: int, quick: bool) -> Outcome:
+    """Run a method without data and measure what it left."""
+    data = nothing()
+    method.require(data)
+    with tempfile.TemporaryDirectory() as place:
+        module = method.fit(Run(place, seed=seed, save_every=math.inf, quiet=True), data)
+        left, pool = read_json(Path(place) / "synthesis.json"), load_pool(Path(place) / "pool").train
+    source = teacher(quick)
+    split = dataclasses.replace(pool, mean=source.mean, std=source.std)
+    with torch.no_grad(), Taps(source.module, ["linear"], kind="input") as taps:
+        source.module.eval()(split.batch(torch.arange(len(split)), device=torch.device("cpu")).images)
+        same = similarity(taps["linear"], pool.labels, len(source.classes)).diagonal()
+    return Outcome(accuracy=100 * test(module, data).accuracy, seconds=left["seconds"], total=left["total_seconds"],
+                   images=left["images"], similarity=float(same.nanmean()), curve=left["curve"])  # fmt: skip

@@ -1,0 +1,31 @@
+"""Ingredients of training that serve several verbs and stand on their own in a training loop of yours."""
+
+from upcycle.training.one_stage_gan import (
+    HINGE,
+    LSGAN,
+    NON_SATURATING,
+    PAIRS,
+    SATURATING,
+    WGAN,
+    OneStage,
+    Pair,
+    one_stage,
+    ratio,
+    reverse,
+    scale_backward,
+)
+
+__all__ = [
+    "HINGE",
+    "LSGAN",
+    "NON_SATURATING",
+    "PAIRS",
+    "SATURATING",
+    "WGAN",
+    "OneStage",
+    "Pair",
+    "one_stage",
+    "ratio",
+    "reverse",
+    "scale_backward",
+]
