@@ -28,7 +28,6 @@ SEEDS, N = 5, 10_000
 T_QUANTILE = 2.776  # Student's t, 97.5 %, four degrees of freedom
 SCHEDULES: dict[str, tuple[str, Recipe]] = {
     "4 epochs, rate 0.05, fresh": ("zoo:resnet20", short(4)),
-    "8 epochs, rate 0.02, fresh": ("zoo:resnet20", short(8, lr=0.02)),
     "2 epochs, rate 0.01, from its trained weights": ("zoo:cifar10_resnet20", short(2, lr=0.01)),
 }
 

@@ -30,8 +30,18 @@ RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"<!-- begin: ([\w-]+) -->\n(.*?)<!-- end: \1 -->", re.DOTALL)
 MARK = re.compile(r"^<!-- (?:begin|end): ", re.MULTILINE)
 MISSING = "*Not measured yet.*\n"
-BENCHMARKS = ("kd_step", "kd_accuracy", "loading", "startup", "torture")  # those with a block of their own
-RAW = ("seconds",)  # every repetition, kept in the file; the tables show what was made of them
+BENCHMARKS = (
+    "kd_step",
+    "kd_accuracy",
+    "loading",
+    "startup",
+    "torture",
+    "data_free",
+    "data_free_cifar10",
+    "data_free_step",
+    "one_stage_gan",
+)  # those with a block of their own
+RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
 
 def documents(root: Path = ROOT) -> list[Path]:
@@ -110,6 +120,8 @@ def figures_table(figures: dict[str, Any]) -> str:
     groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     single = {}
     for name, value in figures.items():
+        if name in RAW:
+            continue
         if isinstance(value, dict):
             kept = {k: v for k, v in value.items() if k not in RAW}
             groups.setdefault(tuple(kept), {})[name] = kept

@@ -17,9 +17,7 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
-from upcycle.distillation import KD, VAM, NetGraft, TfKD
-from upcycle.distillation.cmi import CMI
-from upcycle.distillation.fastdfkd import FastDFKD
+from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, NetGraft, OneStageGAN, TfKD
 
 
 class TinyNet(nn.Module):
@@ -93,8 +91,10 @@ class Row:
 
 _RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
-_INVERT = {"recipe": _RECIPE, "rounds": 4, "warmup": 1, "batch": 32, "nz": 16, "ngf": 8, "kd_steps": 4, "capacity": 128}
-_INVERT_WORDS = (*_WORDS, "--rounds=3", "--warmup=1", "--batch=32", "--nz=16", "--ngf=8", "--kd_steps=4")
+_INVERT = {"recipe": _RECIPE, "rounds": 4, "batch": 32, "kd_steps": 4, "capacity": 128}
+_GENERATE = {"nz": 16, "ngf": 8}
+_INVERT_WORDS = (*_WORDS, "--rounds=3", "--batch=32", "--kd_steps=4")
+_GENERATE_WORDS = (*_INVERT_WORDS, "--nz=16", "--ngf=8")
 
 ROWS = {
     "kd": Row(KD, {"recipe": _RECIPE}, _WORDS),
@@ -110,15 +110,23 @@ ROWS = {
         student_width=8,
     ),
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
-    "fastdfkd": Row(FastDFKD, {**_INVERT, "k": 2, "reset": 1}, (*_INVERT_WORDS, "--k=2")),
+    "fastdfkd": Row(
+        FastDFKD,
+        {**_INVERT, **_GENERATE, "warmup": 1, "k": 2, "reset": 1},
+        (*_GENERATE_WORDS, "--warmup=1", "--k=2"),
+    ),
     "fastdfkd-reptile": Row(
         FastDFKD,
-        {**_INVERT, "k": 2, "reuse": "reptile", "views": 2},
-        (*_INVERT_WORDS, "--k=2", "--reuse=reptile", "--views=2"),
+        {**_INVERT, **_GENERATE, "warmup": 1, "k": 2, "reuse": "reptile", "views": 2},
+        (*_GENERATE_WORDS, "--warmup=1", "--k=2", "--reuse=reptile", "--views=2"),
     ),
     "cmi": Row(
         CMI,
-        {**_INVERT, "g_steps": 3, "n_neg": 16, "bank": 64, "bank_every": 2},
-        (*_INVERT_WORDS, "--g_steps=3", "--n_neg=16", "--bank=64"),
+        {**_INVERT, **_GENERATE, "warmup": 1, "g_steps": 3, "n_neg": 16, "bank": 64, "bank_every": 2},
+        (*_GENERATE_WORDS, "--warmup=1", "--g_steps=3", "--n_neg=16", "--bank=64"),
     ),
+    "deepinversion": Row(
+        DeepInversion, {**_INVERT, "warmup": 1, "g_steps": 3}, (*_INVERT_WORDS, "--warmup=1", "--g_steps=3")
+    ),
+    "onestagegan": Row(OneStageGAN, {**_INVERT, **_GENERATE, "g_steps": 3}, (*_GENERATE_WORDS, "--g_steps=3")),
 }

@@ -238,9 +238,7 @@ def test_what_is_carried_from_batch_to_batch() -> None:
             if is_inner(run, optimizer):
                 weights = {str(i): p for i, p in enumerate(optimizer.param_groups[0]["params"])}
                 digests.setdefault(run.round, tensor_digest(weights))
-                last[run.round] = (run.generator_module, optimizer)
 
-        last: dict[int, Any] = {}
         fit(tiny(reuse=reuse, reset=-1), on_update)
         return list(digests.values())
 
@@ -465,6 +463,7 @@ def test_the_losses_go_down() -> None:
         ({"batch": 1}, "batch must be at least 2"),
         ({"batch": 100}, "at most capacity"),
         ({"warmup": 4}, "warmup must lie between"),
+        ({"reset": -2}, "reset must be -1"),
         ({"views": -1}, "views must not be negative"),
     ],
 )

@@ -1,6 +1,8 @@
 """Run: loops that resume to the same bits, stages that run once, randomness without state."""
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Run
+from upcycle.core.run import Interrupted, Run
 from upcycle.core.store import tensor_digest
 
 
@@ -196,3 +198,180 @@ def test_plain_leaves_nothing_behind() -> None:
     model = run.plain(model)
     assert all("forward" not in m.__dict__ and not m.training for m in model.modules())
     assert all(p.grad is None and p.dtype == torch.float32 for p in model.parameters())
+
+
+# -- so many steps ----------------------------------------------------------------------------------------------
+
+
+def passes(run: Run, epochs: int, size: int = 8, **options: Any) -> list[list[tuple[list[int], int, Tensor]]]:
+    """By epoch, each batch's samples, view and inputs."""
+    split, found = Points(), []
+    for _ in run.epochs(epochs):
+        found.append([(b.index.tolist(), run.view, b.images) for b in run.batches(split, size, **options)])
+    return found
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 8, 17, 30])
+def test_so_many_batches_in_as_many_passes_as_that_takes(steps: int) -> None:
+    for epoch in passes(Run(None), 2, steps=steps):
+        assert len(epoch) == steps
+        orders = [[sample for index, _, _ in epoch[i : i + 7] for sample in index] for i in range(0, steps, 7)]
+        assert all(sorted(order) == list(range(50)) for order in orders if len(order) == 50)
+        assert all(len(set(order)) == len(order) for order in orders)
+        assert len({tuple(order) for order in orders}) == len(orders)
+        views = [view for _, view, _ in epoch]
+        assert [views[i] == views[i - 1] for i in range(1, steps)] == [i % 7 != 0 for i in range(1, steps)]
+
+
+def test_one_pass_in_so_many_steps_is_one_pass() -> None:
+    for a, b in zip(passes(Run(None), 2), passes(Run(None), 2, steps=7), strict=True):
+        assert all(x[:2] == y[:2] and torch.equal(x[2], y[2]) for x, y in zip(a, b, strict=True))
+
+
+def test_the_passes_are_the_same_each_time_and_differ_between_epochs_and_seeds() -> None:
+    orders = [[[index for index, _, _ in epoch] for epoch in passes(Run(None, seed=s), 2, steps=14)] for s in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2] and orders[0][0] != orders[0][1]
+
+
+def test_every_pass_is_augmented_anew_unless_views_repeat() -> None:
+    run = Run(None)
+    assert len({view for epoch in passes(run, 3, steps=21) for _, view, _ in epoch}) == 9
+    met: dict[tuple[int, int], Tensor] = {}
+    for epoch in passes(Run(None), 3, steps=21, views=2):
+        assert [view for _, view, _ in epoch[::7]] in ([0, 1, 0], [1, 0, 1])
+        for index, view, x in epoch:
+            for i, row in zip(index, x, strict=True):
+                assert torch.equal(met.setdefault((i, view), row), row)
+    assert len(met) == 100
+
+
+def test_a_split_too_small_for_a_batch_is_refused_in_any_number_of_steps() -> None:
+    with pytest.raises(UserError, match="1 samples are too few"):
+        for _ in Run(None).batches(Points(1), 8, steps=3):
+            pass
+
+
+def descend(run: Run, stop_after: int | None = None, interrupt_at: int | None = None) -> dict[str, Tensor]:
+    """Epochs of 10 steps over 7 batches, with numbers that all processes draw alike."""
+    split, done = Points(), 0
+    model, optimizer = run.setup(net(), RECIPE)
+    drawn = torch.zeros(3)
+    run.register("drawn", drawn)
+    for _ in run.epochs(3):
+        drawn.add_(torch.randn(3, generator=run.generator("noise")))
+        model.train()
+        for x, y, _ in run.batches(split, 8, steps=10, views=2):
+            RECIPE.schedule_rate(optimizer, run.progress)
+            run.backward(nn.functional.cross_entropy(model(x + drawn.sum()), y))
+            run.update(optimizer)
+            done += 1
+            if done == stop_after:
+                raise Killed
+            if done == interrupt_at:
+                run.interrupt = signal.SIGTERM
+    return {**run.plain(model).state_dict(), "drawn": drawn}
+
+
+def test_killed_in_any_pass_the_same_bits_come_out(tmp_path: Path) -> None:
+    expected = tensor_digest(descend(Run(None, seed=5)))
+    for stop in (1, 8, 10, 11, 19, 25, 30):
+        out = tmp_path / str(stop)
+        with pytest.raises(Killed):
+            descend(Run(out, seed=5, save_every=0), stop_after=stop)
+        assert tensor_digest(descend(Run(out, seed=5, save_every=0, resume=True))) == expected, stop
+
+
+def test_save_points_within_so_many_steps(tmp_path: Path) -> None:
+    def within(run: Run, stop_after: int | None = None) -> dict[str, Tensor]:
+        split, done = Points(), 0
+        model, optimizer = run.setup(net(), RECIPE)
+        for _ in run.epochs(3):
+            for x, y, _ in run.batches(split, 8, steps=10, views=2, save_within=True):
+                RECIPE.schedule_rate(optimizer, run.progress)
+                run.backward(nn.functional.cross_entropy(model(x), y))
+                run.update(optimizer)
+                done += 1
+                if done == stop_after:
+                    raise Killed
+        return run.plain(model).state_dict()
+
+    expected = tensor_digest(within(Run(None, seed=5)))
+    for stop in (1, 7, 8, 10, 13, 29):
+        out = tmp_path / str(stop)
+        with pytest.raises(Killed):
+            within(Run(out, seed=5, save_every=0), stop)
+        assert tensor_digest(within(Run(out, seed=5, save_every=0, resume=True))) == expected, stop
+
+
+def test_numbers_for_all_processes_depend_on_seed_stage_epoch_and_name_alone() -> None:
+    def numbers(run: Run, disturb: bool = False) -> dict[tuple[str, int, str], list[float]]:
+        found = {}
+
+        def loop(stage: str) -> None:
+            for e in run.epochs(3):
+                if disturb:
+                    torch.rand(17)
+                    run.generator("other").seed()
+                for name in ("a", "b"):
+                    found[stage, e, name] = torch.rand(2, generator=run.generator(name)).tolist()
+
+        run.stage("s", lambda: loop("s"))
+        loop("")
+        return found
+
+    expected = numbers(Run(None, seed=4))
+    assert len({tuple(v) for v in expected.values()}) == len(expected) == 12
+    assert numbers(Run(None, seed=4), disturb=True) == expected
+    assert numbers(Run(None, seed=5)) != expected
+    assert not set(map(tuple, numbers(Run(None, seed=5)).values())) & set(map(tuple, expected.values()))
+
+
+def test_a_share_of_what_every_process_holds() -> None:
+    assert Run(None).mine(5).tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="0 samples are too few for 1 processes"):
+        Run(None).mine(0)
+
+
+# -- an interrupt -----------------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_stops_a_long_epoch_at_the_next_update(tmp_path: Path) -> None:
+    expected = tensor_digest(descend(Run(None, seed=5)))
+    run = Run(tmp_path, seed=5, save_every=0)
+    with pytest.raises(Interrupted) as interrupted:
+        descend(run, interrupt_at=13)  # in the second epoch
+    assert interrupted.value.signum == signal.SIGTERM and run._updates == 13  # not one more
+    resumed = Run(tmp_path, seed=5, save_every=0, resume=True)
+    state = resumed._current
+    assert state is not None and (state["epoch"], state["step"], state["updates"]) == (1, 0, 10)
+    assert tensor_digest(descend(resumed)) == expected
+
+
+def test_an_interrupt_before_the_first_save_point_begins_anew(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        descend(Run(tmp_path, seed=5, save_every=1e9), interrupt_at=2)
+    resumed = Run(tmp_path, seed=5, resume=True)
+    assert resumed._current is None
+    assert tensor_digest(descend(resumed)) == tensor_digest(descend(Run(None, seed=5)))
+
+
+def test_an_interrupt_where_there_are_save_points_saves_first(tmp_path: Path) -> None:
+    run, split = Run(tmp_path, seed=5, save_every=1e9), Points()
+    model, optimizer = run.setup(net(), RECIPE)
+    weights: dict[str, Tensor] = {}
+    with pytest.raises(Interrupted):
+        for _ in run.epochs(2):
+            for x, y, _ in run.batches(split, 8, save_within=True):
+                run.backward(nn.functional.cross_entropy(model(x), y))
+                run.update(optimizer)
+                run.interrupt = signal.SIGINT if run._updates == 3 else None
+                weights = {k: v.clone() for k, v in model.state_dict().items()}
+    assert run._updates == 3
+    again = Run(tmp_path, seed=5, resume=True)
+    restored, _ = again.setup(net(), RECIPE)
+    for _ in again.epochs(2):
+        for _ in again.batches(split, 8, save_within=True):
+            assert again._stage.step == 3
+            assert all(torch.equal(weights[k], v) for k, v in restored.state_dict().items())
+            break
+        break

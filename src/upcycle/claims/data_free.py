@@ -114,14 +114,14 @@ def cmi(seed: int, quick: bool, **options: Any) -> CMI:
     """CMI: 12 batches of 100 steps, 2,400 updates of the student."""
     rounds, steps, kd = (2, 3, 5) if quick else (12, 100, 200)
     return CMI(teacher=teacher(quick), student=student(seed), rounds=rounds, g_steps=steps, batch=128, ngf=32,
-               kd_steps=kd, recipe=recipe(rounds), **options)  # fmt: skip
+               kd_steps=kd, views=0, recipe=recipe(rounds), **options)  # fmt: skip
 
 
 def fastdfkd(seed: int, quick: bool, **options: Any) -> FastDFKD:
     """FastDFKD: 40 batches of 5 steps, 1,750 updates of the student after 5 rounds of warm-up."""
     rounds, warmup, kd = (4, 1, 5) if quick else (40, 5, 50)
     return FastDFKD(teacher=teacher(quick), student=student(seed), k=5, rounds=rounds, warmup=warmup, reset=-1,
-                    batch=128, ngf=32, bn=10.0, oh=0.5, adv=0.5, kd_steps=kd, recipe=recipe(rounds - warmup),
+                    batch=128, ngf=32, bn=10.0, oh=0.5, adv=0.5, kd_steps=kd, views=0, recipe=recipe(rounds - warmup),
                     **options)  # fmt: skip
 
 
@@ -129,14 +129,14 @@ def deepinversion(seed: int, quick: bool, **options: Any) -> DeepInversion:
     """DeepInversion: as many batches, steps and updates as CMI."""
     rounds, steps, kd = (2, 3, 5) if quick else (12, 100, 200)
     return DeepInversion(teacher=teacher(quick), student=student(seed), rounds=rounds, g_steps=steps, batch=128,
-                         kd_steps=kd, recipe=recipe(rounds), **options)  # fmt: skip
+                         kd_steps=kd, views=0, recipe=recipe(rounds), **options)  # fmt: skip
 
 
 def onestagegan(seed: int, quick: bool, **options: Any) -> OneStageGAN:
     """OneStageGAN: 12 rounds of 20 steps, as many updates on the pool as CMI."""
     rounds, steps, kd = (2, 3, 5) if quick else (12, 20, 200)
     return OneStageGAN(teacher=teacher(quick), student=student(seed), rounds=rounds, g_steps=steps, batch=128, ngf=32,
-                       kd_steps=kd, recipe=recipe(rounds), **options)  # fmt: skip
+                       kd_steps=kd, views=0, recipe=recipe(rounds), **options)  # fmt: skip
 
 
 def noise(seed: int, quick: bool) -> NoiseImages:

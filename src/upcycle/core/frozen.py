@@ -177,9 +177,17 @@ def frozen(
     return result
 
 
-_FRESH = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.batchnorm._BatchNorm)
+_FRESH = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # these only: others may end in an activation
 _RELU = (F.relu, torch.relu)
 _SUM = (operator.add, operator.iadd, torch.add)
+
+
+class _Tracer(fx.Tracer):
+    """Leaves every BatchNorm whole, of whatever library: others read its inputs and its statistics."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.modules.batchnorm._BatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _overwriting(result: Frozen, example: Tensor) -> None:
@@ -193,19 +201,16 @@ def _overwriting(result: Frozen, example: Tensor) -> None:
     if len(inspect.signature(network.forward).parameters) != 1:
         return
     try:
-        graph = fx.Tracer().trace(network)
+        graph = _Tracer().trace(network)
         before = _answers(result, example)
         modules = dict(network.named_modules())
 
         def fresh(x: Any) -> bool:
             if not isinstance(x, fx.Node) or len(x.users) != 1:
                 return False
-            made = x.op == "call_module" and isinstance(modules[str(x.target)], _FRESH)
-            return (
-                made
-                or (x.op == "call_module" and type(modules[str(x.target)]) is nn.Identity and fresh(x.args[0]))
-                or x.target is operator.iadd
-            )
+            m = modules[str(x.target)] if x.op == "call_module" else None
+            made = isinstance(m, _FRESH) or type(m) in _NORMS
+            return made or (type(m) is nn.Identity and fresh(x.args[0])) or x.target is operator.iadd
 
         for node in graph.nodes:
             relu = node.op == "call_module" and type(modules[str(node.target)]) is nn.ReLU
@@ -269,7 +274,7 @@ def _foldable(module: nn.Module) -> list[tuple[str, str]]:
     parameters = inspect.signature(shadow.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     try:
-        graph = fx.Tracer().trace(shadow, defaults)
+        graph = _Tracer().trace(shadow, defaults)
     except Exception:
         # Whatever a stranger's forward does with a proxy; not being traceable only costs speed.
         return []

@@ -444,8 +444,10 @@ class Run:
         return torch.Generator().manual_seed(seed_of(self.seed, self._path, self._stage.epoch, "generator", name))
 
     def mine(self, n: int) -> Tensor:
-        """This process' share of ``n`` things that every process holds: positions, int64."""
-        require(n >= self.world_size, f"{n} samples are too few for {self.world_size} processes.")
+        """This process' share of ``n`` things that every process holds: positions, int64; equally many on each."""
+        require(
+            n % self.world_size == 0, f"{n} samples do not divide among {self.world_size} processes; take a multiple."
+        )
         self._index = torch.arange(n).tensor_split(self.world_size)[self.rank]
         return self._index
 
