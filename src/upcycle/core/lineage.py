@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 Node = dict[str, Any]
+POOL = "image pool"  # the role of images that a network was inverted to
 
 NOTICE = (
     "This is not legal advice. upcycle takes the cautious reading that a model made with another's help is "
@@ -318,19 +319,20 @@ def versions() -> dict[str, str]:
 
 
 def summary(model: Node) -> list[str]:
-    """The facts about one model in short phrases: what made it, on what data, figures, licence, weights."""
+    """The facts about one model or pool in short phrases: what made it, on what data, figures, licence, digest."""
     made = " ".join(part for part in (model["verb"], model["method"]) if part)
     on = f"{'on' if made else 'trained on'} {model['data']['name']}" if model["data"] else ""
     figures = [f"{name.replace('_', ' ')} {figure(name, value)}" for name, value in model["metrics"].items()]
     phrases = [f"{made} {on}".strip(), *figures, f"licence {model['licence']['id']}"]
-    return [p for p in (*phrases, model["date"], f"weights {model['digest'][:8]}") if p and p != "weights "]
+    digest = f"{'images' if model['role'] == POOL else 'weights'} {model['digest'][:8]}" if model["digest"] else ""
+    return [p for p in (*phrases, model["date"], digest) if p]
 
 
 def figure(name: str, value: float | Sequence[float]) -> str:
     """A metric as people read it: an accuracy in percent, several values as mean ± standard deviation."""
     values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
     mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-    if "accuracy" in name:
+    if "accuracy" in name or name == "agreement":
         text = f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
         return f"{text} %"
     return f"{mean:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
@@ -370,7 +372,7 @@ def model_card(model: Node, result: dict[str, Any] | None = None) -> str:
     header = yaml.safe_dump(_header(model), sort_keys=False, allow_unicode=True, width=110)
     sections = [f"# {model['name']}", result.get("sentence", "")]
     if rows := result.get("rows"):
-        sections += ["## Results", _results(rows, result.get("data", {}))]
+        sections += ["## Results", _results(rows, result.get("data", {}), result.get("figure", "test accuracy"))]
     sections += ["## How it was made", _fenced(tree(model))]
     if paper := result.get("paper"):
         sections.append(f"Method: {result.get('title', model['method'])}. {paper}")
@@ -397,8 +399,8 @@ def _header(model: Node) -> dict[str, Any]:
         header.update(license="other", license_name=licence.lower())
     header["library_name"] = "upcycle"
     header["tags"] = ["upcycle", *(tag for tag in (model["verb"], model["method"]) if tag)]
-    if model["parents"]:
-        header["base_model"] = sorted({parent["name"].removeprefix("hf:") for parent in model["parents"]})
+    if bases := {parent["name"].removeprefix("hf:") for parent in model["parents"] if parent["role"] != POOL}:
+        header["base_model"] = sorted(bases)
     if model["data"]:
         header["datasets"] = [model["data"]["name"]]
     if model["metrics"]:
@@ -406,8 +408,8 @@ def _header(model: Node) -> dict[str, Any]:
     return header
 
 
-def _results(rows: list[dict[str, Any]], data: dict[str, Any]) -> str:
-    lines = ["| model | test accuracy | parameters |", "|---|---:|---:|"]
+def _results(rows: list[dict[str, Any]], data: dict[str, Any], figure_name: str) -> str:
+    lines = [f"| model | {figure_name} | parameters |", "|---|---:|---:|"]
     for row in rows:
         accuracy = figure("accuracy", row["accuracy"]) if row.get("accuracy") else ""
         parameters = f"{row['parameters']:,}" if row.get("parameters") is not None else ""

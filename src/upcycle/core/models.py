@@ -565,25 +565,11 @@ def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
         if readme is not None:
             store.write_atomic(fresh / CARD, readme.encode())
         store.write_manifest(fresh, {WEIGHTS: record})
-        _replace(directory, fresh)
+        store.replace_directory(directory, fresh)
     except OSError as error:
         raise UserError(f"Cannot write the model to {directory}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _replace(directory: Path, fresh: Path) -> None:
-    """Put ``fresh`` in the place of ``directory``; the old one goes when the new one stands."""
-    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-    if directory.exists():
-        os.rename(directory, old)
-    try:
-        os.rename(fresh, directory)
-    except OSError:
-        if old.exists():
-            os.rename(old, directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[str, ...] = ()) -> Model:

@@ -206,6 +206,20 @@ def unsealed(path: Path) -> dict[str, Any]:
     return body
 
 
+def replace_directory(directory: Path, fresh: Path) -> None:
+    """Put ``fresh`` in the place of ``directory``; the old one goes when the new one stands."""
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    if directory.exists():
+        os.rename(directory, old)
+    try:
+        os.rename(fresh, directory)
+    except OSError:
+        if old.exists():
+            os.rename(old, directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_manifest(directory: Path, records: dict[str, dict[str, Any]] | None = None) -> None:
     """Write ``manifest.json`` with the digest of every file of ``directory``; the last step of saving one.
 

@@ -143,7 +143,6 @@ def save_pool(
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not (directory / TABLE).is_file()):
         raise UserError(f"{directory} exists and is no image pool; choose another place.")
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    old = fresh.with_suffix(".old")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -151,15 +150,10 @@ def save_pool(
         store.write_json(fresh / LINEAGE, lineage)
         store.write_atomic(fresh / CARD, _card(pool, classes, name, lineage, note).encode())
         store.write_manifest(fresh)
-        if directory.exists():
-            os.rename(directory, old)
-        os.rename(fresh, directory)
-        shutil.rmtree(old, ignore_errors=True)
+        store.replace_directory(directory, fresh)
     except OSError as error:
         raise UserError(f"Cannot write the image pool to {directory}: {error.strerror or error}.") from error
     finally:
-        if old.exists() and not directory.exists():
-            os.rename(old, directory)
         shutil.rmtree(fresh, ignore_errors=True)
 
 

@@ -55,8 +55,8 @@ def write_report(run_directory: Path) -> Path:
         facts=_facts(result),
         notes=list(dict.fromkeys([*result.get("notes", []), *data.get("notes", [])])),
         arms=arms,
-        measures=_measures(arms),
-        headline=figures.headline(arms),
+        measures=_measures(arms, figure := str(result.get("figure", "test accuracy")).capitalize()),
+        headline=figures.headline(arms, figure),
         sections=[section for section in sections if section[2]],
         family=family,
         summary=lineage.summary,
@@ -91,7 +91,7 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _measures(arms: list[Arm]) -> list[dict[str, Any]]:
+def _measures(arms: list[Arm], figure: str) -> list[dict[str, Any]]:
     """The comparison: one line for each measure that any arm has, one cell for each arm."""
     teacher = next((arm.row for arm in arms if arm.row.get("role") == "teacher"), {})
     shown: list[tuple[str, str, Callable[[Any], str], tuple[str, str]]] = [
@@ -103,7 +103,7 @@ def _measures(arms: list[Arm]) -> list[dict[str, Any]]:
     lines = []
     if any(arm.row.get("accuracy") for arm in arms):
         cells = [_accuracy_cell(arm.row, teacher) for arm in arms]
-        lines.append({"name": "Test accuracy", "cells": cells})
+        lines.append({"name": figure, "cells": cells})
     for name, key, show, words in shown:
         if any(arm.row.get(key) is not None for arm in arms):
             cells = [

@@ -55,14 +55,14 @@ def arms(rows: list[dict[str, Any]]) -> list[Arm]:
     return arms
 
 
-def headline(arms: list[Arm]) -> Figure | None:
+def headline(arms: list[Arm], figure: str) -> Figure | None:
     items = [_accuracy_bar(arm) for arm in arms if arm.row.get("accuracy")]
     if not items:
         return None
     caption = "Dots are seeds, whiskers one standard deviation. " if any(b.spread for b in items) else ""
     caption += "The axis does not start at zero." if plots.starts_late(items) else ""
-    label = "Test accuracy: " + ", ".join(f"{b.name} {percent(b.value)}" for b in items)
-    return Figure("Test accuracy", caption.strip(), plots.bars(items, label=label, show=percent, top=1.0))
+    label = f"{figure}: " + ", ".join(f"{b.name} {percent(b.value)}" for b in items)
+    return Figure(figure, caption.strip(), plots.bars(items, label=label, show=percent, top=1.0))
 
 
 def _accuracy_bar(arm: Arm) -> Bar:

@@ -198,6 +198,8 @@ class _Distillation:
         self.say: Say = say if self.first else lambda text: None
         self.teacher_ref, self.student_ref, self.data_ref = teacher, student, data
         self.free = cls.card.needs.data == "none"
+        # What the figures are: without real labels to measure with, agreement with the teacher.
+        self.figure = "agreement" if self.free and setting.test_data is None else "test accuracy"
         default = Path("runs") / f"distill-{cls.card.name}-{Path(setting.data or 'data').name.replace(':', '-')}"
         self.out = setting.out or default
 
@@ -236,7 +238,7 @@ class _Distillation:
                         sentence=_sentence(rows, data, agreement=not len(whole.test)))  # fmt: skip
         if run.rank == 0:
             self._leave(result, teacher, data, run, time.time() - start)
-            self.say(_table(rows, "test accuracy" if len(whole.test) else "agreement"))
+            self.say(_table(rows, self.figure))
             self.say(result.sentence)
             for note in run.notes:
                 self.say(f"note     {note}")
@@ -304,6 +306,7 @@ class _Distillation:
             return None, data
         measurable = _measurable(data, teacher)
         if measurable is not data:
+            self.figure = "agreement"
             self.say(measurable.notes[-1])
         return teacher, measurable
 
@@ -542,11 +545,10 @@ class _Distillation:
         if teacher is not None:
             parents.append(teacher_node(teacher))
         if data.lineage is not None:  # images that a network made hand its licence on
-            parents.append({**data.lineage, "role": "image pool"})
+            parents.append({**data.lineage, "role": lineage.POOL})
         if self.setting.student_weights is not None and student.lineage is not None:
             parents.append({**student.lineage, "role": "initial weights"})
-        figure = "agreement" if self.free and self.setting.test_data is None else "test accuracy"
-        metrics = {figure: [round(a, 6) for a in result.rows[-1]["accuracy"]]}
+        metrics = {self.figure: [round(a, 6) for a in result.rows[-1]["accuracy"]]}
         trained = {"name": data.name, "digest": data.digest, "licence": data.licence} if len(data.train) else None
         tree = lineage.child(parents, name=student.name, digest=store.tensor_digest(student.module.state_dict()),
                              verb="distill", method=card.name, config=self.config(),
@@ -555,7 +557,7 @@ class _Distillation:
         record = {
             "format": 1, "verb": "distill", "method": card.name, "title": card.title, "paper": card.paper,
             "command": self.command(), "date": time.strftime("%Y-%m-%d"), "seconds": round(seconds, 2),
-            "sentence": result.sentence,
+            "sentence": result.sentence, "figure": self.figure,
             "data": {"name": data.title, "train": len(data.train), "validation": len(data.validation),
                      "test": len(data.test), "labelled": int((data.train.labels >= 0).sum()),
                      "classes": list(data.classes), "notes": data.notes, "chosen": data.chosen},
