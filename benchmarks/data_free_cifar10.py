@@ -5,6 +5,7 @@ arms of the hour distil ResNet-56 to ResNet-20: `fastdfkd`, and `noise`, which t
 arms `fast20` and `cmi20` distil a ResNet-20 teacher to a ResNet-8: FastDFKD with 5 steps a batch against CMI with
 100, the student's updates alike. Curves are on 1,000 validation images and choose nothing; the last figure is on the
 whole test set. An arm that is stopped goes on when it is started again; each adds its figures to the result.
+`memory` is one round of synthesis and training on a pool that holds 50,000 images already, for its peak memory.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import resource
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +28,8 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import read_json
 from upcycle.data import Images, load
-from upcycle.distillation import CMI, FastDFKD
+from upcycle.distillation import CMI, FastDFKD, fastdfkd
+from upcycle.distillation.inversion import Synthesis
 
 SEED = 0
 ROUNDS, WARMUP, EPOCHS, STEPS = 100, 10, 150, 100  # of the hour
@@ -48,6 +51,10 @@ def method(arm: str, data: Images) -> Method:
 
     if arm == "fastdfkd":
         return FastDFKD(teacher=teacher, student=student("resnet20"), recipe=recipe(EPOCHS), **HOUR)
+    if arm == "memory":
+        fastdfkd.Synthesis = Full  # type: ignore[misc,attr-defined]
+        return FastDFKD(teacher=teacher, student=student("resnet20"), rounds=1, warmup=0, kd_steps=20, batch=256,
+                        recipe=recipe(1))  # fmt: skip
     if arm == "noise":
         return NoiseImages(teacher=teacher, student=student("resnet20"), rounds=ROUNDS, batch=256, kd_steps=STEPS,
                            views=16, recipe=recipe(ROUNDS + EPOCHS))  # fmt: skip
@@ -58,10 +65,19 @@ def method(arm: str, data: Images) -> Method:
                views=8, recipe=dataclasses.replace(SHORT, epochs=16))  # fmt: skip
 
 
+class Full(Synthesis):
+    """Holds 50,000 images from the start."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for _ in range(50):
+            self.pool.append(torch.rand(1000, *self.pool.shape), torch.zeros(1000, dtype=torch.int64))
+
+
 def main() -> None:
     """One arm: fit, measure, record."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("arm", choices=("fastdfkd", "noise", "fast20", "cmi20"))
+    parser.add_argument("arm", choices=("fastdfkd", "noise", "fast20", "cmi20", "memory"))
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -87,7 +103,8 @@ def main() -> None:
         "peak memory (GB)": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "threads": arguments.threads,
     }
-    figures["curves"][arguments.arm] = [left["curve"]]
+    if arguments.arm != "memory":
+        figures["curves"][arguments.arm] = [left["curve"]]
     print(figures[arguments.arm])
     record("data_free_cifar10", figures, title="CIFAR-10", seed=SEED)
 

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, time and memory; and the floor of a distillation step."""
+"""What a network costs: parameters, multiply-adds, time and memory; and how fast matrix products are here."""
 
 from __future__ import annotations
 
@@ -125,25 +125,6 @@ def _matmul_rate(dtype: torch.dtype, device: str, threads: int) -> float:
 
     once()
     return 2 * n**3 / _fastest(once, 30)
-
-
-def floor_seconds(
-    macs_teacher: int,
-    macs_student: int,
-    batch: int,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> float:
-    """The least time of a distillation step, at the machine's matrix-product rate.
-
-    The work is a forward of the teacher and three of the student: its own, and a backward worth two.
-
-    Args:
-        macs_teacher, macs_student: multiply-adds of one sample; 0 for a teacher whose answers are stored.
-        batch: samples in the step.
-        dtype: what both compute in.
-    """
-    return 2 * batch * (macs_teacher + 3 * macs_student) / matmul_rate(dtype, device)
 
 
 def machine() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from upcycle.core import lineage, models, store
 from upcycle.core.cost import Cost, bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
+from upcycle.core.frozen import fast_bf16
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -471,11 +472,12 @@ class _Distillation:
     def _dry_run(self, method: Method, teacher: Cost | None, student: Cost, data: Images) -> None:
         n = len(data.train)
         steps, work = method.steps(n), method.work(n, teacher.macs if teacher else 0, student.macs)
-        floor = 2 * work / matmul_rate(torch.float32)
+        mixed = self.setting.precision == "bf16-mixed" or (self.setting.precision == "auto" and fast_bf16())
         runs = self.setting.seeds * (2 if self.setting.alone else 1)
-        low, high = duration(2 * runs * floor), duration(10 * runs * floor)
-        self.say(f"{runs} run(s) of {steps:,} updates; between {low} and {high} on this machine.\n"
-                 "Nothing was written (--dry_run).")  # fmt: skip
+        # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are.
+        floor = runs * 2 * work / matmul_rate(torch.bfloat16 if mixed else torch.float32)
+        self.say(f"{runs} run(s) of {steps:,} updates; between {duration(1.25 * floor)} and {duration(8 * floor)} on "
+                 "this machine.\nNothing was written (--dry_run).")  # fmt: skip
 
     # -- the work -----------------------------------------------------------------------------------------------
 
