@@ -29,9 +29,10 @@ from upcycle.core.run import Run
 from upcycle.core.store import read_json
 from upcycle.data import Images, load
 from upcycle.distillation import CMI, FastDFKD, fastdfkd
-from upcycle.distillation.inversion import Synthesis
+from upcycle.distillation.synthesis import Synthesis
 
 SEED = 0
+FULL = "peak memory with a pool of 50,000 images (GB, below 3 asked)"
 ROUNDS, WARMUP, EPOCHS, STEPS = 100, 10, 150, 100  # of the hour
 HOUR = {"batch": 256, "views": 16, "rounds": ROUNDS, "warmup": WARMUP, "kd_steps": STEPS}
 SHORT = Recipe(epochs=30, batch_size=128, lr=0.1, weight_decay=1e-4)
@@ -94,18 +95,22 @@ def main() -> None:
     left = read_json(place / "synthesis.json")
     file = RESULTS / "data_free_cifar10.json"
     figures = json.loads(file.read_text())["figures"] if file.exists() else {"curves": {}}
-    figures[arguments.arm] = {
-        "accuracy (%)": round(100 * test(student, data).accuracy, 2),
-        "synthesis (s)": round(left["seconds"], 1),
-        "in all (s)": round(left["total_seconds"], 1),
-        "images": left["images"],
-        "synthesis an image (ms)": round(1000 * left["seconds"] / left["images"], 2),
-        "peak memory (GB)": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "threads": arguments.threads,
-    }
-    if arguments.arm != "memory":
+    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    if arguments.arm == "memory":
+        figures[FULL] = memory
+        print(FULL, memory)
+    else:
+        figures[arguments.arm] = {
+            "accuracy (%)": round(100 * test(student, data).accuracy, 2),
+            "synthesis (s)": round(left["seconds"], 1),
+            "in all (s)": round(left["total_seconds"], 1),
+            "images": left["images"],
+            "synthesis an image (ms)": round(1000 * left["seconds"] / left["images"], 2),
+            "peak memory (GB)": memory,
+            "threads": arguments.threads,
+        }
         figures["curves"][arguments.arm] = [left["curve"]]
-    print(figures[arguments.arm])
+        print(figures[arguments.arm])
     record("data_free_cifar10", figures, title="CIFAR-10", seed=SEED)
 
 

@@ -21,7 +21,7 @@ from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, load
-from upcycle.distillation import CMI, FastDFKD, inversion
+from upcycle.distillation import CMI, FastDFKD, synthesis
 from upcycle.distillation.inversion import only_inputs
 from upcycle.zoo.generator import Generator
 
@@ -93,12 +93,12 @@ def main() -> None:
 def _synthesis_seconds(method: CMI | FastDFKD, data: Images) -> float:
     """The seconds that a method itself counts for its images; what it would leave behind is not made."""
     found: list[float] = []
-    finish = inversion.Synthesis.finish
-    inversion.Synthesis.finish = lambda self, student: found.append(self.seconds) or student  # type: ignore[method-assign,func-returns-value,assignment]
+    finish = synthesis.Synthesis.finish
+    synthesis.Synthesis.finish = lambda self, student: found.append(self.seconds) or student  # type: ignore[method-assign,func-returns-value,assignment]
     try:
         method.fit(Run(None, quiet=True), data)
     finally:
-        inversion.Synthesis.finish = finish  # type: ignore[method-assign]
+        synthesis.Synthesis.finish = finish  # type: ignore[method-assign]
     return found[0]
 
 

@@ -19,7 +19,8 @@ from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 from upcycle.distillation import cmi
 from upcycle.distillation.cmi import CMI, Bank, Head, contrastive_loss
-from upcycle.distillation.inversion import Normalise, Statistics, Synthesis, bn_loss, crop_flip, decision_adversarial
+from upcycle.distillation.inversion import Normalise, Statistics, bn_loss, crop_flip, decision_adversarial
+from upcycle.distillation.synthesis import Synthesis
 from upcycle.zoo.generator import Generator
 
 

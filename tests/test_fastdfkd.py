@@ -22,11 +22,11 @@ from upcycle.distillation.fastdfkd import FastDFKD, Momentum, copy_state
 from upcycle.distillation.inversion import (
     Normalise,
     Statistics,
-    Synthesis,
     bn_loss,
     crop_flip,
     decision_adversarial,
 )
+from upcycle.distillation.synthesis import Synthesis
 from upcycle.zoo.generator import Generator
 
 

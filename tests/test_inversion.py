@@ -21,18 +21,19 @@ from upcycle.data import Images
 from upcycle.data.images import ImageSplit
 from upcycle.data.pool import Pool
 from upcycle.distillation import inversion
+from upcycle.distillation import synthesis as synthesis_module
 from upcycle.distillation.cmi import CMI
 from upcycle.distillation.fastdfkd import FastDFKD
 from upcycle.distillation.inversion import (
     Normalise,
     Statistics,
-    Synthesis,
     bn_loss,
     crop_flip,
     decision_adversarial,
     only_inputs,
     resized_crop,
 )
+from upcycle.distillation.synthesis import Synthesis
 
 CPU = torch.device("cpu")
 
@@ -436,7 +437,7 @@ TINY = {"rounds": 3, "warmup": 1, "batch": 16, "nz": 8, "ngf": 4, "kd_steps": 5,
 def test_the_seconds_of_synthesis_leave_the_students_training_out(
     method: type, steps: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inversion, "time", SimpleNamespace(perf_counter=lambda: Slow.now))
+    monkeypatch.setattr(synthesis_module, "time", SimpleNamespace(perf_counter=lambda: Slow.now))
     made: list[Synthesis] = []
     monkeypatch.setattr(Synthesis, "finish", lambda self, student: made.append(self) or finish(self, student))
     teacher = seen(tiny_model("teacher", 7))

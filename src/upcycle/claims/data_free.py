@@ -24,7 +24,7 @@ from upcycle.data import load
 from upcycle.data.pool_files import load_pool
 from upcycle.distillation import CMI, KD, DeepInversion, FastDFKD, OneStageGAN
 from upcycle.distillation.gallery import similarity
-from upcycle.distillation.inversion import Synthesis
+from upcycle.distillation.synthesis import Synthesis
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images

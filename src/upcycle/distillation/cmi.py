@@ -20,7 +20,6 @@ from upcycle.distillation.inversion import (
     BETAS,
     Normalise,
     Statistics,
-    Synthesis,
     bn_loss,
     check_teacher,
     crop_flip,
@@ -28,6 +27,7 @@ from upcycle.distillation.inversion import (
     only_inputs,
     resized_crop,
 )
+from upcycle.distillation.synthesis import Synthesis
 from upcycle.zoo.generator import Generator
 
 if TYPE_CHECKING:

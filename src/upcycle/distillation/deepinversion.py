@@ -15,7 +15,8 @@ from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.inversion import Normalise, Statistics, Synthesis, bn_loss, check_teacher, only_inputs
+from upcycle.distillation.inversion import Normalise, Statistics, bn_loss, check_teacher, only_inputs
+from upcycle.distillation.synthesis import Synthesis
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images

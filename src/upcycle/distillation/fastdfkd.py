@@ -20,13 +20,13 @@ from upcycle.distillation.inversion import (
     BETAS,
     Normalise,
     Statistics,
-    Synthesis,
     bn_loss,
     check_teacher,
     crop_flip,
     decision_adversarial,
     only_inputs,
 )
+from upcycle.distillation.synthesis import Synthesis
 from upcycle.zoo.generator import Generator
 
 if TYPE_CHECKING:

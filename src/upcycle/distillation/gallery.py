@@ -22,7 +22,7 @@ from upcycle.data.images import ImageSplit
 from upcycle.distillation.inversion import Statistics
 
 if TYPE_CHECKING:
-    from upcycle.distillation.inversion import Synthesis
+    from upcycle.distillation.synthesis import Synthesis
 
 LOOKED_AT = 512
 """Of the newest images, of the real ones and of noise, so many are shown to the teacher."""

@@ -16,7 +16,8 @@ from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.inversion import BETAS, Normalise, Statistics, Synthesis, bn_loss, check_teacher
+from upcycle.distillation.inversion import BETAS, Normalise, Statistics, bn_loss, check_teacher
+from upcycle.distillation.synthesis import Synthesis
 from upcycle.training.one_stage_gan import reverse
 from upcycle.zoo.generator import Generator
 
