@@ -20,19 +20,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import upcycle.core.export as export_module
 from upcycle.core import models, store
 from upcycle.core.errors import UserError
+from upcycle.core.export import export
 from upcycle.core.models import (
-    Columns,
-    Logits,
     Model,
     check_reference,
-    export,
     load,
-    load_weights,
     resolve,
     save,
 )
+from upcycle.core.outputs import Columns, Logits
+from upcycle.core.weights import load_weights
 
 SHAPE = (1, 8, 8)
 
@@ -642,12 +642,12 @@ def test_exports_compute_the_same_for_any_batch(format: str, suffix: str, tmp_pa
 
 
 def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, honest = small(1), models._to_torch
+    model, honest = small(1), export_module._to_torch
 
     def wrong(network: nn.Module, *rest: Any) -> Tensor:
         return honest(network, *rest) * (1 + 3e-4)
 
-    monkeypatch.setattr(models, "_to_torch", wrong)
+    monkeypatch.setattr(export_module, "_to_torch", wrong)
     with pytest.raises(UserError, match="differs from the original"):
         export(model, tmp_path / "net.pt2", "torch")
     assert list(tmp_path.iterdir()) == []

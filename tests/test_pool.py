@@ -17,6 +17,7 @@ from PIL import Image
 from upcycle import cli
 from upcycle.core import lineage, models, store
 from upcycle.core.errors import UserError
+from upcycle.core.outputs import Columns, Logits
 from upcycle.data import Images, Pool, check_reference, load, load_pool, pool_lineage, save_pool, teacher_of
 from upcycle.data.pool_files import CARD, LINEAGE, TABLE, weights_digest
 
@@ -81,7 +82,7 @@ def test_the_lineage_leads_to_the_teacher(folder: Path, teacher: models.Model) -
     assert parent["role"] == "teacher" and parent["name"] == "digits_teacher"
     assert teacher_of(folder) == parent["digest"] == store.tensor_digest(teacher.module.state_dict())
     assert "teacher: digits_teacher" in lineage.tree(images.lineage)
-    wrapped = models.Columns(models.Logits(teacher.module), torch.arange(10))
+    wrapped = Columns(Logits(teacher.module), torch.arange(10))
     assert weights_digest(wrapped) == teacher_of(folder)
 
 

@@ -21,7 +21,7 @@ _HOME = {
     "prove": "upcycle.verbs.prove",
     "load": "upcycle.core.models",
     "resolve": "upcycle.core.models",
-    "export": "upcycle.core.models",
+    "export": "upcycle.core.export",
     "Model": "upcycle.core.models",
     "Method": "upcycle.core.method",
     "Card": "upcycle.core.method",
@@ -36,6 +36,10 @@ _HOME = {
     "TfKD": "upcycle.distillation",
     "NetGraft": "upcycle.distillation",
     "VAM": "upcycle.distillation",
+    "FastDFKD": "upcycle.distillation",
+    "CMI": "upcycle.distillation",
+    "DeepInversion": "upcycle.distillation",
+    "OneStageGAN": "upcycle.distillation",
     "kd_loss": "upcycle.distillation",
 }
 
@@ -43,21 +47,25 @@ __all__ = [*_HOME]
 
 if TYPE_CHECKING:
     from upcycle.core.errors import UserError as UserError
+    from upcycle.core.export import export as export
     from upcycle.core.frozen import frozen as frozen
     from upcycle.core.method import Card as Card
     from upcycle.core.method import Method as Method
     from upcycle.core.method import Needs as Needs
     from upcycle.core.models import Model as Model
-    from upcycle.core.models import export as export
     from upcycle.core.models import load as load
     from upcycle.core.models import resolve as resolve
     from upcycle.core.recipe import Recipe as Recipe
     from upcycle.core.run import Run as Run
     from upcycle.core.taps import Taps as Taps
     from upcycle.data import load as load_data  # noqa: F401
+    from upcycle.distillation import CMI as CMI
     from upcycle.distillation import KD as KD
     from upcycle.distillation import VAM as VAM
+    from upcycle.distillation import DeepInversion as DeepInversion
+    from upcycle.distillation import FastDFKD as FastDFKD
     from upcycle.distillation import NetGraft as NetGraft
+    from upcycle.distillation import OneStageGAN as OneStageGAN
     from upcycle.distillation import TfKD as TfKD
     from upcycle.distillation import kd_loss as kd_loss
     from upcycle.verbs.advise import advise as advise

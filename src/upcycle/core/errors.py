@@ -26,3 +26,9 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`UserError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UserError(message)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception with its type, for a sentence about something that is not ours."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}".rstrip(": .")

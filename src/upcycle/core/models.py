@@ -12,17 +12,12 @@ import copy
 import importlib
 import importlib.util
 import inspect
-import io
 import json
 import math
 import os
-import pickle
 import re
 import shutil
 import sys
-import tempfile
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import store
-from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.errors import UserError, one_line, require, unknown
+from upcycle.core.outputs import Logits
+from upcycle.core.weights import fill, load_weights, require_finite
 
 # Imported by name at run time, so that core depends on nothing above it. Each module has
 # build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None.
@@ -48,13 +45,8 @@ FORMS = (
 )
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
 FORMAT = 1
-TOLERANCE = 1e-4  # of an export: largest difference of the logits over the largest logit
 
 _OBJECT = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # package.module:name
-
-# What training scripts wrap a state dict in, and what wrappers put before its keys.
-_ENVELOPES = ("state_dict", "model", "model_state_dict", "network", "net", "ema", "state_dict_ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -90,44 +82,6 @@ class Model:
         images = torch.rand(batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
         mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
         return (images - mean) / std
-
-
-class Logits(nn.Module):
-    """A network that answers with an object, a mapping or a tuple, reduced to its logits.
-
-    Takes ``output.logits``, ``output["logits"]`` or the first element of a tuple; a tensor passes as it is.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        output = self.network(images)
-        if isinstance(output, Tensor):
-            return output
-        if hasattr(output, "logits"):
-            return output.logits
-        return output["logits"] if isinstance(output, dict) else output[0]
-
-
-class Columns(nn.Module):
-    """A network of which only some outputs are read, in another order: ``network(images)[:, columns]``.
-
-    Args:
-        network: maps images to logits (b, k).
-        columns: int64 (j,), for each of the j new outputs the old one that it reads.
-    """
-
-    columns: Tensor
-
-    def __init__(self, network: nn.Module, columns: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("columns", columns)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[:, self.columns]
 
 
 # -- from a reference to a network ---------------------------------------------------------------------------
@@ -224,12 +178,6 @@ def copy_of(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module)
     except Exception as error:
         raise UserError(f"{type(module).__name__} cannot be copied: {one_line(error)}.") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an exception with its type, for a sentence about something that is not ours."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}".rstrip(": .")
 
 
 def _parse(reference: str) -> tuple[str, str]:
@@ -338,7 +286,7 @@ def _checked(model: Model, num_classes: int | None) -> Model:
             f"{what} must have one number for each of the {shape[0]} channels of {model.name}, not {values}.",
         )
     require(min(model.std) > 0, f"std must be positive, not {model.std}.")
-    _require_finite(model.module.state_dict(), model.name)
+    require_finite(model.module.state_dict(), model.name)
     output = _answer(model)
     if not isinstance(output, Tensor):
         wraps = hasattr(output, "logits") or (isinstance(output, dict) and "logits" in output)
@@ -378,145 +326,6 @@ def _answer(model: Model) -> Any:
     finally:
         for m, training in modes:
             m.training = training
-
-
-# -- weights -------------------------------------------------------------------------------------------------
-
-
-def load_weights(module: nn.Module, file: str | Path) -> None:
-    """Fill ``module`` from a weights file, or leave it as it was.
-
-    Args:
-        module: the network.
-        file: ``.safetensors``, or what ``torch.save`` wrote, as long as it holds tensors and plain data only.
-            Wrappers (``state_dict``, ``module.``, ``_orig_mod.``, ...) are taken off. Digests in
-            ``FILE.sha256``, ``SHA256SUMS`` (also one folder up) or ``manifest.json`` are checked where these
-            exist.
-
-    Raises:
-        UserError: missing, damaged or truncated file; code in it; keys or shapes that don't fit; numbers that
-            are not finite.
-    """
-    path = Path(file)
-    if path.is_dir():
-        raise UserError(f"{path} is a directory; give a weights file, or the directory itself as the model.")
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"There is no weights file {path}.") from None
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    _check_digest(path, content)
-    state = store.parse_tensors(content, path) if path.suffix == ".safetensors" else _foreign(path, content)
-    target = module.network if isinstance(module, Logits) else module
-    _fill(target, _unprefixed(state, set(target.state_dict())), str(path))
-
-
-def _foreign(path: Path, content: bytes) -> dict[str, Tensor]:
-    """The state dict in a file that torch wrote, read without executing anything in it."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        refused = isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error)
-        if refused or "TorchScript" in str(error) or "legacy .tar" in str(error):
-            raise UserError(
-                f"{path} is refused: it holds code, not just tensors. Convert it to safetensors on a "
-                "machine where you trust it."
-            ) from error
-        what = "holds code or is damaged" if _is_pickle(content) else "is damaged or no weights file"
-        raise UserError(
-            f"{path} is refused: it {what} ({one_line(error)}). Fetch it again, or convert it to "
-            "safetensors on a machine where you trust it."
-        ) from error
-    while isinstance(value, dict):
-        inner = next((value[key] for key in _ENVELOPES if isinstance(value.get(key), dict)), None)
-        if inner is None:
-            break
-        value = inner
-    items = value.items() if isinstance(value, dict) else ()
-    state = {str(key): tensor for key, tensor in items if isinstance(tensor, Tensor)}
-    require(bool(state), f"{path} holds no state dict: a mapping from names to tensors.")
-    odd = [key for key, t in state.items() if t.layout != torch.strided or t.is_meta or t.is_quantized]
-    require(not odd, f"{path} has tensors that are not dense numbers ({_some(odd)}).")
-    return state
-
-
-def _is_pickle(content: bytes) -> bool:
-    """Whether the file can hold a pickle: a protocol mark, or an archive whose directory can be read."""
-    return content[:1] == b"\x80" or zipfile.is_zipfile(io.BytesIO(content))
-
-
-def _unprefixed(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """``state`` without what wrappers put before its keys, as far as is needed for a key to match."""
-    while not wanted & state.keys() and any(key.startswith(_PREFIXES) for key in state):
-        state = {_without_prefix(key): tensor for key, tensor in state.items()}
-    return state
-
-
-def _without_prefix(key: str) -> str:
-    prefix = next((p for p in _PREFIXES if key.startswith(p)), "")
-    return key[len(prefix) :]
-
-
-def _check_digest(path: Path, content: bytes) -> None:
-    """Compare a file with the digests that lie beside it, where there are any."""
-    lists = [
-        (path.with_name(path.name + ".sha256"), path.name),
-        (path.parent / "SHA256SUMS", path.name),
-        (path.parent.parent / "SHA256SUMS", f"{path.parent.name}/{path.name}"),
-    ]
-    for file, name in lists:
-        if not file.is_file():
-            continue
-        for line in file.read_text(errors="replace").splitlines():
-            digest, _, listed = line.strip().partition(" ")
-            if listed.strip().lstrip("*").removeprefix("./") in ("", name) and digest != store.digest_of(content):
-                raise UserError(f"{path} is damaged: it does not match its digest in {file}. Fetch it again.")
-    manifest = path.parent / store.MANIFEST
-    if manifest.is_file() and b'"digest"' in manifest.read_bytes():  # others use that file name too
-        record = store.unsealed(manifest)["files"].get(path.name)
-        if record is not None:
-            store.verified(path, record)
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Copy ``state`` into ``module`` after everything about it has been checked."""
-    wanted = module.state_dict()
-    require(
-        bool(wanted.keys() & state.keys()) or not wanted,
-        f"{where} belongs to another network: none of its tensors ({_some(sorted(state))}) has the name "
-        f"of a weight of {type(module).__name__} ({_some(sorted(wanted))}).",
-    )
-    # BatchNorm's step counter is absent from older files and is used by nothing here.
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    surplus = [key for key in state if key not in wanted]
-    require(
-        not missing,
-        f"{where} lacks {len(missing)} of the {len(wanted)} weights of {type(module).__name__}: {_some(missing)}.",
-    )
-    require(
-        not surplus,
-        f"{where} has {len(surplus)} weights that {type(module).__name__} does not have: {_some(surplus)}.",
-    )
-    for key, tensor in state.items():
-        require(
-            tensor.shape == wanted[key].shape,
-            f"{where} has '{key}' with shape {tuple(tensor.shape)}, but {type(module).__name__} has "
-            f"{tuple(wanted[key].shape)} there.",
-        )
-    _require_finite(state, where)
-    module.load_state_dict(state, strict=False)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _require_finite(state: dict[str, Any], where: str) -> None:
-    for key, tensor in state.items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(f"{where} holds numbers that are not finite, in '{key}': it was spoilt in training.")
 
 
 # -- saved models --------------------------------------------------------------------------------------------
@@ -597,7 +406,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if into is None and len(kinds) == 1:
         module.to(kinds.pop())  # a network saved in float64 or bfloat16 comes back as it was
-    _fill(module, state, str(directory / WEIGHTS))
+    fill(module, state, str(directory / WEIGHTS))
     return Model(
         module=module.eval(),
         input_shape=record["input_shape"],
@@ -676,95 +485,3 @@ def _rebuild(directory: Path, record: dict[str, Any], options: dict[str, Any], t
     if arguments.get("input_shape") is not None:
         arguments["input_shape"] = tuple(arguments["input_shape"])
     return build(**arguments)
-
-
-# -- export --------------------------------------------------------------------------------------------------
-
-
-def export(model: Model, path: Path, format: str) -> float:
-    """Write the network for deployment and compare both sides on a held batch of 8 images.
-
-    The batch size stays free. Beside the file lies ``FILE.json`` with input shape, normalisation, classes and
-    the error found.
-
-    Args:
-        model: copied to the CPU in float32 for this.
-        path: ends in ``.onnx`` or ``.pt2``.
-        format: ``onnx`` (run with onnxruntime), or ``torch`` (``torch.export``).
-
-    Returns:
-        the largest difference of the logits, relative to the largest logit.
-
-    Raises:
-        UserError: a missing package, a network that cannot be exported, an error above 1e-4; nothing is left.
-    """
-    path = Path(path)
-    writers = {"onnx": (".onnx", _to_onnx), "torch": (".pt2", _to_torch)}
-    if format not in writers:
-        raise unknown("export format", format, writers)
-    suffix, write = writers[format]
-    require(
-        path.suffix == suffix,
-        f"A file for {format} ends in {suffix}: {path.with_suffix(suffix)}, not {path}.",
-    )
-    if format == "onnx":
-        lacking = [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]
-        require(not lacking, f'Export to ONNX needs {", ".join(lacking)}: pip install "upcycle[onnx]".')
-    network, held = copy_of(model.module).cpu().float().eval(), model.example(8)
-    with torch.no_grad():
-        expected = network(held)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as temporary:
-            file = Path(temporary) / path.name
-            try:
-                answer = write(network, model.example(2), held, file)
-            except Exception as error:
-                raise UserError(f"{model.name} cannot be exported to {format}: {one_line(error)}.") from error
-            relative = float((answer - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-            if not relative <= TOLERANCE:
-                raise UserError(
-                    f"{path} is not written: the exported {model.name} differs from the original by "
-                    f"{relative:.1e} of the largest logit, more than {TOLERANCE:g}."
-                )
-            facts = {
-                "format": format,
-                "name": model.name,
-                "input_shape": list(model.input_shape),
-                "mean": list(model.mean),
-                "std": list(model.std),
-                "classes": list(model.classes),
-                "licence": model.licence,
-                "error": relative,
-            }
-            os.replace(file, path)
-            store.write_json(path.with_suffix(path.suffix + ".json"), facts)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-    return relative
-
-
-def _to_onnx(network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
-    import onnxruntime
-
-    torch.onnx.export(
-        network,
-        (example,),
-        str(file),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-    )
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"images": held.numpy()})[0])
-
-
-def _to_torch(network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
-    with torch.no_grad():
-        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, file)
-    with torch.no_grad():
-        return torch.export.load(file).module()(held)

@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from upcycle.core import lineage, models, store
-from upcycle.core.errors import UserError, require
+from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.outputs import Columns, Logits
 from upcycle.data.augment import uniform
 from upcycle.data.decode import Item, decode
 from upcycle.data.images import Images, ImageSplit
@@ -47,7 +48,7 @@ train = datasets.load_dataset("path/to/this/folder", split="train")"""
 
 def weights_digest(module: nn.Module) -> str:
     """The digest of a network's weights, whatever picks or unwraps its outputs."""
-    while isinstance(module, models.Columns | models.Logits):
+    while isinstance(module, Columns | Logits):
         module = module.network
     return store.tensor_digest(module.state_dict())
 
@@ -85,7 +86,7 @@ def lineage_of(directory: str | Path) -> lineage.Node:
         node = json.loads(files[LINEAGE])
         _ = node["name"], node["licence"]["id"], node["parents"][0]["name"], node["parents"][0]["digest"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{directory / LINEAGE} is no lineage of an image pool: {models.one_line(error)}.") from error
+        raise UserError(f"{directory / LINEAGE} is no lineage of an image pool: {one_line(error)}.") from error
     return node
 
 
@@ -262,7 +263,7 @@ def _read(content: bytes, file: Path, size: int | None, channels: int | None) ->
         features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
         classes = tuple(map(str, features["label"]["names"]))
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is no table of an image pool: {models.one_line(error)}.") from error
+        raise UserError(f"{file} is no table of an image pool: {one_line(error)}.") from error
     require(len(labels) >= 2, f"{file} holds fewer than two images.")
     require(int(labels.min()) >= -1 and int(labels.max()) < len(classes),
             f"{file} has labels that are not among its {len(classes)} classes.")  # fmt: skip

@@ -16,6 +16,8 @@ from upcycle.core.cost import bytes_, count, duration, latency, peak_memory, si
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import evaluate as measure
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.export import export as write_export
+from upcycle.core.outputs import Columns
 from upcycle.verbs.methods import add_plugin, all_methods
 
 
@@ -126,7 +128,7 @@ def evaluate(
             f"images of {images.name} have {images.shape[0]}.")  # fmt: skip
     columns, _ = match_classes(net.classes, images.classes)
     part = getattr(images.normalised(net.mean, net.std), split)
-    result = measure(models.Columns(net.module, columns), part, device=torch.device("cpu"))
+    result = measure(Columns(net.module, columns), part, device=torch.device("cpu"))
     cost = count(net.module, net.input_shape)
     if json:
         print(json_module.dumps({"model": net.name, "data": images.name, "split": split, "accuracy": result.accuracy,
@@ -213,7 +215,7 @@ def export(model: str, out: Path, format: Literal["onnx", "torch"] = "onnx", tru
         trust: packages whose code a saved model's callable reference may run.
     """
     models.check_reference(model)
-    error = models.export(models.resolve(model, trust=trust), out, format)
+    error = write_export(models.resolve(model, trust=trust), out, format)
     print(f"{out}: equal to the network to {error:.1e} on a held batch")
     return 0
 

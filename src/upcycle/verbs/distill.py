@@ -23,6 +23,7 @@ from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
 from upcycle.core.frozen import fast_bf16
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.outputs import Columns
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run, seed_everything
 from upcycle.data import Images, describe
@@ -366,7 +367,7 @@ class _Distillation:
             if note:
                 self.say(note)
         if columns.tolist() != list(range(len(teacher.classes))):
-            module = models.Columns(teacher.module, columns)
+            module = Columns(teacher.module, columns)
             teacher = dataclasses.replace(teacher, module=module, classes=data.classes)
         return teacher, data
 

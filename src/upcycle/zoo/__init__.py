@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from upcycle.core import models, store
+from upcycle.core import store
 from upcycle.core.errors import UserError, unknown
 from upcycle.core.models import Model
+from upcycle.core.weights import load_weights
 from upcycle.zoo.convnet import MLP, ConvNet
 from upcycle.zoo.resnet import DEPTHS, ResNet
 
@@ -153,7 +154,7 @@ def build(name: str, *, pretrained: bool, num_classes: int | None = None, input_
     )
     if pretrained and trained is not None:
         file = _file(name, trained)
-        models.load_weights(model.module, file)
+        load_weights(model.module, file)
         model.classes, model.licence = trained.classes, trained.licence
         lineage = file.with_name(f"{name}.lineage.json")
         model.lineage = store.read_json(lineage) if lineage.is_file() else None

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from upcycle.core.errors import UserError
-from upcycle.core.models import Model, one_line
+from upcycle.core.errors import UserError, one_line
+from upcycle.core.models import Model
 from upcycle.zoo.from_torchvision import no_such, torchvision
 
 

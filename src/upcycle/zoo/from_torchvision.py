@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from upcycle.core.errors import UserError
-from upcycle.core.models import Model, one_line
+from upcycle.core.errors import UserError, one_line
+from upcycle.core.models import Model
 
 # These add outputs while they train, and with trained weights a step that is otherwise left out; the network
 # must be the same with both.

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from upcycle.core.errors import UserError
-from upcycle.core.models import Logits, Model, one_line
+from upcycle.core.errors import UserError, one_line
+from upcycle.core.models import Model
+from upcycle.core.outputs import Logits
 
 
 def check(name: str) -> None:

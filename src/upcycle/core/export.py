@@ -1,0 +1,106 @@
+"""Networks written for deployment, both sides compared."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from upcycle.core import store
+from upcycle.core.errors import UserError, one_line, require, unknown
+from upcycle.core.models import Model, copy_of
+
+TOLERANCE = 1e-4  # largest difference of the logits over the largest logit
+
+
+def export(model: Model, path: Path, format: str) -> float:
+    """Write the network for deployment and compare both sides on a held batch of 8 images.
+
+    The batch size stays free. Beside the file lies ``FILE.json`` with input shape, normalisation, classes and
+    the error found.
+
+    Args:
+        model: copied to the CPU in float32 for this.
+        path: ends in ``.onnx`` or ``.pt2``.
+        format: ``onnx`` (run with onnxruntime), or ``torch`` (``torch.export``).
+
+    Returns:
+        the largest difference of the logits, relative to the largest logit.
+
+    Raises:
+        UserError: a missing package, a network that cannot be exported, an error above 1e-4; nothing is left.
+    """
+    path = Path(path)
+    writers = {"onnx": (".onnx", _to_onnx), "torch": (".pt2", _to_torch)}
+    if format not in writers:
+        raise unknown("export format", format, writers)
+    suffix, write = writers[format]
+    require(
+        path.suffix == suffix,
+        f"A file for {format} ends in {suffix}: {path.with_suffix(suffix)}, not {path}.",
+    )
+    if format == "onnx":
+        lacking = [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]
+        require(not lacking, f'Export to ONNX needs {", ".join(lacking)}: pip install "upcycle[onnx]".')
+    network, held = copy_of(model.module).cpu().float().eval(), model.example(8)
+    with torch.no_grad():
+        expected = network(held)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as temporary:
+            file = Path(temporary) / path.name
+            try:
+                answer = write(network, model.example(2), held, file)
+            except Exception as error:
+                raise UserError(f"{model.name} cannot be exported to {format}: {one_line(error)}.") from error
+            relative = float((answer - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            if not relative <= TOLERANCE:
+                raise UserError(
+                    f"{path} is not written: the exported {model.name} differs from the original by "
+                    f"{relative:.1e} of the largest logit, more than {TOLERANCE:g}."
+                )
+            facts = {
+                "format": format,
+                "name": model.name,
+                "input_shape": list(model.input_shape),
+                "mean": list(model.mean),
+                "std": list(model.std),
+                "classes": list(model.classes),
+                "licence": model.licence,
+                "error": relative,
+            }
+            os.replace(file, path)
+            store.write_json(path.with_suffix(path.suffix + ".json"), facts)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+    return relative
+
+
+def _to_onnx(network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
+    import onnxruntime
+
+    torch.onnx.export(
+        network,
+        (example,),
+        str(file),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": held.numpy()})[0])
+
+
+def _to_torch(network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
+    with torch.no_grad():
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, file)
+    with torch.no_grad():
+        return torch.export.load(file).module()(held)
