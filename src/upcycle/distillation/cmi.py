@@ -17,9 +17,9 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.distillation.inversion import (
-    BETAS,
     Normalise,
     Statistics,
+    adam,
     bn_loss,
     check_teacher,
     crop_flip,
@@ -208,7 +208,7 @@ class CMI(Method):
         statistics = Statistics(teacher, run.gather)
         g, _ = run.setup(Generator(model.input_shape, self.nz, self.ngf))
         c = sum(len(mean) for mean, _ in statistics.running())
-        h, head_optimizer = run.setup(Head(c), lambda h: torch.optim.Adam(h.parameters(), lr=self.lr_g))
+        h, head_optimizer = run.setup(Head(c), lambda h: torch.optim.Adam(h.parameters(), lr=self.lr_g, fused=True))
         bank = Bank(self.bank, c)
         run.register("bank", bank)
 
@@ -219,7 +219,7 @@ class CMI(Method):
             z = nn.Parameter(torch.randn(self.batch, self.nz, generator=run.generator("noise"))
                              .to(next(g.parameters())))  # fmt: skip
             y = torch.randint(len(model.classes), (self.batch,), generator=run.generator("classes")).to(run.device)
-            optimizer_g = torch.optim.Adam([*g.parameters(), z], lr=self.lr_g, betas=BETAS)
+            optimizer_g = adam([*g.parameters(), z], self.lr_g)
             lowest, keys = torch.full((), torch.inf, device=run.device), torch.empty(0, 256, device=run.device)
             kept: list[Tensor] = []  # x and its features in both views, where L was lowest
             for i in range(self.g_steps):

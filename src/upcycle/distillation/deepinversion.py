@@ -151,7 +151,7 @@ class DeepInversion(Method):
             mine, random = run.mine(self.batch), run.generator("views")
             x = nn.Parameter(torch.randn(shape, generator=run.generator("noise")).to(black))
             y = torch.randint(len(model.classes), (self.batch,), generator=run.generator("classes")).to(run.device)
-            descent = torch.optim.Adam([x], lr=self.lr_x, betas=BETAS)
+            descent = torch.optim.Adam([x], lr=self.lr_x, betas=BETAS, fused=True)
             lowest, kept = torch.full((), torch.inf, device=run.device), x.detach()
             for _ in range(self.g_steps):
                 view = jittered(x[mine], random)

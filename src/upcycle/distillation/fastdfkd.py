@@ -17,9 +17,9 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.distillation.inversion import (
-    BETAS,
     Normalise,
     Statistics,
+    adam,
     bn_loss,
     check_teacher,
     crop_flip,
@@ -194,8 +194,8 @@ class FastDFKD(Method):
         statistics = Statistics(teacher, run.gather)
         momentum = Momentum(self.bn_mmt, statistics.running())
         run.register("momentum", momentum)
-        G, meta = run.setup(Generator(model.input_shape, self.nz, self.ngf),
-                            lambda g: torch.optim.Adam(g.parameters(), lr=self.lr_g * self.k, betas=BETAS))  # fmt: skip
+        G = Generator(model.input_shape, self.nz, self.ngf)
+        G, meta = run.setup(G, lambda G: adam(G.parameters(), self.lr_g * self.k))
         G.reset(run.generator("weights"))
         G_i = copy.deepcopy(G)
         kind = next(G.parameters())
@@ -210,8 +210,7 @@ class FastDFKD(Method):
             mine, random = run.mine(self.batch), run.generator("views")
             z = nn.Parameter(torch.randn(self.batch, self.nz, generator=run.generator("noise")).to(kind))
             y = torch.randint(len(model.classes), (self.batch,), generator=run.generator("classes")).to(run.device)
-            inner = torch.optim.Adam([{"params": G_i.parameters(), "lr": self.lr_g}, {"params": [z], "lr": self.lr_z}],
-                                     betas=BETAS)  # fmt: skip
+            inner = adam([{"params": G_i.parameters()}, {"params": [z], "lr": self.lr_z}], self.lr_g)
             lowest, kept = torch.full((), torch.inf, device=run.device), torch.zeros(0, device=run.device)
             for i in range(self.k):
                 x = G_i(z[mine])

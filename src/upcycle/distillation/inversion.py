@@ -7,7 +7,7 @@ whose activations have the same statistics, and which the teacher recognises, ca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,6 @@ from upcycle.distillation.kd import same_classes
 if TYPE_CHECKING:
     from upcycle.core.frozen import Frozen
     from upcycle.core.models import Model
-
-BETAS = (0.5, 0.999)
-"""Adam's for generators and what they start from, in all papers of this family."""
-
 
 # -- what a teacher must have -----------------------------------------------------------------------------------
 
@@ -61,6 +57,11 @@ def check_teacher(teacher: Model, student: Model) -> list[str]:
 def _untouched(m: _BatchNorm) -> bool:
     assert m.running_mean is not None and m.running_var is not None
     return not m.running_mean.any() and bool((m.running_var == 1).all())
+
+
+def adam(params: Iterable[Any], lr: float) -> torch.optim.Optimizer:
+    """Adam with betas (0.5, 0.999): that of generators and of what they start from, in all papers of this family."""
+    return torch.optim.Adam(params, lr=lr, betas=(0.5, 0.999), fused=True)
 
 
 # -- the statistics of a batch ----------------------------------------------------------------------------------

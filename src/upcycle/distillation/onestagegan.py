@@ -16,7 +16,7 @@ from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.inversion import BETAS, Normalise, Statistics, bn_loss, check_teacher
+from upcycle.distillation.inversion import Normalise, Statistics, adam, bn_loss, check_teacher
 from upcycle.distillation.synthesis import Synthesis
 from upcycle.training.one_stage_gan import reverse
 from upcycle.zoo.generator import Generator
@@ -133,8 +133,8 @@ class OneStageGAN(Method):
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
         made = Synthesis(run, self, model, data, capacity=self.capacity, views=self.views)
         statistics = Statistics(teacher, run.gather)
-        G, g_optimizer = run.setup(Generator(model.input_shape, self.nz, self.ngf),
-                                   lambda g: torch.optim.Adam(g.parameters(), lr=self.lr_g, betas=BETAS))  # fmt: skip
+        G = Generator(model.input_shape, self.nz, self.ngf)
+        G, g_optimizer = run.setup(G, lambda G: adam(G.parameters(), self.lr_g))
         G.reset(run.generator("weights"))
 
         for e in run.epochs(self.recipe.epochs):
