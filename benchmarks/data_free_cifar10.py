@@ -32,15 +32,9 @@ from upcycle.distillation import CMI, FastDFKD, fastdfkd
 from upcycle.distillation.synthesis import Synthesis
 
 SEED = 0
+NOISE_EPOCHS = 190  # updates in the seconds that synthesis would take
 FULL = "peak memory with a pool of 50,000 images (GB, below 3 asked)"
-ROUNDS, WARMUP, EPOCHS, STEPS = 100, 10, 150, 100  # of the hour
-HOUR = {"batch": 256, "views": 16, "rounds": ROUNDS, "warmup": WARMUP, "kd_steps": STEPS}
 SHORT = Recipe(epochs=30, batch_size=128, lr=0.1, weight_decay=1e-4)
-
-
-def recipe(epochs: int) -> Recipe:
-    """The student's in the hour."""
-    return Recipe(epochs=epochs, batch_size=256, lr=0.2, weight_decay=1e-4)
 
 
 def method(arm: str, data: Images) -> Method:
@@ -50,15 +44,17 @@ def method(arm: str, data: Images) -> Method:
     def student(name: str) -> Model:
         return fresh(f"zoo:{name}", data.normalised(teacher.mean, teacher.std), SEED)
 
+    hour = FastDFKD(teacher=teacher, student=student("resnet20"))  # its defaults are made for this hour
     if arm == "fastdfkd":
-        return FastDFKD(teacher=teacher, student=student("resnet20"), recipe=recipe(EPOCHS), **HOUR)
+        return hour
     if arm == "memory":
         fastdfkd.Synthesis = Full  # type: ignore[misc,attr-defined]
-        return FastDFKD(teacher=teacher, student=student("resnet20"), rounds=1, warmup=0, kd_steps=20, batch=256,
-                        recipe=recipe(1))  # fmt: skip
+        return FastDFKD(teacher=teacher, student=student("resnet20"), rounds=1, warmup=0, kd_steps=20,
+                        recipe=dataclasses.replace(hour.recipe, epochs=1))  # fmt: skip
     if arm == "noise":
-        return NoiseImages(teacher=teacher, student=student("resnet20"), rounds=ROUNDS, batch=256, kd_steps=STEPS,
-                           views=16, recipe=recipe(ROUNDS + EPOCHS))  # fmt: skip
+        longer = dataclasses.replace(hour.recipe, epochs=NOISE_EPOCHS)
+        return NoiseImages(teacher=teacher, student=student("resnet20"), rounds=hour.rounds, batch=hour.batch,
+                           kd_steps=hour.kd_steps, views=hour.views, recipe=longer)  # fmt: skip
     if arm == "fast20":
         return FastDFKD(teacher=teacher, student=student("resnet8"), rounds=40, warmup=10, batch=128, kd_steps=80,
                         views=8, recipe=SHORT)  # fmt: skip

@@ -123,7 +123,7 @@ class FastDFKD(Method):
     student: Model | nn.Module
     k: int = 5
     reuse: Literal["meta", "reptile", "sequential", "none"] = "meta"
-    rounds: int = 100
+    rounds: int = 140
     warmup: int = 10
     reset: int = 120
     batch: int = 256
@@ -138,8 +138,8 @@ class FastDFKD(Method):
     kd_steps: int = 100
     temperature: float = 20.0
     capacity: int = 65_536
-    views: int = 16
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=150, batch_size=256, lr=0.2, weight_decay=1e-4))
+    views: int = 12
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=140, batch_size=256, lr=0.2, weight_decay=1e-4))
 
     card = Card(
         name="fastdfkd",
