@@ -24,10 +24,8 @@ import contextlib
 import csv
 import hashlib
 import io
-import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +40,8 @@ from torch import Tensor, nn
 from upcycle.core import collective, store
 from upcycle.core.batches import Batch, Split
 from upcycle.core.errors import UserError, require
+from upcycle.core.precision import Precision, autocast, choose, double
+from upcycle.core.progress import Progress
 from upcycle.core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from upcycle.core.models import Model
 
 Network = TypeVar("Network", bound=nn.Module)
-Precision = Literal["auto", "32-true", "bf16-mixed", "64-true"]
 ROOT = "main"
 _PASS = 1_000_003  # apart from each other in the numbering of views: an epoch's further passes over a split
 
@@ -150,7 +149,7 @@ class Run:
         self._index = torch.empty(0, dtype=torch.int64)
         self.view = 0  # of the batch at hand, see batches
         self._updates = 0
-        self._progress = _Progress(quiet or self.rank > 0)
+        self._progress = Progress(quiet or self.rank > 0)
         self._saves = 0
         machine = self._open(resume, precision, config)
         self.precision: str = machine["precision"]
@@ -160,7 +159,7 @@ class Run:
     # -- the directory ------------------------------------------------------------------------------------------
 
     def _open(self, resume: bool, precision: str, config: dict[str, Any] | None) -> dict[str, Any]:
-        machine: dict[str, Any] = {"precision": _precision(precision, self.device), "threads": torch.get_num_threads(),
+        machine: dict[str, Any] = {"precision": choose(precision, self.device), "threads": torch.get_num_threads(),
                    "world_size": self.world_size}  # fmt: skip
         if self.directory is None:
             return machine
@@ -478,9 +477,9 @@ class Run:
         if self.world_size > 1:
             collective.sync_batchnorm(module)
         if self.precision == "bf16-mixed":
-            module.forward = MethodType(_autocast(self.device.type), module)
+            module.forward = MethodType(autocast(self.device.type), module)
         elif self.precision == "64-true":
-            module.forward = MethodType(_double, module)
+            module.forward = MethodType(double, module)
         if self.compile:
             module.compile()
         number = sum(key.startswith("module") for key in self._stage.state)
@@ -682,16 +681,6 @@ def _launch(devices: int, accelerator: str) -> Fabric:
     return fabric
 
 
-def _precision(precision: str, device: torch.device) -> str:
-    from upcycle.core.frozen import fast_bf16
-
-    if precision == "auto":
-        return "bf16-mixed" if fast_bf16(device) else "32-true"
-    require(precision in ("32-true", "bf16-mixed", "64-true"),
-            f"precision must be auto, 32-true, bf16-mixed or 64-true, not '{precision}'.")  # fmt: skip
-    return precision
-
-
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:
     """Give loaded state the memory format of its parameter: fused optimisers walk both in memory order."""
     for p, state in optimizer.state.items():
@@ -706,50 +695,3 @@ def _same_config(recorded: dict[str, Any], config: dict[str, Any], file: Path) -
         if key != "out" and recorded.get(key) != config.get(key):
             raise UserError(f"{file} has {key}: {recorded.get(key)!r}, but this command says {config.get(key)!r}; "
                             "a resumed run keeps its configuration. Use another --out for a new one.")  # fmt: skip
-
-
-def _autocast(device: str) -> Callable[..., Any]:
-    """A ``forward`` that runs the class's own in bf16 autocast and returns float32; survives deepcopy."""
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device, torch.bfloat16):
-            output = type(self).forward(self, *args, **kwargs)
-        return output.float() if isinstance(output, Tensor) else output
-
-    forward.upcycle = True  # type: ignore[attr-defined]
-    return forward
-
-
-def _double(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A ``forward`` that takes inputs of any float type in float64."""
-    return type(self).forward(self, *(a.double() if isinstance(a, Tensor) else a for a in args), **kwargs)
-
-
-_double.upcycle = True  # type: ignore[attr-defined]
-
-
-class _Progress:
-    """One line on a terminal, nothing elsewhere."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._where = ""
-        self._values = ""
-
-    def show(self, path: str, epoch: int, n: int) -> None:
-        self._where = f"{path.removeprefix(ROOT + '/')}  {epoch + 1}/{n}"
-        self._draw()
-
-    def values(self, values: dict[str, float]) -> None:
-        self._values = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self._draw()
-
-    def _draw(self) -> None:
-        if self._live:
-            sys.stderr.write(f"\r\033[K{self._where}  {self._values}"[:120])
-            sys.stderr.flush()
-
-    def close(self) -> None:
-        if self._live:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()

@@ -1,0 +1,43 @@
+"""The number format that a network trains in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from upcycle.core.errors import require
+from upcycle.core.frozen import fast_bf16
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "64-true"]
+
+
+def choose(precision: str, device: torch.device) -> str:
+    """The number format of a run: what is asked for, or for ``auto`` bf16-mixed where flags say that it is fast."""
+    if precision == "auto":
+        return "bf16-mixed" if fast_bf16(device) else "32-true"
+    require(precision in ("32-true", "bf16-mixed", "64-true"),
+            f"precision must be auto, 32-true, bf16-mixed or 64-true, not '{precision}'.")  # fmt: skip
+    return precision
+
+
+def autocast(device: str) -> Callable[..., Any]:
+    """A ``forward`` that runs the class's own in bf16 autocast and returns float32; survives deepcopy."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16):
+            output = type(self).forward(self, *args, **kwargs)
+        return output.float() if isinstance(output, Tensor) else output
+
+    forward.upcycle = True  # type: ignore[attr-defined]
+    return forward
+
+
+def double(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A ``forward`` that takes inputs of any float type in float64."""
+    return type(self).forward(self, *(a.double() if isinstance(a, Tensor) else a for a in args), **kwargs)
+
+
+double.upcycle = True  # type: ignore[attr-defined]
