@@ -327,9 +327,12 @@ def test_numbers_for_all_processes_depend_on_seed_stage_epoch_and_name_alone() -
 
 
 def test_a_share_of_what_every_process_holds() -> None:
-    assert Run(None).mine(5).tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(UserError, match="0 samples are too few for 1 processes"):
-        Run(None).mine(0)
+    run = Run(None)
+    assert run.mine(5).tolist() == [0, 1, 2, 3, 4]
+    run.world_size, run.rank = 2, 1
+    assert run.mine(6).tolist() == [3, 4, 5]
+    with pytest.raises(UserError, match="5 samples do not divide among 2 processes"):
+        run.mine(5)
 
 
 # -- an interrupt -----------------------------------------------------------------------------------------------
