@@ -33,6 +33,12 @@ from upcycle.distillation.synthesis import Synthesis
 
 SEED = 0
 NOISE_EPOCHS = 190  # updates in the seconds that synthesis would take
+NAMES = {
+    "fastdfkd": "FastDFKD, ResNet-56 to ResNet-20",
+    "noise": "noise images, ResNet-56 to ResNet-20",
+    "fast20": "FastDFKD, ResNet-20 to ResNet-8",
+    "cmi20": "CMI, ResNet-20 to ResNet-8",
+}
 FULL = "peak memory with a pool of 50,000 images (GB, below 3 asked)"
 SHORT = Recipe(epochs=30, batch_size=128, lr=0.1, weight_decay=1e-4)
 
@@ -96,7 +102,8 @@ def main() -> None:
         figures[FULL] = memory
         print(FULL, memory)
     else:
-        figures[arguments.arm] = {
+        name = NAMES[arguments.arm]
+        figures[name] = {
             "accuracy (%)": round(100 * test(student, data).accuracy, 2),
             "synthesis (s)": round(left["seconds"], 1),
             "in all (s)": round(left["total_seconds"], 1),
@@ -105,8 +112,8 @@ def main() -> None:
             "peak memory (GB)": memory,
             "threads": arguments.threads,
         }
-        figures["curves"][arguments.arm] = [left["curve"]]
-        print(figures[arguments.arm])
+        figures["curves"][name] = [left["curve"]]
+        print(figures[name])
     record("data_free_cifar10", figures, title="CIFAR-10", seed=SEED)
 
 
