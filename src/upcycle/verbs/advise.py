@@ -441,7 +441,7 @@ def _deepinversion(have: _Have) -> _Fit | str:
 def _onestagegan(have: _Have) -> _Fit | str:
     reason = (
         "generator and student learn from the same pass, one against the other: no step is spent on the generator "
-        "alone, and its images are nobody's in particular."
+        "alone, and which classes its images are of is not chosen."
     )
     return _from_the_teacher(have, 4, reason)
 
