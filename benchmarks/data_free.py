@@ -9,6 +9,7 @@ those of the last epoch on the whole test set; the curves, on 1,000 validation i
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def main() -> None:
             "in all (s)": round(found.total, 1),
             "images": found.images,
             "synthesis an image (ms)": round(1000 * found.seconds / found.images, 2),
-            "similarity within a class": round(found.similarity, 3),
+            "similarity within a class": None if math.isnan(found.similarity) else round(found.similarity, 3),
         }
         curves[name] = [found.curve]
         print(name, figures[name], flush=True)

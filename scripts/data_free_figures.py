@@ -1,6 +1,6 @@
 """The two pictures of data-free distillation in the documentation.
 
-`python -m scripts.data_free_figures` draws docs/assets/data_free_accuracy.svg from benchmarks/results/data_free_*.json,
+`python -m scripts.data_free_figures` draws docs/assets/data_free_accuracy.svg from benchmarks/results/data_free*.json,
 whose figures hold ``curves``: {method: [one curve for each seed]}, a curve being a list of
 [synthesis seconds, all seconds, accuracy in [0, 1]]. Each file that has curves gets a panel.
 
@@ -131,10 +131,10 @@ def main() -> None:
     if given.pool:
         grid(given.pool, given.teacher).save(ASSETS / "synthesised.png", optimize=True)
         return
-    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("data_free_*.json"))]
+    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("data_free*.json"))]
     svg = accuracy_svg(results)
     if not re.search(r"<polyline", svg):
-        parser.error(f"no file data_free_*.json in {RESULTS} has curves")
+        parser.error(f"no file data_free*.json in {RESULTS} has curves")
     (ASSETS / "data_free_accuracy.svg").write_text(svg, encoding="utf-8")
 
 
