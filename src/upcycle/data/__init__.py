@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit, describe
     from upcycle.data.labels import match_classes, read_label_map
     from upcycle.data.pool import Pool
-    from upcycle.data.pool_files import load_pool, pool_lineage, save_pool, teacher_node, teacher_of
+    from upcycle.data.pool_files import load_pool, pool_lineage, save_pool, teacher_node
     from upcycle.data.sources import check_reference, load
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "read_label_map",
     "save_pool",
     "teacher_node",
-    "teacher_of",
     "uniform",
 ]
 
@@ -41,7 +40,7 @@ _HOMES = {
     "images": ("ImageSplit", "Images", "describe"),
     "labels": ("match_classes", "read_label_map"),
     "pool": ("Pool",),
-    "pool_files": ("load_pool", "pool_lineage", "save_pool", "teacher_node", "teacher_of"),
+    "pool_files": ("load_pool", "pool_lineage", "save_pool", "teacher_node"),
     "sources": ("check_reference", "load"),
 }
 

@@ -90,11 +90,6 @@ def lineage_of(directory: str | Path) -> lineage.Node:
     return node
 
 
-def teacher_of(directory: str | Path) -> str:
-    """The digest of the weights of the network that a saved pool was made from (:func:`weights_digest`)."""
-    return str(lineage_of(directory)["parents"][0]["digest"])
-
-
 def pool_directory(path: str | Path) -> Path:
     """``path``, or the ``pool`` in it when it is a run; with or without the prefix ``pool:``.
 

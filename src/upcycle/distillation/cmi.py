@@ -22,10 +22,12 @@ from upcycle.distillation.inversion import (
     adam,
     bn_loss,
     check_teacher,
+    check_values,
     crop_flip,
     decision_adversarial,
     only_inputs,
     resized_crop,
+    work,
 )
 from upcycle.distillation.synthesis import Synthesis
 from upcycle.zoo.generator import Generator
@@ -169,18 +171,12 @@ class CMI(Method):
     )
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "g_steps", "n_neg", "bank", "bank_every", "nz", "ngf", "kd_steps"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("bn", "oh", "adv", "cr", "lr_g"):
-            value = getattr(self, name)
-            require(0 <= value < float("inf"), f"{name} must be a number that is not negative, not {value}.")
-        for name in ("tau", "temperature"):
-            require(0 < getattr(self, name) < float("inf"), f"{name} must be positive, not {getattr(self, name)}.")
-        require(2 <= self.batch <= min(self.capacity, self.bank),
-                f"batch must be at least 2 and at most capacity ({self.capacity}) and bank ({self.bank}), not "
-                f"{self.batch}.")  # fmt: skip
-        require(0 <= self.warmup <= self.rounds, f"warmup must lie between 0 and rounds, not {self.warmup}.")
-        require(self.views >= 0, f"views must not be negative: it is {self.views}.")
+        check_values(self, counts=("rounds", "g_steps", "n_neg", "bank", "bank_every", "nz", "ngf", "kd_steps"),
+                     weights=("bn", "oh", "adv", "cr", "lr_g"))  # fmt: skip
+        require(0 < self.tau < float("inf"), f"tau must be positive, not {self.tau}.")
+        require(
+            self.batch <= self.bank, f"batch must be at most capacity and at most bank ({self.bank}), not {self.batch}."
+        )
 
     def check(self, data: Images) -> list[str]:
         """The teacher must have BatchNorm with statistics; classes and channels must agree."""
@@ -194,10 +190,8 @@ class CMI(Method):
         """Multiply-adds of synthesis (forward and input gradients) and of the student's training."""
         shape = self.teacher.input_shape if isinstance(self.teacher, Model) else (3, 32, 32)
         generator = count(Generator(shape, self.nz, self.ngf), (self.nz,)).macs
-        image = self.g_steps * (3 * generator + (4 if self.cr else 2) * teacher + 2 * student) + self.views * teacher
-        sample = 3 * student + (0 if self.views else teacher)
-        rounds = min(self.rounds, self.warmup + self.recipe.epochs)
-        return rounds * self.batch * image + self.steps(n) * self.recipe.batch_size * sample
+        image = self.g_steps * (3 * generator + (4 if self.cr else 2) * teacher + 2 * student)
+        return work(self, image, teacher, student)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""

@@ -10,12 +10,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.core.errors import require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.inversion import Normalise, Statistics, bn_loss, check_teacher, only_inputs
+from upcycle.distillation.inversion import (
+    Normalise,
+    Statistics,
+    bn_loss,
+    check_teacher,
+    check_values,
+    only_inputs,
+    work,
+)
 from upcycle.distillation.synthesis import Synthesis
 
 if TYPE_CHECKING:
@@ -109,16 +116,7 @@ class DeepInversion(Method):
     )
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "g_steps", "kd_steps"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("bn", "oh", "adv", "tv", "lr_x"):
-            value = getattr(self, name)
-            require(0 <= value < float("inf"), f"{name} must be a number that is not negative, not {value}.")
-        require(0 < self.temperature < float("inf"), f"temperature must be positive, not {self.temperature}.")
-        require(2 <= self.batch <= self.capacity,
-                f"batch must be at least 2 and at most capacity ({self.capacity}), not {self.batch}.")  # fmt: skip
-        require(0 <= self.warmup <= self.rounds, f"warmup must lie between 0 and rounds, not {self.warmup}.")
-        require(self.views >= 0, f"views must not be negative: it is {self.views}.")
+        check_values(self, counts=("rounds", "g_steps", "kd_steps"), weights=("bn", "oh", "adv", "tv", "lr_x"))
 
     def check(self, data: Images) -> list[str]:
         """The teacher must have BatchNorm with statistics; classes and channels must agree."""
@@ -130,10 +128,7 @@ class DeepInversion(Method):
 
     def work(self, n: int, teacher: float, student: float) -> float:
         """Multiply-adds of synthesis (forward and input gradients) and of the student's training."""
-        image = self.g_steps * (2 * teacher + 2 * student) + self.views * teacher
-        sample = 3 * student + (0 if self.views else teacher)
-        rounds = min(self.rounds, self.warmup + self.recipe.epochs)
-        return rounds * self.batch * image + self.steps(n) * self.recipe.batch_size * sample
+        return work(self, self.g_steps * (2 * teacher + 2 * student), teacher, student)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from upcycle.core.errors import require
 from upcycle.core.taps import Taps
 from upcycle.data.augment import padding
 from upcycle.distillation.kd import same_classes
@@ -62,6 +63,40 @@ def _untouched(m: _BatchNorm) -> bool:
 def adam(params: Iterable[Any], lr: float) -> torch.optim.Optimizer:
     """Adam with betas (0.5, 0.999): that of generators and of what they start from, in all papers of this family."""
     return torch.optim.Adam(params, lr=lr, betas=(0.5, 0.999), fused=True)
+
+
+def check_values(method: Any, *, counts: tuple[str, ...], weights: tuple[str, ...]) -> None:
+    """Refuse hyper-parameters that no method of this family can take.
+
+    Args:
+        method: has ``batch``, ``capacity``, ``temperature`` and ``views``, and perhaps ``warmup`` and ``rounds``.
+        counts: names of what must be at least 1.
+        weights: names of what must be a number that is not negative.
+    """
+    for name in counts:
+        require(getattr(method, name) >= 1, f"{name} must be at least 1, not {getattr(method, name)}.")
+    for name in weights:
+        value = getattr(method, name)
+        require(0 <= value < float("inf"), f"{name} must be a number that is not negative, not {value}.")
+    T, batch, warmup = method.temperature, method.batch, getattr(method, "warmup", 0)
+    require(0 < T < float("inf"), f"temperature must be positive, not {T}.")
+    require(2 <= batch <= method.capacity,
+            f"batch must be at least 2 and at most capacity ({method.capacity}), not {batch}.")  # fmt: skip
+    require(0 <= warmup <= method.rounds, f"warmup must lie between 0 and rounds, not {warmup}.")
+    require(method.views >= 0, f"views must not be negative: it is {method.views}.")
+
+
+def work(method: Any, image: float, teacher: float, student: float) -> float:
+    """The multiply-adds of a method's whole run.
+
+    Args:
+        image: multiply-adds that making one image takes.
+        teacher, student: those of one forward of one sample.
+    """
+    rounds = min(method.rounds, getattr(method, "warmup", 0) + method.recipe.epochs)
+    made = rounds * method.batch * (image + method.views * teacher)
+    sample = 3 * student + (0 if method.views else teacher)
+    return float(made + method.recipe.epochs * method.kd_steps * method.recipe.batch_size * sample)
 
 
 # -- the statistics of a batch ----------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from upcycle.core.cost import count
-from upcycle.core.errors import require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.inversion import Normalise, Statistics, adam, bn_loss, check_teacher
+from upcycle.distillation.inversion import Normalise, Statistics, adam, bn_loss, check_teacher, check_values, work
 from upcycle.distillation.synthesis import Synthesis
 from upcycle.training.one_stage_gan import reverse
 from upcycle.zoo.generator import Generator
@@ -99,15 +98,8 @@ class OneStageGAN(Method):
     )
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "g_steps", "nz", "ngf", "kd_steps"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("adv", "bn", "oh", "balance", "lr_g"):
-            value = getattr(self, name)
-            require(0 <= value < float("inf"), f"{name} must be a number that is not negative, not {value}.")
-        require(0 < self.temperature < float("inf"), f"temperature must be positive, not {self.temperature}.")
-        require(2 <= self.batch <= self.capacity,
-                f"batch must be at least 2 and at most capacity ({self.capacity}), not {self.batch}.")  # fmt: skip
-        require(self.views >= 0, f"views must not be negative: it is {self.views}.")
+        check_values(self, counts=("rounds", "g_steps", "nz", "ngf", "kd_steps"),
+                     weights=("adv", "bn", "oh", "balance", "lr_g"))  # fmt: skip
 
     def check(self, data: Images) -> list[str]:
         """The teacher must have BatchNorm with statistics; classes and channels must agree."""
@@ -121,10 +113,7 @@ class OneStageGAN(Method):
         """Multiply-adds of the one-stage updates and of the student's training on the pool."""
         shape = self.teacher.input_shape if isinstance(self.teacher, Model) else (3, 32, 32)
         generator = count(Generator(shape, self.nz, self.ngf), (self.nz,)).macs
-        image = self.g_steps * (3 * generator + 2 * teacher + 3 * student) + self.views * teacher
-        sample = 3 * student + (0 if self.views else teacher)
-        updates = self.recipe.epochs * self.kd_steps
-        return min(self.rounds, self.recipe.epochs) * self.batch * image + updates * self.recipe.batch_size * sample
+        return work(self, self.g_steps * (3 * generator + 2 * teacher + 3 * student), teacher, student)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""

@@ -417,7 +417,7 @@ def _from_the_teacher(have: _Have, place: int, reason: str) -> _Fit | str:
 def _fastdfkd(have: _Have) -> _Fit | str:
     reason = (
         "images are inverted out of the teacher by a generator that is a few steps away from each batch, and the "
-        "student learns on them: about an hour on two cores for networks of CIFAR-10's size."
+        "student learns on them: few steps a batch, so most of the time is the student's (--dry_run says how much)."
     )
     return _from_the_teacher(have, 1, reason)
 
