@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from tests.settings import tiny_data
+from upcycle.core.cut import cut
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model
 from upcycle.core.run import Run
@@ -23,7 +24,6 @@ from upcycle.distillation.netgraft import (
     NetGraft,
     WrappedBlock,
     adapter,
-    cut,
     merge_map,
     normalised_logit_loss,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import time
@@ -156,6 +157,26 @@ def si(value: float) -> str:
     ('272 k', '1.28 M', '65')
     """
     return _scaled(value, ("", "k", "M", "G", "T", "P"))
+
+
+def amount(value: float | str) -> float:
+    """A count that a person wrote, perhaps with k, M, G or T behind it.
+
+    >>> amount("0.5M"), amount("60 M"), amount(1000)
+    (500000.0, 60000000.0, 1000.0)
+
+    Raises:
+        UserError: it is no positive number.
+    """
+    text = str(value).strip()
+    scale = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(text[-1:], 1.0)
+    try:
+        found = float(text[:-1] if scale > 1 else text) * scale
+    except ValueError:
+        found = math.nan
+    if not (math.isfinite(found) and found >= 0):
+        raise UserError(f"'{value}' is no amount; write a number such as 500000, 0.5M or 60M.")
+    return found
 
 
 def bytes_(value: float) -> str:

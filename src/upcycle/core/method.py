@@ -64,12 +64,13 @@ class Card:
 class Method:
     """Base of all methods: a dataclass of hyper-parameters with a :class:`Card` and a ``fit``.
 
-    A subclass is a ``@dataclass(kw_only=True, eq=False, repr=False)``. Its fields ``teacher`` and ``student``
-    are networks (:class:`~upcycle.core.models.Model` or ``nn.Module``); every other field is an option of the
-    command line and a key of the configuration, by its name, type and default. ``__post_init__`` checks values.
+    A subclass is a ``@dataclass(kw_only=True, eq=False, repr=False)``. Its fields named in ``roles`` are networks
+    (:class:`~upcycle.core.models.Model` or ``nn.Module``, or a tuple of them); every other field is an option of
+    the command line and a key of the configuration, by its name, type and default. ``__post_init__`` checks values.
     """
 
     card: ClassVar[Card]
+    roles: ClassVar[tuple[str, ...]] = ("teacher", "student")
 
     def check(self, data: Any) -> list[str]:
         """Problems that would stop ``fit`` on these data, in words; an empty list when there is none.
@@ -101,15 +102,21 @@ class Method:
         batch_size = getattr(self, "recipe", Recipe()).batch_size
         return float(self.steps(n) * batch_size * (teacher + 3 * student))
 
+    def product(self, module: nn.Module, data: Any) -> Model:
+        """What :meth:`fit` returned, with all that one must know to use, save and rebuild it.
+
+        By default the student with new weights. A method that makes a new architecture says here what it is
+        rebuilt from (``reference`` and ``options``), and its classes.
+        """
+        return dataclasses.replace(self.model("student", data), module=module)
+
     def model(self, role: str, data: Any) -> Model:
         """The network in ``role``; a bare module is taken to fit ``data``: its shape, classes, normalisation."""
-        from upcycle.core.models import Model
+        return _fitted(getattr(self, role), data, role)
 
-        found = getattr(self, role)
-        if isinstance(found, Model):
-            return found
-        return Model(module=found, input_shape=data.shape, mean=data.train.mean, std=data.train.std,
-                     classes=data.classes, name=role)  # fmt: skip
+    def models(self, role: str, data: Any) -> list[Model]:
+        """The networks in a ``role`` that takes several; see :meth:`model`."""
+        return [_fitted(found, data, f"{role}{i}") for i, found in enumerate(getattr(self, role), 1)]
 
     def require(self, data: Any) -> None:
         """Raise :class:`UserError` with all problems that :meth:`check` finds."""
@@ -119,8 +126,17 @@ class Method:
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
         """The hyper-parameters by name: every field that is not a network."""
-        return {f.name: f for f in dataclasses.fields(cls) if f.name not in ("teacher", "student")}  # type: ignore[arg-type]
+        return {f.name: f for f in dataclasses.fields(cls) if f.name not in cls.roles}  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options())
         return f"{type(self).__name__}({options})"
+
+
+def _fitted(found: Any, data: Any, name: str) -> Model:
+    from upcycle.core.models import Model
+
+    if isinstance(found, Model):
+        return found
+    return Model(module=found, input_shape=data.shape, mean=data.train.mean, std=data.train.std,
+                 classes=data.classes, name=name)  # fmt: skip

@@ -32,12 +32,14 @@ from upcycle.core.outputs import Logits
 from upcycle.core.weights import fill, load_weights, require_finite
 
 # Imported by name at run time, so that core depends on nothing above it. Each module has
-# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None.
+# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None. What "assembly"
+# makes again is made of other networks, recorded in its options as ``source_of`` has them.
 BUILDERS = {
     "zoo": "upcycle.zoo",
     "timm": "upcycle.zoo.from_timm",
     "torchvision": "upcycle.zoo.from_torchvision",
     "hf": "upcycle.zoo.from_transformers",
+    "assembly": "upcycle.assembly.rebuild",
 }
 FORMS = (
     "zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, package.module:callable "
@@ -454,12 +456,21 @@ def _record(directory: Path, files: dict[str, bytes]) -> dict[str, Any]:
     return record
 
 
+def source_of(model: Model) -> dict[str, Any] | None:
+    """What an architecture is rebuilt from, as plain data for another's ``options``; ``None`` for a bare instance."""
+    if model.reference is None:
+        return None
+    return {"reference": model.reference, "options": model.options, "input_shape": list(model.input_shape)}
+
+
 def _rebuild(directory: Path, record: dict[str, Any], options: dict[str, Any], trust: tuple[str, ...]) -> Model:
     """The architecture of a saved model with fresh weights."""
     reference = record["reference"]
     if reference is None:
         raise UserError(f"{directory} was saved from a Python object: load it with load(path, into=module).")
     kind, _, name = reference.partition(":")
+    if kind == "assembly":
+        return _again(directory, record, name, options, trust)
     build: Callable[..., Any]
     if kind in BUILDERS:
         build = importlib.import_module(BUILDERS[kind]).build
@@ -485,3 +496,35 @@ def _rebuild(directory: Path, record: dict[str, Any], options: dict[str, Any], t
     if arguments.get("input_shape") is not None:
         arguments["input_shape"] = tuple(arguments["input_shape"])
     return build(**arguments)
+
+
+def _again(
+    directory: Path, record: dict[str, Any], name: str, options: dict[str, Any], trust: tuple[str, ...]
+) -> Model:
+    """A network that was made of others, with fresh weights."""
+    made = {key: value for key, value in options.items() if key not in ("num_classes", "input_shape")}
+    builder = importlib.import_module(BUILDERS["assembly"])
+    try:
+        module = builder.again(name, made, lambda source: _rebuild(directory, *_source(directory, source), trust))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
+    channels = record["input_shape"][0]
+    return Model(
+        module=module,
+        input_shape=record["input_shape"],
+        mean=record.get("mean", (0.0,) * channels),
+        std=record.get("std", (1.0,) * channels),
+        classes=record.get("classes", ()),
+        reference=record["reference"],
+        options=made,
+        name=record.get("name", name),
+    )
+
+
+def _source(directory: Path, source: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A network that another is made of: its record, and its options."""
+    try:
+        record = {"reference": str(source["reference"]), "input_shape": tuple(map(int, source["input_shape"]))}
+        return record, dict(source["options"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error

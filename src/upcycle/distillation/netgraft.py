@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import copy
-import functools
-import inspect
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.cut import cut, describe
+from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.frozen import Frozen, frozen
 from upcycle.core.method import Card, Method, Needs
@@ -48,125 +45,6 @@ def normalised_logit_loss(z_s: Float[Tensor, "b k"], z_t: Float[Tensor, "b k"]) 
     """
     wide = torch.float64 if z_s.dtype == torch.float64 else torch.float32
     return (F.normalize(z_s.to(wide), dim=1) - F.normalize(z_t.detach().to(wide), dim=1)).square().sum()
-
-
-# -- cutting ----------------------------------------
-
-
-class _Tracer(fx.Tracer):
-    """Symbolic tracing that remembers what each submodule returned, also of those it looks into."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: dict[str, list[Any]] = {}
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        output = super().call_module(m, forward, args, kwargs)
-        self.outputs.setdefault(self.path_of_module(m), []).append(output)
-        return output
-
-
-def cut(module: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
-    """Cut a network after the named submodules, into pieces whose composition is the network.
-
-    The pieces share the parameters and submodules of ``module`` and keep their names. What the forward does
-    is recorded in the mode (training or not) that ``module`` is in.
-
-    Args:
-        module: any network that torch.fx can trace; takes one tensor and returns one.
-        names: as ``module.named_modules()`` has them, in the order in which they run.
-
-    Returns:
-        one piece more than there are names.
-
-    Raises:
-        UserError: a name that does not exist, does not run exactly once, or is out of order; more than one
-            value crosses a cut; the network cannot be traced.
-    """
-    title = type(module).__name__
-    known = dict(module.named_modules())
-    for name in names:
-        if not name or name not in known:
-            raise unknown(f"module of {title}", name, [k for k in known if k.count(".") < 2 and k])
-    tracer, graph = _trace(module)
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    cuts = [_output_of(tracer, title, name) for name in names]
-    places = [order[node] for node in cuts]
-    require(
-        all(a < b for a, b in itertools.pairwise(places)),
-        f"{title} cannot be cut after {', '.join(names)}: name them in the order in which they run.",
-    )
-
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    graphs = [fx.Graph() for _ in range(len(names) + 1)]
-    made = [{source: g.placeholder("x")} for source, g in zip([inputs[0], *cuts], graphs, strict=True)]
-
-    def fetch(i: int, node: fx.Node) -> fx.Node:
-        """``node`` inside piece ``i``; a parameter is read again in each piece."""
-        if node not in made[i]:
-            if node.op != "get_attr":
-                name = names[bisect.bisect_left(places, order[node])]
-                raise UserError(
-                    f"{title} cannot be cut after '{name}': besides its output, {_describe(node)} is used "
-                    "behind the cut, and only one tensor may cross; cut elsewhere."
-                )
-            made[i][node] = graphs[i].node_copy(node)
-        return made[i][node]
-
-    skipped = set(inputs[1:])  # optional arguments, fixed to their defaults, and the tracer's checks of them
-    for node in graph.nodes:
-        if node in skipped or skipped.intersection(node.all_input_nodes):
-            skipped.add(node)
-        elif node.op not in ("placeholder", "get_attr", "output"):
-            i = bisect.bisect_left(places, order[node])
-            made[i][node] = graphs[i].node_copy(node, functools.partial(fetch, i))
-    result = next(node for node in graph.nodes if node.op == "output").args[0]
-    require(
-        isinstance(result, fx.Node),
-        f"{title} returns several values; a network that returns logits is needed.",
-    )
-    for i, node in enumerate([*cuts, result]):
-        graphs[i].output(fetch(i, node))
-    return [fx.GraphModule(module, g, class_name=f"{title}Block") for g in graphs]
-
-
-def _trace(module: nn.Module) -> tuple[_Tracer, fx.Graph]:
-    # A copy, because a forward that stores what it sees would keep the tracer's proxies. Optional arguments
-    # take their defaults, as they do when the network is called with images alone.
-    shadow, tracer = copy.deepcopy(module), _Tracer()
-    parameters = inspect.signature(shadow.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    try:
-        return tracer, tracer.trace(shadow, defaults)
-    except Exception as error:  # whatever a stranger's forward does with a proxy
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise UserError(
-            f"{type(module).__name__} cannot be cut: torch.fx cannot trace its forward ({reason})."
-        ) from error
-
-
-def _output_of(tracer: _Tracer, title: str, name: str) -> fx.Node:
-    outputs = tracer.outputs.get(name, [])
-    require(
-        len(outputs) == 1,
-        f"{title} cannot be cut after '{name}': its forward runs it {len(outputs)} times, not once.",
-    )
-    require(
-        isinstance(outputs[0], fx.Proxy),
-        f"{title} cannot be cut after '{name}': it gives a {type(outputs[0]).__name__}, not one tensor; "
-        "name a module inside it.",
-    )
-    return outputs[0].node
-
-
-def _describe(node: fx.Node) -> str:
-    """A node of the graph in the words of the network: its operation and the module that it runs in."""
-    if node.op == "placeholder":
-        return "the input"
-    stack = list(node.meta.get("nn_module_stack", {}))
-    what = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    where = f" in '{stack[-1]}'" if stack and stack[-1] != what else ""
-    return f"'{what}'{where}"
 
 
 # -- adapters ----------------------------------------
@@ -231,7 +109,7 @@ def _first_layers(piece: fx.GraphModule) -> list[nn.Conv2d | nn.Linear]:
             elif isinstance(m, _PASSES) or user.target in _PASS_CALLS.get(user.op, ()):
                 waiting.append(user)
             elif (user.op, user.target) != ("call_method", "size"):  # only numbers come of it
-                what = "the end of the block" if user.op == "output" else _describe(user)
+                what = "the end of the block" if user.op == "output" else describe(user)
                 kind = f" ({type(m).__name__})" if m is not None else ""
                 raise UserError(f"its input meets {what}{kind} before any ungrouped convolution or linear layer")
     return list(found.values())
