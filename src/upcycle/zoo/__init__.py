@@ -13,14 +13,20 @@ from upcycle.core import store
 from upcycle.core.errors import UserError, unknown
 from upcycle.core.models import Model
 from upcycle.core.weights import load_weights
+from upcycle.zoo import densenet, mobilenetv2, vgg
 from upcycle.zoo.convnet import MLP, ConvNet
+from upcycle.zoo.from_torchvision import torchvision
+from upcycle.zoo.lenet import LeNet
+from upcycle.zoo.mlperftiny import TinyResNet8
 from upcycle.zoo.resnet import DEPTHS, ResNet
+from upcycle.zoo.vit import ViT
 
 Shape = tuple[int, int, int]
 Make = Callable[[Shape, int], nn.Module]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHIPPED = Path(__file__).parent / "weights"
+CHECKOUT = Path(__file__).parents[3] / "weights"  # too much for the package; only in the repository
 # For networks that nothing was trained with: any data then lie within [-2, 2].
 PLAIN = (0.5, 0.25)
 
@@ -33,7 +39,8 @@ class Trained:
         mean, std: what its inputs are normalised with.
         classes: names of its outputs.
         licence: of the weights, as their publisher states it.
-        origin: where they were published; ``None`` when they come with this package.
+        origin: where they were published; ``None`` when they are our own.
+        script: the command that makes ours, in the repository; ``None`` when they come with this package.
     """
 
     mean: tuple[float, ...]
@@ -41,6 +48,7 @@ class Trained:
     classes: tuple[str, ...]
     licence: str
     origin: str | None = None
+    script: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +68,35 @@ def _blocks(first: int, second: int, third: int, projection: bool = False) -> Ma
     return lambda shape, k: ResNet((first, second, third), k, shape[0], projection)
 
 
-def _convnet(*widths: int) -> Make:
-    def make(shape: Shape, k: int) -> nn.Module:
-        if min(shape[1:]) < 4:
-            raise UserError(f"convnet needs images of at least 4 x 4 pixels, not {shape[1]} x {shape[2]}.")
-        return ConvNet((widths[0], widths[1], widths[2]), k, shape[0])
+def _convnet(first: int, second: int, third: int) -> Make:
+    return _at_least(4, "convnet", lambda shape, k: ConvNet((first, second, third), k, shape[0]))
 
-    return make
+
+def _at_least(side: int, name: str, make: Make) -> Make:
+    def checked(shape: Shape, k: int) -> nn.Module:
+        if min(shape[1:]) < side:
+            raise UserError(f"{name} needs images of at least {side} x {side} pixels, not {shape[1]} x {shape[2]}.")
+        return make(shape, k)
+
+    return checked
 
 
 def _mlp(*widths: int, dropout: float) -> Make:
     return lambda shape, k: MLP(shape[0] * shape[1] * shape[2], widths, k, dropout)
 
 
+def _shufflenet(shape: Shape, k: int) -> nn.Module:
+    """ShuffleNetV2 (Ma et al., arXiv:1807.11164) at half width: torchvision's, with the first two halvings left out."""
+    module = torchvision().models.ShuffleNetV2([4, 8, 4], [24, 48, 96, 192, 1024], k)
+    module.conv1[0] = nn.Conv2d(shape[0], 24, 3, padding=1, bias=False)
+    module.maxpool = nn.Identity()
+    return module
+
+
 def _entries() -> dict[str, Entry]:
-    # Accuracies on the CIFAR-10 test set: 91.73, 92.62, 93.11 and 93.39 % for depths 20, 32, 44 and 56, and
-    # 92.62 % for the one with projection shortcuts. The first four were trained with ImageNet's statistics.
+    # Accuracies on the CIFAR-10 test set: 91.73, 92.62, 93.11 and 93.39 % for depths 20, 32, 44 and 56, 92.62 % for
+    # the one with projection shortcuts, 90.64 % for ShuffleNetV2, 84.19 % for the adversarially trained one, 87.20 %
+    # for ResNet-8 and 59.08 % for LeNet. Several were trained with ImageNet's statistics.
     he = Trained(
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -90,16 +111,50 @@ def _entries() -> dict[str, Entry]:
         licence="BSD-3-Clause",
         origin="https://github.com/chenyaofo/pytorch-cifar-models",
     )
+    robust = Trained(
+        mean=he.mean, std=he.std, classes=CIFAR10, licence="MIT", origin="https://github.com/EhanW/advrob-cifar10"
+    )
+    mlperf = Trained(  # on pixels from 0 to 255
+        mean=(0.0,) * 3,
+        std=(1 / 255,) * 3,
+        classes=CIFAR10,
+        licence="Apache-2.0",
+        origin="https://github.com/mlcommons/tiny",
+    )
+    captum = Trained(
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        classes=CIFAR10,
+        licence="BSD-3-Clause",
+        origin="https://github.com/pytorch/captum",
+    )
+
+    def distilled(name: str) -> Trained:  # from cifar10_resnet56, whose licence goes with it
+        script = f"python scripts/train_cifar10_zoo.py {name}"
+        return Trained(mean=he.mean, std=he.std, classes=CIFAR10, licence=he.licence, script=script)
+
+    small: dict[str, Make] = {
+        "vgg": _at_least(8, "vgg", lambda shape, k: vgg.VGG(vgg.SMALL, k, shape[0])),
+        "mobilenetv2": lambda shape, k: mobilenetv2.MobileNetV2(mobilenetv2.SMALL, k, shape[0]),
+        "densenet": _at_least(4, "densenet", lambda shape, k: densenet.DenseNet(densenet.SMALL, k, shape[0])),
+        "vit": ViT,
+    }
     digits = Trained(mean=(0.3053,), std=(0.3759,), classes=tuple("0123456789"), licence="Apache-2.0")
     return {
         **{f"cifar10_resnet{depth}": Entry(make=_resnet(depth), trained=he) for depth in (20, 32, 44, 56)},
         "cifar10_resnet20_chenyaofo": Entry(make=_resnet(20, projection=True), trained=chenyaofo),
+        "cifar10_resnet20_robust_pgd": Entry(make=_resnet(20, projection=True), trained=robust),
+        "cifar10_resnet8_mlperftiny": Entry(make=TinyResNet8, trained=mlperf),
+        "cifar10_shufflenetv2_x0_5": Entry(make=_shufflenet, trained=chenyaofo),
+        "cifar10_lenet_captum": Entry(make=_at_least(16, "lenet", LeNet), trained=captum),
+        **{f"cifar10_{name}": Entry(make=make, trained=distilled(name)) for name, make in small.items()},
         "digits_teacher": Entry(make=_convnet(32, 64, 128), shape=(1, 8, 8), trained=digits),
         **{f"resnet{depth}": Entry(make=_resnet(depth)) for depth in DEPTHS},
         "resnet3-1-1": Entry(make=_blocks(3, 1, 1)),
         "resnet20_projection": Entry(make=_resnet(20, projection=True)),
         "convnet": Entry(make=_convnet(32, 64, 128)),
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
+        **{name: Entry(make=make) for name, make in small.items()},
         "mlp": Entry(make=_mlp(1200, 1200, dropout=0.5), shape=(1, 28, 28)),
         "mlp_small": Entry(make=_mlp(300, dropout=0.0), shape=(1, 28, 28)),
     }
@@ -124,7 +179,7 @@ def build(name: str, *, pretrained: bool, num_classes: int | None = None, input_
 
     Args:
         name: one of :func:`names`.
-        pretrained: with trained weights, from this package or from ``$UPCYCLE_DATA/weights``.
+        pretrained: with trained weights, from this package, a checkout's ``weights`` or ``$UPCYCLE_DATA/weights``.
         num_classes: outputs of a fresh network; 10 when not given. Trained ones keep theirs.
         input_shape: (c, h, w); the network's own when not given. ResNets and conv nets take any size.
 
@@ -162,16 +217,20 @@ def build(name: str, *, pretrained: bool, num_classes: int | None = None, input_
 
 
 def _file(name: str, trained: Trained) -> Path:
-    if trained.origin is None:
-        file = SHIPPED / f"{name}.safetensors"
-        if not file.is_file():
+    file = f"{name}.safetensors"
+    if trained.origin is None and trained.script is None:
+        if not (SHIPPED / file).is_file():
             raise UserError(f"The weights of zoo:{name} are missing from this installation; install upcycle again.")
-        return file
+        return SHIPPED / file
     folder = os.environ.get("UPCYCLE_DATA")
-    place = f"{folder or '$UPCYCLE_DATA'}/weights/{name}.safetensors"
+    place = f"{folder or '$UPCYCLE_DATA'}/weights/{file}"
+    if trained.script is not None and (CHECKOUT / file).is_file():
+        return CHECKOUT / file
     if not folder or not Path(place).is_file():
+        script, origin = trained.script, trained.origin
+        source = f"make them in a checkout by '{script}'" if script else f"fetch them from {origin}"
         raise UserError(
-            f"The weights of zoo:{name} are not there: fetch them from {trained.origin} and give the file by "
+            f"The weights of zoo:{name} are not there: {source} and give the file by "
             f"--teacher_weights FILE, or put it as safetensors at {place}"
             + ("." if folder else ", where the environment variable UPCYCLE_DATA names a folder.")
         )
