@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from tests.browser import Browser, find_chromium, open_browser
 from upcycle.core import lineage
 from upcycle.core.errors import UserError
-from upcycle.report import plots, write_report
+from upcycle.report import figures, plots, write_report
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ALIKE = {(3, 5): 0.6, (5, 3): 0.6, (1, 9): 0.5, (9, 1): 0.4, (0, 8): 0.35, (4, 7): 0.3, (2, 0): 0.2}
@@ -137,6 +137,98 @@ def write_run(directory: Path, classes: list[str] = CLASSES) -> Path:
     return directory
 
 
+def convolutions(depths: list[int]) -> list[str]:
+    """The names of the layers of a residual network, from the stem to the head."""
+    blocks = [f"layer{s + 1}.{b}.conv{c}" for s, n in enumerate(depths) for b in range(n) for c in (1, 2)]
+    return ["conv1", *blocks, "fc"]
+
+
+def route(name: str, classes: list[str], width: int, depth: float, random: np.random.Generator) -> dict[str, Any]:
+    """A layer whose channels belong the more to single classes the deeper it lies."""
+    shares = [*(0.7 * depth / len(classes) * random.uniform(0.4, 1.6) for _ in classes), 0.75 * (1.1 - depth)]
+    counts = [int(width * share) for share in shares]
+    labels = [*(f"only {c}" for c in classes), "shared"]
+    groups = [{"label": label, "count": n} for label, n in zip(labels, counts, strict=True)]
+    return {"name": name, "groups": [*groups, {"label": "unused", "count": width - sum(counts)}]}
+
+
+def routes(layers: list[str], classes: list[str], random: np.random.Generator) -> list[dict[str, Any]]:
+    depths = np.linspace(0, 1, len(layers))
+    return [route(n, classes, 2 ** int(4 + 3 * d), float(d), random) for n, d in zip(layers, depths, strict=True)]
+
+
+def assembly_pictures() -> dict[str, dict[str, Any]]:
+    """What taking networks apart and putting them together shows: routes, budgets, similarities and blocks."""
+    random = np.random.default_rng(1)
+    rows, columns = convolutions([9, 9, 9]), convolutions([4, 4, 4])
+    where = [np.linspace(0, 1, len(names)) for names in (rows, columns)]
+    alike = np.clip(np.exp(-3.2 * np.abs(where[0][:, None] - where[1][None])) + random.normal(0, 0.03, (56, 26)), 0, 1)
+    values: list[list[float | None]] = [[round(float(v), 4) for v in line] for line in alike]
+    values[3][3] = None
+    zoo = [(f"cifar10_resnet{n}", (n - 2) / 6 * 48_000 - 130_000, 90.2 + 0.075 * n) for n in (20, 32, 44, 56)]
+    zoo += [("cifar10_vgg11_bn", 9_755_000, 92.5), ("cifar10_mobilenetv2_x0_5", 700_000, 92.8),
+            ("cifar10_mobilenetv2_x1_4", 4_330_000, 94.0), ("cifar10_shufflenetv2_x2_0", 5_370_000, 93.6),
+            ("cifar10_repvgg_a0", 7_840_000, 94.4)]  # fmt: skip
+    made = [(f"candidate {i}", 10.0 ** random.uniform(5.3, 6.7), random.uniform(80, 93)) for i in range(14)]
+    made += [("reassembled under 0.5 M", 470_000, 93.3), ("reassembled under 4 M", 3_600_000, 94.3)]
+    every = [(*item, "zoo") for item in zoo] + [(*item, "reassembled") for item in made]
+    items = [{"name": n, "x": x, "y": y, "group": g, "front": not any(a <= x and b > y for _, a, b, _ in every)}
+             for n, x, y, g in every]  # fmt: skip
+    cuts = {
+        "cifar10_resnet20": [0.2, 0.33, 0.47],
+        "cifar10_resnet56": [0.13, 0.4, 0.47],
+        "cifar10_vgg11_bn": [0.02, 0.25, 0.73],
+    }
+    networks = [{"name": name, "blocks": [{"label": f"{name[8:]}.{i}", "width": w, "set": i} for i, w in enumerate(c)]}
+                for name, c in cuts.items()]  # fmt: skip
+    mixed = [("cifar10_resnet56", 0, 0.25), ("stitch", 3, 0.04), ("cifar10_vgg11_bn", 1, 0.3), ("stitch", 3, 0.06),
+             ("cifar10_resnet20", 2, 0.35)]  # fmt: skip
+    networks.append({"name": "reassembled", "blocks": [{"label": n, "width": w, "set": s} for n, s, w in mixed]})
+    return {
+        "1-few": {"kind": "routes", "title": "Routes of two classes", "caption": "Channels of each layer by class.",
+                  "layers": routes([f"features.{i}" for i in range(0, 26, 2)], ["cat", "dog"], random)},
+        "2-many": {"kind": "routes", "title": "Routes of ten classes", "caption": "Channels of each layer by class.",
+                   "layers": routes(rows, CLASSES, random)},
+        "3-pareto": {"kind": "scatter", "title": "Size and accuracy", "x": "parameters", "y": "accuracy (%)",
+                     "log": True, "caption": "No network on the line is beaten in both by another.", "items": items},
+        "4-cka": {"kind": "map", "title": "Similarity of all layers", "caption": "Lines are the borders of the blocks.",
+                  "rows": rows, "columns": columns, "values": values, "low": 0, "high": 1, "x": "cifar10_resnet26",
+                  "y": "cifar10_resnet56", "row_breaks": [19, 37, 55], "column_breaks": [9, 17, 25]},
+        "5-blocks": {"kind": "blocks", "title": "Blocks that can replace each other", "networks": networks,
+                     "caption": "Blocks of one colour belong to one set."},
+    }  # fmt: skip
+
+
+def write_assembly(directory: Path) -> Path:
+    """A run that put a network together from parts of two others, with every picture of that work."""
+    random = np.random.default_rng(2)
+    rows = [
+        arm("cifar10_resnet56", "source", 0.944, 1, 1.0, random),
+        arm("cifar10_vgg11_bn", "source", 0.925, 1, 11.4, random),
+        arm("cat and dog of cifar10_resnet56", "part", 0.961, 1, 0.2, random),
+        arm("ship of cifar10_vgg11_bn", "part", 0.913, 1, 0.9, random),
+        arm("three_classes", "product", 0.95, 3, 1.1, random),
+    ]
+    result = {
+        "format": 1, "verb": "assemble", "method": "mda", "title": "Made from parts", "rows": rows, "seeds": [0, 1, 2],
+        "sentence": "The assembled network reaches 95.0 % on its classes without training.",
+        "data": {"name": "cifar10", "train": 45000, "test": 10000, "classes": CLASSES},
+    }  # fmt: skip
+    (directory / "pictures").mkdir(parents=True)
+    (directory / "result.json").write_text(json.dumps(result))
+    (directory / "metrics.csv").write_text(metrics(random, 0.95, 2.4))
+    for name, picture in assembly_pictures().items():
+        (directory / "pictures" / f"{name}.json").write_text(json.dumps(picture))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def assembly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_assembly(tmp_path_factory.mktemp("assembly") / "run")
+    write_report(run)
+    return run
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("report") / "run")
@@ -222,6 +314,8 @@ HOSTILE = [
 def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every string that comes from outside is an attack, a piece of mark-up or far too long."""
     run = write_run(tmp_path_factory.mktemp("hostile") / "run", HOSTILE)
+    for name, picture in assembly_pictures().items():
+        (run / "pictures" / f"made-{name}.json").write_text(json.dumps(picture))
 
     def spoil(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -381,6 +475,168 @@ def test_a_heat_map_is_strongest_where_its_value_is() -> None:
     assert Tags(hidden).named("rect")[1]["fill-opacity"] == "1.00"
 
 
+# -- networks taken apart and put together ---------------------------------------------------------------
+
+
+def test_roles_of_a_verb_that_assembles(assembly: Path) -> None:
+    text = " ".join(Tags((assembly / "report.html").read_text()).text.split())
+    assert "Comparison with cifar10_resnet56" in text
+    for needed in ("cifar10_vgg11_bn source", "ship of cifar10_vgg11_bn part", "three_classes product"):
+        assert needed in text, needed
+    assert "Confusions of three_classes" in text and "(source: " in text
+    for needed in ("11.4× more", "5× fewer", "+1.7 points"):  # of the first source
+        assert needed in text, needed
+    assert "Loss: student" not in text and "Loss: three_classes" in text
+
+
+def test_what_rows_are_compared_with_and_how_they_are_told_apart() -> None:
+    def of(*roles: str) -> list[figures.Arm]:
+        return figures.arms([{"name": f"{i}", "role": role} for i, role in enumerate(roles)])
+
+    assert figures.reference(of("product", "source", "source"))["name"] == "1"
+    assert figures.reference(of("source", "teacher", "student"))["name"] == "1"
+    assert figures.reference(of("member", "product")) == {} and figures.reference([]) == {}
+    assert [a.tone for a in of("teacher", "alone", "student", "student")] == ["teacher", "alone", "student", "second"]
+    made = [a.tone for a in of("source", "source", "part", *["member"] * 6, "product")]
+    assert made[0] == "teacher" and made[-1] == "student" and len(set(made)) == len(made)
+    assert len({a.tone for a in of(*["member"] * 12)}) == 10
+    found = [figures.product(of(*roles)) for roles in (("source", "product", "alone"), ("teacher", "other"))]
+    assert [a.name for a in found if a] == ["1", "1"] and figures.product([]) is None
+
+
+def drawn(directory: Path, **picture: Any) -> figures.Figure:
+    file = directory / "picture.json"
+    file.write_text(json.dumps(picture))
+    return figures.picture(file)
+
+
+@pytest.mark.parametrize("count", [5, 16, 17, 56])
+def test_routes_are_shares_of_each_layer(tmp_path: Path, count: int) -> None:
+    groups = [{"label": "shared", "count": 10}, {"label": "only cat", "count": 20}, {"label": "unused", "count": 10}]
+    layers = [{"name": f"layer {i}", "groups": groups} for i in range(count - 1)] + [{"name": "none", "groups": []}]
+    figure = drawn(tmp_path, kind="routes", layers=layers)
+    wide, tall = ("width", "height") if count > 16 else ("height", "width")
+    found = Tags(figure.body)
+    lengths = np.array([[float(r[wide] or 0), float(r[tall] or 0)] for r in found.named("rect")]).reshape(-1, 3, 2)
+    assert len(lengths) == count - 1 and np.allclose(lengths[:, :, 1], lengths[0, 0, 1])
+    whole = lengths[:, :, 0] + 1  # the gap between pieces
+    assert np.allclose(whole / whole.sum(1, keepdims=True), [0.5, 0.25, 0.25], atol=1e-3)
+    assert [r["class"] for r in found.named("rect")[:3]] == [
+        "piece tone-hue0",
+        "piece tone-shared",
+        "piece tone-unused",
+    ]
+    assert "layer 0, only cat: 20 of 40 channels (50.0 %)" in found.text
+    assert "only cat 50.0 %, shared 25.0 %" in str(found.named("svg")[0]["aria-label"])
+    assert figure.table is not None and figure.table[0] == ["layer", "only cat", "shared", "unused", "channels"]
+    assert figure.table[1][0] == ["layer 0", "20", "10", "10", "40"]
+
+
+def test_routes_of_many_classes_are_one_group(tmp_path: Path) -> None:
+    many = [{"label": f"only {i}", "count": 1} for i in range(11)]
+    figure = drawn(tmp_path, kind="routes", layers=[{"name": "a", "groups": [*many, {"label": "unused", "count": 5}]}])
+    assert figure.table == (["layer", "of one class only", "unused", "channels"], [["a", "11", "5", "16"]])
+    assert len(Tags(figure.body).named("rect")) == 2
+
+
+def boxes(svg: str) -> list[tuple[float, float, float, float]]:
+    """Where the names beside the points of a scatter plot lie, for letters of 6 units."""
+    found = []
+    for attributes, text in zip(
+        Tags(svg).named("text"), [t.split("</text")[0] for t in svg.split("<text")[1:]], strict=True
+    ):
+        if attributes["class"] == "tick in tag":
+            width = 6 * len(text.split(">")[1].split("<")[0])
+            x, y = float(attributes["x"] or 0), float(attributes["y"] or 0)
+            start = x - width * {"start": 0, "middle": 0.5, "end": 1}[str(attributes["text-anchor"])]
+            found.append((start, y - 9, start + width, y + 2))
+    return found
+
+
+plane = st.tuples(st.floats(1, 1e7), st.floats(0, 100), st.booleans(), st.integers(1, 30))
+
+
+@given(st.lists(plane, min_size=1, max_size=40), st.booleans())
+def test_names_in_a_scatter_plot_cover_nothing(points: list[tuple[float, float, bool, int]], log: bool) -> None:
+    items = [plots.Point("n" * size, x, y, front=front) for x, y, front, size in points]
+    svg = plots.scatter(items, label="l", x="x", y="y", log=log)
+    dots = marks(svg, "circle", "cx", "cy")
+    assert len(dots) == len(items) and all(0 <= x <= plots.WIDTH and 0 <= y <= 320 for x, y in dots)
+    found = boxes(svg)
+    assert len(found) <= 12 and (found or len(items) > 1)
+    for i, (left, top, right, bottom) in enumerate(found):
+        assert left >= 0 and right <= plots.WIDTH
+        assert not any(left < x < right and top < y < bottom for x, y in dots)
+        assert not any(left < c and a < right and top < d and b < bottom for a, b, c, d in found[:i])
+
+
+def test_the_front_of_a_scatter_plot_is_a_line(tmp_path: Path) -> None:
+    front = {"a": (40_000, 91.0), "b": (10_000, 80.0), "c": (1_000_000, 95.5)}
+    items = [{"name": n, "x": x, "y": y, "group": "zoo", "front": True} for n, (x, y) in front.items()]
+    items += [{"name": "worse", "x": 500_000, "y": 85.0, "group": "ours"}, {"name": "lost", "x": 1, "y": math.nan}]
+    figure = drawn(tmp_path, kind="scatter", x="parameters", y="accuracy (%)", log=True, items=items)
+    tags = Tags(figure.body)
+    (line,) = tags.named("polyline")
+    dots = dict(zip(["a", "b", "c", "worse"], marks(figure.body, "circle", "cx", "cy"), strict=True))
+    assert line["points"] == " ".join(f"{x},{y}" for x, y in (dots["b"], dots["a"], dots["c"]))
+    assert dots["c"][0] - dots["a"][0] == pytest.approx(
+        math.log(25) / math.log(4) * (dots["a"][0] - dots["b"][0]), abs=0.3
+    )
+    assert "worse, ours, parameters 500 k, accuracy (%) 85" in tags.text and "on the front b, a, c" in figure.body
+    assert figure.table and figure.table[1][0] == ["a", "zoo", "40.0 k", "91", "yes"]
+    assert (
+        "no room for zero"
+        in drawn(tmp_path, kind="scatter", x="", y="", log=True, items=[{**items[0], "x": 0}]).caption
+    )
+
+
+def test_a_map_joins_equal_cells_and_leaves_out_unknown_ones(tmp_path: Path) -> None:
+    values = [[0.5, 0.502, None], [1.2, 0.0, -0.1]]
+    figure = drawn(tmp_path, kind="map", rows=["r", "s"], columns=["a", "b", "c"], values=values, low=0, high=1,
+                   row_breaks=[1], x="X", y="Y")  # fmt: skip
+    cells = [(str(p["d"]), p["fill-opacity"]) for p in Tags(figure.body).named("path") if str(p["d"]).count("v1H")]
+    assert cells == [("M0 0h2v1H0z", "0.53"), ("M0 1h1v1H0z", "1.00"), ("M1 1h1v1H1z", "0.05"), ("M2 1h1v1H2z", "0.05")]
+    text = Tags(figure.body).text
+    assert "r, a to b: 0.50" in text and "s, a: 1.20" in text and "s, c: −0.10" in text
+    assert figure.table == (["Y", "largest in X", "value"], [["r", "b", "0.50"], ["s", "a", "1.20"]])
+
+
+def test_a_map_of_two_large_networks_stays_small(tmp_path: Path) -> None:
+    names = convolutions([10, 10, 9])
+    values = np.random.default_rng(0).uniform(size=(60, 60)).tolist()
+    figure = drawn(tmp_path, kind="map", rows=names, columns=names, values=values)
+    assert len(figure.body) < 500_000
+
+
+def test_blocks_have_the_lengths_of_their_shares(tmp_path: Path) -> None:
+    networks = [
+        {"name": "a", "blocks": [{"label": "one", "width": 0.25, "set": 3}, {"label": "two", "width": 0.75, "set": 7}]},
+        {"name": "b", "blocks": [{"label": "all of it", "width": 1, "set": 7}]},
+    ]
+    figure = drawn(tmp_path, kind="blocks", networks=networks)
+    tags = Tags(figure.body)
+    widths = [float(r["width"] or 0) + 1 for r in tags.named("rect")]
+    assert widths[1] == pytest.approx(3 * widths[0], abs=0.1) and widths[2] == pytest.approx(widths[0] + widths[1])
+    assert [r["class"] for r in tags.named("rect")] == [f"piece tone-hue{i}" for i in (0, 1, 1)]
+    assert "a, one: set 3, 25.0 % of the network" in tags.text and "set 7" in tags.text
+    assert figure.table and figure.table[1][1] == ["a", "two", "7", "75.0 %"]
+
+
+@pytest.mark.parametrize("wrong", [
+    {"kind": "routes", "layers": []},
+    {"kind": "routes", "layers": [{"name": "a", "groups": [{"label": "shared", "count": -1}]}]},
+    {"kind": "routes", "layers": [{"name": "a", "groups": [{"label": "shared", "count": "many"}]}]},
+    {"kind": "scatter", "x": "", "y": "", "items": []},
+    {"kind": "map", "rows": ["a"], "columns": ["b"], "values": [[1, 2]]},
+    {"kind": "map", "rows": ["a"], "columns": ["b"], "values": [[1]], "low": 1, "high": 1},
+    {"kind": "map", "rows": [], "columns": [], "values": []},
+    {"kind": "blocks", "networks": [{"name": "a", "blocks": [{"label": "b", "width": -1, "set": 0}]}]},
+    {"kind": "blocks", "networks": [["a"]]},
+])  # fmt: skip
+def test_a_damaged_picture_is_named_and_costs_no_report(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    assert "This picture cannot be drawn" in drawn(tmp_path, **wrong).caption
+
+
 # -- in a browser -----------------------------------------------------------------------------------------
 
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine")
@@ -409,6 +665,25 @@ def test_the_page_in_a_browser(browser: Browser, run: Path, page: str, width: in
     picture = np.asarray(Image.open(io.BytesIO(seen.png)).convert("L"))
     assert (picture.mean() < 80) if dark else (picture.mean() > 200)
     assert picture.std() > 5
+
+
+TEXT_OVER_TEXT = """[...document.querySelectorAll('svg')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')].filter(t => !t.hasAttribute('transform'));
+  const boxes = texts.map(t => t.getBoundingClientRect());
+  return texts.filter((t, i) => boxes.some((b, j) => j < i && b.left < boxes[i].right - 1 && boxes[i].left < b.right - 1
+    && b.top < boxes[i].bottom - 4 && boxes[i].top < b.bottom - 4)).map(t => t.textContent);
+})"""
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_pictures_of_an_assembly_in_a_browser(browser: Browser, assembly: Path, width: int, dark: bool) -> None:
+    script = f"[{MISFITS}, {TEXT_OVER_TEXT}]"
+    seen = browser.visit(assembly / "report.html", width, dark=dark, script=script)
+    assert seen.outside == [] and seen.errors == [] and seen.page_width <= width
+    assert seen.answer == [[], []]
 
 
 @pytest.mark.browser

@@ -37,9 +37,8 @@ def write_report(run_directory: Path) -> Path:
     arms = figures.arms(result.get("rows", []))
     tree = run_directory / "model" / "lineage.json"
     family = read_json(tree) if tree.exists() else None
-    student = next((a for a in arms if a.row.get("role") == "student"), arms[-1] if arms else None)
     classes = [str(c) for c in data.get("classes", [])]
-    by_class = [*figures.per_class(classes, arms), *figures.confusion(classes, arms, student)]
+    by_class = [*figures.per_class(classes, arms), *figures.confusion(classes, arms, figures.product(arms))]
     pictures = [figures.picture(file) for file in sorted(run_directory.glob("pictures/*.json"))]
     sections = [
         ("training", "Training", figures.training(figures.curves(run_directory), arms)),
@@ -93,7 +92,7 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _measures(arms: list[Arm], figure: str) -> list[dict[str, Any]]:
     """The comparison: one line for each measure that any arm has, one cell for each arm."""
-    teacher = next((arm.row for arm in arms if arm.row.get("role") == "teacher"), {})
+    model = figures.reference(arms)
     shown: list[tuple[str, str, Callable[[Any], str], tuple[str, str]]] = [
         ("Parameters", "parameters", si, ("fewer", "more")),
         ("Multiply-adds", "macs", si, ("fewer", "more")),
@@ -102,12 +101,12 @@ def _measures(arms: list[Arm], figure: str) -> list[dict[str, Any]]:
     ]
     lines = []
     if any(arm.row.get("accuracy") for arm in arms):
-        cells = [_accuracy_cell(arm.row, teacher) for arm in arms]
+        cells = [_accuracy_cell(arm.row, model) for arm in arms]
         lines.append({"name": figure, "cells": cells})
     for name, key, show, words in shown:
         if any(arm.row.get(key) is not None for arm in arms):
             cells = [
-                (show(v), _ratio(teacher.get(key), v, words)) if (v := arm.row.get(key)) is not None else ("", "")
+                (show(v), _ratio(model.get(key), v, words)) if (v := arm.row.get(key)) is not None else ("", "")
                 for arm in arms
             ]
             lines.append({"name": name, "cells": cells})

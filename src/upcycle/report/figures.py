@@ -13,12 +13,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from upcycle.core.cost import si
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json
 from upcycle.report import plots
-from upcycle.report.plots import Bar, Series, percent
+from upcycle.report.plots import HUES, Bar, Piece, Point, Series, percent
 
 MANY = 30  # more classes than that are not drawn in full
+Table = tuple[list[str], list[list[str]]]  # heads, and rows with their names
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Figure:
     caption: str
     body: Markup
     notes: tuple[Markup, ...] = ()
-    table: tuple[list[str], list[list[str]]] | None = None  # the same in numbers: heads, and rows with their names
+    table: Table | None = None  # the same in numbers
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,34 @@ class Arm:
         return str(self.row["name"])
 
 
+_HOMES = {"teacher": "teacher", "source": "teacher", "student": "student", "product": "student", "alone": "alone"}
+
+
 def arms(rows: list[dict[str, Any]]) -> list[Arm]:
-    """The rows with their tones: by role, and for the second of a role another one."""
+    """The rows with their tones: by role, and for the second of a role another one.
+
+    ``source`` is to ``product`` what ``teacher`` is to ``student``. Further sources, the parts that networks were
+    cut into and the members of an ensemble can be many, so they get tones that are told apart.
+    """
     arms: list[Arm] = []
     for row in rows:
-        role = row["role"] if row.get("role") in ("teacher", "student", "alone") else "other"
+        role = row.get("role")
         taken = {arm.tone for arm in arms}
-        spare = next((t for t in ("second", "other") if t not in taken), "other")
-        arms.append(Arm(row, spare if role in taken else role))
+        home = _HOMES.get(str(role), "other")
+        spares = HUES[1:] if role in ("source", "part", "member", "product") else ("second", "other")
+        free = home not in taken and role not in ("part", "member")
+        arms.append(Arm(row, home if free else next((t for t in spares if t not in taken), "other")))
     return arms
+
+
+def reference(arms: list[Arm]) -> dict[str, Any]:
+    """The row that others are compared with: the teacher, or else the first source; empty where there is none."""
+    return next((arm.row for role in ("teacher", "source") for arm in arms if arm.row.get("role") == role), {})
+
+
+def product(arms: list[Arm]) -> Arm | None:
+    """What the run made: the student or the product, or else the last row."""
+    return next((arm for arm in arms if arm.row.get("role") in ("student", "product")), arms[-1] if arms else None)
 
 
 def headline(arms: list[Arm], figure: str) -> Figure | None:
@@ -119,6 +140,8 @@ def _read_curves(file: Path, arm: str, seed: str) -> list[Curve]:
 def training(logged: list[Curve], arms: list[Arm]) -> list[Figure]:
     """Validation accuracy of all arms in one plot; the losses of each arm and stage in one of their own."""
     roles = {str(arm.row.get("role")): arm for arm in reversed(arms)}  # the first of a role
+    if "product" in roles:
+        roles.setdefault("student", roles["product"])  # as the first seed of what a run made is called
     stages = list(dict.fromkeys((c.arm, c.stage) for c in logged))
     several = len({stage for _, stage in stages}) > 1
 
@@ -199,14 +222,15 @@ def per_class(classes: list[str], arms: list[Arm]) -> list[Figure]:
 def confusion(classes: list[str], arms: list[Arm], student: Arm | None) -> list[Figure]:
     if student is None or not (matrix := student.row.get("confusion")) or len(matrix) != len(classes):
         return []
-    teacher = next((a.row.get("confusion") for a in arms if a.row.get("role") == "teacher"), None)
-    teacher = teacher if teacher and len(teacher) == len(classes) else None
+    model = reference(arms)
+    before = model.get("confusion") if model is not student.row else None
+    before = before if before and len(before) == len(classes) else None
     shares = [[count / sum(line) if sum(line) else 0.0 for count in line] for line in matrix]
     errors = sorted(
         ((shares[i][j], i, j) for i in range(len(classes)) for j in range(len(classes)) if i != j and matrix[i][j]),
         reverse=True,
     )
-    notes = [_pair(classes, matrix, teacher, i, j) for _, i, j in errors[:5]]
+    notes = [_pair(classes, matrix, before, i, j, str(model.get("role"))) for _, i, j in errors[:5]]
     chosen, caption = (
         list(range(len(classes))),
         "Of each class (row), the share in per cent that is called another",
@@ -229,13 +253,15 @@ def confusion(classes: list[str], arms: list[Arm], student: Arm | None) -> list[
     return [Figure(f"Confusions of {student.name}", caption + _first_seed([student]) + ".", body, tuple(notes))]
 
 
-def _pair(classes: list[str], matrix: list[list[int]], teacher: list[list[int]] | None, i: int, j: int) -> Markup:
+def _pair(
+    classes: list[str], matrix: list[list[int]], before: list[list[int]] | None, i: int, j: int, role: str
+) -> Markup:
     count, total = matrix[i][j], sum(matrix[i])
     text = Markup("<b>{}</b> is called <b>{}</b> {:,} times in {:,}").format(classes[i], classes[j], count, total)
-    if teacher is None:
+    if before is None:
         return text
-    times = teacher[i][j]
-    return text + Markup(" (teacher: {})").format(f"{times:,}" if times else "never")
+    times = before[i][j]
+    return text + Markup(" ({}: {})").format(role, f"{times:,}" if times else "never")
 
 
 def _first_seed(arms: list[Arm]) -> str:
@@ -280,8 +306,9 @@ def _is_number(value: Any) -> bool:
 def picture(file: Path) -> Figure:
     try:
         data = read_json(file)
-        draw = _KINDS[data["kind"]]
-        return Figure(str(data.get("title", file.stem)), str(data.get("caption", "")), draw(data))
+        drawn = _KINDS[data["kind"]](data)
+        body, table = drawn if isinstance(drawn, tuple) else (drawn, None)
+        return Figure(str(data.get("title", file.stem)), str(data.get("caption", "")), body, table=table)
     except (UserError, KeyError, TypeError, ValueError, IndexError) as error:
         # A picture must not cost a person the report of a long run, nor be missed in silence.
         return Figure(file.stem, f"This picture cannot be drawn: {type(error).__name__}: {error}.", Markup(""))
@@ -325,13 +352,151 @@ def _bars(data: dict[str, Any]) -> Markup:
     return plots.bars(items, label=_label(data))
 
 
+def _routes(data: dict[str, Any]) -> tuple[Markup, Table]:
+    """Which channels of each layer are private to a class, shared and unused; many classes count as one group."""
+    layers = [
+        (str(layer["name"]), {str(group["label"]): _count(group["count"]) for group in layer["groups"]})
+        for layer in data["layers"]
+    ]
+    found = list(dict.fromkeys(label for _, groups in layers for label in groups))
+    private = [label for label in found if label not in ("shared", "unused")]
+    if len(private) > len(HUES):
+        layers = [(name, _together(groups, private)) for name, groups in layers]
+        private = ["of one class only"]
+    tones = dict(zip(private, HUES, strict=False)) | {label: label for label in ("shared", "unused") if label in found}
+    totals = {label: sum(groups.get(label, 0) for _, groups in layers) for label in tones}
+    bars = [(name, _layer(name, groups, tones), f"{sum(groups.values()):,}") for name, groups in layers]
+    whole = sum(totals.values()) or 1
+    said = ", ".join(f"{label} {percent(count / whole)}" for label, count in totals.items())
+    body = plots.legend(list(tones.items())) + plots.routes(bars, label=f"{_label(data)}. Of all channels: {said}")
+    cells = [
+        [name, *(f"{groups.get(label, 0):,}" for label in tones), f"{sum(groups.values()):,}"]
+        for name, groups in layers
+    ]
+    return body, (["layer", *tones, "channels"], cells)
+
+
+def _count(value: Any) -> int:
+    if not _is_number(value) or value < 0:
+        raise ValueError(f"{value!r} is no number of channels")
+    return int(value)
+
+
+def _together(groups: dict[str, int], private: list[str]) -> dict[str, int]:
+    others = {label: count for label, count in groups.items() if label not in private}
+    return {"of one class only": sum(groups.get(label, 0) for label in private), **others}
+
+
+def _layer(name: str, groups: dict[str, int], tones: dict[str, str]) -> list[Piece]:
+    total = sum(groups.values())
+    return [
+        Piece(count, tone, f"{name}, {label}: {count:,} of {total:,} channels ({percent(count / total)})")
+        for label, tone in tones.items()
+        if (count := groups.get(label, 0))
+    ]
+
+
+def _scatter(data: dict[str, Any]) -> tuple[Markup, Table]:
+    x, y, log = str(data["x"]), str(data["y"]), bool(data.get("log"))
+    items = [i for i in data["items"] if _is_number(i["x"]) and _is_number(i["y"])]
+    if log and any(i["x"] <= 0 for i in items):
+        raise ValueError("a logarithmic axis has no room for zero or less")
+    large = max(abs(i["x"]) for i in items) >= 10_000
+    show = si if large else plots.number
+    groups = list(dict.fromkeys(str(i.get("group", "")) for i in items))
+    tones = {group: HUES[i % len(HUES)] for i, group in enumerate(groups)}
+    points, cells = [], []
+    for item in items:
+        name, group, front = str(item["name"]), str(item.get("group", "")), bool(item.get("front"))
+        words = [
+            name,
+            group,
+            f"{x} {show(item['x'])}",
+            f"{y} {plots.number(item['y'])}",
+            "on the front" if front else "",
+        ]
+        hint = ", ".join(word for word in words if word)
+        points.append(Point(name, item["x"], item["y"], tones[group], front, hint))
+        cells.append([name, group, show(item["x"]), plots.number(item["y"]), "yes" if front else ""])
+    best = [p.name for p in sorted(points, key=lambda p: p.x) if p.front]
+    label = f"{_label(data)}: {y} against {x} of {len(points)} networks" + (
+        f"; on the front {', '.join(best)}" if best else ""
+    )
+    key = plots.legend([(group, tone) for group, tone in tones.items() if group])
+    body = key + plots.scatter(points, label=label, x=x, y=y, show_x=_round if large else show, log=log)
+    return body, (["name", "group", x, y, "on the front"], cells)
+
+
+def _round(value: float) -> str:
+    """A large value on an axis: ``2 M`` where a table says ``2.00 M``."""
+    digits, *unit = si(value).split()
+    return " ".join([f"{float(digits):g}", *unit])
+
+
+def _map(data: dict[str, Any]) -> tuple[Markup, Table]:
+    rows, columns = [str(r) for r in data["rows"]], [str(c) for c in data["columns"]]
+    x, y = str(data.get("x", "")), str(data.get("y", ""))
+    body = plots.mosaic(
+        rows,
+        columns,
+        data["values"],
+        label=f"{_label(data)}: {len(rows)} rows"
+        + f" of {y}" * bool(y)
+        + f", {len(columns)} columns"
+        + f" of {x}" * bool(x),
+        low=float(data.get("low", 0)),
+        high=float(data.get("high", 1)),
+        row_breaks=[int(i) for i in data.get("row_breaks", ())],
+        column_breaks=[int(i) for i in data.get("column_breaks", ())],
+        x=f"{x} →" if x else "",
+        y=f"← {y}" if y else "",
+        show=_hundredths,
+    )
+    cells = []
+    for name, line in zip(rows, data["values"], strict=True):
+        value, best = max(((v, c) for v, c in zip(line, columns, strict=True) if _is_number(v)), default=(None, ""))
+        cells.append([name, best, "" if value is None else _hundredths(value)])
+    return body, ([y or "row", f"largest in {x}" if x else "largest in column", "value"], cells)
+
+
+def _hundredths(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def _blocks(data: dict[str, Any]) -> tuple[Markup, Table]:
+    """Networks cut into blocks; those of the same set can stand in for each other and have the same colour."""
+    sets = sorted({int(b["set"]) for network in data["networks"] for b in network["blocks"]})
+    tones = {number: HUES[i % len(HUES)] for i, number in enumerate(sets)}
+    networks, cells, said = [], [], []
+    for network in data["networks"]:
+        name, found = str(network["name"]), network["blocks"]
+        if not all(_is_number(b["width"]) and b["width"] >= 0 for b in found):
+            raise ValueError(f"a block of {name} has no width")
+        whole = sum(b["width"] for b in found) or 1
+        pieces = []
+        for b in found:
+            label, share, number = str(b["label"]), percent(b["width"] / whole), int(b["set"])
+            hint = f"{name}, {label}: set {number}, {share} of the network"
+            pieces.append(Piece(b["width"], tones[number], hint, label))
+            cells.append([name, label, str(number), share])
+        networks.append((name, pieces))
+        said.append(f"{name} in {len(found)} blocks of the sets {', '.join(str(int(b['set'])) for b in found)}")
+    key = [(f"set {number}", tone) for number, tone in tones.items()] if len(sets) <= len(HUES) else []
+    body = plots.legend(key) + plots.blocks(networks, label=f"{_label(data)}: {'; '.join(said)}")
+    return body, (["network", "block", "set", "share"], cells)
+
+
 def _label(data: dict[str, Any]) -> str:
     return str(data.get("title") or data["kind"])
 
 
-_KINDS: dict[str, Callable[[dict[str, Any]], Markup]] = {
+_KINDS: dict[str, Callable[[dict[str, Any]], Markup | tuple[Markup, Table]]] = {
     "images": _images,
     "heatmap": _heat,
     "lines": _lines,
     "bars": _bars,
+    "routes": _routes,
+    "scatter": _scatter,
+    "map": _map,
+    "blocks": _blocks,
 }

@@ -2,7 +2,8 @@
 
 A plot is 400 units wide, so that on a phone it is drawn about as large as it is meant. Every mark carries a
 ``<title>`` that a browser shows on hover. All text is escaped. A *tone* is the name of a colour of the page:
-``student``, ``teacher``, ``alone``, ``other``, ...; the page's style sheet says which colour that is.
+``student``, ``teacher``, ``alone``, ``other``, ..., or of :data:`HUES`; the page's style sheet says which colour
+that is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ WIDTH = 400
 Bin = tuple[float, float, float]
 TONES = ("student", "teacher", "alone", "second", "other")
 """The tones of series that have no role of their own, in order."""
+HUES = tuple(f"hue{i}" for i in range(10))
+"""Ten tones that are told apart side by side, also by those who see red and green alike."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,28 @@ class Bar:
     seeds: Sequence[float] = field(default_factory=tuple)
     spread: float | None = None
     tone: str = "student"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a scatter plot; ``front`` says whether no other point is better in both ways."""
+
+    name: str
+    x: float
+    y: float
+    tone: str = "hue0"
+    front: bool = False
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of a stacked bar: its size, its tone, what is written in it and what is said on hover."""
+
+    size: float
+    tone: str
+    hint: str
+    text: str = ""
 
 
 def number(value: float) -> str:
@@ -307,6 +332,265 @@ def dumbbells(names: Sequence[str], arms: Sequence[tuple[str, str, Sequence[floa
             parts.append(Markup('<path class="rail" d="M{:.1f} {:.1f}H{:.1f}"/>').format(box.x(a), middle, box.x(b)))
         parts += [_dot(box.x(v), middle, 4.2, tone, f"{name}, {arm}: {percent(v)}") for arm, tone, v in found]
     return _svg(height, label, parts)
+
+
+def routes(layers: Sequence[tuple[str, Sequence[Piece], str]], *, label: str) -> Markup:
+    """Whose channels the layers hold: each layer a stacked bar of the same length, cut into shares.
+
+    Up to sixteen layers stand as columns, more lie as rows.
+
+    Args:
+        layers: (name, pieces, size in words) from the first to the last; a layer of no channels is an empty bar.
+        label: for those who cannot see it.
+    """
+    scale = [0.0, 0.25, 0.5, 0.75, 1.0]
+    longest = max(len(name) for name, _, _ in layers)
+    if len(layers) > 16:
+        row, left = 14.0, 14 + min(6.4 * longest, 120)
+        right = WIDTH - 10 - 6.8 * max(len(size) for _, _, size in layers)
+        box = _Box(left, 2, right, 6 + row * len(layers), (0, 1), (0, 1))
+        parts = [_columns(box, scale, percent)]
+        for i, (name, pieces, size) in enumerate(layers):
+            top = 4 + row * i
+            parts.append(_text(left - 6, top + 10, _short(name, 124), "tick", "end", full=name))
+            parts += [
+                _piece(p, left + a * (right - left), top + 1, b * (right - left), row - 2) for p, a, b in _cut(pieces)
+            ]
+            parts.append(_text(WIDTH - 2, top + 10, size, "tick", "end"))
+        return _svg(box.bottom + 24, label, parts)
+    slanted = 6.6 * longest > (WIDTH - 56) / len(layers) - 4
+    reach = min(6.2 * longest, 96) if slanted else 0.0  # a slanted name leans out to the left of its column
+    left = max(46.0, 0.64 * reach + 8)
+    step = min((WIDTH - 4 - left) / len(layers), 64.0)
+    box = _Box(left, 20, left + step * len(layers), 200, (0, 1), (0, 1))
+    parts = [_grid(box, [], scale, percent)]
+    for i, (name, pieces, size) in enumerate(layers):
+        middle, wide = left + step * (i + 0.5), step * 0.8
+        for piece, start, share in _cut(pieces):
+            tall = share * (box.bottom - box.top)
+            parts.append(_piece(piece, middle - wide / 2, box.y(start) - tall, wide, tall))
+        if 6.6 * len(size) <= step + 2:
+            parts.append(_text(middle, box.top - 6, size, "tick", "middle"))
+        turn = (middle + 4, box.bottom + 13, -50) if slanted else None
+        short = _short(name, 100 if slanted else step + 4)
+        parts.append(
+            _text(middle, box.bottom + 16, short, "tick", "end" if slanted else "middle", turn=turn, full=name)
+        )
+    return _svg(box.bottom + 24 + 0.77 * reach, label, parts)
+
+
+def blocks(networks: Sequence[tuple[str, Sequence[Piece]]], *, label: str) -> Markup:
+    """Each network as a bar of the same length, cut into its blocks.
+
+    Args:
+        networks: (name, blocks in the order in which they run); names stand above their bars.
+        label: for those who cannot see it.
+    """
+    row, tall = 50, 24
+    parts = []
+    for i, (name, pieces) in enumerate(networks):
+        top = row * i + 20
+        parts.append(_text(2, top - 7, _short(name, WIDTH - 4), "name", "start", full=name))
+        for piece, start, share in _cut(pieces):
+            parts.append(_piece(piece, 2 + start * (WIDTH - 4), top, share * (WIDTH - 4), tall))
+    return _svg(row * len(networks), label, parts)
+
+
+def _cut(pieces: Sequence[Piece]) -> Iterable[tuple[Piece, float, float]]:
+    """Each piece that has a size, where it starts and how long it is, as shares of the whole."""
+    whole, start = sum(piece.size for piece in pieces), 0.0
+    for piece in pieces:
+        if piece.size:
+            yield piece, start, piece.size / whole
+            start += piece.size / whole
+
+
+def _piece(piece: Piece, x: float, y: float, width: float, height: float) -> Markup:
+    gap = [1.0 if side > 4 else 0.0 for side in (width, height)]  # the smallest pieces are drawn in full
+    drawn = Markup(
+        '<rect class="piece tone-{}" x="{:.1f}" y="{:.1f}" width="{:.2f}" height="{:.2f}"><title>{}</title></rect>'
+    ).format(piece.tone, x, y, width - gap[0], height - gap[1], piece.hint)
+    text = _short(piece.text, width - 4)
+    if not text or len(text) < min(len(piece.text), 5):
+        return drawn  # a letter or two would say nothing
+    kind = f"tick inside tone-{piece.tone}"
+    return drawn + _text(x + width / 2, y + height / 2 + 4, text, kind, "middle", full=piece.hint)
+
+
+def scatter(
+    points: Sequence[Point],
+    *,
+    label: str,
+    x: str,
+    y: str,
+    show_x: Callable[[float], str] = number,
+    show_y: Callable[[float], str] = number,
+    log: bool = False,
+    height: int = 320,
+    most: int = 12,
+) -> Markup:
+    """Points in a plane with a line along the front, and names where there is room for them.
+
+    Args:
+        points: at least one, all finite.
+        label: for those who cannot see it.
+        x, y: what the axes mean.
+        show_x, show_y: how values are written.
+        log: a logarithmic horizontal axis; all x must be positive.
+        most: how many names are written at most, those of the front first, then in the order of ``points``; all
+            are shown on hover.
+    """
+    across = [p.x for p in points]
+    xs = _decades(min(across), max(across)) if log else _axis(across, 6)
+    ys = _axis([p.y for p in points], 5)
+    left = 12 + 6.4 * max(len(_tick(show_y(v))) for v in ys)
+    box = _Box(left, 38, WIDTH - 14, height - 36, (xs[0], xs[-1]), (ys[0], ys[-1]), log)
+    front = sorted((box.x(p.x), box.y(p.y)) for p in points if p.front)
+    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in front)
+    parts = [
+        _grid(box, xs, ys, show_y, show_x),
+        _text(left - 6, 9, y, "note", "start", at=2),
+        _text(box.right, height - 4, x, "note", "end"),
+    ]
+    if len(front) > 1:
+        parts.append(Markup('<polyline class="front" points="{}"/>').format(path))
+    parts += [_dot(box.x(p.x), box.y(p.y), 4.4, p.tone, p.hint or p.name) for p in points]
+    return _svg(height, label, parts + _names(points, box, front, most))
+
+
+_Area = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _names(points: Sequence[Point], box: _Box, front: Sequence[tuple[float, float]], most: int) -> list[Markup]:
+    """The names of points beside them, where they cover no point, no other name, and nothing of the front."""
+    at = [(box.x(p.x), box.y(p.y)) for p in points]
+    taken: list[_Area] = [(a - 5, b - 5, a + 5, b + 5) for a, b in at]
+    steps = [i / 40 for i in range(41)]
+    line = [(a + t * (c - a), b + t * (d - b)) for (a, b), (c, d) in pairwise(front) for t in steps]
+    parts: list[Markup] = []
+    for i in sorted(range(len(points)), key=lambda i: not points[i].front)[:most]:
+        text, (px, py) = _short(points[i].name, 150), at[i]
+        wide = 6.3 * len(text)
+        places = [
+            (px + shift, py + down, anchor, px + shift - wide * {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor])
+            for shift, down, anchor in (
+                *((8, 4, "start"), (-8, 4, "end"), (0, -9, "middle"), (0, 17, "middle")),
+                *((6, -8, "start"), (-6, -8, "end"), (6, 15, "start"), (-6, 15, "end")),
+            )
+        ]
+        for tx, ty, anchor, start in places:
+            area = (start, ty - 10, start + wide, ty + 3)
+            inside = area[0] >= box.left and area[1] >= 14 and area[2] <= WIDTH and area[3] <= box.bottom - 1
+            crossed = any(area[0] < a < area[2] and area[1] < b < area[3] for a, b in line)
+            if inside and not crossed and not any(_overlap(area, other) for other in taken):
+                taken.append(area)
+                parts.append(_text(tx, ty, text, "tick in tag", anchor, full=points[i].name))
+                break
+    return parts
+
+
+def _overlap(a: _Area, b: _Area) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def mosaic(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    label: str,
+    low: float,
+    high: float,
+    row_breaks: Sequence[int] = (),
+    column_breaks: Sequence[int] = (),
+    x: str = "",
+    y: str = "",
+    show: Callable[[float], str] = number,
+) -> Markup:
+    """A large matrix as coloured cells without gaps, with lines between blocks and a bar of the colours.
+
+    Cells of the same written value that lie beside each other are drawn as one.
+
+    Args:
+        rows, columns: names, from the top and from the left; where cells are small only some are written, those
+            that begin a block first.
+        values: a row of cells for each row; ``None`` leaves a cell empty.
+        label: for those who cannot see it.
+        low, high: the values of the weakest and of the strongest colour; ``high`` is the larger one.
+        row_breaks, column_breaks: the numbers of rows and columns that begin a block.
+        x, y: what columns and rows are.
+        show: how a value is written.
+    """
+    if not high > low:
+        raise ValueError(f"the strongest colour must stand for more than the weakest, not {high} for {low}")
+    left = 8 + min(6.4 * max(len(n) for n in rows), 104) + (16 if y else 0)
+    reach = min(6.2 * max(len(n) for n in columns), 96)
+    edge = 22 + 6.6 * max(len(show(low)), len(show(high)))  # for the bar of the colours, and for names that lean out
+    wide = min((WIDTH - left - max(edge, 0.64 * reach)) / len(columns), 26.0)
+    tall = min(wide, 26.0) if len(rows) * wide <= 480 else 480 / len(rows)
+    head = (18 if x else 2) + reach * 0.77 + 12
+    right, bottom = left + wide * len(columns), head + tall * len(rows)
+
+    def opacity(value: float) -> float:
+        return 0.05 + 0.95 * min(max((value - low) / (high - low), 0.0), 1.0)
+
+    parts = [
+        _text(left, 11, x, "note", "start"),
+        _text(0, 0, y, "note", "middle", turn=(9, (head + bottom) / 2, -90)),
+    ]
+    for j in _labelled(len(columns), column_breaks, wide, 12):
+        turn = (left + (j + 0.5) * wide + 3, head - 5, -50)
+        parts.append(_text(0, 0, _short(columns[j], 100), "tick", "start", turn=turn, full=columns[j]))
+    cells = []
+    for i, (name, line) in enumerate(zip(rows, values, strict=True)):
+        known = [v if v is not None and math.isfinite(v) else None for v in line]
+        texts = [None if v is None else show(v) for v in known]
+        if len(texts) != len(columns):
+            raise ValueError(f"row {i} has {len(texts)} values for {len(columns)} columns")
+        start = 0
+        for j in range(1, len(texts) + 1):
+            if j < len(texts) and texts[j] == texts[start]:
+                continue
+            if (value := known[start]) is not None:
+                beside = columns[start] + (f" to {columns[j - 1]}" if j - start > 1 else "")
+                template = '<path d="M{} {}h{}v1H{}z" fill-opacity="{:.2f}"><title>{}</title></path>'
+                hint = f"{name}, {beside}: {texts[start]}"
+                cells.append(Markup(template).format(start, i, j - start, start, opacity(value), hint))
+            start = j
+    place = Markup('<g class="map" transform="translate({:.1f} {:.1f}) scale({:.3f} {:.3f})">{}</g>')
+    parts.append(place.format(left, head, wide, tall, Markup("").join(cells)))
+    for i in _labelled(len(rows), row_breaks, tall, 12):
+        parts.append(_text(left - 5, head + (i + 0.5) * tall + 4, _short(rows[i], 108), "tick", "end", full=rows[i]))
+    edges = [f"M{left:.1f} {head + i * tall:.1f}H{right:.1f}" for i in row_breaks if 0 < i < len(rows)]
+    edges += [f"M{left + j * wide:.1f} {head:.1f}V{bottom:.1f}" for j in column_breaks if 0 < j < len(columns)]
+    parts.append(Markup('<path class="edge" d="{}"/>').format("".join(edges)) if edges else Markup(""))
+    return _svg(max(bottom, head + 84) + 6, label, [*parts, _colours(right + 10, head, low, high, show, opacity)])
+
+
+def _labelled(count: int, breaks: Sequence[int], size: float, room: float) -> list[int]:
+    """Which of ``count`` cells get their name written, if a name takes ``room`` and a cell ``size``."""
+    chosen: list[int] = []
+    starts = sorted({0, *(i for i in breaks if 0 < i < count)})
+    for i in (*starts, *range(count)):
+        if all(abs(i - other) * size >= room for other in chosen):
+            chosen.append(i)
+    return chosen
+
+
+def _colours(
+    x: float, y: float, low: float, high: float, show: Callable[[float], str], opacity: Callable[[float], float]
+) -> Markup:
+    """A bar of the colours of a map, the strongest on top, with its ends written beside it."""
+    steps = 14
+    parts = [
+        Markup('<path d="M{:.1f} {:.1f}h10v6h-10z" fill-opacity="{:.2f}"/>').format(
+            x, y + 6 * i, opacity(high - (high - low) * i / (steps - 1))
+        )
+        for i in range(steps)
+    ]
+    parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h10v{}h-10z"/>').format(x, y, 6 * steps))
+    ends = _text(x + 15, y + 9, show(high), "tick", "start") + _text(x + 15, y + 6 * steps, show(low), "tick", "start")
+    return Markup('<g class="map">{}</g>').format(Markup("").join(parts)) + ends
 
 
 @dataclass(frozen=True)
