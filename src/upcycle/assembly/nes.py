@@ -1,0 +1,170 @@
+"""Neural epitome search: each layer stores a small tensor, and its whole weight is sampled from that."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from upcycle.assembly.epitome import Learner, Mode, compressed, drop_learners, epitomes, replaceable
+from upcycle.core.errors import require
+from upcycle.core.method import Card, Method, Needs
+from upcycle.core.models import Model, source_of
+from upcycle.core.recipe import Recipe
+from upcycle.core.run import Run
+from upcycle.distillation.kd import ce_loss, kd_objective, same_classes
+
+if TYPE_CHECKING:
+    from upcycle.data.images import Images
+
+REFERENCE = "assembly:epitome"
+SETTLE = 16
+"""Batches that the routing maps are averaged over after training."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class NES(Method):
+    """Neural Epitome Search for Architecture-Agnostic Network Compression (Zhou et al.; arXiv:1907.05642).
+
+    Layers of the student's shapes are trained from scratch, but store epitomes: every weight θ (C_out, C_in, k, k) is
+    put together of patches that are read from E (E_out, E_in, k, k) at real-valued offsets. In mode learned a small
+    network reads the offsets off each layer's inputs, and their moving average M is what stays; after training M is
+    averaged anew over 16 batches and the learners are dropped. In mode tile E is repeated. The loss is cross-entropy,
+    or with a teacher
+
+        L = (1 - w_kd) L_ce + w_kd T² mean_b KL(softmax(z_t / T) || softmax(z_s / T)).
+
+    The result computes with the epitomes: R_in times fewer multiply-adds in those layers (tile: R_in R_out times). That
+    is faster where layers are wide; with learned offsets, blending the channels of narrow ones costs what it saves.
+    :func:`~upcycle.assembly.epitome.materialised` makes an ordinary network of it.
+
+    Reconstructed: the paper's transformation is known to us from its abstract and from summaries, and the authors'
+    released model uses no learned offsets, only tiling by 2 along one side of 1x1 convolutions. Our choices: the ratio
+    is split evenly over outputs and inputs; each patch has an input offset of its own, and a row of patches shares its
+    output offset, so that wrapping stays exact; kernels are not searched in rows and columns (e = k); the learner
+    without its last BatchNorm (see :class:`~upcycle.assembly.epitome.Learner`); where offsets start; μ. Weight decay
+    acts on E as on any weight, which shrinks each of its copies at the ordinary rate, and not on the learners. The
+    learners take a tenth of the learning rate: an offset moves a whole patch, and at the full rate it jumps from
+    position to position. Linear layers stay as they are.
+
+    Args:
+        teacher: a trained classifier with the same classes, or none.
+        student: the architecture. The layers that are replaced start fresh, all others with its weights.
+        ratio: stored numbers over parameters, in each replaced layer.
+        mode: learned offsets, or tile.
+        momentum: μ of the moving average of offsets.
+        lr_learner: the learners' learning rate, as a share of the recipe's.
+        w_kd: share of the teacher in the loss; without a teacher it has no effect.
+        temperature: T.
+        recipe: ordinary training.
+    """
+
+    teacher: Model | nn.Module | None = None
+    student: Model | nn.Module
+    ratio: float = 0.25
+    mode: Mode = "learned"
+    momentum: float = 0.1
+    lr_learner: float = 0.1
+    w_kd: float = 0.9
+    temperature: float = 4.0
+    recipe: Recipe = field(default_factory=Recipe)
+
+    card = Card(
+        name="nes",
+        title="Neural Epitome Search for Architecture-Agnostic Network Compression",
+        paper="Zhou, Jin, Hou, Wang, Yang, Feng; ICLR 2020; arXiv:1907.05642",
+        verb="distill",
+        needs=Needs(data="labelled", teacher="none", architectures="any network with convolutions"),
+        summary="The same architecture with a fraction of its parameters and fewer multiply-adds.",
+        cost="1.5 to 2 times the student training, for the learners (tile: less than it)",
+        published="ImageNet MobileNetV2: +1.47 points over the full model with 25 % fewer multiply-adds (abstract)",
+    )
+
+    def __post_init__(self) -> None:
+        require(0.01 <= self.ratio <= 1, f"ratio must lie between 0.01 and 1, not {self.ratio}.")
+        require(self.mode in ("learned", "tile"), f"mode must be learned or tile, not '{self.mode}'.")
+        require(0 < self.momentum <= 1, f"momentum must lie in (0, 1], not {self.momentum}.")
+        require(0 <= self.lr_learner < float("inf"),
+                f"lr_learner must be zero or positive, not {self.lr_learner}.")  # fmt: skip
+        require(0 <= self.w_kd <= 1, f"w_kd must lie in [0, 1], not {self.w_kd}.")
+        require(0 < self.temperature < float("inf"), f"temperature must be positive, not {self.temperature}.")
+
+    def check(self, data: Images) -> list[str]:
+        """Every training image needs its label; a convolution to compress; a given teacher the student's classes."""
+        student, problems = self.model("student", data), []
+        if unknown := int((data.train.labels < 0).sum()):
+            problems.append(f"it learns from labels, and {unknown} of {len(data.train)} training images have none; "
+                            "kd works without labels")  # fmt: skip
+        if not any(replaceable(m) for m in [m for m in student.module.modules() if isinstance(m, nn.Conv2d)][1:]):
+            problems.append(f"{student.name} has no convolution to compress besides its first (plain nn.Conv2d in one "
+                            "group with zero padding)")  # fmt: skip
+        if self.teacher is not None:
+            problems += same_classes(self.model("teacher", data), student)
+        return problems
+
+    def fit(self, run: Run, data: Images) -> nn.Module:
+        """The algorithm; returns the compressed network."""
+        teacher = run.frozen(self.model("teacher", data), data.validation) if self.teacher is not None else None
+        network = compressed(self.model("student", data).module, self.ratio, self.mode, momentum=self.momentum,
+                             generator=run.generator("epitomes"))  # fmt: skip
+        learners = [layer.learner for layer in epitomes(network) if layer.learner is not None]
+        for learner in learners:
+            learner.gather = run.gather
+        network, optimizer = run.setup(network, self._optimizer)
+        for _ in run.epochs(self.recipe.epochs):
+            network.train()
+            for images, y, _ in run.batches(data.train, self.recipe.batch_size, save_within=True):
+                self.recipe.schedule_rate(optimizer, run.progress)
+                z = network(images)
+                if teacher is None:
+                    loss = ce_loss(z, y)
+                else:
+                    loss = kd_objective(z, teacher(images), y, temperature=self.temperature, w_kd=self.w_kd,
+                                        w_ce=1 - self.w_kd)  # fmt: skip
+                run.backward(loss)
+                run.update(optimizer)
+                run.track(loss=loss)
+            run.evaluate(network, data.validation)
+        if learners:
+            self._settle(run, network, data)
+        drop_learners(network)
+        if self.mode == "tile" and _redundant(network):
+            run.note("The tiled outputs of a layer are alike, and nothing in this network tells them apart: it has "
+                     "neither biases nor normalisation after its compressed layers. Take --mode learned.")  # fmt: skip
+        return run.plain(network)
+
+    def product(self, module: nn.Module, data: Images) -> Model:
+        """The compressed network, rebuilt from the student's architecture."""
+        student = self.model("student", data)
+        source = source_of(student)
+        made = dataclasses.replace(student, module=module, reference=None, options={})
+        if source is None:
+            return made
+        options = {"source": source, "ratio": self.ratio, "mode": self.mode}
+        return dataclasses.replace(made, reference=REFERENCE, options=options)
+
+    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        learners = [p for m in network.modules() if isinstance(m, Learner) for p in m.parameters()]
+        apart = set(learners)
+        kept = [p for p in network.parameters() if p.requires_grad and p not in apart]
+        return self.recipe.make([{"params": kept}, {"params": learners, "weight_decay": 0.0,
+                                                    "lr": self.lr_learner * self.recipe.lr}])  # fmt: skip
+
+    def _settle(self, run: Run, network: nn.Module, data: Images) -> None:
+        """M over the batches of the trained network: each weighs the same, where the moving average forgets."""
+        network.train()
+        with torch.no_grad():
+            for i, (images, _, _) in enumerate(run.batches(data.train, self.recipe.batch_size, steps=SETTLE)):
+                for layer in epitomes(network):
+                    layer.momentum = 1 / (i + 1)
+                network(images)
+
+
+def _redundant(network: nn.Module) -> bool:
+    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+    return any(layer.bias is None for layer in epitomes(network)) and not any(
+        isinstance(m, norms) for m in network.modules()
+    )
