@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks.common import record
-from upcycle.cli import distill_arguments
+from upcycle.cli import arguments_of
 from upcycle.core.store import read_json
 from upcycle.verbs.distill import distill
 
@@ -17,7 +17,7 @@ KEEP = ("name", "role", "accuracy", "parameters", "macs", "latency", "memory")
 def main() -> None:
     """Run, print and record."""
     with tempfile.TemporaryDirectory() as folder:
-        values, _ = distill_arguments(["--config", "recipes/quickstart.yaml", "--out", f"{folder}/run"])
+        values, _ = arguments_of("distill", ["--config", "recipes/quickstart.yaml", "--out", f"{folder}/run"])
         start = time.perf_counter()
         result = distill(**values)
         seconds = time.perf_counter() - start

@@ -21,8 +21,8 @@ from upcycle.cli import SUMMARY
 from upcycle.core.cost import bytes_, count, duration, si
 from upcycle.core.lineage import TERMS
 from upcycle.core.models import resolve
-from upcycle.distillation import METHODS
 from upcycle.verbs.advise import methods_table_markdown
+from upcycle.verbs.methods import all_methods
 from upcycle.zoo import ENTRIES
 
 ROOT = Path(__file__).parents[1]
@@ -215,9 +215,11 @@ def quickstart() -> str:
 def claims() -> str:
     """One row a method: what is claimed, what was published, what was found here."""
     rows = []
-    for method in METHODS:
+    for method in all_methods():
         name, record = method.card.name, result(f"prove_{method.card.name}")
         claim = find(name)
+        if claim.method != name:  # two methods of one paper share a claim
+            continue
         if record is None:
             rows.append((f"`{name}`", claim.sentence, claim.published, "not measured yet", ""))
             continue
@@ -239,9 +241,11 @@ def verdict(record: dict[str, Any]) -> str:
 def claims_in_full() -> str:
     """For each method: setting, every arm with every seed, every check."""
     parts = []
-    for method in METHODS:
+    for method in all_methods():
         name, record = method.card.name, result(f"prove_{method.card.name}")
         claim = find(name)
+        if claim.method != name:  # two methods of one paper share a claim
+            continue
         text = f"### {name}\n\n{claim.sentence}\n\n*Published.* {claim.published}\n\n*Here.* {claim.setting}\n\n"
         if record is None:
             parts.append(text + MISSING)
@@ -262,7 +266,7 @@ def claims_in_full() -> str:
 
 def methods() -> str:
     """The method table, from the cards."""
-    return methods_table_markdown(method.card for method in METHODS)
+    return methods_table_markdown(method.card for method in all_methods())
 
 
 def commands() -> str:
@@ -276,7 +280,8 @@ def zoo() -> str:
     for name, entry in ENTRIES.items():
         model = resolve(f"zoo:{name}", pretrained=False)
         cost, trained = count(model.module, model.input_shape), entry.trained
-        origin = "no" if trained is None else "in the package" if trained.origin is None else "`$UPCYCLE_DATA/weights`"
+        ours = "`weights` of the repository" if trained and trained.script else "in the package"
+        origin = "no" if trained is None else ours if trained.origin is None else "`$UPCYCLE_DATA/weights`"
         rows.append((f"`zoo:{name}`", " x ".join(map(str, entry.shape)), si(cost.parameters), si(cost.macs), origin,
                      trained.licence if trained else ""))  # fmt: skip
     headings = ("reference", "input", "parameters", "multiply-adds", "trained weights", "their licence")

@@ -25,7 +25,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from upcycle.verbs.distill import Setting, find_method
+from upcycle.verbs.distill import Setting
+from upcycle.verbs.making import find_method
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -320,7 +321,7 @@ def _known(config: dict[str, Any]) -> set[str]:
         "plugin",
         "machine",
     }
-    return fields | set(find_method(config["method"]).options())
+    return fields | set(find_method(config["method"], "distill").options())
 
 
 Changed = tuple[str, Any, bool]

@@ -6,6 +6,7 @@ A method appears in every promise by appearing here, and a test fails for one th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.run import Run
 from upcycle.data import Images, load
 from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, NetGraft, OneStageGAN, TfKD
 
@@ -72,17 +75,51 @@ def seen(model: Model) -> Model:
     return model
 
 
+def parts() -> tuple[Model, ...]:
+    """Two trained networks for different digits, one of which expects another normalisation."""
+    data, made = tiny_data(), []
+    for i, classes in enumerate((("0", "1", "2"), ("7", "8", "9"))):
+        source = fitted(f"source{i}", 7 + i)
+        if i:
+            source = dataclasses.replace(source, mean=(0.25,), std=(0.5,))
+        method = MDA(
+            source=source, classes=classes, samples=8, alpha=-1.0, beta=-1.0, alpha_linear=-1.0, beta_linear=-1.0
+        )
+        made.append(method.product(method.fit(Run(None, quiet=True), data), data))
+    return tuple(made)
+
+
+@cache
+def _trained(seed: int, width: int) -> dict[str, torch.Tensor]:
+    """The weights of a tiny network after twenty epochs of cross-entropy on 160 digits."""
+    model, recipe = tiny_model("fitted", seed, width), Recipe(epochs=20, batch_size=32, lr=0.1)
+    method = KD(teacher=model, student=model, w_kd=0.0, w_ce=1.0, recipe=recipe, cache="off")
+    return method.fit(Run(None, seed=seed, quiet=True), tiny_data()).state_dict()
+
+
+def fitted(name: str, seed: int, width: int = 16) -> Model:
+    """A tiny network that recognises digits."""
+    model = tiny_model(name, seed, width)
+    model.module.load_state_dict(_trained(seed, width))
+    model.module.eval()
+    return model
+
+
 @dataclass(frozen=True)
 class Row:
-    """A method's options for the gauntlet, and the command line that runs it."""
+    """A method's options for the gauntlet, its networks, and the command line that runs it."""
 
     method: type[Method]
     options: dict[str, Any]
     words: tuple[str, ...]
     teacher: bool = True
     student_width: int = 16
+    networks: Callable[[], dict[str, Any]] | None = None  # in place of teacher and student
+    draws: bool = True  # whether anything is random
 
     def make(self, seed: int = 0) -> Method:
+        if self.networks is not None:
+            return self.method(**self.networks(), **self.options)
         roles = {"student": tiny_model("student", 100 + seed, self.student_width)}
         if self.teacher:
             roles["teacher"] = seen(tiny_model("teacher", 7))
@@ -95,6 +132,8 @@ _INVERT = {"recipe": _RECIPE, "rounds": 4, "batch": 32, "kd_steps": 4, "capacity
 _GENERATE = {"nz": 16, "ngf": 8}
 _INVERT_WORDS = (*_WORDS, "--rounds=3", "--batch=32", "--kd_steps=4")
 _GENERATE_WORDS = (*_INVERT_WORDS, "--nz=16", "--ngf=8")
+
+_REASSEMBLE = {"blocks": 2, "probe": 64, "runs": 5, "candidates": 4, "score_batches": 1}
 
 ROWS = {
     "kd": Row(KD, {"recipe": _RECIPE}, _WORDS),
@@ -129,4 +168,39 @@ ROWS = {
         DeepInversion, {**_INVERT, "warmup": 1, "g_steps": 3}, (*_INVERT_WORDS, "--warmup=1", "--g_steps=3")
     ),
     "onestagegan": Row(OneStageGAN, {**_INVERT, **_GENERATE, "g_steps": 3}, (*_GENERATE_WORDS, "--g_steps=3")),
+    "mda": Row(
+        MDA,
+        {"classes": ("3", "5", "8"), "samples": 8},
+        (),
+        networks=lambda: {"source": fitted("source", 7)},
+        draws=False,
+    ),
+    "mda-gradient": Row(
+        MDA,
+        {"samples": 8, "score": "gradient"},
+        ("--score=gradient",),
+        networks=lambda: {"source": fitted("source", 7)},
+        draws=False,
+    ),
+    "mdaassembly": Row(MDAAssembly, {"tune": True, "recipe": _RECIPE}, _WORDS, networks=lambda: {"parts": parts()}),
+    "mdaassembly-zeros": Row(
+        MDAAssembly,
+        {"tune": True, "keep_zeros": True, "scale": False, "recipe": _RECIPE},
+        (*_WORDS, "--keep_zeros"),
+        networks=lambda: {"parts": parts()},
+    ),
+    "dery": Row(
+        DeRy,
+        {**_REASSEMBLE, "recipe": _RECIPE},
+        _WORDS,
+        networks=lambda: {"zoo": (fitted("a", 7), fitted("b", 8, 24), fitted("c", 9, 12))},
+    ),
+    "dery-all": Row(
+        DeRy,
+        {**_REASSEMBLE, "tune": "all", "recipe": _RECIPE},
+        (*_WORDS, "--tune=all"),
+        networks=lambda: {"zoo": (fitted("a", 7), fitted("b", 8, 24))},
+    ),
+    "nes": Row(NES, {"recipe": _RECIPE}, _WORDS, teacher=False),
+    "nes-tile": Row(NES, {"recipe": _RECIPE, "mode": "tile", "w_kd": 0.5}, (*_WORDS, "--mode=tile")),
 }

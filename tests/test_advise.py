@@ -7,8 +7,10 @@ import pytest
 
 from upcycle.core.errors import UserError
 from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Card, Method, Needs
-from upcycle.distillation import METHODS
 from upcycle.verbs.advise import Advice, Architecture, Goal, advise, methods, methods_table_markdown
+from upcycle.verbs.methods import all_methods
+
+METHODS = all_methods()
 
 
 def _stub(name: str) -> type[Method]:
@@ -69,10 +71,15 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
 @pytest.mark.parametrize(
     ("have", "order"),
     [
-        ({"data": "labelled"}, ["kd", "vam", "netgraft", "tfkd", *FREE]),
-        ({"data": "labelled", "teacher": "predictions"}, ["kd", "vam", "tfkd"]),
-        ({"data": "labelled", "teacher": "none"}, ["tfkd"]),
-        ({"data": "labelled", "architecture": "transformer"}, ["kd", "netgraft", "tfkd"]),
+        ({"data": "labelled"}, ["kd", "vam", "netgraft", "dery", "tfkd", "mda", "nes", *FREE]),
+        ({"data": "labelled", "teacher": "predictions"}, ["kd", "vam", "tfkd", "nes"]),
+        ({"data": "labelled", "teacher": "none"}, ["tfkd", "nes"]),
+        ({"data": "labelled", "architecture": "transformer"}, ["kd", "netgraft", "dery", "tfkd"]),
+        ({"data": "labelled", "goal": "part"}, ["mda"]),
+        ({"data": "labelled", "goal": "part", "architecture": "transformer"}, []),
+        ({"data": "unlabelled", "goal": "part"}, []),
+        ({"data": "labelled", "goal": "join"}, ["mdaassembly", "dery"]),
+        ({"data": "labelled", "goal": "join", "architecture": "transformer"}, ["dery"]),
         ({"data": "labelled", "architecture": "same", "goal": "better"}, ["tfkd", "kd", "vam"]),
         ({"data": "labelled", "goal": "better"}, ["kd", "vam", "tfkd"]),
         ({"data": "unlabelled", "teacher": "predictions"}, ["kd", "vam"]),
@@ -120,18 +127,20 @@ def test_commands_name_options_that_exist():
     from upcycle.verbs.distill import Setting
 
     classes = {m.card.name: m for m in EVERY if m.card.name in REAL}
-    of_the_verb = {f.name for f in dataclasses.fields(Setting)} | {"teacher", "student", "method"}
+    of_the_verb = {f.name for f in dataclasses.fields(Setting)} | {"teacher", "student", "method", "zoo"}
     for have in SITUATIONS:
         for choice in ask(**have).choices:
             words = shlex.split(choice.command)
-            assert words[:2] == ["upcycle", "distill"]
-            options = dict(zip(words[2::2], words[3::2], strict=True))
-            assert options["--method"] == choice.method and "--student" in options
+            verb = CARDS[choice.method].verb
+            assert words[:2] == ["upcycle", verb]
+            first = next(i for i, word in enumerate(words) if word.startswith("--"))
+            options = dict(zip(words[first::2], words[first + 1 :: 2], strict=True))
+            assert options["--method"] == choice.method and (verb != "distill" or "--student" in options)
             assert ("--data" in options) == (CARDS[choice.method].needs.data != "none")
             own = set(classes[choice.method].options()) if choice.method in classes else set()
             assert {o.removeprefix("--") for o in options} <= of_the_verb | own
             needs_one = CARDS[choice.method].needs.teacher != "none"
-            assert ("--teacher" in options) >= needs_one
+            assert verb != "distill" or ("--teacher" in options) >= needs_one
             assert not ("--teacher" in options and have["teacher"] == "none")
             if have["data"] != "labelled":  # no command may count on labels that are not there
                 assert options.get("--w_ce", "0") == "0" and "--shots" not in options
@@ -139,12 +148,14 @@ def test_commands_name_options_that_exist():
 
 
 def test_every_command_parses():
-    from upcycle.cli import distill_arguments
+    from upcycle.cli import arguments_of
 
     for command in {c.command for have in SITUATIONS for c in ask(**have).choices if c.method in REAL}:
-        values, method = distill_arguments(shlex.split(command)[2:])
-        assert f"--method {method.card.name}" in command and values["student"] == "STUDENT"
-        assert (values["teacher"] == "TEACHER") == ("--teacher" in command)
+        _, verb, *words = shlex.split(command)
+        values, method = arguments_of(verb, words)
+        assert f"--method {method.card.name}" in command
+        if verb == "distill":
+            assert values["student"] == "STUDENT" and (values["teacher"] == "TEACHER") == ("--teacher" in command)
 
 
 def test_label_free_kd_is_asked_for_without_labels():

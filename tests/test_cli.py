@@ -142,7 +142,7 @@ def test_a_run_is_re_made_from_its_command(here: Path, done: Path) -> None:
 
 def test_the_last_word_counts(here: Path) -> None:
     Path("c.yaml").write_text(yaml.safe_dump({"student": "zoo:convnet", "recipe": {"epochs": 7, "lr": 0.3}}))
-    values, cls = cli.distill_arguments(["--config=c.yaml", "--recipe.epochs=2", "--dry-run"])
+    values, cls = cli.arguments_of("distill", ["--config=c.yaml", "--recipe.epochs=2", "--dry-run"])
     assert (values["recipe"].epochs, values["recipe"].lr, values["dry_run"]) == (2, 0.3, True)
     assert cls.card.name == "kd" and values["student"] == "zoo:convnet"
 

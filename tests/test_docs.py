@@ -95,14 +95,14 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: None) -> Path
 def test_every_command_on_the_page_parses(page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (desk / "runs" / "first").mkdir(parents=True)
     (desk / "runs" / "first" / "config.yaml").write_text("method: kd\nstudent: zoo:convnet_small\n")
-    for verb in cli.SUMMARY.keys() - {"distill"}:  # everything but the work itself
+    for verb in cli.SUMMARY.keys() - cli.MAKING.keys():  # everything but the work itself
         function = getattr(commands, verb)
         monkeypatch.setattr(commands, verb, functools.wraps(function)(lambda **values: 0))
     for _, _, language, text in blocks(page):
         for words in upcycle_commands(text) if language == "console" else ():
-            if words[0] == "distill":
-                values, method = cli.distill_arguments(words[1:])
-                assert values["student"] and values["method"] is method
+            if words[0] in cli.MAKING:
+                values, method = cli.arguments_of(words[0], words[1:])
+                assert values["method"] is method
             else:
                 assert cli.main(words) == 0, words
 
@@ -130,9 +130,11 @@ def test_every_mark_belongs_to_a_block() -> None:
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_parses(recipe: Path) -> None:
-    values, method = cli.distill_arguments(["--config", str(recipe)])
-    assert method.card.name == yaml.safe_load(recipe.read_text())["method"]
-    assert values["recipe"].epochs >= 1 if "recipe" in values else values["student"]
+    name = yaml.safe_load(recipe.read_text())["method"]
+    (verb,) = (m.card.verb for m in methods.all_methods() if m.card.name == name)
+    values, method = cli.arguments_of(verb, ["--config", str(recipe)])
+    assert method.card.name == name
+    assert values["recipe"].epochs >= 1 if "recipe" in values else values["method"]
 
 
 # -- the worked example -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tests.settings import ROWS, tiny_data
 from upcycle.core.errors import UserError
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
-from upcycle.distillation import METHODS
+from upcycle.verbs.methods import all_methods
 
 EACH = pytest.mark.parametrize("name", ROWS)
 
@@ -25,13 +25,21 @@ class Killed(Exception):
 
 
 class StopsAfter(Run):
-    """A run that dies after so many updates, as if the process were killed."""
+    """A run that dies after so many updates and stages, as if the process were killed."""
 
-    left = 0
+    left = done = 0
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         super().update(*args, **kwargs)
+        self._count()
+
+    def _finish_stage(self, *args: Any) -> None:
+        super()._finish_stage(*args)
+        self._count()
+
+    def _count(self) -> None:
         self.left -= 1
+        self.done += 1
         if self.left == 0:
             raise Killed
 
@@ -44,20 +52,16 @@ def fit(name: str, run: Run, n: int = 160) -> dict[str, Tensor]:
     return state
 
 
-def updates(run: Run) -> int:
-    return run._updates
-
-
 def test_every_method_has_a_row() -> None:
-    assert {m.card.name for m in METHODS} == {row.method.card.name for row in ROWS.values()}
+    assert {m.card.name for m in all_methods()} == {row.method.card.name for row in ROWS.values()}
 
 
 @EACH
 def test_p1_killed_anywhere_the_same_bits(name: str, tmp_path: Path) -> None:
-    whole = Run(tmp_path / "whole", seed=4, save_every=0)
+    whole = StopsAfter(tmp_path / "whole", seed=4, save_every=0)
     expected = tensor_digest(fit(name, whole))
     log = (tmp_path / "whole" / "metrics.csv").read_text()
-    n = updates(whole)
+    n = whole.done
     for share in (0.1, 0.55, 0.97):
         out = tmp_path / str(share)
         run = StopsAfter(out, seed=4, save_every=0)
@@ -99,7 +103,8 @@ def test_p3_corruption_is_named(name: str, tmp_path: Path) -> None:
 @EACH
 def test_p4_same_seed_same_bits_another_seed_others(name: str) -> None:
     a, b, c = (tensor_digest(fit(name, Run(None, seed=s))) for s in (1, 1, 2))
-    assert a == b != c
+    assert a == b
+    assert (b != c) == ROWS[name].draws
 
 
 @EACH
@@ -109,12 +114,15 @@ def test_p6_a_bad_number_stops_before_harm(name: str, tmp_path: Path) -> None:
         next(method.model("teacher", data).module.parameters()).data[0] = float("nan")  # type: ignore[attr-defined]
     else:
         bad = data.train.images.permute(0, 3, 1, 2).float() / 255
-        bad[17] = float("nan")
+        bad[17:25] = float("nan")  # of several classes
         data.train.images = bad.contiguous()
-    weights = method.model("student", data).module  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"not a finite|NaN|not finite"):
+    networks = [method.model("student", data)] if "student" in method.roles else []
+    for role in set(method.roles) - {"teacher", "student"}:
+        several = isinstance(getattr(method, role), tuple)
+        networks += method.models(role, data) if several else [method.model(role, data)]
+    with pytest.raises(UserError, match=r"not a finite|NaN|not finite|infinite"):
         method.fit(Run(tmp_path, save_every=0), data)
-    assert all(p.isfinite().all() for p in weights.parameters())
+    assert all(p.isfinite().all() for network in networks for p in network.module.parameters())
 
 
 def _two_ranks(name: str) -> dict[str, Tensor]:
@@ -145,8 +153,10 @@ def test_p8_the_network_is_optional(name: str, monkeypatch: pytest.MonkeyPatch) 
 def test_what_fit_returns_is_an_ordinary_module(name: str) -> None:
     data, row = tiny_data(), ROWS[name]
     net = row.make().fit(Run(None), data)
-    expected = row.make().model("student", data).module  # type: ignore[attr-defined]
-    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in expected.state_dict().items()}
+    if row.method.__module__.startswith("upcycle.distillation"):  # others make new architectures
+        expected = row.make().model("student", data).module  # type: ignore[attr-defined]
+        shapes = {k: v.shape for k, v in expected.state_dict().items()}
+        assert {k: v.shape for k, v in net.state_dict().items()} == shapes
     for m in net.modules():
         assert not m._forward_hooks and not m._forward_pre_hooks and "forward" not in m.__dict__
     assert not any(m.training for m in net.modules())

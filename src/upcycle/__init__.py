@@ -15,7 +15,10 @@ __version__ = "0.1.0"
 # Each public name and the module it lives in. Imported when first used: `import upcycle` loads no torch.
 _HOME = {
     "distill": "upcycle.verbs.distill",
-    "Result": "upcycle.verbs.distill",
+    "disassemble": "upcycle.verbs.assemble",
+    "assemble": "upcycle.verbs.assemble",
+    "reassemble": "upcycle.verbs.assemble",
+    "Result": "upcycle.verbs.making",
     "advise": "upcycle.verbs.advise",
     "doctor": "upcycle.verbs.doctor",
     "prove": "upcycle.verbs.prove",
@@ -41,11 +44,19 @@ _HOME = {
     "DeepInversion": "upcycle.distillation",
     "OneStageGAN": "upcycle.distillation",
     "kd_loss": "upcycle.distillation",
+    "MDA": "upcycle.assembly",
+    "MDAAssembly": "upcycle.assembly",
+    "DeRy": "upcycle.assembly",
+    "NES": "upcycle.assembly",
 }
 
 __all__ = [*_HOME]
 
 if TYPE_CHECKING:
+    from upcycle.assembly import MDA as MDA
+    from upcycle.assembly import NES as NES
+    from upcycle.assembly import DeRy as DeRy
+    from upcycle.assembly import MDAAssembly as MDAAssembly
     from upcycle.core.errors import UserError as UserError
     from upcycle.core.export import export as export
     from upcycle.core.frozen import frozen as frozen
@@ -69,9 +80,12 @@ if TYPE_CHECKING:
     from upcycle.distillation import TfKD as TfKD
     from upcycle.distillation import kd_loss as kd_loss
     from upcycle.verbs.advise import advise as advise
-    from upcycle.verbs.distill import Result as Result
+    from upcycle.verbs.assemble import assemble as assemble
+    from upcycle.verbs.assemble import disassemble as disassemble
+    from upcycle.verbs.assemble import reassemble as reassemble
     from upcycle.verbs.distill import distill as distill
     from upcycle.verbs.doctor import doctor as doctor
+    from upcycle.verbs.making import Result as Result
     from upcycle.verbs.prove import prove as prove
 
 

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib
+import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from upcycle.core.errors import UserError, unknown
 
-if TYPE_CHECKING:
-    from upcycle.core.method import Method
-
 SUMMARY = {
     "distill": "train a smaller or different student from a trained teacher",
+    "disassemble": "cut the part that knows chosen classes out of a classifier",
+    "assemble": "join the parts of several classifiers into one",
+    "reassemble": "build a network within a budget from blocks of several",
     "methods": "what there is, and what each method needs",
     "advise": "given what you have, which method, and the command to run",
     "prove": "run a method's published claim here and show both numbers",
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return 2
     except KeyboardInterrupt:
-        again = " The same command with --resume goes on." if words[0] == "distill" else ""
+        again = " The same command with --resume goes on." if words[0] in MAKING else ""
         _complain(f"interrupted.{again}")
         return 130
     except MemoryError:
@@ -98,7 +100,7 @@ def _help() -> str:
 # -- parsing ----------------------------------------------------------------------------------------------------
 
 
-def _parse(parser: Any, words: list[str], hints: dict[str, Any]) -> Any:
+def _parse(parser: Any, words: list[str], hints: dict[str, Any], networks: Iterable[str] = ()) -> Any:
     """Parse, turning the parser's complaints into one sentence with the nearest name.
 
     ``--dry-run`` is ``--dry_run``; a switch needs no value: ``--resume`` is ``--resume true``; a list needs no
@@ -106,6 +108,7 @@ def _parse(parser: Any, words: list[str], hints: dict[str, Any]) -> Any:
 
     Args:
         hints: the type of each option, to know switches and lists by.
+        networks: options that name networks, as text whatever the hints say.
     """
     import jsonargparse
 
@@ -118,10 +121,12 @@ def _parse(parser: Any, words: list[str], hints: dict[str, Any]) -> Any:
         hint, following = hints.get(name.removeprefix("--")), words[i + 1] if i + 1 < len(words) else ""
         if hint is bool and "=" not in word and following.lower() not in ("true", "false"):
             words[i] = f"{word}=true"
-        elif tuple in (typing.get_origin(t) for t in (hint, *typing.get_args(hint))):
+        elif name not in networks and tuple in (typing.get_origin(t) for t in (hint, *typing.get_args(hint))):
             value = word.partition("=")[2] if "=" in word else following
             if value and value[0] not in "[(-" and value != "null":
-                words[i if "=" in word else i + 1] = f"{name}=[{value}]" if "=" in word else f"[{value}]"
+                text = hint in (tuple[str, ...], tuple[str, ...] | None)  # or YAML would read numbers
+                value = json.dumps([item.strip() for item in value.split(",")]) if text else f"[{value}]"
+                words[i if "=" in word else i + 1] = f"{name}={value}" if "=" in word else value
     try:
         parsed = parser.parse_args(words)
     except OverflowError as error:
@@ -218,12 +223,61 @@ def _value_of(words: Sequence[str], option: str) -> str | None:
     return found
 
 
-def distill_arguments(words: list[str]) -> tuple[dict[str, Any], type]:
-    """Parse ``upcycle distill``: the keyword arguments of :func:`upcycle.distill`, and the method's class."""
-    from upcycle.verbs.distill import Setting, find_method
+@dataclasses.dataclass(frozen=True)
+class Making:
+    """A verb that makes a model with a method: where it lives and what networks it takes.
+
+    Args:
+        module: of the verb's function and its ``Setting``.
+        method: the default one.
+        networks: option or positional argument -> its type, how many words it takes, and its help.
+        example: what to write when a network is missing.
+    """
+
+    module: str
+    method: str
+    networks: dict[str, tuple[Any, str | None, str]]
+    example: str
+
+
+MAKING = {
+    "distill": Making(
+        "upcycle.verbs.distill",
+        "kd",
+        {
+            "--teacher": (str | None, None, "reference of the trained network"),
+            "--student": (str | None, None, "reference of the network to train"),
+        },
+        "distill needs a student: give --student REFERENCE, for example zoo:convnet_small.",
+    ),
+    "disassemble": Making(
+        "upcycle.verbs.assemble",
+        "mda",
+        {"model": (str, "?", "reference of a trained classifier")},
+        "disassemble needs a classifier: upcycle disassemble MODEL --classes A,B.",
+    ),
+    "assemble": Making(
+        "upcycle.verbs.assemble",
+        "mdaassembly",
+        {"parts": (str, "*", "references of two classifiers or more")},
+        "assemble needs two parts or more: upcycle assemble PART1 PART2.",
+    ),
+    "reassemble": Making(
+        "upcycle.verbs.assemble",
+        "dery",
+        {"--zoo": (str | None, None, "references with commas between them, or a folder of saved models")},
+        "reassemble needs networks to take blocks from: give --zoo DIR or --zoo REFERENCE,REFERENCE.",
+    ),
+}
+
+
+def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
+    """Parse a command that makes a model: the keyword arguments of its function, and the method's class."""
+    from upcycle.verbs.making import find_method
     from upcycle.verbs.methods import add_plugin
 
-    words = list(words)
+    making, words = MAKING[verb], list(words)
+    setting = importlib.import_module(making.module).Setting
     config = _value_of(words, "config")
     content = _read_config(config) if config is not None else {}
     if (plugin := content.get("plugin")) is not None:
@@ -233,23 +287,25 @@ def distill_arguments(words: list[str]) -> tuple[dict[str, Any], type]:
         i = next(i for i, w in enumerate(words) if w == "--plugin" or w.startswith("--plugin="))
         del words[i : i + (1 if "=" in words[i] else 2)]
     name = _value_of(words, "method")
-    cls = find_method(str(content.get("method", "kd")) if name is None else name)
-    parser = _parser("distill")
+    cls = find_method(str(content.get("method", making.method)) if name is None else name, verb)
+    helped = bool({"-h", "--help"} & set(words))  # reading docstrings takes time
+    parser = _parser(verb)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_argument("--teacher", type=str | None, default=None, help="reference of the trained network")
-    parser.add_argument("--student", type=str | None, default=None, help="reference of the network to train")
+    for network, (kind, number, text) in making.networks.items():
+        default = [] if number == "*" else None
+        parser.add_argument(network, type=kind, default=default, help=text, **({"nargs": number} if number else {}))
     parser.add_argument("--method", type=str, default=cls.card.name, help="see upcycle methods")
     parser.add_argument("--plugin", type=str, help="a Python file with methods of one's own")
     parser.add_argument("--machine", type=dict | None, default=None, help="written by a run; ignored")
-    parser.add_class_arguments(Setting, fail_untyped=True)
-    parser.add_class_arguments(_options_of(cls), fail_untyped=True)
-    hints = typing.get_type_hints(Setting) | typing.get_type_hints(cls)
-    parsed = parser.instantiate(_parse(parser, words, hints))
+    parser.add_class_arguments(setting if helped else _options_of(setting, helped), fail_untyped=True)
+    parser.add_class_arguments(_options_of(cls, helped), fail_untyped=True)
+    hints = typing.get_type_hints(setting) | typing.get_type_hints(cls)
+    parsed = parser.instantiate(_parse(parser, words, hints, making.networks))
     values = dict(vars(parsed))
     for key in ("config", "plugin", "machine", "__path__"):
         values.pop(key, None)
-    if values["student"] is None:
-        raise UserError("distill needs a student: give --student REFERENCE, for example zoo:convnet_small.")
+    if not all(values[key.removeprefix("--")] for key in making.networks if key != "--teacher"):
+        raise UserError(making.example)
     values["method"] = cls
     return values, cls
 
@@ -269,26 +325,35 @@ def _read_config(file: str) -> dict[str, Any]:
     return content
 
 
-def _options_of(cls: type[Method]) -> type:
-    """A plain dataclass of a method's hyper-parameters, its types resolved, which the parser can read."""
+def _options_of(cls: type, helped: bool) -> type:
+    """A plain dataclass of the options of a method or a setting, its types resolved, which the parser can read.
+
+    Args:
+        helped: with the docstring, which help is made from.
+    """
     hints = typing.get_type_hints(cls)
+    options = cls.options() if hasattr(cls, "options") else {f.name: f for f in dataclasses.fields(cls)}
     fields: list[Any] = []
-    for name, f in cls.options().items():
+    for name, f in options.items():
         made = f.default_factory is not dataclasses.MISSING
         default = {"default_factory": f.default_factory} if made else {"default": f.default}
         fields.append((name, hints[name], dataclasses.field(**default)))
-    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, namespace={"__doc__": cls.__doc__})
+    text = cls.__doc__ if helped else ""
+    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, namespace={"__doc__": text})
 
 
 # -- commands ---------------------------------------------------------------------------------------------------
 
 
-def _distill(words: list[str]) -> int:
-    values, _ = distill_arguments(words)
-    from upcycle.verbs.distill import distill
+def _making(verb: str) -> Callable[[list[str]], int]:
+    """A command that makes a model with a method."""
 
-    distill(**values)
-    return 0
+    def run(words: list[str]) -> int:
+        values, _ = arguments_of(verb, words)
+        getattr(importlib.import_module(MAKING[verb].module), verb)(**values)
+        return 0
+
+    return run
 
 
 def _simple(verb: str) -> Callable[[list[str]], int]:
@@ -307,8 +372,8 @@ def _simple(verb: str) -> Callable[[list[str]], int]:
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "distill": _distill,
-    **{v: _simple(v) for v in SUMMARY if v != "distill"},
+    **{verb: _making(verb) for verb in MAKING},
+    **{verb: _simple(verb) for verb in SUMMARY if verb not in MAKING},
 }
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit, describe
     from upcycle.data.labels import match_classes, read_label_map
     from upcycle.data.pool import Pool
-    from upcycle.data.pool_files import load_pool, pool_lineage, save_pool, teacher_node
+    from upcycle.data.pool_files import load_pool, parent_node, pool_lineage, save_pool
     from upcycle.data.sources import check_reference, load
 
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
     "load",
     "load_pool",
     "match_classes",
+    "parent_node",
     "pool_lineage",
     "read_images",
     "read_label_map",
     "save_pool",
-    "teacher_node",
     "uniform",
 ]
 
@@ -40,7 +40,7 @@ _HOMES = {
     "images": ("ImageSplit", "Images", "describe"),
     "labels": ("match_classes", "read_label_map"),
     "pool": ("Pool",),
-    "pool_files": ("load_pool", "pool_lineage", "save_pool", "teacher_node"),
+    "pool_files": ("load_pool", "pool_lineage", "save_pool", "parent_node"),
     "sources": ("check_reference", "load"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -197,6 +198,27 @@ class Images:
         """The same set with only the training samples ``index``; validation and test stay whole."""
         return replace(self, train=self.train.subset(index))
 
+    def only(self, classes: tuple[str, ...]) -> Images:
+        """The images of some classes alone, labelled by their places in ``classes``.
+
+        Raises:
+            UserError: a class that the set does not have.
+        """
+        for name in classes:
+            if name not in self.classes:
+                raise unknown(f"class of {self.name}", name, self.classes)
+        to = torch.full((len(self.classes) + 1,), -1)  # the last one for label -1
+        to[[self.classes.index(name) for name in classes]] = torch.arange(len(classes))
+
+        def of(split: ImageSplit) -> ImageSplit:
+            labels = to[split.labels]
+            return replace(split, labels=labels).subset((labels >= 0).nonzero()[:, 0])
+
+        train, validation, test = map(of, self._splits().values())
+        note = f"Only the classes {listed(list(classes), 'classes')} of {self.name}."
+        return replace(self, classes=tuple(classes), train=train, validation=validation, test=test,
+                       notes=self.notes if set(classes) == set(self.classes) else [*self.notes, note])  # fmt: skip
+
     def few(self, per_class: int, seed: int) -> Images:
         """Only ``per_class`` training images of each class, drawn with ``seed``.
 
@@ -249,6 +271,45 @@ class Images:
 
     def _splits(self) -> dict[str, ImageSplit]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def joined(sets: Sequence[Images]) -> Images:
+    """Several sets as one with the classes of all, those of the first one first; normalised as the first.
+
+    Raises:
+        UserError: images of different shapes, or one class in two sets.
+    """
+    first = sets[0]
+    for other in sets[1:]:
+        if other.shape != first.shape:
+            ours, theirs = (" x ".join(map(str, s.shape)) for s in (first, other))
+            raise UserError(f"{first.name} has images of {ours} (channels, height, width) and {other.name} of "
+                            f"{theirs}; --size brings images to one size.")  # fmt: skip
+    classes = [name for s in sets for name in s.classes]
+    twice = next((name for name in classes if classes.count(name) > 1), None)
+    require(twice is None, f"The class '{twice}' is in two of the sets that are to be joined; leave it out of one.")
+
+    def join(name: str) -> ImageSplit:
+        splits, labels, ids = [getattr(s, name) for s in sets], [], []
+        before = numbered = 0
+        for s, split in zip(sets, splits, strict=True):
+            labels.append(torch.where(split.labels >= 0, split.labels + before, -1))
+            ids.append(split.ids + numbered)  # augmentation is keyed by them
+            before += len(s.classes)
+            numbered += int(split.ids.max()) + 1 if len(split) else 0
+        images = torch.cat([split.images for split in splits])
+        return replace(splits[0], images=images, labels=torch.cat(labels), ids=torch.cat(ids))
+
+    licences = list(dict.fromkeys(s.licence for s in sets))
+    return Images(
+        name=" + ".join(dict.fromkeys(s.name for s in sets)),
+        classes=tuple(classes),
+        train=join("train"),
+        validation=join("validation"),
+        test=join("test"),
+        licence=licences[0] if len(licences) == 1 else "unknown",
+        notes=list(dict.fromkeys(note for s in sets for note in s.notes)),
+    )
 
 
 def draw(labels: Tensor, ids: Tensor, counts: list[int], seed: int, stream: str) -> Tensor:

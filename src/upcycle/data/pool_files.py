@@ -53,10 +53,10 @@ def weights_digest(module: nn.Module) -> str:
     return store.tensor_digest(module.state_dict())
 
 
-def teacher_node(teacher: models.Model) -> lineage.Node:
-    """The lineage of a model in the role of a teacher, with the digest of its weights as they are."""
-    known = teacher.lineage or lineage.node(name=teacher.name, digest="", licence=teacher.licence)
-    return {**known, "digest": weights_digest(teacher.module), "role": "teacher"}
+def parent_node(model: models.Model, role: str = "teacher") -> lineage.Node:
+    """The lineage of a model that another is made from, with the digest of its weights as they are."""
+    known = model.lineage or lineage.node(name=model.name, digest="", licence=model.licence)
+    return {**known, "digest": weights_digest(model.module), "role": role}
 
 
 def pool_lineage(
@@ -69,7 +69,7 @@ def pool_lineage(
         method: that made it, by its name on the command line.
         config: what it was made with, as plain data.
     """
-    parents = [teacher_node(teacher)]
+    parents = [parent_node(teacher)]
     return lineage.child(parents, name=name, digest=pool.digest, verb="distill", method=method, config=config or {})
 
 

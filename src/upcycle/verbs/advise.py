@@ -15,7 +15,7 @@ from upcycle.core.errors import unknown
 from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Access, Card, Data, Method
 
 Architecture = Literal["any", "same", "conv", "transformer"]
-Goal = Literal["smaller", "better"]
+Goal = Literal["smaller", "better", "part", "join"]
 
 DATA_WORDS: dict[Data, str] = {
     "none": "no images",
@@ -36,8 +36,15 @@ ARCHITECTURE_WORDS: dict[Architecture, str] = {
     "transformer": "the networks are transformers",
 }
 
+GOAL_WORDS: dict[Goal, str] = {
+    "smaller": "a smaller network",
+    "better": "a better network of the same size",
+    "part": "a network for some of its classes only",
+    "join": "one network made of several trained ones",
+}
+
 PLACEHOLDERS = (
-    "TEACHER and STUDENT stand for a reference: zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, "
+    "TEACHER, STUDENT, MODEL, PART and ZOO stand for a reference: zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, "
     "package.module:callable or a saved model. DATA stands for a data set's name, a folder of images, "
     "a Parquet folder, pool:PATH or hub:ORG/NAME."
 )
@@ -179,10 +186,9 @@ class _Have:
     goal: Goal
 
     def words(self) -> str:
-        goal = "a smaller network" if self.goal == "smaller" else "a better network of the same size"
         return (
             f"You have {DATA_WORDS[self.data]} and {ACCESS_WORDS[self.teacher]}; "
-            f"{ARCHITECTURE_WORDS[self.architecture]}. You want {goal}."
+            f"{ARCHITECTURE_WORDS[self.architecture]}. You want {GOAL_WORDS[self.goal]}."
         )
 
 
@@ -216,7 +222,8 @@ def advise(
             it is at hand as a whole.
         architecture: any, if it is open; same, if the student is built exactly like the teacher; conv or
             transformer, if both are.
-        goal: a smaller network, or a better one of the same size.
+        goal: a smaller network, or a better one of the same size; a part for some of its classes; or to join several
+            trained networks.
         methods: to choose from; all methods, plugins included, if not given.
 
     Raises:
@@ -286,6 +293,9 @@ def _needed(card: Card, have: _Have) -> str:
     return " and ".join(added)
 
 
+_SERVES: dict[str, tuple[str, ...]] = {"part": ("mda",), "join": ("mdaassembly", "dery")}
+
+
 def _missing(have: _Have, paths: dict[str, list[str]]) -> str:
     """What would be needed, from the methods that each addition would make work."""
     if have.goal == "smaller" and have.architecture == "same":
@@ -297,17 +307,26 @@ def _missing(have: _Have, paths: dict[str, list[str]]) -> str:
     return least + " ".join(f"With {what}: {', '.join(names)}." for what, names in paths.items())
 
 
+_NETWORKS = {
+    "distill": "--teacher TEACHER --student STUDENT",
+    "disassemble": "MODEL",
+    "assemble": "PART1 PART2",
+    "reassemble": "--zoo ZOO1,ZOO2",
+}
+
+
 def _command(card: Card, fit: _Fit) -> str:
-    teacher = "--teacher TEACHER " if fit.teacher else ""
+    networks = _NETWORKS[card.verb] if fit.teacher else "--student STUDENT"
     data = "" if card.needs.data == "none" else "--data DATA "
-    command = f"upcycle {card.verb} {teacher}--student STUDENT {data}--method {card.name} {fit.options}"
-    return command.strip()
+    return f"upcycle {card.verb} {networks} {data}--method {card.name} {fit.options}".strip()
 
 
 # -- judgement: where a method stands once its needs are met, or why it still cannot serve --------------
 
 
 def _judge(card: Card, have: _Have) -> _Fit | str:
+    if have.goal in ("part", "join") and card.name not in _SERVES[have.goal]:
+        return {"part": "it keeps all classes.", "join": "it takes one network, not several."}[have.goal]
     if have.goal == "smaller" and have.architecture == "same":
         return "a student that is built exactly like its teacher is as large as the teacher."
     if card.name in _RULES:
@@ -446,6 +465,55 @@ def _onestagegan(have: _Have) -> _Fit | str:
     return _from_the_teacher(have, 4, reason)
 
 
+def _mda(have: _Have) -> _Fit | str:
+    if have.architecture == "transformer":
+        return "it follows the channels of convolutions, and a transformer has next to none."
+    if have.goal == "better":
+        return "it cuts a part out of a network and makes none better."
+    if have.goal == "part":
+        reason = "the channels that chosen classes need are cut out as a smaller network of its own, without training."
+        return _Fit(0, reason, "--classes CLASS1,CLASS2")
+    reason = (
+        "it shrinks a network without training by leaving out channels that no class needs much; kd makes better small "
+        "networks, and takes a training. For a network of some classes only, ask for --goal part."
+    )
+    return _Fit(35, reason, "--beta 0.3")
+
+
+def _mdaassembly(have: _Have) -> _Fit | str:
+    if have.goal != "join":
+        return "it joins several networks of different classes; ask for --goal join."
+    if have.architecture == "transformer":
+        return "it joins convolutional networks channel by channel."
+    reason = (
+        "networks with one sequence of layers and different classes become one with all classes, without training "
+        "(--tune adds a short one); what mda cut out of two networks of one architecture fits together."
+    )
+    return _Fit(0, reason)
+
+
+def _dery(have: _Have) -> _Fit | str:
+    if have.goal == "better":
+        return "it looks for the best network within a budget; ask for --goal smaller or join."
+    reason = (
+        "if you have several trained networks: blocks of them are stitched together within a budget of parameters and "
+        "multiply-adds, and the new layers between them are trained."
+    )
+    return _Fit(5 if have.goal == "join" else 28, reason, "--params 0.5M --flops 60M")
+
+
+def _nes(have: _Have) -> _Fit | str:
+    if have.architecture == "transformer":
+        return "it compresses convolutions, and a transformer has next to none."
+    if have.goal == "better":
+        return "it stores a network in fewer numbers and makes none better."
+    reason = (
+        "a network of the student's shapes is trained whose layers are read from smaller tensors: fewer stored "
+        "parameters with the same layers. A narrower student by kd is the simpler way; compare."
+    )
+    return _Fit(36, reason, teacher=have.teacher != "none")
+
+
 _RULES: dict[str, Callable[[_Have], _Fit | str]] = {
     "kd": _kd,
     "vam": _vam,
@@ -455,4 +523,8 @@ _RULES: dict[str, Callable[[_Have], _Fit | str]] = {
     "cmi": _cmi,
     "deepinversion": _deepinversion,
     "onestagegan": _onestagegan,
+    "mda": _mda,
+    "mdaassembly": _mdaassembly,
+    "dery": _dery,
+    "nes": _nes,
 }

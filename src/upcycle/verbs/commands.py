@@ -42,7 +42,7 @@ def advise(
     data: Literal["none", "few", "unlabelled", "labelled"] | None = None,
     teacher: Literal["none", "predictions", "features", "weights"] = "weights",
     architecture: Literal["any", "same", "conv", "transformer"] = "any",
-    goal: Literal["smaller", "better"] = "smaller",
+    goal: Literal["smaller", "better", "part", "join"] = "smaller",
 ) -> int:
     """Which method fits, why, and the command to run; and which cannot work.
 
@@ -51,7 +51,7 @@ def advise(
             this option, it and the others are asked for.
         teacher: what you can get of the teacher.
         architecture: of the student: any, the same as the teacher's, convolutional, or a transformer.
-        goal: a smaller network, or a better one of the same size.
+        goal: a smaller network, a better one of the same size, a part for some of its classes, or to join several.
     """
     from upcycle.verbs.advise import advise as ask
 
@@ -67,7 +67,7 @@ _QUESTIONS = {
     "data": ("Which images do you have?", ("none", "few", "unlabelled", "labelled")),
     "teacher": ("What can you get of the teacher?", ("none", "predictions", "features", "weights")),
     "architecture": ("What shall the student be?", ("any", "same", "conv", "transformer")),
-    "goal": ("What is it for?", ("smaller", "better")),
+    "goal": ("What is it for?", ("smaller", "better", "part", "join")),
 }
 
 

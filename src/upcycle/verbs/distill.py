@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from upcycle.core import lineage, models, store
-from upcycle.core.cost import Cost, bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si
-from upcycle.core.errors import UserError, require, unknown
+from upcycle.core import lineage, models
+from upcycle.core.cost import Cost, count, duration, matmul_rate, si
+from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
 from upcycle.core.frozen import fast_bf16
 from upcycle.core.method import Method
@@ -29,24 +26,40 @@ from upcycle.core.run import Run, seed_everything
 from upcycle.data import Images, describe
 from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
-from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, teacher_node, weights_digest
+from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, parent_node, pool_directory, weights_digest
 from upcycle.distillation import KD
-from upcycle.report import write_report
-from upcycle.verbs.methods import all_methods, plugin_of
-
-Say = Callable[[str], None]
+from upcycle.verbs.making import (
+    UNRECORDED,
+    Result,
+    RunSetting,
+    Say,
+    claim_directory,
+    command_line,
+    default_of,
+    find_method,
+    first_process,
+    is_files,
+    leave,
+    plain,
+    points,
+    row,
+    run_in,
+    split_options,
+    spread,
+    tell,
+)
+from upcycle.verbs.methods import plugin_of
 
 
 @dataclass(kw_only=True)
-class Setting:
-    """The options of ``distill`` that belong to no method.
+class Setting(RunSetting):
+    """Data, devices, and where it goes.
 
     Args:
         data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
             folder, pool:PATH, or hub:ORG/NAME. Not given, it is digits, and none for methods that make their own
             images.
         test_data: measure on the validation and test images of this set instead; nothing else is done with it.
-        out: the run directory; runs/distill-METHOD-DATA if not given.
         size: resize images to this side, in pixels; without data, the side of the images to make.
         shots: keep only so many training images of each class (0: all).
         labels: keep labels for only so many training images of each class (-1: all, 0: none).
@@ -57,25 +70,13 @@ class Setting:
         teacher_std: see teacher_mean.
         student_weights: a safetensors file to start from, or pretrained; fresh weights if not given.
         label_map: CSV with columns teacher,student that maps class names.
-        seed: of everything random.
         seeds: how many runs, with seeds from seed on; the report shows their spread.
         alone: also train the student without a teacher, on the labels there are, with as many updates.
-        devices: how many processes.
-        accelerator: as in Lightning Fabric.
-        precision: auto takes bf16-mixed where the machine's flags say that it is fast.
         teacher_precision: auto takes bf16 for the teacher where its answers stay the same.
         compile: torch.compile; pays for itself in long runs.
-        save_every: seconds between save points.
-        resume: go on from what the run directory holds.
-        dry_run: validate, print cost and time, and stop.
-        trust: packages whose code a saved model's callable reference may run.
-        quiet: print only errors.
     """
 
-    data: str | None = None
     test_data: str | None = None
-    out: Path | None = None
-    size: int | None = None
     shots: int = 0
     labels: int = -1
     augment: tuple[Literal["auto", "none", "crop", "flip", "color"], ...] = ("auto",)
@@ -84,43 +85,21 @@ class Setting:
     teacher_std: tuple[float, ...] | None = None
     student_weights: str | None = None
     label_map: Path | None = None
-    seed: int = 0
     seeds: int = 1
     alone: bool = False
-    devices: int = 1
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     teacher_precision: Literal["auto", "32-true"] = "auto"
     compile: bool = False
-    save_every: float = 15.0
-    resume: bool = False
-    dry_run: bool = False
-    trust: tuple[str, ...] = ()
-    quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("out", "teacher_weights", "label_map"):  # Python callers may give text
+        super().__post_init__()
+        for name in ("teacher_weights", "label_map"):
             if getattr(self, name) is not None:
                 setattr(self, name, Path(getattr(self, name)))
         require(self.shots >= 0, f"shots must not be negative, it is {self.shots}.")
         require(self.labels >= -1, f"labels must be -1 (all) or more, not {self.labels}.")
         require(self.seeds >= 1, f"seeds must be at least 1, not {self.seeds}.")
-        require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
-        require(0 <= self.save_every < math.inf, f"save_every must be a number of seconds, not {self.save_every}.")
-        require(self.size is None or self.size >= 1, f"size must be positive, not {self.size}.")
         require(len(self.augment) == 1 or not {"auto", "none"} & set(self.augment),
                 f"augment cannot mix auto or none with others: it is {' '.join(self.augment)}.")  # fmt: skip
-
-
-@dataclass(kw_only=True)
-class Result:
-    """What a verb leaves: the directory, the product, and the numbers that its report shows."""
-
-    directory: Path
-    student: Model
-    rows: list[dict[str, Any]]
-    sentence: str
-    report: Path
 
 
 def distill(
@@ -145,39 +124,12 @@ def distill(
     Raises:
         UserError: before any work where the request cannot work.
     """
-    cls = method if isinstance(method, type) else find_method(method)
-    fields = {f.name for f in dataclasses.fields(Setting)}
-    known = [*sorted(fields), *cls.options()]
-    for key in options:
-        if key not in known:
-            raise unknown(f"option of {cls.card.name}", key, known)
+    cls = method if isinstance(method, type) else find_method(method, "distill")
+    common, own = split_options(cls, Setting, options)
     if data is None:
         data = "none" if cls.card.needs.data == "none" else "digits"
-    setting = Setting(**{key: value for key, value in options.items() if key in fields},
-                      data=data if isinstance(data, str) else "data")  # fmt: skip
-    own = {key: value for key, value in options.items() if key not in fields}
-    for key, value in own.items():  # nested dataclasses may come as plain mappings
-        if isinstance(value, dict) and dataclasses.is_dataclass(kind := type(_default(cls, key))):
-            own[key] = kind(**value)
+    setting = Setting(**common, data=data if isinstance(data, str) else "data")
     return _Distillation(cls, setting, own, teacher, student, data, (lambda text: None) if setting.quiet else say).run()
-
-
-def find_method(name: str) -> type[Method]:
-    """A method by its command-line name or as ``package.module:Class``."""
-    if ":" in name:
-        found = models.import_object(name)
-        if isinstance(found, type) and issubclass(found, Method):
-            return found
-        raise UserError(f"{name} is not a Method class.")
-    known = {m.card.name: m for m in all_methods()}
-    if name not in known:
-        raise unknown("method", name, known)
-    return known[name]
-
-
-def _default(cls: type[Method], option: str) -> Any:
-    f = cls.options()[option]
-    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
 class _Distillation:
@@ -195,8 +147,7 @@ class _Distillation:
     ) -> None:
         self.cls: Any = cls  # a dataclass with teacher and student, which its base does not have
         self.setting, self.options = setting, options
-        # Fabric starts further processes as the same command again; only the first one speaks and claims.
-        self.first = os.environ.get("LOCAL_RANK", "0") == "0"
+        self.first = first_process()
         self.say: Say = say if self.first else lambda text: None
         self.teacher_ref, self.student_ref, self.data_ref = teacher, student, data
         self.free = cls.card.needs.data == "none"
@@ -218,7 +169,7 @@ class _Distillation:
         teacher_cost, student_cost = self._costs(teacher, student)
         if setting.dry_run:
             self._dry_run(self._method(teacher, student), teacher_cost, student_cost, data)
-            return Result(directory=self.out, student=student, rows=[], sentence="", report=self.out / "report.html")
+            return Result(directory=self.out, model=student, rows=[], sentence="", report=self.out / "report.html")
 
         arms: dict[str, list[Evaluation]] = {}
         product, run, data = self._fit("student", setting.seed, self.out, teacher, whole, arms)
@@ -232,19 +183,17 @@ class _Distillation:
             measured = evaluate(
                 teacher.module, data.normalised(teacher.mean, teacher.std).test, device=torch.device("cpu")
             )
-            rows.append(_row(teacher.name, "teacher", [measured], teacher_cost, teacher))
+            rows.append(row(teacher.name, "teacher", [measured], teacher))
         if setting.alone:
-            rows.append(_row(f"{student.name} alone", "alone", arms["alone"], student_cost, product))
-        rows.append(_row(f"{student.name} by {self.cls.card.name}", "student", arms["student"], student_cost, product))
-        result = Result(directory=self.out, student=product, rows=rows, report=self.out / "report.html",
+            rows.append(row(f"{student.name} alone", "alone", arms["alone"], student))
+        rows.append(row(f"{student.name} by {self.cls.card.name}", "student", arms["student"], product))
+        result = Result(directory=self.out, model=product, rows=rows, report=self.out / "report.html",
                         sentence=_sentence(rows, data, agreement=not len(whole.test)))  # fmt: skip
         if run.rank == 0:
-            self._leave(result, teacher, data, run, time.time() - start)
-            self.say(_table(rows, self.figure))
-            self.say(result.sentence)
-            for note in run.notes:
-                self.say(f"note     {note}")
-            self.say(f"Report: {result.report}\nModel:  {self.out / 'model'}")
+            leave(result, self.cls, self._parents(teacher, product, data), data, run, config=self.config(),
+                  command=self.command(), seconds=time.time() - start, figure=self.figure,
+                  seeds=list(range(setting.seed, setting.seed + setting.seeds)))  # fmt: skip
+            tell(result, run, self.say, self.figure)
         run.close()
         return result
 
@@ -349,8 +298,8 @@ class _Distillation:
                                      std=setting.teacher_std, trust=setting.trust)  # fmt: skip
             self._require_own_pool(teacher)
             size = setting.size or teacher.input_shape[1]
-            data = load_data(self.data_ref, size=size if _is_files(self.data_ref) else setting.size,
-                             channels=teacher.input_shape[0] if _is_files(self.data_ref) else None)  # fmt: skip
+            data = load_data(self.data_ref, size=size if is_files(self.data_ref) else setting.size,
+                             channels=teacher.input_shape[0] if is_files(self.data_ref) else None)  # fmt: skip
         else:
             data = load_data(self.data_ref, size=setting.size)
         if teacher is None:
@@ -388,7 +337,7 @@ class _Distillation:
         setting, (channels, height, _) = self.setting, data.shape
         if setting.test_data is None:
             return data
-        files = _is_files(setting.test_data)
+        files = is_files(setting.test_data)
         like = load_data(
             setting.test_data, size=height if files else setting.size, channels=channels if files else None
         )
@@ -497,22 +446,11 @@ class _Distillation:
         method = self._method(teacher, student)
         if arm == "alone":
             method, data = _alone(method, student, data)
-        run = Run(
-            directory,
-            seed=seed,
-            resume=setting.resume and (directory / "config.yaml").exists(),
-            devices=setting.devices,
-            accelerator=setting.accelerator,
-            precision=setting.precision,
-            teacher_precision=setting.teacher_precision,
-            save_every=setting.save_every,
-            compile=setting.compile,
-            config=self.config(arm, seed),
-            quiet=setting.quiet,
-        )
+        run = run_in(directory, setting, self.config(arm, seed), seed=seed, compile=setting.compile,
+                     teacher_precision=setting.teacher_precision)  # fmt: skip
         with run.interruptible():
             module = method.fit(run, data).float()
-        product = dataclasses.replace(student, module=module)
+        product = method.product(module, data)
         on = "on test"
         if not len(data.test):
             assert teacher is not None  # a method without data has one
@@ -528,9 +466,9 @@ class _Distillation:
 
     def config(self, arm: str = "student", seed: int | None = None) -> dict[str, Any]:
         """Everything that re-makes this run, as plain data in the names of the command line."""
-        own = {key: self.options.get(key, _default(self.cls, key)) for key in self.cls.options()}
+        own = {key: self.options.get(key, default_of(self.cls, key)) for key in self.cls.options()}
         setting = {f.name: getattr(self.setting, f.name) for f in dataclasses.fields(Setting)
-                   if f.name not in ("resume", "dry_run", "quiet", "save_every")}  # fmt: skip
+                   if f.name not in UNRECORDED}  # fmt: skip
         setting["seed"] = self.setting.seed if seed is None else seed
         if arm == "alone" or setting["seed"] != self.setting.seed:
             setting |= {"seeds": 1, "alone": arm == "alone"}
@@ -538,59 +476,28 @@ class _Distillation:
             setting["plugin"] = plugin
         config = {"teacher": self.teacher_ref, "student": self.student_ref, "method": self.cls.card.name, **setting,
                   "data": self.data_ref, "out": self.out, **own}  # fmt: skip
-        return {key: _plain(value) for key, value in config.items()}
+        return {key: plain(value) for key, value in config.items()}
 
     # -- after it -----------------------------------------------------------------------------------------------
 
-    def _leave(self, result: Result, teacher: Model | None, data: Images, run: Run, seconds: float) -> None:
-        card, student = self.cls.card, result.student
+    def _parents(self, teacher: Model | None, student: Model, data: Images) -> list[lineage.Node]:
+        """The models whose weights, answers or images went into the student."""
         parents = []
         if teacher is not None:
-            parents.append(teacher_node(teacher))
+            parents.append(parent_node(teacher))
         if data.lineage is not None:  # images that a network made hand its licence on
             parents.append({**data.lineage, "role": lineage.POOL})
         if self.setting.student_weights is not None and student.lineage is not None:
             parents.append({**student.lineage, "role": "initial weights"})
-        metrics = {self.figure: [round(a, 6) for a in result.rows[-1]["accuracy"]]}
-        trained = {"name": data.name, "digest": data.digest, "licence": data.licence} if len(data.train) else None
-        tree = lineage.child(parents, name=student.name, digest=store.tensor_digest(student.module.state_dict()),
-                             verb="distill", method=card.name, config=self.config(),
-                             data=trained, metrics=metrics)  # fmt: skip
-        student.lineage, student.licence = tree, tree["licence"]["id"]
-        record = {
-            "format": 1, "verb": "distill", "method": card.name, "title": card.title, "paper": card.paper,
-            "command": self.command(), "date": time.strftime("%Y-%m-%d"), "seconds": round(seconds, 2),
-            "sentence": result.sentence, "figure": self.figure,
-            "data": {"name": data.title, "train": len(data.train), "validation": len(data.validation),
-                     "test": len(data.test), "labelled": int((data.train.labels >= 0).sum()),
-                     "classes": list(data.classes), "notes": data.notes, "chosen": data.chosen},
-            "rows": result.rows, "seeds": list(range(self.setting.seed, self.setting.seed + self.setting.seeds)),
-            "machine": {**machine(), **run.machine}, "config": self.config(), "notes": run.notes,
-            "versions": lineage.versions(),
-        }  # fmt: skip
-        measured = {**record, "data": {"name": data.measured or data.name}}
-        models.save(student, self.out / "model", readme=lineage.model_card(tree, measured))
-        store.write_json(self.out / "result.json", record)
-        write_report(self.out)
+        return parents
 
     def command(self) -> str:
         """The command line that re-makes this run, as short as the defaults allow."""
-        words = ["upcycle distill"]
-        for key, value in self.config().items():
-            if key in ("teacher", "student", "data", "method") or value != _plain(self._default_of(key)):
-                words.append(
-                    f"--{key} {_word(value)}"
-                    if not isinstance(value, dict)
-                    else " ".join(
-                        f"--{key}.{k} {_word(v)}" for k, v in value.items() if v != _plain(self._default_of(key))[k]
-                    )
-                )
-        return " ".join(w for w in words if w)
+        always = ("teacher", "student", "method", "data")
+        return command_line("distill", self.config(), always, self._default_of)
 
     def _default_of(self, key: str) -> Any:
-        if key in self.cls.options():
-            return _default(self.cls, key)
-        return getattr(Setting(), key, None)
+        return default_of(self.cls, key) if key in self.cls.options() else getattr(Setting(), key, None)
 
 
 def _measurable(data: Images, teacher: Model) -> Images:
@@ -618,32 +525,6 @@ def _on_its_pool(folder: Path, data: Images, teacher: Model) -> Images:
     return dataclasses.replace(answered, notes=[*data.notes, note])
 
 
-def claim_directory(out: Path, *, resume: bool) -> None:
-    """Make sure that ``out`` can be written and holds nothing that would be lost."""
-    if "\0" in str(out):
-        raise UserError(f"{str(out)!r} is no path; choose another --out.")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; choose another --out.")
-    # A run that was killed while it wrote its first file has left nothing but a temporary one.
-    used = out.is_dir() and any(p.suffix != ".tmp" for p in out.iterdir())
-    if used and not resume:
-        raise UserError(f"{out} exists and is not empty: add --resume to go on with it, or choose another --out.")
-    if used and not (out / "config.yaml").exists():
-        raise UserError(f"{out} holds no run that could go on (no config.yaml); choose another --out.")
-    fresh = [p for p in (out, *out.parents) if not p.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"Cannot write to {out}: {error.strerror}. Choose another --out.") from error
-    finally:
-        for p in fresh:
-            with contextlib.suppress(OSError):
-                p.rmdir()
-
-
 def _alone(method: Method, student: Model, data: Images) -> tuple[Method, Images]:
     """The student trained by cross-entropy on the labels there are, with as many updates as the method makes."""
     known = (data.train.labels >= 0).nonzero()[:, 0]
@@ -661,23 +542,6 @@ def _alone(method: Method, student: Model, data: Images) -> tuple[Method, Images
     return KD(teacher=student, student=student, w_kd=0.0, w_ce=1.0, recipe=recipe, cache="off"), data
 
 
-def _row(name: str, role: str, arms: list[Evaluation], cost: Cost | None, model: Model) -> dict[str, Any]:
-    assert cost is not None
-    first = arms[0]
-    return {"name": name, "role": role, "accuracy": [a.accuracy for a in arms], "parameters": cost.parameters,
-            "macs": cost.macs, "latency": latency(model.module, model.input_shape),
-            "memory": peak_memory(model.module, model.input_shape), "per_class": first.per_class, "ece": first.ece,
-            "confusion": first.confusion,
-            "reliability": [dict(zip(("confidence", "accuracy", "count"), b, strict=True)) for b in zip(
-                *(first.confidence[k] for k in ("confidence", "accuracy", "count")), strict=True)]}  # fmt: skip
-
-
-def spread(values: list[float]) -> str:
-    """Mean and sample standard deviation, in per cent."""
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f} %" if len(values) > 1 else f"{mean} %"
-
-
 def _sentence(rows: list[dict[str, Any]], data: Images, *, agreement: bool) -> str:
     student = rows[-1]
     if agreement:
@@ -687,52 +551,12 @@ def _sentence(rows: list[dict[str, Any]], data: Images, *, agreement: bool) -> s
     accuracy = statistics.fmean(student["accuracy"])
     text = f"The student reaches {spread(student['accuracy'])} on the {len(data.test):,} test images of "
     text += data.measured or data.name
-    for row in rows[:-1]:
-        other = statistics.fmean(row["accuracy"])
-        if row["role"] == "teacher":
-            ratio = row["parameters"] / student["parameters"]
-            text += f", {_points(accuracy - other)} its teacher"
+    for line in rows[:-1]:
+        other = statistics.fmean(line["accuracy"])
+        if line["role"] == "teacher":
+            ratio = line["parameters"] / student["parameters"]
+            text += f", {points(accuracy - other)} its teacher"
             text += f", with {ratio:.3g} times fewer parameters" if ratio > 1.05 else ""
-        if row["role"] == "alone":
-            text += f", and {_points(accuracy - other)} the same network trained alone"
+        if line["role"] == "alone":
+            text += f", and {points(accuracy - other)} the same network trained alone"
     return text + "."
-
-
-def _points(difference: float) -> str:
-    return f"{abs(100 * difference):.1f} points {'above' if difference >= 0 else 'below'}"
-
-
-def _table(rows: list[dict[str, Any]], figure: str) -> str:
-    lines = [("", figure, "parameters", "multiply-adds", "latency", "memory")]
-    for r in rows:
-        lines.append((r["name"], spread(r["accuracy"]), si(r["parameters"]), si(r["macs"]), duration(r["latency"]),
-                      bytes_(r["memory"])))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(6)]
-    made = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines]  # fmt: skip
-    return "\n".join(["", made[0], "─" * len(made[0]), *made[1:], ""])
-
-
-def _is_files(reference: Any) -> bool:
-    return isinstance(reference, str | Path) and (str(reference).startswith("hub:") or Path(reference).is_dir())
-
-
-def _plain(value: Any) -> Any:
-    """A value as YAML and JSON can hold it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Images):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, Model):
-        return value.reference or f"<{type(value.module).__name__} instance>"
-    return f"<{type(value).__name__} instance>"
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(str(v) for v in value) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -6,16 +6,16 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from upcycle import assembly, distillation
 from upcycle.core.errors import UserError
 from upcycle.core.method import Method
-from upcycle.distillation import METHODS
 
 _plugins: dict[type[Method], str] = {}  # with the file that each comes from
 
 
 def all_methods() -> tuple[type[Method], ...]:
     """Every method, in the order of the docs; those of plugins last."""
-    return (*METHODS, *_plugins)
+    return (*distillation.METHODS, *assembly.METHODS, *_plugins)
 
 
 def add_plugin(file: str | Path) -> tuple[type[Method], ...]:

@@ -1,0 +1,331 @@
+"""What the verbs that make a model share: common options, the run directory, the figures, and what they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from upcycle.core import lineage, models, store
+from upcycle.core.cost import bytes_, count, duration, latency, machine, peak_memory, si
+from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.evaluate import Evaluation
+from upcycle.core.method import Method
+from upcycle.core.models import Model
+from upcycle.core.run import Run
+from upcycle.data import Images
+from upcycle.report import write_report
+from upcycle.verbs.methods import all_methods
+
+Say = Callable[[str], None]
+
+
+@dataclass(kw_only=True)
+class RunSetting:
+    """Data, devices, and where it goes.
+
+    Args:
+        data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
+            folder, pool:PATH, or hub:ORG/NAME.
+        out: the run directory; if not given, one under runs/, named after the verb, the method and the data.
+        size: resize images to this side, in pixels.
+        seed: of everything random.
+        devices: how many processes.
+        accelerator: as in Lightning Fabric.
+        precision: auto takes bf16-mixed where the machine's flags say that it is fast.
+        save_every: seconds between save points.
+        resume: go on from what the run directory holds.
+        dry_run: validate, print cost and time, and stop.
+        trust: packages whose code a saved model's callable reference may run.
+        quiet: print only errors.
+    """
+
+    data: str | None = None
+    out: Path | None = None
+    size: int | None = None
+    seed: int = 0
+    devices: int = 1
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
+    save_every: float = 15.0
+    resume: bool = False
+    dry_run: bool = False
+    trust: tuple[str, ...] = ()
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.out is not None:  # Python callers may give text
+            self.out = Path(self.out)
+        require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
+        require(0 <= self.save_every < math.inf, f"save_every must be a number of seconds, not {self.save_every}.")
+        require(self.size is None or self.size >= 1, f"size must be positive, not {self.size}.")
+
+
+UNRECORDED = ("resume", "dry_run", "quiet", "save_every")
+"""Options that change no result, and so are no part of a configuration."""
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What a verb leaves: the directory, the product, and the numbers that its report shows."""
+
+    directory: Path
+    model: Model
+    rows: list[dict[str, Any]]
+    sentence: str
+    report: Path
+
+    @property
+    def student(self) -> Model:
+        """The product, by the name that ``distill`` has for it."""
+        return self.model
+
+
+# -- methods and their options ------------------------------------------------------------------------------------
+
+
+def find_method(name: str, verb: str) -> type[Method]:
+    """A method of a verb by its command-line name or as ``package.module:Class``."""
+    if ":" in name:
+        found = models.import_object(name)
+        if not (isinstance(found, type) and issubclass(found, Method)):
+            raise UserError(f"{name} is not a Method class.")
+    else:
+        known = {m.card.name: m for m in all_methods()}
+        if name not in known:
+            raise unknown("method", name, [n for n, m in known.items() if m.card.verb == verb])
+        found = known[name]
+    require(found.card.verb == verb, f"{found.card.name} is run by upcycle {found.card.verb}, not {verb}.")
+    return found
+
+
+def split_options(cls: type[Method], kind: type, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options for the dataclass ``kind`` and for the method, or an error for what belongs to neither."""
+    fields = {f.name for f in dataclasses.fields(kind)}
+    known = [*sorted(fields), *cls.options()]
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of {cls.card.name}", key, known)
+    own = {key: value for key, value in options.items() if key not in fields}
+    for key, value in own.items():  # nested dataclasses may come as plain mappings
+        if isinstance(value, dict) and dataclasses.is_dataclass(nested := type(default_of(cls, key))):
+            own[key] = nested(**value)
+    return {key: value for key, value in options.items() if key in fields}, own
+
+
+def default_of(cls: type[Method], option: str) -> Any:
+    """The default of a method's option."""
+    f = cls.options()[option]
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+# -- configuration ------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML and JSON can hold it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Images):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Model):
+        return value.reference or f"<{type(value.module).__name__} instance>"
+    return f"<{type(value).__name__} instance>"
+
+
+def command_line(
+    verb: str,
+    config: dict[str, Any],
+    always: tuple[str, ...],
+    default: Callable[[str], Any],
+    positional: tuple[str, ...] = (),
+) -> str:
+    """The command that re-makes a run, as short as the defaults allow.
+
+    Args:
+        config: every option by its name.
+        always: those that are shown whatever their value.
+        default: of an option.
+        positional: those that stand without their names, first.
+    """
+    words = [f"upcycle {verb}"]
+    for key in positional:
+        value = config[key]
+        words += map(_word, value if isinstance(value, list) else [value])
+    for key, value in config.items():
+        usual = plain(default(key))
+        if key in positional or (value == usual and key not in always):
+            continue
+        if isinstance(value, dict) and isinstance(usual, dict):
+            words += [f"--{key}.{k} {_word(v)}" for k, v in value.items() if v != usual[k]]
+        else:
+            words.append(f"--{key} {_word(value)}")
+    return " ".join(words)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(str(v) for v in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def is_files(reference: Any) -> bool:
+    """Whether a data reference names files of a person's own, which can be brought to another size."""
+    return isinstance(reference, str | Path) and (str(reference).startswith("hub:") or Path(reference).is_dir())
+
+
+# -- the run directory --------------------------------------------------------------------------------------------
+
+
+def first_process() -> bool:
+    """Whether this is the process that speaks and claims: Fabric starts others as the same command again."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def claim_directory(out: Path, *, resume: bool) -> None:
+    """Make sure that ``out`` can be written and holds nothing that would be lost."""
+    if "\0" in str(out):
+        raise UserError(f"{str(out)!r} is no path; choose another --out.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another --out.")
+    # A run that was killed while it wrote its first file has left nothing but a temporary one.
+    used = out.is_dir() and any(p.suffix != ".tmp" for p in out.iterdir())
+    if used and not resume:
+        raise UserError(f"{out} exists and is not empty: add --resume to go on with it, or choose another --out.")
+    if used and not (out / "config.yaml").exists():
+        raise UserError(f"{out} holds no run that could go on (no config.yaml); choose another --out.")
+    fresh = [p for p in (out, *out.parents) if not p.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"Cannot write to {out}: {error.strerror}. Choose another --out.") from error
+    finally:
+        for p in fresh:
+            with contextlib.suppress(OSError):
+                p.rmdir()
+
+
+def run_in(directory: Path, setting: RunSetting, config: dict[str, Any], **options: Any) -> Run:
+    """A run in ``directory`` with the devices and the precision of ``setting``."""
+    options = {"seed": setting.seed, **options}
+    return Run(
+        directory,
+        resume=setting.resume and (directory / "config.yaml").exists(),
+        devices=setting.devices,
+        accelerator=setting.accelerator,
+        precision=setting.precision,
+        save_every=setting.save_every,
+        config=config,
+        quiet=setting.quiet,
+        **options,
+    )
+
+
+def leave(
+    result: Result,
+    cls: type[Method],
+    parents: list[lineage.Node],
+    data: Images,
+    run: Run,
+    *,
+    config: dict[str, Any],
+    command: str,
+    seconds: float,
+    figure: str = "test accuracy",
+    seeds: list[int],
+) -> None:
+    """Write the product with its lineage and card, ``result.json`` and the report into the run directory."""
+    card, model = cls.card, result.model
+    product = result.rows[-1]
+    metrics: dict[str, float | list[float]] = {}
+    if product.get("accuracy"):
+        metrics[figure] = [round(a, 6) for a in product["accuracy"]]
+    trained = {"name": data.name, "digest": data.digest, "licence": data.licence} if len(data.train) else None
+    tree = lineage.child(parents, name=model.name, digest=store.tensor_digest(model.module.state_dict()),
+                         verb=card.verb, method=card.name, config=config, data=trained, metrics=metrics)  # fmt: skip
+    model.lineage, model.licence = tree, tree["licence"]["id"]
+    record = {
+        "format": 1, "verb": card.verb, "method": card.name, "title": card.title, "paper": card.paper,
+        "command": command, "date": time.strftime("%Y-%m-%d"), "seconds": round(seconds, 2),
+        "sentence": result.sentence, "figure": figure,
+        "data": {"name": data.title, "train": len(data.train), "validation": len(data.validation),
+                 "test": len(data.test), "labelled": int((data.train.labels >= 0).sum()),
+                 "classes": list(data.classes), "notes": data.notes, "chosen": data.chosen},
+        "rows": result.rows, "seeds": seeds,
+        "machine": {**machine(), **run.machine}, "config": config, "notes": run.notes,
+        "versions": lineage.versions(),
+    }  # fmt: skip
+    measured = {**record, "data": {"name": data.measured or data.name}}
+    models.save(model, result.directory / "model", readme=lineage.model_card(tree, measured))
+    store.write_json(result.directory / "result.json", record)
+    write_report(result.directory)
+
+
+def tell(result: Result, run: Run, say: Say, figure: str = "test accuracy") -> None:
+    """The end of a command: the table, the sentence, the notes, and where things lie."""
+    say(table(result.rows, figure))
+    say(result.sentence)
+    for note in run.notes:
+        say(f"note     {note}")
+    say(f"Report: {result.report}\nModel:  {result.directory / 'model'}")
+
+
+# -- figures ------------------------------------------------------------------------------------------------------
+
+
+def row(name: str, role: str, arms: list[Evaluation], model: Model) -> dict[str, Any]:
+    """One line of the comparison.
+
+    Args:
+        arms: what was measured, one for each seed; empty where there is nothing to measure with.
+        model: whose size and speed it shows.
+    """
+    module, shape = model.module, model.input_shape
+    cost = count(module, shape)
+    figures = {"name": name, "role": role, "accuracy": [a.accuracy for a in arms], "parameters": cost.parameters,
+               "macs": cost.macs, "latency": latency(module, shape), "memory": peak_memory(module, shape)}  # fmt: skip
+    if not arms:
+        return figures
+    first = arms[0]
+    bins = zip(*(first.confidence[k] for k in ("confidence", "accuracy", "count")), strict=True)
+    return {**figures, "per_class": first.per_class, "ece": first.ece, "confusion": first.confusion,
+            "reliability": [dict(zip(("confidence", "accuracy", "count"), b, strict=True)) for b in bins]}  # fmt: skip
+
+
+def spread(values: list[float]) -> str:
+    """Mean and sample standard deviation, in per cent."""
+    if not values:
+        return ""
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f} %" if len(values) > 1 else f"{mean} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in words: ``1.2 points above``."""
+    return f"{abs(100 * difference):.1f} points {'above' if difference >= 0 else 'below'}"
+
+
+def table(rows: list[dict[str, Any]], figure: str) -> str:
+    """The comparison for a terminal."""
+    lines = [("", figure, "parameters", "multiply-adds", "latency", "memory")]
+    for r in rows:
+        lines.append((r["name"], spread(r["accuracy"]), si(r["parameters"]), si(r["macs"]), duration(r["latency"]),
+                      bytes_(r["memory"])))  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(6)]
+    made = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines]  # fmt: skip
+    return "\n".join(["", made[0], "─" * len(made[0]), *made[1:], ""])
