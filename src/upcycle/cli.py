@@ -292,7 +292,7 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
     parser = _parser(verb)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     for network, (kind, number, text) in making.networks.items():
-        default = [] if number == "*" else None
+        default: list[str] | None = [] if number == "*" else None
         parser.add_argument(network, type=kind, default=default, help=text, **({"nargs": number} if number else {}))
     parser.add_argument("--method", type=str, default=cls.card.name, help="see upcycle methods")
     parser.add_argument("--plugin", type=str, help="a Python file with methods of one's own")

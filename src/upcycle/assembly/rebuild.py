@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from upcycle.assembly.epitome import rebuild_epitome
-from upcycle.assembly.mda import rebuild_resized
+from upcycle.assembly.joining import rebuild_resized
 from upcycle.assembly.stitch import rebuild_stitched
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model
