@@ -67,6 +67,14 @@ def test_torchvision_resnet18_has_its_published_cost() -> None:
     assert si(cost.macs) == "1.81 G"
 
 
+def test_fused_attention_counts_as_on_tensors_without_memory() -> None:
+    class Attends(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert count(Attends(), (2, 6, 8)).macs == 2 * 2 * 6 * 6 * 8  # heads, then two products
+
+
 def test_attention_counts() -> None:
     d, n = 16, 5
     layer = nn.TransformerEncoderLayer(d, 4, dim_feedforward=32, batch_first=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,11 +52,11 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
         UserError: the network does not take that shape.
     """
     counter = FlopCounterMode(display=False)
-    # PyTorch's fused transformer layer hides its matrix products from the counter.
+    # Fused transformer layers and fused attention hide their matrix products from the counter.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with undisturbed(module), counter:
+        with undisturbed(module), sdpa_kernel(SDPBackend.MATH), counter:
             _forward(module, _sample(module, input_shape, 1))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
