@@ -23,6 +23,7 @@ from upcycle.assembly.search import Budget, Search
 from upcycle.assembly.stitch import Stitched, plan, stitched
 from upcycle.core.cost import count
 from upcycle.core.errors import UserError
+from upcycle.core.evaluate import evaluate
 from upcycle.core.models import Model, resolve, save
 from upcycle.core.models import load as load_model
 from upcycle.core.recipe import Recipe
@@ -163,6 +164,14 @@ def test_the_first_blocks_network_says_how_images_are_normalised() -> None:
     assert product.classes == tiny_data().classes and product.reference is None  # of bare networks
 
 
+def test_of_several_tuned_candidates_the_best_on_validation_images_is_kept() -> None:
+    run = Run(None, quiet=True, precision="32-true")
+    chosen = dery(top=3).fit(run, tiny_data())
+    shares = [float(note.rpartition(", ")[2].split("%")[0]) / 100 for note in run.notes if note[0] in "123"]
+    data = tiny_data().normalised(tuple(chosen.recipe["mean"]), tuple(chosen.recipe["std"]))
+    assert len(shares) == 3 and evaluate(chosen, data.validation).accuracy == pytest.approx(max(shares), abs=6e-4)
+
+
 def test_a_product_of_known_networks_comes_back_from_files(tmp_path: Path) -> None:
     known = tuple(resolve(f"zoo:{name}", pretrained=False, input_shape=(1, 8, 8)) for name in
                   ("convnet_small", "convnet"))  # fmt: skip
@@ -179,7 +188,8 @@ def test_a_product_of_known_networks_comes_back_from_files(tmp_path: Path) -> No
 def test_pictures_and_note(tmp_path: Path) -> None:
     run = Run(tmp_path, quiet=True, precision="32-true")
     dery(tune="none").fit(run, tiny_data())
-    assert {p.stem for p in (tmp_path / "pictures").iterdir()} == {"partition", "similarity", "candidates"}
+    pictures = {p.stem for p in (tmp_path / "pictures").iterdir()}
+    assert pictures == {"partition", "similarity", "candidates-params", "candidates-macs"}
     assert "candidates within the budget" in run.notes[0]
     run.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from upcycle.assembly.similarity import Kind, Similarity
 from upcycle.assembly.stitch import Stitched, pieces, plan, stitched
 from upcycle.core.cost import amount, count, si
 from upcycle.core.errors import UserError, require
+from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -181,6 +183,7 @@ class DeRy(Method):
         probe: images that the networks are compared on (the paper: a twentieth of the training set).
         runs: restarts of the partition.
         candidates: networks that are scored.
+        top: how many of the best scored are tuned; the one with the highest accuracy on validation images is kept.
         score_batches: batches of 32 images for the score.
         stage_rule: blocks of different stage never share a set (the authors' code).
         tune: frozen trains what is new, all trains everything, none leaves it as it is.
@@ -200,6 +203,7 @@ class DeRy(Method):
     probe: int = 2000
     runs: int = 200
     candidates: int = 50
+    top: int = 1
     score_batches: int = 5
     stage_rule: bool = False
     tune: Literal["frozen", "all", "none"] = "frozen"
@@ -226,7 +230,8 @@ class DeRy(Method):
 
     def __post_init__(self) -> None:
         self.zoo = tuple(self.zoo)
-        for name, least in (("blocks", 2), ("probe", 4), ("runs", 1), ("candidates", 1), ("score_batches", 1)):
+        for name, least in (("blocks", 2), ("probe", 4), ("runs", 1), ("candidates", 1), ("top", 1),
+                            ("score_batches", 1)):  # fmt: skip
             value = getattr(self, name)
             require(value >= least, f"{name} must be at least {least}, not {value}.")
         require(0 <= self.eps < math.inf, f"eps must be 0 or more, not {self.eps}.")
@@ -241,7 +246,7 @@ class DeRy(Method):
 
     def steps(self, n: int) -> int:
         """The number of updates on ``n`` samples."""
-        return 0 if self.tune == "none" else self.recipe.steps(n)
+        return 0 if self.tune == "none" else self.top * self.recipe.steps(n)
 
     def check(self, data: Images) -> list[str]:
         """Networks that fit the data and can be cut into K blocks; labels to tune on."""
@@ -265,6 +270,8 @@ class DeRy(Method):
             problems.append(f"networks are compared on at least 4 training images, and there are {len(data.train)}")
         if self.tune != "none" and not (data.train.labels >= 0).any():
             problems.append("there are no labels to tune on: give some, or tune=none")
+        if self.top > 1 and not (data.validation.labels >= 0).any():
+            problems.append("there are no labelled validation images to choose among candidates by: take top=1")
         return problems
 
     def fit(self, run: Run, data: Images) -> nn.Module:
@@ -302,14 +309,28 @@ class DeRy(Method):
             return torch.tensor(mixes, dtype=torch.float64), torch.tensor(members, dtype=torch.float64)
 
         mixes, members = run.stage("score", score)
-        best = int(mixes.argmax())
         if not mixes.isfinite().any():
             run.note(f"The training-free score cannot tell the {len(found)} candidates apart, since images share all "
-                     "bits in each; the most stitchable one was taken.")  # fmt: skip
-        own, blocks = mixed(chains, candidates[best])
-        network = stitched(plan(own, blocks, classes), own, run.seed)
-        self._show(run, chains, s, made, found, mixes.tolist(), members.tolist(), candidates[best], best)
-        return self.tuned(run, data.normalised(own[0].model.mean, own[0].model.std), network)
+                     "bits in each; the most stitchable come first.")  # fmt: skip
+        ranked = sorted(range(len(found)), key=lambda i: (-float(mixes[i]), i))[: self.top]
+        networks, accuracies = [], []
+        for place, i in enumerate(ranked, 1):
+            own, blocks = mixed(chains, candidates[i])
+            network = stitched(plan(own, blocks, classes), own, run.seed)
+            seen = data.normalised(own[0].model.mean, own[0].model.std)
+            state, accuracy = run.stage(f"candidate {place}", functools.partial(self._candidate, run, seen, network))
+            network.load_state_dict(state)
+            networks.append(network)
+            accuracies.append(accuracy)
+        first = max(range(len(networks)), key=lambda j: (accuracies[j], -j))
+        self._show(run, chains, s, made, found, mixes.tolist(), members.tolist(), candidates, ranked, first, accuracies)
+        return run.plain(networks[first])
+
+    def _candidate(self, run: Run, data: Images, network: Stitched) -> tuple[dict[str, Tensor], float]:
+        """Step 5 for one network: its weights, and its accuracy on validation images (0 without labels)."""
+        module = self.tuned(run, data, network)
+        known = bool((data.validation.labels >= 0).any())
+        return module.state_dict(), evaluate(module, data.validation).accuracy if known else 0.0
 
     def tuned(self, run: Run, data: Images, network: Stitched) -> nn.Module:
         """Step 5 alone, on data that are normalised as the first block expects; its loop is this stage's outermost."""
@@ -343,12 +364,18 @@ class DeRy(Method):
 
     def _show(
         self, run: Run, chains: Sequence[Chain], s: Tensor, made: Partition, found: list[dict[str, Any]],
-        mixes: list[float], members: list[float], chosen: Sequence[Choice], best: int,
+        mixes: list[float], members: list[float], candidates: Sequence[Sequence[Choice]], ranked: list[int],
+        first: int, accuracies: list[float],
     ) -> None:  # fmt: skip
         names = [c.model.name for c in chains]
-        parts = [f"{names[n]} {_label(chains[n], first, last)}" for n, first, last in chosen]
-        run.note(f"Of {len(found)} candidates within the budget this one was taken: {', then '.join(parts)}; "
+        best = ranked[first]
+        chosen = candidates[best]
+        run.note(f"Of {len(found)} candidates within the budget this one was taken: {_words(chains, chosen)}; "
                  f"{si(found[best]['params'])} parameters, {si(found[best]['macs'])} multiply-adds.")  # fmt: skip
+        for place, (i, accuracy) in enumerate(zip(ranked, accuracies, strict=True), 1):
+            if len(ranked) > 1:
+                run.note(f"{place}. {_words(chains, candidates[i])}: {si(found[i]['params'])} parameters, "
+                         f"{si(found[i]['macs'])} multiply-adds, {accuracy:.1%} on validation images.")  # fmt: skip
         run.picture("partition", {
             "kind": "blocks", "title": "Networks cut into blocks",
             "caption": "Blocks of one colour do alike work and can stand for each other.",
@@ -367,27 +394,28 @@ class DeRy(Method):
             "values": [[round(v, 4) for v in row] for row in inside.tolist()], "x": names[two], "y": names[one],
             "row_breaks": list(made.cuts[one][1:-1]), "column_breaks": list(made.cuts[two][1:-1]), "low": 0, "high": 1,
         })  # fmt: skip
-        points = [
-            {
-                "name": f"candidate {i + 1}" + (" (chosen)" if i == best else ""),
-                "x": c["params"],
-                "y": y,
-                "group": "reassembled",
-            }
-            for i, (c, y) in enumerate(zip(found, mixes, strict=True))
-        ]
-        points += [{"name": name, "x": count(c.model.module, c.model.input_shape).parameters, "y": y, "group": "zoo"}
-                   for name, c, y in zip(names, chains, members, strict=True)]  # fmt: skip
-        points = [p for p in points if math.isfinite(p["y"])]
-        for p in points:
-            better = [
-                q for q in points if q["x"] <= p["x"] and q["y"] >= p["y"] and (q["x"], q["y"]) != (p["x"], p["y"])
-            ]
-            p["front"] = not better
-        run.picture("candidates", {
-            "kind": "scatter", "title": "Candidates", "caption": "Before any training. The score grows with size.",
-            "x": "parameters", "y": "training-free score (NASWOT)", "log": False, "items": points,
-        })  # fmt: skip
+        costs = [count(c.model.module, c.model.input_shape) for c in chains]
+        for name, words, zoo, mix in (
+            ("params", "parameters", [c.parameters for c in costs], [c["params"] for c in found]),
+            ("macs", "multiply-adds", [c.macs for c in costs], [c["macs"] for c in found]),
+        ):
+            points = [{"name": f"candidate {i + 1}" + (" (chosen)" if i == best else ""), "x": x, "y": y,
+                       "group": "reassembled"} for i, (x, y) in enumerate(zip(mix, mixes, strict=True))]  # fmt: skip
+            points += [{"name": n, "x": x, "y": y, "group": "zoo"} for n, x, y in zip(names, zoo, members, strict=True)]
+            points = [p for p in points if math.isfinite(p["y"])]
+            for p in points:
+                p["front"] = not any(q["x"] <= p["x"] and q["y"] >= p["y"] and (q["x"], q["y"]) != (p["x"], p["y"])
+                                     for q in points)  # fmt: skip
+            run.picture(f"candidates-{name}", {
+                "kind": "scatter", "title": f"Candidates by {words}",
+                "caption": "Before any training. The score grows with size, so compare networks of like size.",
+                "x": words, "y": "training-free score (NASWOT)", "log": False, "items": points,
+            })  # fmt: skip
+
+
+def _words(chains: Sequence[Chain], choices: Sequence[Choice]) -> str:
+    """The blocks of a network, in words."""
+    return ", then ".join(f"{chains[n].model.name} {_label(chains[n], first, last)}" for n, first, last in choices)
 
 
 def _label(own: Chain, first: int, last: int) -> str:
