@@ -231,8 +231,8 @@ def test_claims_show_what_was_measured_and_why_it_fails(
     assert "no. not that it loses no more than 0.5 points to KD: -2.00, asked -0.5" in rows["`vam`"]
     assert rows["`vam`"].count("not that") == 1
     assert "not measured yet" in rows["`kd`"]
-    full = script.claims_in_full()
-    assert "80.00, 81.00, 82.00" in full and "1 min 30 s" in full and full.count("Not measured yet") == len(CLAIMS) - 1
+    full, several = script.claims_in_full(), len(set(CLAIMS.values())) - 1
+    assert "80.00, 81.00, 82.00" in full and "1 min 30 s" in full and full.count("Not measured yet") == several
 
 
 def test_benchmark_tables_show_every_figure(
