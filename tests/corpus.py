@@ -234,6 +234,7 @@ _BASE: dict[str, Any] = {"seeds": 1, "shots": 0, "devices": 1, "save_every": 15.
 def valid_configurations() -> list[dict[str, Any]]:
     """What is mutated: the recipes, all four methods, with some ordinary options written out."""
     found = [yaml.safe_load(file.read_text()) for file in sorted(RECIPES.glob("*.yaml"))]
+    found = [config for config in found if "student" in config]  # of distill
     return [{**_BASE, **{k: v for k, v in config.items() if k != "out"}} for config in found]
 
 
@@ -425,11 +426,12 @@ def _nested_wrongly(chance: random.Random, config: dict[str, Any]) -> Changed:
 
 
 def _dropped(chance: random.Random, config: dict[str, Any]) -> Changed:
-    key = chance.choice([key for key in config if key != "recipe"])
+    key, before = chance.choice([key for key in config if key != "recipe"]), config["method"]
     del config[key]
-    needed = {"student"} | ({"teacher"} if config.get("method", "kd") != "tfkd" else set())
-    own = {"epochs_chain", "lr_chain", "variant", "cuts", "temperature", "w_kd", "w_ce"} & set(config)
-    lost = key == "method" and bool(own - {"temperature", "w_kd", "w_ce"})  # kd does not know these
+    method = find_method(config.get("method", before), "distill")
+    needed = {"student"} | ({"teacher"} if method.card.needs.teacher != "none" else set())
+    own = set(method.options()) - set(find_method("kd", "distill").options())  # kd does not know these
+    lost = key == "method" and bool(own & set(config))
     return f"{key} dropped", config, key in needed or lost or (key == "method" and "teacher" not in config)
 
 

@@ -215,7 +215,8 @@ def test_methods_advise_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["methods"], ["methods", "--markdown"]):
         assert cli.main(words) == 0
         said = capsys.readouterr().out
-        assert all(method.card.name in said and method.card.summary[:20] in said for method in known.all_methods()), said
+        cards = [method.card for method in known.all_methods()]
+        assert all(card.name in said and card.summary[:20] in said for card in cards), said
     assert cli.main(["advise", "--data=few"]) == 0
     assert "--method netgraft" in capsys.readouterr().out
     assert cli.main(["advise", "--data", "unlabelled", "--teacher", "predictions"]) == 0

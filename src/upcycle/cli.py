@@ -304,10 +304,19 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
     values = dict(vars(parsed))
     for key in ("config", "plugin", "machine", "__path__"):
         values.pop(key, None)
+    for key in [key for key in making.networks if not key.startswith("--") and not values[key]]:
+        values[key] = _words_of(content.get(key), key)  # the parser looks for positional ones on the command line alone
     if not all(values[key.removeprefix("--")] for key in making.networks if key != "--teacher"):
         raise UserError(making.example)
     values["method"] = cls
     return values, cls
+
+
+def _words_of(value: Any, key: str) -> Any:
+    """A reference, or a list of references, in a YAML file."""
+    if value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+        return value
+    raise UserError(f"--{key} must be text, not '{value}'.")
 
 
 def _read_config(file: str) -> dict[str, Any]:

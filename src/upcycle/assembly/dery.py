@@ -248,6 +248,13 @@ class DeRy(Method):
         """The number of updates on ``n`` samples."""
         return 0 if self.tune == "none" else self.top * self.recipe.steps(n)
 
+    def work(self, n: int, teacher: float, student: float) -> float:
+        """Multiply-adds of the probe and the tuning; ``student``: of a network as large as the zoo's largest."""
+        macs = min(amount(self.flops) or student, student)
+        backward = 2 if self.tune == "all" else 1
+        tuning = self.steps(n) * self.recipe.batch_size * (1 + backward) * macs
+        return len(self.zoo) * self.probe * student + tuning
+
     def check(self, data: Images) -> list[str]:
         """Networks that fit the data and can be cut into K blocks; labels to tune on."""
         zoo = self.models("zoo", data)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from upcycle.core import models
-from upcycle.core.cost import count, duration, matmul_rate, si
+from upcycle.core.cost import count, si
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.method import Method
@@ -32,6 +32,7 @@ from upcycle.verbs.making import (
     claim_directory,
     command_line,
     default_of,
+    estimate,
     find_method,
     first_process,
     is_files,
@@ -309,9 +310,7 @@ class _Work:
         method.require(data)
         if setting.dry_run:
             n, macs = len(data.train), max(count(m.module, m.input_shape).macs for _, m in parents)
-            floor = 2 * method.work(n, macs, macs) / matmul_rate(torch.float32)
-            self.say(f"{method.steps(n):,} updates; up to {duration(8 * floor)} on this machine.\n"
-                     "Nothing was written (--dry_run).")  # fmt: skip
+            self.say(estimate(method.work(n, macs, macs), setting, updates=method.steps(n)))
             return Result(directory=self.out, model=parents[0][1], rows=[], sentence="",
                           report=self.out / "report.html")  # fmt: skip
         run = run_in(self.out, setting, self.config())

@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from upcycle.core import lineage, models
-from upcycle.core.cost import Cost, count, duration, matmul_rate, si
+from upcycle.core.cost import Cost, count, si
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
-from upcycle.core.frozen import fast_bf16
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
@@ -36,6 +35,7 @@ from upcycle.verbs.making import (
     claim_directory,
     command_line,
     default_of,
+    estimate,
     find_method,
     first_process,
     is_files,
@@ -422,12 +422,8 @@ class _Distillation:
     def _dry_run(self, method: Method, teacher: Cost | None, student: Cost, data: Images) -> None:
         n = len(data.train)
         steps, work = method.steps(n), method.work(n, teacher.macs if teacher else 0, student.macs)
-        mixed = self.setting.precision == "bf16-mixed" or (self.setting.precision == "auto" and fast_bf16())
         runs = self.setting.seeds * (2 if self.setting.alone else 1)
-        # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are.
-        floor = runs * 2 * work / matmul_rate(torch.bfloat16 if mixed else torch.float32)
-        self.say(f"{runs} run(s) of {steps:,} updates; between {duration(1.25 * floor)} and {duration(8 * floor)} on "
-                 "this machine.\nNothing was written (--dry_run).")  # fmt: skip
+        self.say(estimate(runs * work, self.setting, updates=steps, runs=runs))
 
     # -- the work -----------------------------------------------------------------------------------------------
 

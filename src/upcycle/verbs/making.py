@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from upcycle.core import lineage, models, store
-from upcycle.core.cost import bytes_, count, duration, latency, machine, peak_memory, si
+from upcycle.core.cost import bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import Evaluation
+from upcycle.core.frozen import fast_bf16
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.run import Run
@@ -183,6 +186,20 @@ def _word(value: Any) -> str:
 def is_files(reference: Any) -> bool:
     """Whether a data reference names files of a person's own, which can be brought to another size."""
     return isinstance(reference, str | Path) and (str(reference).startswith("hub:") or Path(reference).is_dir())
+
+
+def estimate(work: float, setting: RunSetting, *, updates: int, runs: int = 1) -> str:
+    """What ``--dry_run`` says of the time.
+
+    Args:
+        work: multiply-adds of all runs.
+        updates: of one run.
+    """
+    mixed = setting.precision == "bf16-mixed" or (setting.precision == "auto" and fast_bf16())
+    # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are.
+    floor = 2 * work / matmul_rate(torch.bfloat16 if mixed else torch.float32)
+    return (f"{runs} run(s) of {updates:,} updates; between {duration(1.25 * floor)} and {duration(8 * floor)} on "
+            "this machine.\nNothing was written (--dry_run).")  # fmt: skip
 
 
 # -- the run directory --------------------------------------------------------------------------------------------
