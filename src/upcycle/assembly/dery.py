@@ -387,7 +387,7 @@ class DeRy(Method):
             "kind": "blocks", "title": "Networks cut into blocks",
             "caption": "Blocks of one colour do alike work and can stand for each other.",
             "networks": [{"name": name, "blocks": [
-                {"label": _label(c, first, end - 1), "width": (end - first) / len(c), "set": k}
+                {"label": _label(c, first, end - 1), "width": (end - first) / len(c), "set": k + 1}
                 for (first, end), k in zip(itertools.pairwise(cuts), sets, strict=True)]}
                 for name, c, cuts, sets in zip(names, chains, made.cuts, made.sets, strict=True)],
         })  # fmt: skip
