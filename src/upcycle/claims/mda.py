@@ -19,7 +19,7 @@ from upcycle.core.models import Model, copy_of, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import seed_everything
 from upcycle.data import Images, load
-from upcycle.data.images import ImageSplit
+from upcycle.data.images import joined
 from upcycle.distillation import KD
 
 BETAS = (0.1, 0.2, 0.4, 0.6)
@@ -135,20 +135,6 @@ class Pruner:
                 "kept in the sums": 100 * float(on[sums].float().mean())}  # fmt: skip
 
 
-def joint(left: Images, right: Images) -> Images:
-    """The first five classes of one set and the last five of another, in the pixels of both."""
-
-    def of(a: ImageSplit, b: ImageSplit) -> ImageSplit:
-        a, b = a.subset((a.labels < 5).nonzero()[:, 0]), b.subset((b.labels >= 5).nonzero()[:, 0])
-        return dataclasses.replace(a, images=torch.cat([a.images, b.images]), labels=torch.cat([a.labels, b.labels]),
-                                   ids=torch.arange(len(a) + len(b)))  # fmt: skip
-
-    return dataclasses.replace(left, name=f"{left.name}{{0-4}}+{right.name}{{5-9}}",
-                               classes=left.classes[:5] + right.classes[5:], train=of(left.train, right.train),
-                               validation=of(left.validation, right.validation),
-                               test=of(left.test, right.test))  # fmt: skip
-
-
 def small_networks(seed: int, quick: bool) -> dict[str, float]:
     """Components of two networks, and what is assembled of two of them."""
     left, mnist = source("mnist", seed, quick)
@@ -173,7 +159,8 @@ def small_networks(seed: int, quick: bool) -> dict[str, float]:
     for model, data, classes in ((left, mnist, left.classes[:5]), (right, fashion, right.classes[5:])):
         method = MDA(source=model, classes=classes)
         parts.append(method.product(train(method, data, seed), data))
-    both = joint(mnist, fashion).normalised(left.mean, left.std)
+    both = joined([mnist.only(left.classes[:5]), fashion.only(right.classes[5:])])
+    both = both.normalised(left.mean, left.std)
     few = both.few(20 if quick else 200, seed)
     recipe = Recipe(epochs=1, batch_size=64, optimizer="adam", lr=1e-3, weight_decay=0.0)
     whole = {
