@@ -183,7 +183,7 @@ def reassemble(
     work = _Work("reassemble", method, {"zoo": references}, data, say, options)
     work.check({"zoo": (nn.Identity(), nn.Identity())})
     found = [models.resolve(reference, trust=work.setting.trust) for reference in references]
-    images = work.load(data, found[0])
+    images = work.load(data, found[0], other_task=True)
     images = work.augmented(images.normalised(found[0].mean, found[0].std))
     work.say(f"data     {describe(images)}")
     # A network of the same classes shows as it is what the new one is to reach; of others only the size is known.
@@ -255,8 +255,8 @@ class _Work:
         common, self.own = split_options(self.cls, Setting, options)
         self.setting = Setting(**common, data=data if isinstance(data, str) else None)
         self.say: Say = say if first_process() and not self.setting.quiet else lambda text: None
-        name = "-".join(Path(str(ref)).name.replace(":", "-") for ref in [data] if isinstance(ref, str)) or "data"
-        self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{name.replace(',', '-')}"
+        named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
+        self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
 
     def check(self, probe: dict[str, Any], sets: Sequence[Any] | None = None) -> None:
         """Everything that can be known to be wrong without building or reading anything large."""
@@ -272,10 +272,10 @@ class _Work:
         if not self.setting.dry_run and first_process():
             claim_directory(self.out, resume=self.setting.resume)
 
-    def load(self, reference: Any, like: Model) -> Images:
-        """The images, those of a person's own brought to the size that a network takes."""
+    def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
+        """The images; those of a person's own, or of another task, are brought to what a network takes."""
         channels, height, _ = like.input_shape
-        files, size = is_files(reference), self.setting.size
+        files, size = is_files(reference) or other_task, self.setting.size
         data = load_data(reference, size=size or height if files else size, channels=channels if files else None)
         if data.shape[0] != channels:
             raise UserError(f"{like.name} takes {channels} input channels, and the images of {data.name} have "
