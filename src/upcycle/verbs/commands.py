@@ -90,12 +90,16 @@ def prove(method: str, seeds: int = 3, quick: bool = False, out: Path | None = N
         method: its name.
         seeds: how many seeds.
         quick: a miniature that shows the machinery, not the claim.
-        out: a JSON file for the figures.
+        out: a JSON file for the figures; if not given, runs/prove-METHOD.json, and none for a miniature.
     """
     from upcycle.verbs.prove import prove as run
 
+    if out is None and not quick:
+        out = Path("runs") / f"prove-{method}.json"
     proof = run(method, seeds=seeds, quick=quick, out=out)
     print("\n" + proof.text())
+    if out is not None:
+        print(f"Figures: {out}")
     return 0 if proof.holds else 1
 
 
