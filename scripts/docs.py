@@ -40,13 +40,16 @@ BENCHMARKS = (
     "data_free_cifar10",
     "data_free_step",
     "one_stage_gan",
+    "mda_routes",
+    "cka",
+    "dery_search",
 )  # those with a block of their own
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
 
 def documents(root: Path = ROOT) -> list[Path]:
     """The files that may hold blocks."""
-    named = ["README.md", "CONTRIBUTING.md", "src/upcycle/distillation/README.md"]
+    named = ["README.md", "CONTRIBUTING.md", "src/upcycle/distillation/README.md", "src/upcycle/assembly/README.md"]
     return [*(root / name for name in named), *sorted((root / "docs").glob("*.md"))]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 import upcycle
 from tests.settings import fitted, tiny_data
 from upcycle import cli
+from upcycle.core import store
 from upcycle.core.errors import UserError
 from upcycle.core.models import load, resolve
 from upcycle.data import load as load_data
@@ -160,6 +162,38 @@ def test_a_zoo_is_a_folder_of_saved_models(parts: Path, tmp_path: Path) -> None:
     assert members("zoo:a, zoo:b") == ["zoo:a", "zoo:b"]
     with pytest.raises(UserError, match="no saved models"):
         members(tmp_path)
+
+
+def test_what_was_made_is_rebuilt_only_from_its_own_directory() -> None:
+    with pytest.raises(UserError, match="directory that the model was saved in"):
+        resolve("assembly:resized")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reference": "assembly:nothing"},
+        {"options": {}},
+        {"options": {"widths": 7}},
+        {"options": {"source": {"reference": "zoo:digits_teacher"}}},
+        {"options": {"source": {"reference": "os:system", "options": {}, "input_shape": [1, 8, 8]}}},
+        {"options": {"copies": 10**9}},
+        {"options": {"more": 1}},
+    ],
+)
+def test_a_record_that_somebody_changed_is_refused(change: dict[str, object], parts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(parts / "low" / "model", folder)
+    record = json.loads((folder / "architecture.json").read_text())
+    options = change.get("options")
+    record["options"] = {**record["options"], **options} if options else change.get("options", record["options"])
+    record["reference"] = change.get("reference", record["reference"])
+    store.write_json(folder / "architecture.json", record)
+    store.write_manifest(
+        folder, {"weights.safetensors": store.unsealed(folder / store.MANIFEST)["files"]["weights.safetensors"]}
+    )
+    with pytest.raises(UserError, match=r"damaged|trust|takes no option|no zoo model"):
+        load(folder)
 
 
 # -- data ---------------------------------------------------------------------------------------------------------
