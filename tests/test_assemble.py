@@ -105,6 +105,8 @@ def test_a_zoo_becomes_a_network(parts: Path, tmp_path: Path) -> None:
     network, result = load(out), json.loads((out / "result.json").read_text())
     assert [row["role"] for row in result["rows"]] == ["member", "member", "product"]
     assert network.classes == tuple("0123456789")
+    used = {parent["name"] for parent in network.lineage["parents"]}  # type: ignore[index]
+    assert used == set(network.module.recipe["names"])  # type: ignore[arg-type,index]
     assert result["rows"][-1]["parameters"] == sum(p.numel() for p in network.module.parameters())
     assert "cannot be drawn" not in (out / "report.html").read_text()
     with torch.no_grad():

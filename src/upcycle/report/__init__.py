@@ -70,7 +70,8 @@ def write_report(run_directory: Path) -> Path:
 def _heading(result: dict[str, Any], family: lineage.Node | None) -> str:
     if family is None:
         return str(result.get("title") or f"upcycle {result['verb']}")
-    parents = " and ".join(dict.fromkeys(str(parent["name"]) for parent in family["parents"]))
+    *most, last = dict.fromkeys(str(parent["name"]) for parent in family["parents"]) or [""]
+    parents = f"{', '.join(most)} and {last}" if most else last
     return f"{family['name']}, made from {parents}" if parents else str(family["name"])
 
 

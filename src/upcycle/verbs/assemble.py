@@ -199,7 +199,11 @@ def reassemble(
         lines = [row(m.name, "member", arms, m) for m, arms in zip(found, measured, strict=True)]
         return [*lines, row(product.name, "product", _measured(product, images), product)]
 
-    return work.do(made, images, [("block source", model) for model in found], rows, positional=())
+    def used(product: Model) -> list[tuple[str, Model]]:
+        names = getattr(product.module, "recipe", {}).get("names", [model.name for model in found])
+        return [("block source", model) for model in found if model.name in names]
+
+    return work.do(made, images, [("block source", model) for model in found], rows, positional=(), used=used)
 
 
 def members(zoo: Reference | Sequence[Reference]) -> list[Reference]:
@@ -304,8 +308,16 @@ class _Work:
         parents: list[tuple[str, Model]],
         rows: Callable[[Model, Images], list[dict[str, Any]]],
         positional: tuple[str, ...],
+        used: Callable[[Model], list[tuple[str, Model]]] | None = None,
     ) -> Result:
-        """Run the method, measure, and leave the run directory."""
+        """Run the method, measure, and leave the run directory.
+
+        Args:
+            parents: the networks given, with their roles.
+            rows: the lines of the comparison.
+            positional: networks that stand without their names on the command line.
+            used: of the networks given those that went into the product; all if not given.
+        """
         start, setting = time.time(), self.setting
         method.require(data)
         if setting.dry_run:
@@ -326,7 +338,8 @@ class _Work:
             shown = data.only(product.classes) if set(product.classes) < set(data.classes) else data
             named = tuple(name for name in self.networks if name not in positional)
             command = command_line(self.verb, self.config(), ("data", *named), self._default_of, positional)
-            leave(result, self.cls, [parent_node(model, role) for role, model in parents], shown, run,
+            family = [parent_node(model, role) for role, model in (used(product) if used else parents)]
+            leave(result, self.cls, family, shown, run,
                   config=self.config(), command=command, seconds=time.time() - start, seeds=[setting.seed])  # fmt: skip
             tell(result, run, self.say)
         run.close()
