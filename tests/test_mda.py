@@ -450,6 +450,24 @@ def test_logits_behind_a_norm_are_not_scaled() -> None:
 # -- the methods ----------------------------------------
 
 
+def test_as_much_is_cut_as_validation_accuracy_allows(teacher: Model, digits: Images) -> None:
+    sizes, accuracies = [], []
+    for tolerance in (0.01, 0.3):
+        method = MDA(source=teacher, classes=("3", "5", "8"), samples=20, tolerance=tolerance)
+        method.require(digits)
+        watched = run()
+        made = method.product(method.fit(watched, digits), digits)
+        held = digits.only(made.classes).normalised(made.mean, made.std).validation
+        sizes.append(sum(p.numel() for p in made.module.parameters()))
+        accuracies.append(evaluate(made.module, held).accuracy)
+        assert "validation accuracy falls by no more than" in watched.notes[0]
+    source = evaluate(mda.restricted(teacher, ("3", "5", "8")).module, held).accuracy
+    assert accuracies[0] >= source - 0.01 and accuracies[1] >= source - 0.3
+    assert sizes[1] < sizes[0]
+    blind = dataclasses.replace(digits, validation=digits.validation.subset(torch.arange(0)))
+    assert "there are none with labels" in MDA(source=teacher, tolerance=0.1).check(blind)[0]
+
+
 @pytest.fixture(scope="module")
 def halves(teacher: Model, digits: Images) -> tuple[Model, Model]:
     return tuple(part_of(teacher, digits, classes=names) for names in (teacher.classes[:5], teacher.classes[5:]))  # type: ignore[return-value]

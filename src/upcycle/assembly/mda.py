@@ -26,6 +26,7 @@ from upcycle.assembly.channels import Channels, follow, shrink
 from upcycle.assembly.joining import places, recorded
 from upcycle.core.cost import si
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.outputs import Columns
@@ -39,6 +40,8 @@ EPSILON = 1e-5
 """Of every min-max; the official code's."""
 CHUNK = 64
 """Images in one forward."""
+ALPHAS = (0.7, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.2, 0.1)
+"""What ``tolerance`` chooses from, the largest first."""
 MEMORY = 2**28
 """Bytes of contributions that are held at once, for as many classes as fit."""
 
@@ -444,6 +447,8 @@ class MDA(Method):
         alpha, beta: thresholds of convolutions. Larger ones leave less; negative ones leave everything.
         alpha_linear, beta_linear: those of linear layers.
         score: contribution (v2) or gradient (v1, which knows no beta).
+        tolerance: 0 takes the thresholds as they are. Otherwise alpha, of all layers, is the largest of ten at which
+            accuracy on validation images of the classes falls by no more than this share (0.02: two points).
     """
 
     source: Model | nn.Module
@@ -454,6 +459,7 @@ class MDA(Method):
     alpha_linear: float = 0.4
     beta_linear: float = 0.3
     score: Score = "contribution"
+    tolerance: float = 0.0
 
     roles: ClassVar[tuple[str, ...]] = ("source",)
     card = Card(
@@ -474,6 +480,7 @@ class MDA(Method):
         for name in ("alpha", "beta", "alpha_linear", "beta_linear"):
             value = getattr(self, name)
             require(value < 1, f"{name} must be below 1 (relative contributions are), not {value}.")
+        require(0 <= self.tolerance < 1, f"tolerance must lie in [0, 1), not {self.tolerance}.")
         require(self.score in ("contribution", "gradient"), f"score is contribution or gradient, not '{self.score}'.")
 
     def steps(self, n: int) -> int:
@@ -499,6 +506,8 @@ class MDA(Method):
         none = [source.classes[c] for c, label in labels.items() if not (data.train.labels == label).any()]
         if none:
             problems.append(f"{data.name} has no labelled training image of {', '.join(none[:3])}")
+        if self.tolerance and not torch.isin(data.validation.labels, torch.tensor(list(labels.values()))).any():
+            problems.append("tolerance is measured on validation images of the classes, and there are none with labels")
         return problems
 
     def fit(self, run: Run, data: Images) -> nn.Module:
@@ -517,10 +526,31 @@ class MDA(Method):
         for c, index in samples.items():
             require(len(index) > 0, f"{source.name} recognises no training image of class '{source.classes[c]}', so it "
                     "has no route; leave that class out, or check the network's normalisation.")  # fmt: skip
-        found = run.stage("routes", lambda: routes(
-            module, channels, split, samples, alpha=self.alpha, beta=self.beta, alpha_linear=self.alpha_linear,
-            beta_linear=self.beta_linear, score=self.score, device=run.device))  # fmt: skip
-        made = component(module, channels, found, list(samples), example=source.example(4))
+
+        def at(alpha: float, alpha_linear: float) -> Tensor:
+            return routes(module, channels, split, samples, alpha=alpha, beta=self.beta, alpha_linear=alpha_linear,
+                          beta_linear=self.beta_linear, score=self.score, device=run.device)  # fmt: skip
+
+        def cut(found: Tensor) -> nn.Module:
+            return component(module, channels, found, list(samples), example=source.example(4))
+
+        def chosen() -> Tensor:
+            if not self.tolerance:
+                return at(self.alpha, self.alpha_linear)
+            held = _of_classes(data.validation.normalised(source.mean, source.std), labels)
+            least = evaluate(Columns(module, torch.tensor(list(samples))), held).accuracy - self.tolerance
+            for alpha in ALPHAS:
+                found = at(alpha, alpha)
+                if evaluate(cut(found), held).accuracy >= least:
+                    run.note(f"alpha = {alpha} is the largest of {len(ALPHAS)} at which validation accuracy falls by "
+                             f"no more than {100 * self.tolerance:g} points.")  # fmt: skip
+                    return found
+            run.note(f"No alpha keeps validation accuracy within {100 * self.tolerance:g} points; the thresholds are "
+                     "those given.")  # fmt: skip
+            return at(self.alpha, self.alpha_linear)
+
+        found = run.stage("routes", chosen)
+        made = cut(found)
         run.picture("routes", route_picture(channels, found, [source.classes[c] for c in samples]))
         before, after = (sum(p.numel() for p in m.parameters()) for m in (module, made))
         run.note(f"The component for {len(samples)} of {len(source.classes)} classes has {si(after)} of {si(before)} "
@@ -551,3 +581,11 @@ class MDA(Method):
             if labels[c] < 0:
                 raise unknown(f"class of {data.name}", source.classes[c], data.classes)
         return {c: int(labels[c]) for c in chosen}, note
+
+
+def _of_classes(split: ImageSplit, labels: Mapping[int, int]) -> ImageSplit:
+    """The images of some classes, labelled by their places among ``labels``: the label of each class, by its logit."""
+    order = torch.tensor(list(labels.values()))
+    index = torch.isin(split.labels, order).nonzero().flatten()
+    places = (split.labels[index, None] == order).long().argmax(1)
+    return dataclasses.replace(split.subset(index), labels=places)

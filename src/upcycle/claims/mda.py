@@ -19,7 +19,7 @@ from upcycle.core.models import Model, copy_of, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import seed_everything
 from upcycle.data import Images, load
-from upcycle.data.images import joined
+from upcycle.data.images import ImageSplit, joined
 from upcycle.distillation import KD
 
 BETAS = (0.1, 0.2, 0.4, 0.6)
@@ -107,7 +107,7 @@ class Pruner:
         found = confident(model.module, split, {c: c for c in range(len(model.classes))}, samples)
         return {b: cls(model, channels, routes(model.module, channels, split, found, beta=b), data) for b in betas}
 
-    def accuracies(self, classes: tuple[str, ...], seed: int) -> dict[str, float]:
+    def accuracies(self, classes: tuple[str, ...], seed: int, without: tuple[str, ...] = ()) -> dict[str, float]:
         """Among these classes, in per cent: the source, its component, and two of the same widths."""
         rows = chosen_classes(self.model, classes)
         on = self.routes[rows]
@@ -119,9 +119,13 @@ class Pruner:
             "random": lambda: self._cut(as_many(self.channels, keep, draw)[None], rows),
             "L1": lambda: self._cut(as_many(self.channels, keep, l1(self.model.module, self.channels))[None], rows),
         }
+        return {name: 100 * evaluate(make(), self.images(rows)).accuracy for name, make in arms.items()
+                if name not in without}  # fmt: skip
+
+    def images(self, rows: list[int]) -> ImageSplit:
+        """The test images of these classes."""
         names = tuple(self.model.classes[c] for c in rows)
-        images = self.data.only(names).normalised(self.model.mean, self.model.std).test
-        return {name: 100 * evaluate(make(), images).accuracy for name, make in arms.items()}
+        return self.data.only(names).normalised(self.model.mean, self.model.std).test
 
     def _cut(self, on: Tensor, rows: list[int]) -> nn.Module:
         return component(self.model.module, self.channels, on, rows, example=self.model.example(4))
@@ -135,12 +139,29 @@ class Pruner:
                 "kept in the sums": 100 * float(on[sums].float().mean())}  # fmt: skip
 
 
+def tightest(model: Model, data: Images, classes: tuple[str, ...], seed: int) -> dict[str, float]:
+    """The component of the largest alpha whose validation accuracy falls by no more than two points."""
+    made = train(MDA(source=model, classes=classes, tolerance=0.02), data, seed)
+    channels = follow(model.module, model.example(2))
+    keep = torch.zeros(channels.n, dtype=torch.bool)
+    for layer in channels.layers:  # as many of each kind of channel, whichever they are
+        if not channels.makes_logits(layer):
+            keep[layer.outputs[: len(made.get_submodule(layer.name).weight)]] = True  # type: ignore[arg-type]
+    rows = chosen_classes(model, classes)
+    pruner = Pruner(model, channels, keep.expand(len(model.classes), -1), data)
+    return {**pruner.accuracies(classes, seed, without=("component",)),
+            "component": 100 * evaluate(made, pruner.images(rows)).accuracy}  # fmt: skip
+
+
 def small_networks(seed: int, quick: bool) -> dict[str, float]:
     """Components of two networks, and what is assembled of two of them."""
     left, mnist = source("mnist", seed, quick)
     right, fashion = source("fashion_mnist_local", seed, quick)
     arms: dict[str, list[float]] = {}
     for model, data in ((left, mnist), (right, fashion)):
+        for classes in (model.classes[:5], model.classes[5:]):
+            for name, value in tightest(model, data, classes, seed).items():
+                arms.setdefault(f"{name}, alpha by validation", []).append(value)
         for beta, pruner in Pruner.sweep(model, data, BETAS[1:2] if quick else BETAS).items():
             suffix = "" if beta == BETAS[1] else f", beta {beta}"
             for classes in (model.classes[:5], model.classes[5:]):
@@ -187,12 +208,20 @@ def _residual(depth: int, quick: bool) -> dict[float, Pruner]:
     return Pruner.sweep(model, data, BETAS[1:2] if quick else BETAS, samples=5 if quick else 50)
 
 
+@cache
+def _unseeded(depth: int, beta: float, quick: bool) -> dict[str, float]:
+    """What no seed changes: published weights, their routes, and L1 norms."""
+    pruner = _residual(depth, quick)[beta]
+    return {**pruner.kept(), **pruner.accuracies((), 0, without=("random",))}
+
+
 def residual_networks(seed: int, quick: bool) -> dict[str, float]:
     """Published ResNets, all ten classes, over a sweep of beta."""
     figures: dict[str, float] = {}
     for depth in (20,) if quick else (20, 56):
         for beta, pruner in _residual(depth, quick).items():
-            found = {**pruner.kept(), **pruner.accuracies((), seed)}
+            drawn = pruner.accuracies((), seed, without=("source restricted", "component", "L1"))
+            found = {**_unseeded(depth, beta, quick), **drawn}
             figures |= {f"ResNet-{depth}, beta {beta}, {name} (%)": value for name, value in found.items()}
     return figures
 
@@ -209,21 +238,25 @@ CLAIM = Claim(
     published="v1: an assembled classifier is close to the source without fine-tuning and above it after one epoch; "
     "v2: components match or surpass the baseline (both from abstracts; no table at hand).",
     setting="(1) Two nets, convolutions 32-64-128 with BatchNorm, 128 linear, on MNIST and fashion_mnist_local, 3 "
-    "epochs each; components of classes 0-4 and of 5-9, 50 images a class, alpha 0.3 / 0.4, beta 0.2 / 0.3, accuracy "
-    "among those classes, mean of the four. Baselines: the source restricted alike, and as many channels in every "
-    "layer chosen at random or by the L1 norm of their filters. (2) MNIST 0-4 and Fashion 5-9 assembled, ten joint "
-    "classes, without training; one epoch on 2,000 joint images against the same architecture from random weights. "
-    "(3) Reported only: the components over beta; published CIFAR-10 ResNet-20 and -56, all classes, first 5,000 "
+    "epochs each; components of classes 0-4 and of 5-9, 50 images a class, beta 0.2 / 0.3, accuracy among those "
+    "classes, mean of the four. Alpha is the published 0.3 / 0.4, and the largest of ten at which accuracy on "
+    "validation images falls by no more than two points. Baselines: the source restricted alike, and as many channels "
+    "in every layer chosen at random or by the L1 norm of their filters. (2) MNIST 0-4 and Fashion 5-9 assembled, ten "
+    "joint classes, without training; one epoch on 2,000 joint images against the same architecture from random "
+    "weights. (3) Reported only: the components over beta; published CIFAR-10 ResNet-20 and -56, all classes, first 5,000 "
     "training and 2,000 test images, likewise.",
     data=("mnist", "fashion_mnist_local", "cifar10"),
     measure=measure,
     checks=(
-        Check(text="components stay within 3 points of the source restricted to their classes",
+        Check(text="components stay within 3 points of the source restricted to their classes, alpha by validation",
+              value=gain("component, alpha by validation (%)", "source restricted, alpha by validation (%)"),
+              bound=-3.0),
+        Check(text="they beat as many random channels by 10 points",
+              value=gain("component, alpha by validation (%)", "random, alpha by validation (%)"), bound=10.0),
+        Check(text="they are no worse than as many channels by L1 norm",
+              value=gain("component, alpha by validation (%)", "L1, alpha by validation (%)"), bound=0.0),
+        Check(text="with the published thresholds, too, components stay within 3 points",
               value=gain("component (%)", "source restricted (%)"), bound=-3.0),
-        Check(text="components beat as many random channels by 10 points",
-              value=gain("component (%)", "random (%)"), bound=10.0),
-        Check(text="components are no worse than as many channels by L1 norm",
-              value=gain("component (%)", "L1 (%)"), bound=0.0),
         Check(text="with everything kept a component is the source to 1e-5",
               value=lambda m: -max(m["largest difference with everything kept"]), bound=-1e-5),
         Check(text="the assembled network gets 60 % of the joint classes right without training",

@@ -30,6 +30,7 @@ REQUIRED = {
     "pyarrow.parquet": ("pyarrow", "15"),
     "sklearn.datasets": ("scikit-learn", "1.4"),
     "jsonargparse": ("jsonargparse", "4.38"),
+    "docstring_parser": ("docstring-parser", "0.16"),
     "yaml": ("pyyaml", "6"),
     "rich": ("rich", "13"),
     "jinja2": ("jinja2", "3.1"),
