@@ -243,8 +243,8 @@ CLAIM = Claim(
     "validation images falls by no more than two points. Baselines: the source restricted alike, and as many channels "
     "in every layer chosen at random or by the L1 norm of their filters. (2) MNIST 0-4 and Fashion 5-9 assembled, ten "
     "joint classes, without training; one epoch on 2,000 joint images against the same architecture from random "
-    "weights. (3) Reported only: the components over beta; published CIFAR-10 ResNet-20 and -56, all classes, first 5,000 "
-    "training and 2,000 test images, likewise.",
+    "weights. (3) Reported only: the components over beta; published CIFAR-10 ResNet-20 and -56, all classes, first "
+    "5,000 training and 2,000 test images, likewise.",
     data=("mnist", "fashion_mnist_local", "cifar10"),
     measure=measure,
     checks=(
