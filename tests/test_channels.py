@@ -7,7 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from upcycle.assembly.channels import Channels, Scatter, follow, resized, shrink, widths
+from upcycle.assembly.channels import Channels, Scatter, follow
+from upcycle.assembly.resizing import resized, shrink, widths
 from upcycle.core.errors import UserError
 from upcycle.zoo.convnet import MLP
 from upcycle.zoo.resnet import PadShortcut, ResNet

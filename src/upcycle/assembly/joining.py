@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from upcycle.assembly.channels import TOLERANCE, Channels, Renormalise, Step, Widths, follow, joined, resized, widths
+from upcycle.assembly.channels import Channels, Renormalise, Step, follow
+from upcycle.assembly.resizing import TOLERANCE, Widths, joined, resized, widths
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of, source_of
@@ -180,7 +181,7 @@ def rebuild_resized(
 
     Args:
         source: the architecture that it came from.
-        widths: of its layers, see :func:`~upcycle.assembly.channels.widths`.
+        widths: of its layers, see :func:`~upcycle.assembly.resizing.widths`.
         copies: how often :class:`~upcycle.assembly.channels.Renormalise` in front gives the image; 0 for none.
         rebuild: builds ``source``.
 

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from upcycle.assembly.channels import Channels, follow, shrink
+from upcycle.assembly.channels import Channels, follow
 from upcycle.assembly.joining import places, recorded
+from upcycle.assembly.resizing import shrink
 from upcycle.core.cost import si
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import evaluate
@@ -372,7 +373,7 @@ def component(
     Args:
         routes: of these classes.
         classes: their logits in ``module``.
-        example: images on which the result is checked, see :func:`~upcycle.assembly.channels.shrink`.
+        example: images on which the result is checked, see :func:`~upcycle.assembly.resizing.shrink`.
     """
     return shrink(module, channels, routes.any(0), classes, example=example)
 
