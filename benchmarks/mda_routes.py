@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import alternate, record
 from upcycle.assembly.channels import follow
-from upcycle.assembly.mda import CHUNK, routes
+from upcycle.assembly.routing import CHUNK, routes
 from upcycle.core.cost import count, matmul_rate
 from upcycle.core.models import resolve
 from upcycle.data import load

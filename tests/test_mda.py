@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from upcycle.assembly import MDA, MDAAssembly, joining, mda
+from upcycle.assembly import MDA, MDAAssembly, joining, mda, routing
 from upcycle.assembly.channels import follow
 from upcycle.assembly.joining import assemble
 from upcycle.core.errors import UserError
@@ -104,36 +104,38 @@ def test_contributions_are_those_of_explicit_convolutions_and_sum_to_the_output(
 ) -> None:
     torch.manual_seed(0)
     x, m = torch.randn(3, 4, 9, 11), nn.Conv2d(4, 5, size, stride, padding, dilation)
-    found = mda.contribution_conv(x, m.weight, stride, padding, dilation)
+    found = routing.contribution_conv(x, m.weight, stride, padding, dilation)
     for k in range(5):
         for p in range(4):
             one = F.conv2d(x[:, p : p + 1], m.weight[k : k + 1, p : p + 1], None, stride, padding, dilation)
             assert torch.allclose(found[:, k, p], one.sum((1, 2, 3)), atol=1e-4)
     y = m(x)
     assert torch.allclose(found.sum(2) + y[0, 0].numel() * m.bias, y.sum((2, 3)), atol=1e-3)
-    z = mda.tap_sums(x, size, stride, padding, dilation)
-    summed = mda.summed_contribution(z.flatten(2), m.weight.flatten(2))
+    z = routing.tap_sums(x, size, stride, padding, dilation)
+    summed = routing.summed_contribution(z.flatten(2), m.weight.flatten(2))
     assert torch.allclose(summed, found.relu().sum(0), atol=1e-4)
 
 
 def test_linear_contributions_need_no_array_of_all_samples() -> None:
     torch.manual_seed(0)
     x, m = torch.randn(6, 7), nn.Linear(7, 3)
-    each = mda.contribution_linear(x, m.weight)
+    each = routing.contribution_linear(x, m.weight)
     assert torch.allclose(each.sum(2) + m.bias, m(x), atol=1e-5)
-    assert torch.allclose(mda.summed_contribution(x[:, :, None], m.weight[:, :, None]), each.relu().sum(0), atol=1e-5)
+    assert torch.allclose(
+        routing.summed_contribution(x[:, :, None], m.weight[:, :, None]), each.relu().sum(0), atol=1e-5
+    )
 
 
 def test_relative_contribution_is_a_min_max_over_the_inputs() -> None:
     s = torch.tensor([[0.0, 5.0, 10.0], [3.0, 3.0, 3.0]])
-    assert torch.allclose(mda.relative(s), torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]]), atol=1e-5)
+    assert torch.allclose(routing.relative(s), torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]]), atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["same", "reflect"])
 def test_other_paddings(padding: str) -> None:
     mode = {"padding": "same"} if padding == "same" else {"padding": 1, "padding_mode": "reflect"}
     m, x = nn.Conv2d(2, 3, (2, 3) if padding == "same" else 3, bias=False, **mode), torch.randn(2, 2, 6, 6)
-    z = mda._tap_sums_of(m, x)
+    z = routing._tap_sums_of(m, x)
     assert torch.allclose(torch.einsum("bit,oit->bo", z, m.weight.flatten(2)), m(x).sum((2, 3)), atol=1e-4)
 
 
@@ -177,7 +179,7 @@ def test_routes_are_those_of_the_algorithm_by_hand(digits: Images) -> None:
     samples = {2: torch.arange(0, 90), 0: torch.arange(90, 100)}  # classes that share a batch, and more than one
     thresholds = (0.2, 0.7, 0.3, 0.6)
     a, b, al, bl = thresholds
-    found = mda.routes(net, channels, split, samples, alpha=a, beta=b, alpha_linear=al, beta_linear=bl)
+    found = routing.routes(net, channels, split, samples, alpha=a, beta=b, alpha_linear=al, beta_linear=bl)
     conv1, conv2, fc1, _fc2 = channels.layers
     for row, (target, index) in zip(found, samples.items(), strict=True):
         images = split.batch(index, device=CPU).images
@@ -187,7 +189,7 @@ def test_routes_are_those_of_the_algorithm_by_hand(digits: Images) -> None:
         assert row[conv1.outputs].tolist() == m2
         assert row[channels.logits].tolist() == [c == target for c in range(4)]
     # Masks of classes do not depend on which others are asked for.
-    alone = mda.routes(net, channels, split, {0: samples[0]}, alpha=a, beta=b, alpha_linear=al, beta_linear=bl)
+    alone = routing.routes(net, channels, split, {0: samples[0]}, alpha=a, beta=b, alpha_linear=al, beta_linear=bl)
     assert torch.equal(alone[0], found[1])
 
 
@@ -202,7 +204,7 @@ def test_a_sum_wants_what_any_consumer_wants() -> None:
     s["up"] = torch.zeros(12, 6)
     s["up"][:, 2] = 1.0  # and the block reads channel 2
     thresholds = dict.fromkeys(layers, 0.2)
-    found = mda.route(channels, s, 1, thresholds, thresholds)
+    found = routing.route(channels, s, 1, thresholds, thresholds)
     assert found[layers["stem"].outputs].nonzero().flatten().tolist() == [2, 4]
     assert torch.equal(found[layers["down"].outputs], found[layers["stem"].outputs])
     assert torch.equal(found[layers["depthwise"].inputs], found[layers["depthwise"].outputs])
@@ -212,7 +214,7 @@ def test_a_route_never_ends() -> None:
     channels = follow(Flat(2), torch.randn(2, 1, 8, 8))
     s = {x.name: torch.zeros(len(x.outputs), len(x.inputs)) for x in channels.layers}
     thresholds = dict.fromkeys(s, 0.99)
-    found = mda.route(channels, s, 0, thresholds, thresholds)
+    found = routing.route(channels, s, 0, thresholds, thresholds)
     assert all(found[layer.outputs].any() for layer in channels.layers)
 
 
@@ -221,7 +223,7 @@ def test_the_slope_of_a_sure_answer_is_not_cancelled() -> None:
     exact = z.double().requires_grad_()
     exact.softmax(1).gather(1, y[:, None]).sum().backward()
     assert exact.grad is not None
-    found = mda._softmax_slope(z, y)
+    found = routing._softmax_slope(z, y)
     assert torch.allclose(found[1].double(), exact.grad[1], rtol=1e-5)
     assert found[0, 0] == pytest.approx(torch.tensor([-30.0, -35.0]).exp().sum().item(), rel=1e-4)
     assert found[0, 0] > 0 > found[0, 1]
@@ -231,7 +233,7 @@ def test_gradient_scores_are_those_of_autograd(digits: Images) -> None:
     net = seen(Flat(4), seed=3)
     split = digits.train.normalised((0.3,), (0.4,))
     channels = follow(net, torch.randn(2, 1, 8, 8))
-    meter = mda._Gradients(copy.deepcopy(net).requires_grad_(False), channels)
+    meter = routing._Gradients(copy.deepcopy(net).requires_grad_(False), channels)
     found = meter(split, {2: torch.arange(70)}, CPU)[2]
     images = split.batch(torch.arange(70), device=CPU).images
     maps = net.bn(net.conv1(images)).relu()
@@ -239,7 +241,7 @@ def test_gradient_scores_are_those_of_autograd(digits: Images) -> None:
     p = net.fc2(net.fc1(kept.relu().flatten(1)).relu()).softmax(1)[:, 2].sum()
     slope = torch.autograd.grad(p, kept)[0]
     assert torch.allclose(found["conv2"], slope.relu().sum((0, 2, 3)), rtol=1e-3, atol=1e-7)
-    rows = mda.routes(net, channels, split, {2: torch.arange(70)}, score="gradient")
+    rows = routing.routes(net, channels, split, {2: torch.arange(70)}, score="gradient")
     assert all(rows[0, layer.outputs].any() for layer in channels.layers)
     assert not rows.all()
 
@@ -283,7 +285,7 @@ def test_masks_of_a_union_are_joined(teacher: Model, digits: Images) -> None:
     split = digits.train.normalised(teacher.mean, teacher.std)
     channels = follow(teacher.module, teacher.example(2))
     samples = mda.confident(teacher.module, split, {c: c for c in range(10)}, 20)
-    found = mda.routes(teacher.module, channels, split, samples)
+    found = routing.routes(teacher.module, channels, split, samples)
     left, right = (mda.component(teacher.module, channels, found[rows], rows, example=teacher.example(4))
                    for rows in ([0, 1, 2], [3, 4]))  # fmt: skip
     both = mda.component(teacher.module, channels, found[:5], range(5), example=teacher.example(4))
@@ -292,7 +294,7 @@ def test_masks_of_a_union_are_joined(teacher: Model, digits: Images) -> None:
         assert max(a, b) <= c <= a + b
         if not channels.reads_image(layer):
             assert c == int((found[:3, layer.inputs].any(0) | found[3:5, layer.inputs].any(0)).sum())
-    picture = mda.route_picture(channels, found, teacher.classes)
+    picture = routing.route_picture(channels, found, teacher.classes)
     assert [x["name"] for x in picture["layers"]] == [x.name for x in channels.layers[:-1]]
     for drawn, layer in zip(picture["layers"], channels.layers, strict=False):
         assert sum(g["count"] for g in drawn["groups"]) == len(layer.outputs)

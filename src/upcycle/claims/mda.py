@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from upcycle.assembly.channels import Channels, follow
 from upcycle.assembly.joining import MDAAssembly
-from upcycle.assembly.mda import MDA, chosen_classes, component, confident, restricted, routes
+from upcycle.assembly.mda import MDA, chosen_classes, component, confident, restricted
+from upcycle.assembly.routing import routes
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import cifar10, test, train
 from upcycle.core.evaluate import evaluate
