@@ -20,7 +20,7 @@ from upcycle.core.errors import UserError
 from upcycle.core.models import load, resolve
 from upcycle.data import load as load_data
 from upcycle.data.images import joined
-from upcycle.verbs.assemble import members, relabelled
+from upcycle.verbs.assemble import _fronts, members, relabelled
 
 TEACHER = "zoo:digits_teacher"
 REASSEMBLE = ["--blocks=2", "--probe=64", "--runs=5", "--candidates=4", "--score_batches=1", "--recipe.epochs=1"]
@@ -196,6 +196,17 @@ def test_a_record_that_somebody_changed_is_refused(change: dict[str, object], pa
     )
     with pytest.raises(UserError, match=r"damaged|trust|takes no option|no zoo model"):
         load(folder)
+
+
+def test_a_product_stands_among_its_zoo() -> None:
+    def line(name: str, role: str, accuracy: list[float], cost: int) -> dict[str, object]:
+        return {"name": name, "role": role, "accuracy": accuracy, "parameters": cost, "macs": cost, "latency": cost}
+
+    rows = [line("a", "member", [0.9], 5), line("b", "member", [0.8], 9), line("c", "product", [0.7], 3)]
+    pictures = _fronts(rows)
+    assert set(pictures) == {"zoo-parameters", "zoo-macs", "zoo-latency"}
+    assert [item["front"] for item in pictures["zoo-macs"]["items"]] == [True, False, True]
+    assert _fronts(rows[1:]) == {} and _fronts([line("p", "part", [0.5], 1)] * 3) == {}
 
 
 # -- data ---------------------------------------------------------------------------------------------------------

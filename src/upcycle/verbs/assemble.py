@@ -334,6 +334,8 @@ class _Work:
                         report=self.out / "report.html")  # fmt: skip
         for note in data.notes:
             run.note(note)
+        for name, picture in _fronts(lines).items():
+            run.picture(name, picture)
         if run.rank == 0:
             shown = data.only(product.classes) if set(product.classes) < set(data.classes) else data
             named = tuple(name for name in self.networks if name not in positional)
@@ -358,6 +360,25 @@ class _Work:
         if key == "method":
             return self.cls.card.name
         return default_of(self.cls, key) if key in self.cls.options() else getattr(Setting(), key, None)
+
+
+def _fronts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A product among the members of its zoo: accuracy by each cost, for those that were measured."""
+    measured = [line for line in rows if line["accuracy"]]
+    if len(measured) < 3 or not any(line["role"] == "member" for line in measured):
+        return {}
+    pictures = {}
+    for cost, words in (("parameters", "parameters"), ("macs", "multiply-adds"), ("latency", "seconds of an image")):
+        items = [{"name": line["name"], "x": line[cost], "y": 100 * line["accuracy"][0], "group":
+                  "zoo" if line["role"] == "member" else "reassembled"} for line in measured]  # fmt: skip
+        for item in items:
+            item["front"] = not any(other["x"] <= item["x"] and other["y"] >= item["y"] and other is not item
+                                    for other in items)  # fmt: skip
+        pictures[f"zoo-{cost}"] = {
+            "kind": "scatter", "title": f"Accuracy by {words}", "x": words, "y": "test accuracy (%)", "log": False,
+            "caption": "The line joins the networks that no cheaper one outdoes.", "items": items,
+        }  # fmt: skip
+    return pictures
 
 
 def _sentence(rows: list[dict[str, Any]], product: Model, data: Images) -> str:
