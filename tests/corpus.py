@@ -403,7 +403,7 @@ def _bad_list(chance: random.Random, config: dict[str, Any]) -> Changed:
     key, value = chance.choice((
         ("augment", ["crop", "auto"]), ("augment", ["croop"]), ("augment", [3]), ("augment", {"crop": True}),
         ("augment", [["crop"]]), ("augment", 7), ("teacher_mean", ["a"]), ("teacher_mean", {"r": 0.5}),
-        ("teacher_std", [None]), ("teacher_std", [[0.2]]), ("trust", 5), ("trust", {"a": 1}),
+        ("teacher_std", [None]), ("teacher_std", [[0.2]]), ("trust", {"a": 1}),
     ))  # fmt: skip
     config[key] = value
     return f"{key} is {value!r}", config, True
