@@ -388,7 +388,7 @@ def _bad_number(chance: random.Random, config: dict[str, Any]) -> Changed:
 
 def _huge(chance: random.Random, config: dict[str, Any]) -> Changed:
     path = chance.choice(_paths(config, lambda v: isinstance(v, float)))
-    if path[-1] in ("momentum", "decay", "a", "warmup", "ratio", "w_kd") or chance.random() < 0.5:
+    if path[-1] in ("momentum", "decay", "a", "warmup", "ratio") or chance.random() < 0.5:
         return f"{_name(path)} is beyond every float", _put(config, path, 10**400), True
     return f"{_name(path)} is 1e30", _put(config, path, 1e30), False
 
@@ -403,7 +403,7 @@ def _bad_list(chance: random.Random, config: dict[str, Any]) -> Changed:
     key, value = chance.choice((
         ("augment", ["crop", "auto"]), ("augment", ["croop"]), ("augment", [3]), ("augment", {"crop": True}),
         ("augment", [["crop"]]), ("augment", 7), ("teacher_mean", ["a"]), ("teacher_mean", {"r": 0.5}),
-        ("teacher_std", [None]), ("teacher_std", [[0.2]]), ("trust", {"a": 1}),
+        ("teacher_std", [None]), ("teacher_std", [[0.2]]), ("trust", 5), ("trust", {"a": 1}),
     ))  # fmt: skip
     config[key] = value
     return f"{key} is {value!r}", config, True

@@ -66,6 +66,8 @@ class RunSetting:
     def __post_init__(self) -> None:
         if self.out is not None:  # Python callers may give text
             self.out = Path(self.out)
+        for name in self.trust:
+            require(name.isidentifier(), f"trust must name Python packages, and '{name}' is no such name.")
         require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
         require(0 <= self.save_every < math.inf, f"save_every must be a number of seconds, not {self.save_every}.")
         require(self.size is None or self.size >= 1, f"size must be positive, not {self.size}.")
