@@ -229,7 +229,7 @@ def test_adapters_only_where_widths_differ_and_without_bias() -> None:
 
 def test_grafting_the_teachers_own_blocks_gives_its_logits(data: Any) -> None:
     teacher = net(1, 8, 8, 8)
-    run = Run(None, precision="32-true")
+    run = Run(None, precision="32-true", accelerator="cpu")
     model = Model(module=teacher, input_shape=(1, 8, 8), mean=(0.3,), std=(0.4,), classes=tuple("0123456789"))
     own = cut(teacher.eval(), CUTS)
     t = netgraft._frozen_blocks(run, data, model, own)
@@ -302,7 +302,7 @@ def test_each_stage_trains_what_it_should_and_the_teacher_stays(data: Any) -> No
 def test_a_stages_outcome_is_the_chain_and_statistics_are_those_of_the_images(data: Any) -> None:
     """At m = L the grafted network is the chain alone, and the product computes what it computed."""
     m = method()
-    run = Watching(None, seed=3, precision="32-true")
+    run = Watching(None, seed=3, precision="32-true", accelerator="cpu")
     result = m.fit(run, data)
     chain = run.modules[-1].eval()  # of the last stage: blocks 1 to 4
     assert [*chain.blocks] == ["1", "2", "3", "4"]

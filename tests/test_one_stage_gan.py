@@ -400,7 +400,7 @@ def test_a_run_trains_both_from_one_backward(norm: type[nn.Module] | None) -> No
     """Run's loop makes the steps that simultaneous descent makes by hand, by ratio and by fallback."""
     x, z = batch()
     recipe = Recipe(optimizer="adam", lr=1e-3, weight_decay=0.0)
-    run = Run(None, precision="64-true", quiet=True)
+    run = Run(None, precision="64-true", accelerator="cpu", quiet=True)
     g_net, of_g = run.setup(generator(), recipe)
     d_net, of_d = run.setup(discriminator(norm=norm), recipe)
     g_hand, d_hand = generator(), discriminator(norm=norm)

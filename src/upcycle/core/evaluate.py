@@ -61,13 +61,14 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 
 def predict_logits(
-    module: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int = 512
+    module: nn.Module, split: Split, device: torch.device | str | None = None, batch_size: int = 512
 ) -> Tensor:
     """The logits of every sample of ``split``, float32 (n, k) on the CPU, in the split's order.
 
     Args:
-        module: on ``device`` already; maps images to logits (b, k).
+        module: maps images to logits (b, k).
         split: read without augmentation.
+        device: where to, for as long as it takes; ``None`` leaves the module where it is.
 
     Raises:
         UserError: the split is empty, or the outputs are not (b, k).
@@ -79,7 +80,7 @@ def evaluate(
     module: nn.Module,
     split: Split,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     batch_size: int = 512,
     num_classes: int | None = None,
     name: str | None = None,
@@ -87,8 +88,9 @@ def evaluate(
     """Accuracy, loss, calibration and confusion of a classifier.
 
     Args:
-        module: on ``device`` already; maps images to logits (b, k). Its modes are restored afterwards.
+        module: maps images to logits (b, k). Its modes are restored afterwards.
         split: samples with label -1 are left out.
+        device: where to, for as long as it takes; ``None`` leaves the module where it is.
         num_classes: how many logits are expected; ``None`` takes what comes.
         name: how errors call the network; its class when ``None``.
 
@@ -135,15 +137,27 @@ def evaluate(
     )
 
 
-def _collect(module: nn.Module, split: Split, device: torch.device | str, batch_size: int) -> tuple[Tensor, Tensor]:
+@contextlib.contextmanager
+def _moved(module: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
+    home = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    there = torch.device(device) if device is not None else home
+    try:
+        module.to(there)
+        yield there
+    finally:
+        module.to(home)
+
+
+def _collect(
+    module: nn.Module, split: Split, device: torch.device | str | None, batch_size: int
+) -> tuple[Tensor, Tensor]:
     """Logits float32 (n, k) and labels int64 (n,), on the CPU."""
     require(len(split) > 0, "There is no sample to evaluate on: the split is empty.")
-    device = torch.device(device)
     double = any(p.dtype == torch.float64 for p in module.parameters())
     logits, labels = [], []
-    with undisturbed(module):
+    with undisturbed(module), _moved(module, device) as there:
         for index in torch.arange(len(split)).split(batch_size):
-            batch = split.batch(index, device=device)
+            batch = split.batch(index, device=there)
             # Splits give float32; a float64 network would refuse it.
             out = module(batch.images.double() if double else batch.images)
             if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(index):

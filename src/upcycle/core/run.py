@@ -24,6 +24,8 @@ import contextlib
 import csv
 import hashlib
 import io
+import logging
+import os
 import random
 import signal
 import threading
@@ -132,6 +134,7 @@ class Run:
         self.seed, self.save_every, self.compile = seed, save_every, compile
         self.teacher_precision = teacher_precision
         self.fabric = _launch(devices, accelerator)
+        _deterministic(self.fabric.device)
         self.rank, self.world_size = self.fabric.global_rank, self.fabric.world_size
         self.device: torch.device = self.fabric.device
         self.notes: list[str] = []
@@ -541,10 +544,13 @@ class Run:
         if self.device.type == "cpu":
             self._bad = ~norm.isfinite()
             self._raise_if_bad()
-        else:  # no host synchronisation in the loop: a bad step becomes a zero step, and is reported soon
+        else:  # no host synchronisation in the loop: a bad step is skipped on the device, and reported soon
             bad = ~norm.isfinite()
-            for g in grads:
-                g.masked_fill_(bad, 0.0)
+            if all(group.get("fused") for group in optimizer.param_groups):
+                optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what a gradient scaler leaves there
+            else:  # a step of zeros
+                for g in grads:
+                    g.masked_fill_(bad, 0.0)
             self._bad = bad if self._bad is None else self._bad | bad
             if self._updates % 50 == 0:
                 self._raise_if_bad()
@@ -623,7 +629,7 @@ class Run:
         """Measure accuracy and loss on a split and log them; touches neither randomness nor modes."""
         from upcycle.core.evaluate import evaluate
 
-        result = evaluate(module, split, device=self.device)
+        result = evaluate(module, split)
         self.log(**{f"{name}_accuracy": result.accuracy, f"{name}_loss": result.loss})
         return result
 
@@ -674,11 +680,27 @@ def _launch(devices: int, accelerator: str) -> Fabric:
 
     try:
         # Fabric's ddp only to start processes and find devices: modules stay unwrapped.
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # advice about tensor cores on every start
         fabric = Fabric(devices=devices, accelerator=accelerator, strategy="ddp" if devices > 1 else "auto")
     except (ValueError, RuntimeError) as error:
         raise UserError(f"Cannot use devices={devices} with accelerator='{accelerator}': {error}") from error
     fabric.launch()
     return fabric
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that a run of one process has, for measuring outside of it; ``accelerator`` as in :class:`Run`."""
+    if accelerator != "auto":
+        return torch.device(accelerator)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _deterministic(device: torch.device) -> None:
+    """The same bits again, on a GPU too; only warns of operations that have no such form."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first matrix product
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:

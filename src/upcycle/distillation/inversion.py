@@ -130,7 +130,7 @@ class _Moments(torch.autograd.Function):
         scale = 2 / ctx.n * grads[1]
         # A BatchNorm with statistics (0, 1) is that map in one pass, in bf16 too, where sums that broadcast crawl.
         neutral = torch.zeros_like(mean), torch.ones_like(mean)
-        return F.batch_norm(x, *neutral, scale, grads[0] / ctx.n - scale * mean, eps=0.0)
+        return F.batch_norm(x, *neutral, scale, grads[0] / ctx.n - scale * mean, eps=1e-30)  # 0 is refused
 
 
 class Statistics:

@@ -47,7 +47,6 @@ from upcycle.verbs.making import (
 )
 
 Reference = str | Path | nn.Module | Model
-CPU = torch.device("cpu")
 
 
 @dataclass(kw_only=True)
@@ -92,10 +91,10 @@ def disassemble(
         same = Columns(source.module, torch.tensor(chosen))
         part = images.only(product.classes)
         # The source may choose among the same classes only: that alone makes a task easier.
-        among = [evaluate(same, part.test, device=CPU)] if len(part.test) else []
+        among = [evaluate(same, part.test, device=work.setting.device)] if len(part.test) else []
         name = source.name if len(chosen) == len(source.classes) else f"{source.name}, of these classes"
         return [row(name, "source", among, source),
-                row(product.name, "product", _measured(product, part), product)]  # fmt: skip
+                row(product.name, "product", work.measured(product, part), product)]  # fmt: skip
 
     return work.do(made, images, [("source", source)], rows, positional=("model",))
 
@@ -151,9 +150,9 @@ def assemble(
     def rows(product: Model, seen: Images) -> list[dict[str, Any]]:
         lines = []
         for i, part in enumerate(found):
-            arms = [] if data is None else _measured(part, each[i])
+            arms = [] if data is None else work.measured(part, each[i])
             lines.append(row(f"{part.name}, alone on its own classes" if arms else part.name, "part", arms, part))
-        return [*lines, row(product.name, "product", [] if data is None else _measured(product, images), product)]
+        return [*lines, row(product.name, "product", [] if data is None else work.measured(product, images), product)]
 
     return work.do(made, images, [("part", part) for part in found], rows, positional=("parts",))
 
@@ -188,7 +187,7 @@ def reassemble(
     work.say(f"data     {describe(images)}")
     # A network of the same classes shows as it is what the new one is to reach; of others only the size is known.
     known = [set(model.classes) == set(images.classes) for model in found]
-    measured = [_measured(model, images) if same else [] for model, same in zip(found, known, strict=True)]
+    measured = [work.measured(model, images) if same else [] for model, same in zip(found, known, strict=True)]
     for model, arms in zip(found, measured, strict=True):
         cost = count(model.module, model.input_shape)
         figure = f", {spread([a.accuracy for a in arms])} on test" if arms else ""
@@ -197,7 +196,7 @@ def reassemble(
 
     def rows(product: Model, seen: Images) -> list[dict[str, Any]]:
         lines = [row(m.name, "member", arms, m) for m, arms in zip(found, measured, strict=True)]
-        return [*lines, row(product.name, "product", _measured(product, images), product)]
+        return [*lines, row(product.name, "product", work.measured(product, images), product)]
 
     def used(product: Model) -> list[tuple[str, Model]]:
         names = getattr(product.module, "recipe", {}).get("names", [model.name for model in found])
@@ -234,12 +233,6 @@ def relabelled(data: Images, model: Model) -> Images:
         return data.only(model.classes)
     columns, _ = match_classes(data.classes, model.classes)  # for each class of the model, its label in the data
     return dataclasses.replace(data.only(tuple(data.classes[i] for i in columns.tolist())), classes=model.classes)
-
-
-def _measured(model: Model, data: Images) -> list[Evaluation]:
-    """A model on the test images of its own classes."""
-    test = relabelled(data, model).normalised(model.mean, model.std).test
-    return [evaluate(model.module, test, device=CPU)] if len(test) else []
 
 
 class _Work:
@@ -296,10 +289,15 @@ class _Work:
         split = data.normalised(model.mean, model.std).validation
         if not (split.labels >= 0).any():
             return
-        accuracy = evaluate(model.module, split, device=CPU).accuracy
+        accuracy = evaluate(model.module, split, device=self.setting.device).accuracy
         self.say(f"{role.ljust(8)} {model.name}: {accuracy:.1%} on {len(split):,} validation images")
         if accuracy < 2 / len(data.classes) and len(data.classes) > 2:
             self.say("         That is near chance. Is its normalisation right, and the order of its classes?")
+
+    def measured(self, model: Model, data: Images) -> list[Evaluation]:
+        """A model on the test images of its own classes."""
+        test = relabelled(data, model).normalised(model.mean, model.std).test
+        return [evaluate(model.module, test, device=self.setting.device)] if len(test) else []
 
     def do(
         self,

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from upcycle.core import models, store
 from upcycle.core.cost import bytes_, count, duration, latency, peak_memory, si
 from upcycle.core.errors import UserError, require, unknown
@@ -18,6 +16,7 @@ from upcycle.core.evaluate import evaluate as measure
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.export import export as write_export
 from upcycle.core.outputs import Columns
+from upcycle.core.run import device_of
 from upcycle.verbs.methods import add_plugin, all_methods
 
 
@@ -132,7 +131,7 @@ def evaluate(
             f"images of {images.name} have {images.shape[0]}.")  # fmt: skip
     columns, _ = match_classes(net.classes, images.classes)
     part = getattr(images.normalised(net.mean, net.std), split)
-    result = measure(Columns(net.module, columns), part, device=torch.device("cpu"))
+    result = measure(Columns(net.module, columns), part, device=device_of("auto"))
     cost = count(net.module, net.input_shape)
     if json:
         print(json_module.dumps({"model": net.name, "data": images.name, "split": split, "accuracy": result.accuracy,
@@ -168,7 +167,7 @@ def predict(model: str, images: Path, out: Path = Path("predictions.csv"), trust
         raise UserError(f"{out} exists; choose another --out.")
     net = models.resolve(model, trust=trust)
     split, paths = read_folder(images, net)
-    p = predict_logits(net.module, split, device=torch.device("cpu")).softmax(1)
+    p = predict_logits(net.module, split, device=device_of("auto")).softmax(1)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "class", "probability", *net.classes])

@@ -180,9 +180,8 @@ class _Distillation:
                 self._fit("alone", seed, self.out / "more" / f"alone-{seed}", teacher, whole, arms)
         rows = []
         if teacher is not None:
-            measured = evaluate(
-                teacher.module, data.normalised(teacher.mean, teacher.std).test, device=torch.device("cpu")
-            )
+            seen = data.normalised(teacher.mean, teacher.std).test
+            measured = evaluate(teacher.module, seen, device=setting.device)
             rows.append(row(teacher.name, "teacher", [measured], teacher))
         if setting.alone:
             rows.append(row(f"{student.name} alone", "alone", arms["alone"], student))
@@ -255,7 +254,7 @@ class _Distillation:
             require(bool((data.test.labels >= 0).any()), f"{data.name} has no labels to measure with, and without a "
                     "teacher there are no answers in their place; give --test_data.")  # fmt: skip
             return None, data
-        measurable = _measurable(data, teacher)
+        measurable = _measurable(data, teacher, self.setting.device)
         if measurable is not data:
             self.figure = "agreement"
             self.say(measurable.notes[-1])
@@ -406,7 +405,7 @@ class _Distillation:
         if teacher is None or not (data.validation.labels >= 0).any():
             return
         split = data.normalised(teacher.mean, teacher.std).validation
-        measured = evaluate(teacher.module, split, device=torch.device("cpu"))
+        measured = evaluate(teacher.module, split, device=self.setting.device)
         self.say(f"teacher  {teacher.name}: {measured.accuracy:.1%} on {measured.count:,} validation images")
         if measured.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
             self.say(
@@ -451,8 +450,8 @@ class _Distillation:
         if not len(data.test):
             assert teacher is not None  # a method without data has one
             run.fabric.barrier()  # the first process leaves the pool
-            data, on = _on_its_pool(directory / "pool", data, teacher), "agreement with the teacher, on its own images"
-        arms.setdefault(arm, []).append(evaluate(module, data.test, device=torch.device("cpu")))
+            data, on = self._on_its_pool(directory, data, teacher), "agreement with the teacher, on its own images"
+        arms.setdefault(arm, []).append(evaluate(module, data.test, device=run.device))
         for note in data.notes:
             run.note(note)
         if directory != self.out:
@@ -492,33 +491,32 @@ class _Distillation:
         always = ("teacher", "student", "method", "data")
         return command_line("distill", self.config(), always, self._default_of)
 
+    def _on_its_pool(self, directory: Path, data: Images, teacher: Model) -> Images:
+        """Without any data, what a student is measured on: images of the pool it learnt from, the teacher's answers."""
+        pool = load_pool(directory / "pool")
+        held = dataclasses.replace(data, validation=pool.validation, test=pool.test, measured=pool.name)
+        answered = _measurable(held.normalised(data.train.mean, data.train.std), teacher, self.setting.device)
+        note = ("Every figure is agreement with the teacher on images that the student was trained on, which is no "
+                "accuracy; give --test_data to measure one.")  # fmt: skip
+        return dataclasses.replace(answered, notes=[*data.notes, note])
+
     def _default_of(self, key: str) -> Any:
         return default_of(self.cls, key) if key in self.cls.options() else getattr(Setting(), key, None)
 
 
-def _measurable(data: Images, teacher: Model) -> Images:
+def _measurable(data: Images, teacher: Model, device: torch.device) -> Images:
     """Where held-out images have no labels, the teacher's answers take their place, and the notes say so."""
     if not len(data.test) or ((data.validation.labels >= 0).any() and (data.test.labels >= 0).any()):
         return data
     seen, answered = data.normalised(teacher.mean, teacher.std), {}
     for name in ("validation", "test"):
-        z = predict_logits(teacher.module, getattr(seen, name), device=torch.device("cpu"))
+        z = predict_logits(teacher.module, getattr(seen, name), device=device)
         answered[name] = dataclasses.replace(getattr(data, name), labels=z.argmax(1))
     name = data.measured or data.name
     # Of a pool nothing is held out.
     where = ", on images that the student is trained on" if data.lineage is not None and not data.measured else ""
     note = f"{name} has no labels to measure with: every accuracy here is agreement with the teacher{where}."
     return dataclasses.replace(data, **answered, notes=[*data.notes, note])
-
-
-def _on_its_pool(folder: Path, data: Images, teacher: Model) -> Images:
-    """Without any data, what a student is measured on: images of the pool it learnt from, the teacher's answers."""
-    pool = load_pool(folder)
-    held = dataclasses.replace(data, validation=pool.validation, test=pool.test, measured=pool.name)
-    answered = _measurable(held.normalised(data.train.mean, data.train.std), teacher)
-    note = ("Every figure is agreement with the teacher on images that the student was trained on, which is no "
-            "accuracy; give --test_data to measure one.")  # fmt: skip
-    return dataclasses.replace(answered, notes=[*data.notes, note])
 
 
 def _alone(method: Method, student: Model, data: Images) -> tuple[Method, Images]:

@@ -22,7 +22,7 @@ from upcycle.core.evaluate import Evaluation
 from upcycle.core.frozen import fast_bf16
 from upcycle.core.method import Method
 from upcycle.core.models import Model
-from upcycle.core.run import Run
+from upcycle.core.run import Run, device_of
 from upcycle.data import Images
 from upcycle.report import write_report
 from upcycle.verbs.methods import all_methods
@@ -71,6 +71,11 @@ class RunSetting:
         require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
         require(0 <= self.save_every < math.inf, f"save_every must be a number of seconds, not {self.save_every}.")
         require(self.size is None or self.size >= 1, f"size must be positive, not {self.size}.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is measured outside of runs is measured."""
+        return device_of(self.accelerator)
 
 
 UNRECORDED = ("resume", "dry_run", "quiet", "save_every")

@@ -20,6 +20,7 @@ from upcycle.zoo.lenet import LeNet
 from upcycle.zoo.mlperftiny import TinyResNet8
 from upcycle.zoo.resnet import DEPTHS, ResNet
 from upcycle.zoo.vit import ViT
+from upcycle.zoo.wrn import WRN
 
 Shape = tuple[int, int, int]
 Make = Callable[[Shape, int], nn.Module]
@@ -79,6 +80,10 @@ def _at_least(side: int, name: str, make: Make) -> Make:
         return make(shape, k)
 
     return checked
+
+
+def _wrn(depth: int, width: int) -> Make:
+    return lambda shape, k: WRN(depth, width, k, shape[0])
 
 
 def _mlp(*widths: int, dropout: float) -> Make:
@@ -155,6 +160,8 @@ def _entries() -> dict[str, Entry]:
         "convnet": Entry(make=_convnet(32, 64, 128)),
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
         **{name: Entry(make=make) for name, make in small.items()},
+        "wrn16_1": Entry(make=_wrn(16, 1)),
+        "wrn40_2": Entry(make=_wrn(40, 2)),
         "mlp": Entry(make=_mlp(1200, 1200, dropout=0.5), shape=(1, 28, 28)),
         "mlp_small": Entry(make=_mlp(300, dropout=0.0), shape=(1, 28, 28)),
     }
