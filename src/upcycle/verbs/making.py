@@ -279,8 +279,9 @@ def leave(
     if product.get("accuracy"):
         metrics[figure] = [round(a, 6) for a in product["accuracy"]]
     trained = {"name": data.name, "digest": data.digest, "licence": data.licence} if len(data.train) else None
+    made_with = {key: value for key, value in config.items() if key != "out"}  # a place on the maker's machine
     tree = lineage.child(parents, name=model.name, digest=store.tensor_digest(model.module.state_dict()),
-                         verb=card.verb, method=card.name, config=config, data=trained, metrics=metrics)  # fmt: skip
+                         verb=card.verb, method=card.name, config=made_with, data=trained, metrics=metrics)  # fmt: skip
     model.lineage, model.licence = tree, tree["licence"]["id"]
     record = {
         "format": 1, "verb": card.verb, "method": card.name, "title": card.title, "paper": card.paper,
