@@ -9,6 +9,7 @@ that is.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -81,7 +82,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round values, from one at or below ``low`` to one at or above ``high``."""
     if not high > low:
         low, high = low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2
-    rough = (high - low) / max(count - 1, 1)
+    rough = max((high - low) / max(count - 1, 1), sys.float_info.min)  # between subnormal numbers it would be 0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
