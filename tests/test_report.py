@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -556,6 +556,7 @@ def boxes(svg: str) -> list[tuple[float, float, float, float]]:
 plane = st.tuples(st.floats(1, 1e7), st.floats(0, 100), st.booleans(), st.integers(1, 30))
 
 
+@example([(1.0, 5e-324, False, 1)], False)
 @given(st.lists(plane, min_size=1, max_size=40), st.booleans())
 def test_names_in_a_scatter_plot_cover_nothing(points: list[tuple[float, float, bool, int]], log: bool) -> None:
     items = [plots.Point("n" * size, x, y, front=front) for x, y, front, size in points]

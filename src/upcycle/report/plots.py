@@ -9,7 +9,6 @@ that is.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -80,9 +79,10 @@ def percent(value: float) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round values, from one at or below ``low`` to one at or above ``high``."""
-    if not high > low:
-        low, high = low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2
-    rough = max((high - low) / max(count - 1, 1), sys.float_info.min)  # between subnormal numbers it would be 0
+    if not high - low > 1e-300:  # subnormal numbers have no digits to divide
+        margin = (abs(low) if abs(low) > 1e-300 else 1) / 2
+        low, high = low - margin, low + margin
+    rough = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
