@@ -32,6 +32,7 @@ from upcycle.verbs.making import (
     Result,
     RunSetting,
     Say,
+    augmented,
     claim_directory,
     command_line,
     default_of,
@@ -44,6 +45,7 @@ from upcycle.verbs.making import (
     points,
     row,
     run_in,
+    show_accuracy,
     split_options,
     spread,
     tell,
@@ -392,26 +394,16 @@ class _Distillation:
         if setting.labels >= 0:
             data = data.hide_labels(setting.labels, seed)
         grey = ("crop",) if self.free else ()
-        names = {"auto": ("crop", "flip") if data.shape[0] == 3 else grey, "none": ()}
-        augment = names.get(setting.augment[0], setting.augment)
-        return data.augmented(tuple(augment)).normalised(student.mean, student.std)
+        return augmented(data, setting.augment, grey).normalised(student.mean, student.std)
 
     def _method(self, teacher: Model | None, student: Model) -> Method:
         return self.cls(teacher=teacher, student=student, **self.options)
 
     def _show_teacher(self, teacher: Model | None, data: Images) -> None:
-        """The teacher's own accuracy on these data, so that a wrong normalisation or head shows at once."""
         self.say(f"data     {describe(data)}")
-        if teacher is None or not (data.validation.labels >= 0).any():
-            return
-        split = data.normalised(teacher.mean, teacher.std).validation
-        measured = evaluate(teacher.module, split, device=self.setting.device)
-        self.say(f"teacher  {teacher.name}: {measured.accuracy:.1%} on {measured.count:,} validation images")
-        if measured.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
-            self.say(
-                "         That is near chance. Is its normalisation right (--teacher_mean, --teacher_std), and the "
-                "order of its classes (--label_map)?"
-            )
+        if teacher is not None:
+            hint = " See --teacher_mean, --teacher_std and --label_map."
+            show_accuracy(self.say, "teacher", teacher, data, self.setting.device, hint)
 
     def _costs(self, teacher: Model | None, student: Model) -> tuple[Cost | None, Cost]:
         cost = count(student.module, student.input_shape)

@@ -18,7 +18,7 @@ import torch
 from upcycle.core import lineage, models, store
 from upcycle.core.cost import bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.core.evaluate import Evaluation
+from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.frozen import fast_bf16
 from upcycle.core.method import Method
 from upcycle.core.models import Model
@@ -134,6 +134,30 @@ def default_of(cls: type[Method], option: str) -> Any:
     """The default of a method's option."""
     f = cls.options()[option]
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+# -- data and measuring -----------------------------------------------------------------------------------------
+
+
+def augmented(data: Images, choice: tuple[str, ...], grey: tuple[str, ...] = ()) -> Images:
+    """``data`` with the augmentation of a setting: ``auto`` takes crop and flip for colour images, else ``grey``."""
+    usual = {"auto": ("crop", "flip") if data.shape[0] == 3 else grey, "none": ()}
+    return data.augmented(usual.get(choice[0], choice))
+
+
+def show_accuracy(say: Say, role: str, model: Model, data: Images, device: torch.device, hint: str = "") -> None:
+    """Say how good a network is on these data, so that a wrong normalisation or order of classes shows at once.
+
+    Args:
+        hint: options that would mend it.
+    """
+    split = data.normalised(model.mean, model.std).validation
+    if not (split.labels >= 0).any():
+        return
+    measured = evaluate(model.module, split, device=device)
+    say(f"{role.ljust(8)} {model.name}: {measured.accuracy:.1%} on {measured.count:,} validation images")
+    if measured.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
+        say(f"         That is near chance. Is its normalisation right, and the order of its classes?{hint}")
 
 
 # -- configuration ------------------------------------------------------------------------------------------------
