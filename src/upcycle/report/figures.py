@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import math
 import statistics
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from upcycle.core.store import read_json
 from upcycle.report import plots
 from upcycle.report.plots import HUES, Bar, Piece, Point, Series, percent
 
+OVERLAYS = 8  # as many heat maps over one image as the page has styles for
 MANY = 30  # more classes than that are not drawn in full
 Table = tuple[list[str], list[list[str]]]  # heads, and rows with their names
 
@@ -319,15 +321,45 @@ def _images(data: dict[str, Any]) -> Markup:
     rows = data.get("layout") == "rows"
     items = []
     for item in data["items"]:
-        content = base64.b64decode(item["png"], validate=True)
-        if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise ValueError("an item is no PNG image")
-        small = int.from_bytes(content[16:20], "big") <= 96
-        template = '<li><img class="{}" src="data:image/png;base64,{}" alt="{}"><span>{}</span></li>'
         label = str(item.get("label", ""))
-        source = base64.b64encode(content).decode()
-        items.append(Markup(template).format("small" if small else "large", source, str(item.get("alt", label)), label))
+        picture = _png(item["png"], str(item.get("alt", label)))
+        items.append(Markup("<li>{}<span>{}</span></li>").format(picture, label))
     return Markup('<ul class="images{}">{}</ul>').format(" rows" if rows else "", Markup("").join(items))
+
+
+def _png(encoded: str, alt: str, kind: str = "") -> Markup:
+    content = base64.b64decode(encoded, validate=True)
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError("an item is no PNG image")
+    size = "small" if int.from_bytes(content[16:20], "big") <= 96 else "large"
+    template = Markup('<img class="{}" src="data:image/png;base64,{}" alt="{}">')
+    return template.format(f"{size} {kind}".strip(), base64.b64encode(content).decode(), alt)
+
+
+def _overlay(data: dict[str, Any]) -> Markup:
+    """Images with heat maps over them, one of several methods at a time; a switch of radio buttons chooses which.
+
+    The page has no script: the choice is style alone, so arrow keys move it, and what is not shown is not read out.
+    """
+    methods, name = (
+        [str(m) for m in data["methods"]],
+        f"overlay-{hashlib.sha256(_label(data).encode()).hexdigest()[:8]}",
+    )
+    if not 1 <= len(methods) <= OVERLAYS:
+        raise ValueError(f"from 1 to {OVERLAYS} methods can be drawn over images, not {len(methods)}")
+    buttons = []
+    for i, method in enumerate([*methods, "image alone"]):
+        template = '<input type="radio" name="{0}" id="{0}-{1}"{2}><label for="{0}-{1}">{3}</label>'
+        buttons.append(Markup(template).format(name, i, Markup(" checked") if i == 0 else "", method))
+    items = []
+    for item in data["items"]:
+        label = str(item.get("label", ""))
+        maps = [_png(item["maps"][m], f"where {m} sees the reason", "over") for m in methods]
+        below = _png(item["png"], str(item.get("alt", label)))
+        template = '<li><span class="stack">{}{}</span><span>{}</span></li>'
+        items.append(Markup(template).format(below, Markup("").join(maps), label))
+    return Markup('<fieldset class="overlay"><legend>Drawn over the images</legend>{}<ul class="images">{}</ul>'
+                  "</fieldset>").format(Markup("").join(buttons), Markup("").join(items))  # fmt: skip
 
 
 def _heat(data: dict[str, Any]) -> Markup:
@@ -492,6 +524,7 @@ def _label(data: dict[str, Any]) -> str:
 
 _KINDS: dict[str, Callable[[dict[str, Any]], Markup | tuple[Markup, Table]]] = {
     "images": _images,
+    "overlay": _overlay,
     "heatmap": _heat,
     "lines": _lines,
     "bars": _bars,

@@ -83,10 +83,9 @@ def assemble(
         UserError: before any work where the request cannot work.
     """
     parts = [parts] if isinstance(parts, str | Path | nn.Module | Model) else list(parts)
-    if isinstance(data, str):
-        sets = [data] if Path(data).exists() else data.split(",")  # a folder may have a comma in its name
-    else:
-        sets = data if isinstance(data, list | tuple) else [data]
+    sets: Sequence[Any] = data if isinstance(data, list | tuple) else [data]
+    if isinstance(data, str) and not Path(data).exists():  # a folder may have a comma in its name
+        sets = data.split(",")
     work = Work("assemble", method, {"parts": parts}, data, say, options)
     require(len(sets) in (1, len(parts)), f"--data names {len(sets)} sets for {len(parts)} parts; give one for all, or "
             "one for each.")  # fmt: skip

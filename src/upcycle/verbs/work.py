@@ -81,11 +81,12 @@ class Work:
         data: Any,
         say: Say,
         options: dict[str, Any],
+        kind: type[Setting] = Setting,
     ) -> None:
         self.verb, self.networks, self.data_ref = verb, networks, data
         self.cls: Any = method if isinstance(method, type) else find_method(method, verb)
-        common, self.own = split_options(self.cls, Setting, options)
-        self.setting = Setting(**common, data=data if isinstance(data, str) else None)
+        common, self.own = split_options(self.cls, kind, options)
+        self.kind, self.setting = kind, kind(**common, data=data if isinstance(data, str) else None)
         self.say: Say = say if first_process() and not self.setting.quiet else lambda text: None
         named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
         self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
@@ -190,7 +191,7 @@ class Work:
     def config(self) -> dict[str, Any]:
         """Everything that re-makes this run, as plain data in the names of the command line."""
         own = {key: self.own.get(key, default_of(self.cls, key)) for key in self.cls.options()}
-        names = [f.name for f in dataclasses.fields(Setting) if f.name not in UNRECORDED]
+        names = [f.name for f in dataclasses.fields(self.kind) if f.name not in UNRECORDED]
         common = {name: getattr(self.setting, name) for name in names}
         config = {**self.networks, "method": self.cls.card.name, **common, "data": self.data_ref, "out": self.out,
                   **own}  # fmt: skip
@@ -199,4 +200,4 @@ class Work:
     def _default_of(self, key: str) -> Any:
         if key == "method":
             return self.cls.card.name
-        return default_of(self.cls, key) if key in self.cls.options() else getattr(Setting(), key, None)
+        return default_of(self.cls, key) if key in self.cls.options() else getattr(self.kind(), key, None)
