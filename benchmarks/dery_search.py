@@ -80,7 +80,7 @@ def main() -> None:
         for name in times
     }
     path = record("dery_search", figures | {"space": search.count, "tables_seconds": round(filled, 3)}, zoo=list(ZOO),
-                  blocks=K, judged=candidates, repetitions=REPETITIONS, threads=torch.get_num_threads(),
+                  blocks=K, repetitions=REPETITIONS, threads=torch.get_num_threads(),
                   statistic="minimum")  # fmt: skip
     print(f"\n{path.relative_to(path.parents[2])}")
 

@@ -43,6 +43,7 @@ BENCHMARKS = (
     "mda_routes",
     "cka",
     "dery_search",
+    "dery_whole",
 )  # those with a block of their own
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
