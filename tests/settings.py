@@ -20,7 +20,9 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, load
-from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, NetGraft, OneStageGAN, TfKD
+from upcycle.diagnosis import ModelDoctor
+from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, KDExplainer, NetGraft, OneStageGAN, TfKD
+from upcycle.zoo.tree import Tree
 
 
 class TinyNet(nn.Module):
@@ -60,6 +62,13 @@ def tiny_data(n: int = 160) -> Images:
 def tiny_model(name: str, seed: int, width: int = 16) -> Model:
     return Model(module=tiny_net(seed, width), input_shape=(1, 8, 8), mean=(0.3,), std=(0.4,),
                  classes=tuple("0123456789"), name=name)  # fmt: skip
+
+
+def tiny_tree(seed: int) -> Model:
+    """Two experts before three; without dropout, whose draws would differ between one process and two."""
+    torch.manual_seed(seed)
+    module = Tree((2, 3), (4, 4), 10, (1, 8, 8), width=4, hidden=8, dropout=0.0)
+    return dataclasses.replace(tiny_model("student", seed), module=module)
 
 
 def seen(model: Model) -> Model:
@@ -148,6 +157,12 @@ ROWS = {
         ("--shots=4",),
         student_width=8,
     ),
+    "kdexplainer": Row(
+        KDExplainer,
+        {"recipe": _RECIPE, "epochs_soft": 3},
+        ("--student=zoo:tree_small", "--epochs_soft=3", *_WORDS),
+        networks=lambda: {"teacher": seen(tiny_model("teacher", 7)), "student": tiny_tree(100)},
+    ),
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
     "fastdfkd": Row(
         FastDFKD,
@@ -200,6 +215,12 @@ ROWS = {
         {**_REASSEMBLE, "tune": "all", "recipe": _RECIPE},
         (*_WORDS, "--tune=all"),
         networks=lambda: {"zoo": (fitted("a", 7), fitted("b", 8, 24))},
+    ),
+    "modeldoctor": Row(
+        ModelDoctor,
+        {"recipe": _RECIPE, "b": 0.05, "n": 8, "noise": 0.5, "masks": "gradcam"},
+        (*_WORDS, "--b=0.05", "--masks=gradcam"),
+        networks=lambda: {"source": fitted("source", 7)},
     ),
     "nes": Row(NES, {"recipe": _RECIPE}, _WORDS, teacher=False),
     "nes-tile": Row(NES, {"recipe": _RECIPE, "mode": "tile", "w_kd": 0.5}, (*_WORDS, "--mode=tile")),

@@ -79,6 +79,10 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "labelled", "goal": "part", "architecture": "transformer"}, []),
         ({"data": "unlabelled", "goal": "part"}, []),
         ({"data": "labelled", "goal": "join"}, ["mdaassembly", "dery"]),
+        ({"data": "labelled", "goal": "mend"}, ["modeldoctor"]),
+        ({"data": "unlabelled", "goal": "mend"}, []),
+        ({"data": "labelled", "goal": "explain", "teacher": "predictions"}, ["kdexplainer"]),
+        ({"data": "labelled", "goal": "explain", "architecture": "transformer"}, []),
         ({"data": "labelled", "goal": "join", "architecture": "transformer"}, ["dery"]),
         ({"data": "labelled", "architecture": "same", "goal": "better"}, ["tfkd", "kd", "vam"]),
         ({"data": "labelled", "goal": "better"}, ["kd", "vam", "tfkd"]),
@@ -155,7 +159,9 @@ def test_every_command_parses():
         values, method = arguments_of(verb, words)
         assert f"--method {method.card.name}" in command
         if verb == "distill":
-            assert values["student"] == "STUDENT" and (values["teacher"] == "TEACHER") == ("--teacher" in command)
+            assert values["student"] in ("STUDENT", "zoo:tree") and (values["teacher"] == "TEACHER") == (
+                "--teacher" in command
+            )
 
 
 def test_label_free_kd_is_asked_for_without_labels():

@@ -196,6 +196,9 @@ def assembly_pictures() -> dict[str, dict[str, Any]]:
                   "y": "cifar10_resnet56", "row_breaks": [19, 37, 55], "column_breaks": [9, 17, 25]},
         "5-blocks": {"kind": "blocks", "title": "Blocks that can replace each other", "networks": networks,
                      "caption": "Blocks of one colour belong to one set."},
+        "6-tree": {"kind": "tree", "title": "Which classes share which expert", "caption": "Blocks and classes.",
+                   "levels": ["level 1", "level 2", "level 3"], "leaf": "class", "leaves": CLASSES,
+                   "paths": [[(i + 1) // 6, (i + 1) // 3, (i + 1) // 2] for i in range(10)]},
     }  # fmt: skip
 
 
@@ -623,6 +626,37 @@ def test_blocks_have_the_lengths_of_their_shares(tmp_path: Path) -> None:
     assert figure.table and figure.table[1][1] == ["a", "two", "7", "75.0 %"]
 
 
+def test_a_tree_joins_leaves_and_crosses_nothing(tmp_path: Path) -> None:
+    leaves, paths = ["a", "b", "c", "d"], [[2, 1], [1, 3], [2, 1], [1, 4]]
+    figure = drawn(tmp_path, kind="tree", levels=["first", "second"], leaf="class", leaves=leaves, paths=paths)
+    tags = Tags(figure.body)
+    nodes = marks(figure.body, "rect", "x", "y")
+    assert len(nodes) == 5 and len({x for x, _ in nodes}) == 2
+    tones = [str(r["class"]) for r in tags.named("rect")]
+    assert sorted(tones)[-2:] == ["piece tone-unused"] * 2 and len(set(tones)) == 4
+    curves = [str(p["d"]).replace("C", " ").replace("M", "").split() for p in tags.named("path")]
+    assert len(curves) == 3 + 4  # to each block of the second level, and to each leaf
+    ends = sorted((float(c[1]), float(c[-1])) for c in curves[-4:])
+    assert [y for _, y in ends] == sorted(y for _, y in ends), "branches cross"
+    hints = [t for t in ("first, 1: b, d", "first, 2: a, c", "second, 1: a, c", "second, 3: b") if t in tags.text]
+    assert len(hints) == 4
+    assert "1 and 3 has b; 1 and 4 has d; 2 and 1 has a, c" in str(tags.named("svg")[0]["aria-label"])
+    assert figure.table == (["class", "first", "second"],
+                            [["b", "1", "3"], ["d", "1", "4"], ["a", "2", "1"], ["c", "2", "1"]])  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=60))
+def test_nodes_and_leaves_of_a_tree_cover_nothing(paths: list[tuple[int, int]]) -> None:
+    svg = plots.tree(["one", "two"], [("n" * 40, path) for path in paths], label="l", leaf="class")
+    nodes = sorted(marks(svg, "rect", "x", "y", "height"))
+    assert len(nodes) == len({p[:1] for p in paths}) + len(set(paths))
+    assert all(b[1] >= a[1] + a[2] for a, b in pairwise(nodes) if a[0] == b[0])
+    rows = [float(t["y"] or 0) for t in Tags(svg).named("text") if t["text-anchor"] == "start"][3:]
+    assert len(rows) == len(paths) and all(b - a >= 14 for a, b in pairwise(sorted(rows)))
+    height = float(str(Tags(svg).named("svg")[0]["viewbox"]).split()[-1])
+    assert max(rows) <= height and all(y + h <= height for _, y, h in nodes)
+
+
 @pytest.mark.parametrize("wrong", [
     {"kind": "routes", "layers": []},
     {"kind": "routes", "layers": [{"name": "a", "groups": [{"label": "shared", "count": -1}]}]},
@@ -633,6 +667,10 @@ def test_blocks_have_the_lengths_of_their_shares(tmp_path: Path) -> None:
     {"kind": "map", "rows": [], "columns": [], "values": []},
     {"kind": "blocks", "networks": [{"name": "a", "blocks": [{"label": "b", "width": -1, "set": 0}]}]},
     {"kind": "blocks", "networks": [["a"]]},
+    {"kind": "tree", "levels": [], "leaves": ["a"], "paths": [[]]},
+    {"kind": "tree", "levels": ["l"], "leaves": [], "paths": []},
+    {"kind": "tree", "levels": ["l"], "leaves": ["a"], "paths": [[1, 2]]},
+    {"kind": "tree", "levels": ["l"], "leaves": ["a", "b"], "paths": [[1]]},
 ])  # fmt: skip
 def test_a_damaged_picture_is_named_and_costs_no_report(tmp_path: Path, wrong: dict[str, Any]) -> None:
     assert "This picture cannot be drawn" in drawn(tmp_path, **wrong).caption

@@ -18,6 +18,9 @@ _HOME = {
     "disassemble": "upcycle.verbs.assemble",
     "assemble": "upcycle.verbs.assemble",
     "reassemble": "upcycle.verbs.assemble",
+    "treat": "upcycle.verbs.treat",
+    "diagnose": "upcycle.verbs.diagnose",
+    "explain": "upcycle.diagnosis.attribution",
     "Result": "upcycle.verbs.making",
     "advise": "upcycle.verbs.advise",
     "doctor": "upcycle.verbs.doctor",
@@ -39,6 +42,7 @@ _HOME = {
     "TfKD": "upcycle.distillation",
     "NetGraft": "upcycle.distillation",
     "VAM": "upcycle.distillation",
+    "KDExplainer": "upcycle.distillation",
     "FastDFKD": "upcycle.distillation",
     "CMI": "upcycle.distillation",
     "DeepInversion": "upcycle.distillation",
@@ -48,6 +52,7 @@ _HOME = {
     "MDAAssembly": "upcycle.assembly",
     "DeRy": "upcycle.assembly",
     "NES": "upcycle.assembly",
+    "ModelDoctor": "upcycle.diagnosis",
 }
 
 __all__ = [*_HOME]
@@ -70,11 +75,14 @@ if TYPE_CHECKING:
     from upcycle.core.run import Run as Run
     from upcycle.core.taps import Taps as Taps
     from upcycle.data import load as load_data  # noqa: F401
+    from upcycle.diagnosis import ModelDoctor as ModelDoctor
+    from upcycle.diagnosis.attribution import explain as explain
     from upcycle.distillation import CMI as CMI
     from upcycle.distillation import KD as KD
     from upcycle.distillation import VAM as VAM
     from upcycle.distillation import DeepInversion as DeepInversion
     from upcycle.distillation import FastDFKD as FastDFKD
+    from upcycle.distillation import KDExplainer as KDExplainer
     from upcycle.distillation import NetGraft as NetGraft
     from upcycle.distillation import OneStageGAN as OneStageGAN
     from upcycle.distillation import TfKD as TfKD
@@ -83,10 +91,12 @@ if TYPE_CHECKING:
     from upcycle.verbs.assemble import assemble as assemble
     from upcycle.verbs.assemble import disassemble as disassemble
     from upcycle.verbs.assemble import reassemble as reassemble
+    from upcycle.verbs.diagnose import diagnose as diagnose
     from upcycle.verbs.distill import distill as distill
     from upcycle.verbs.doctor import doctor as doctor
     from upcycle.verbs.making import Result as Result
     from upcycle.verbs.prove import prove as prove
+    from upcycle.verbs.treat import treat as treat
 
 
 def __getattr__(name: str) -> Any:

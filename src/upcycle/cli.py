@@ -23,6 +23,9 @@ SUMMARY = {
     "disassemble": "cut the part that knows chosen classes out of a classifier",
     "assemble": "join the parts of several classifiers into one",
     "reassemble": "build a network within a budget from blocks of several",
+    "diagnose": "where a network errs, what it looks at, which channels decide",
+    "explain": "which pixels of your images speak for a class",
+    "treat": "mend a network's errors, beside plain further training",
     "methods": "what there is, and what each method needs",
     "advise": "given what you have, which method, and the command to run",
     "prove": "run a method's published claim here and show both numbers",
@@ -267,6 +270,12 @@ MAKING = {
         "dery",
         {"--zoo": (str | None, None, "references with commas between them, or a folder of saved models")},
         "reassemble needs networks to take blocks from: give --zoo DIR or --zoo REFERENCE,REFERENCE.",
+    ),
+    "treat": Making(
+        "upcycle.verbs.treat",
+        "modeldoctor",
+        {"model": (str, "?", "reference of a trained classifier")},
+        "treat needs a classifier: upcycle treat MODEL --data DATA.",
     ),
 }
 

@@ -44,8 +44,10 @@ def write_report(run_directory: Path) -> Path:
         ("training", "Training", figures.training(figures.curves(run_directory), arms)),
         ("classes", "Class by class", by_class),
         ("calibration", "Calibration", figures.calibration(arms)),
-        ("method", "What the method shows", pictures),
     ]
+    inside = ("method", str(result.get("shows", "What the method shows")), pictures)
+    # What a verb itself looked at comes first, what a method shows beside its product last.
+    sections = [inside, *sections] if "shows" in result else [*sections, inside]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("page.html.j2").render(

@@ -310,7 +310,8 @@ def picture(file: Path) -> Figure:
         data = read_json(file)
         drawn = _KINDS[data["kind"]](data)
         body, table = drawn if isinstance(drawn, tuple) else (drawn, None)
-        return Figure(str(data.get("title", file.stem)), str(data.get("caption", "")), body, table=table)
+        notes = tuple(Markup("{}").format(str(note).rstrip(".")) for note in data.get("notes", ()))
+        return Figure(str(data.get("title", file.stem)), str(data.get("caption", "")), body, notes, table)
     except (UserError, KeyError, TypeError, ValueError, IndexError) as error:
         # A picture must not cost a person the report of a long run, nor be missed in silence.
         return Figure(file.stem, f"This picture cannot be drawn: {type(error).__name__}: {error}.", Markup(""))
@@ -518,6 +519,23 @@ def _blocks(data: dict[str, Any]) -> tuple[Markup, Table]:
     return body, (["network", "block", "set", "share"], cells)
 
 
+def _tree(data: dict[str, Any]) -> tuple[Markup, Table]:
+    """Leaves, each with the number of its node at every level; those below one node have the same way to there."""
+    levels, leaves = [str(name) for name in data["levels"]], [str(name) for name in data["leaves"]]
+    paths = [[int(number) for number in path] for path in data["paths"]]
+    if not levels or not leaves or any(len(path) != len(levels) for path in paths):
+        raise ValueError(f"each leaf needs the number of its node at each of {len(levels)} levels")
+    named = list(zip(leaves, paths, strict=True))
+    heading = str(data.get("leaf", "leaf"))
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, path in named:
+        groups.setdefault(tuple(path), []).append(name)
+    said = "; ".join(f"{' and '.join(map(str, path))} has {', '.join(groups[path])}" for path in sorted(groups))
+    body = plots.tree(levels, named, label=f"{_label(data)}. {', '.join(levels)}: {said}", leaf=heading)
+    cells = [[name, *map(str, path)] for name, path in sorted(named, key=lambda pair: pair[1])]
+    return body, ([heading, *levels], cells)
+
+
 def _label(data: dict[str, Any]) -> str:
     return str(data.get("title") or data["kind"])
 
@@ -532,4 +550,5 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Markup | tuple[Markup, Table]]] = {
     "scatter": _scatter,
     "map": _map,
     "blocks": _blocks,
+    "tree": _tree,
 }

@@ -15,7 +15,7 @@ from upcycle.core.errors import unknown
 from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Access, Card, Data, Method
 
 Architecture = Literal["any", "same", "conv", "transformer"]
-Goal = Literal["smaller", "better", "part", "join"]
+Goal = Literal["smaller", "better", "part", "join", "mend", "explain"]
 
 DATA_WORDS: dict[Data, str] = {
     "none": "no images",
@@ -41,6 +41,8 @@ GOAL_WORDS: dict[Goal, str] = {
     "better": "a better network of the same size",
     "part": "a network for some of its classes only",
     "join": "one network made of several trained ones",
+    "mend": "a network that errs less, without starting over",
+    "explain": "to see what a network learns from a teacher",
 }
 
 PLACEHOLDERS = (
@@ -200,6 +202,7 @@ class _Fit:
     reason: str
     options: str = ""
     teacher: bool = True
+    networks: str = ""  # instead of the verb's
 
 
 def advise(
@@ -222,8 +225,8 @@ def advise(
             it is at hand as a whole.
         architecture: any, if it is open; same, if the student is built exactly like the teacher; conv or
             transformer, if both are.
-        goal: a smaller network, or a better one of the same size; a part for some of its classes; or to join several
-            trained networks.
+        goal: a smaller network, or a better one of the same size; a part for some of its classes; to join several
+            trained networks; to mend one that errs; or to explain what a teacher's answers change.
         methods: to choose from; all methods, plugins included, if not given.
 
     Raises:
@@ -293,7 +296,8 @@ def _needed(card: Card, have: _Have) -> str:
     return " and ".join(added)
 
 
-_SERVES: dict[str, tuple[str, ...]] = {"part": ("mda",), "join": ("mdaassembly", "dery")}
+_SERVES: dict[str, tuple[str, ...]] = {"part": ("mda",), "join": ("mdaassembly", "dery"), "mend": ("modeldoctor",),
+                                       "explain": ("kdexplainer",)}  # fmt: skip
 
 
 def _missing(have: _Have, paths: dict[str, list[str]]) -> str:
@@ -312,11 +316,12 @@ _NETWORKS = {
     "disassemble": "MODEL",
     "assemble": "PART1 PART2",
     "reassemble": "--zoo ZOO1,ZOO2",
+    "treat": "MODEL",
 }
 
 
 def _command(card: Card, fit: _Fit) -> str:
-    networks = _NETWORKS[card.verb] if fit.teacher else "--student STUDENT"
+    networks = fit.networks or (_NETWORKS[card.verb] if fit.teacher else "--student STUDENT")
     data = "" if card.needs.data == "none" else "--data DATA "
     return f"upcycle {card.verb} {networks} {data}--method {card.name} {fit.options}".strip()
 
@@ -325,8 +330,11 @@ def _command(card: Card, fit: _Fit) -> str:
 
 
 def _judge(card: Card, have: _Have) -> _Fit | str:
-    if have.goal in ("part", "join") and card.name not in _SERVES[have.goal]:
-        return {"part": "it keeps all classes.", "join": "it takes one network, not several."}[have.goal]
+    if have.goal in _SERVES and card.name not in _SERVES[have.goal]:
+        return {"part": "it keeps all classes.", "join": "it takes one network, not several.",
+                "mend": "it makes another network, and mends none.",
+                "explain": "it makes a network, and says nothing of how. For a trained one: upcycle diagnose MODEL.",
+                }[have.goal]  # fmt: skip
     if have.goal == "smaller" and have.architecture == "same":
         return "a student that is built exactly like its teacher is as large as the teacher."
     if card.name in _RULES:
@@ -514,6 +522,30 @@ def _nes(have: _Have) -> _Fit | str:
     return _Fit(36, reason, teacher=have.teacher != "none")
 
 
+def _modeldoctor(have: _Have) -> _Fit | str:
+    if have.goal != "mend":
+        return "it trains a network on, and makes no other; ask for --goal mend."
+    if have.architecture == "transformer":
+        return "it looks at the channels of a last convolution, which a transformer does not have."
+    reason = (
+        "training goes on with a penalty on channels that speak for wrong classes, beside the same training without "
+        "one; see first where the network errs, by upcycle diagnose MODEL."
+    )
+    return _Fit(0, reason)
+
+
+def _kdexplainer(have: _Have) -> _Fit | str:
+    if have.goal != "explain":
+        return "its student is a tree of experts, made to be looked at; ask for --goal explain."
+    if have.architecture in ("same", "transformer"):
+        return "its student is a tree of convolutional experts, zoo:tree."
+    reason = (
+        "a tree of experts learns from the teacher, and shows which classes share which expert. For what a trained "
+        "network looks at: upcycle diagnose MODEL."
+    )
+    return _Fit(0, reason, networks="--teacher TEACHER --student zoo:tree")
+
+
 _RULES: dict[str, Callable[[_Have], _Fit | str]] = {
     "kd": _kd,
     "vam": _vam,
@@ -527,4 +559,6 @@ _RULES: dict[str, Callable[[_Have], _Fit | str]] = {
     "mdaassembly": _mdaassembly,
     "dery": _dery,
     "nes": _nes,
+    "modeldoctor": _modeldoctor,
+    "kdexplainer": _kdexplainer,
 }

@@ -41,7 +41,7 @@ def advise(
     data: Literal["none", "few", "unlabelled", "labelled"] | None = None,
     teacher: Literal["none", "predictions", "features", "weights"] = "weights",
     architecture: Literal["any", "same", "conv", "transformer"] = "any",
-    goal: Literal["smaller", "better", "part", "join"] = "smaller",
+    goal: Literal["smaller", "better", "part", "join", "mend", "explain"] = "smaller",
 ) -> int:
     """Which method fits, why, and the command to run; and which cannot work.
 
@@ -50,7 +50,8 @@ def advise(
             this option, it and the others are asked for.
         teacher: what you can get of the teacher.
         architecture: of the student: any, the same as the teacher's, convolutional, or a transformer.
-        goal: a smaller network, a better one of the same size, a part for some of its classes, or to join several.
+        goal: a smaller network, a better one of the same size, a part for some of its classes, to join several, to
+            mend one that errs, or to explain what a teacher's answers change.
     """
     from upcycle.verbs.advise import advise as ask
 
@@ -66,7 +67,7 @@ _QUESTIONS = {
     "data": ("Which images do you have?", ("none", "few", "unlabelled", "labelled")),
     "teacher": ("What can you get of the teacher?", ("none", "predictions", "features", "weights")),
     "architecture": ("What shall the student be?", ("any", "same", "conv", "transformer")),
-    "goal": ("What is it for?", ("smaller", "better", "part", "join")),
+    "goal": ("What is it for?", ("smaller", "better", "part", "join", "mend", "explain")),
 }
 
 
@@ -176,6 +177,69 @@ def predict(model: str, images: Path, out: Path = Path("predictions.csv"), trust
         writer.writerow([path, net.classes[best], f"{row[best]:.6f}", *(f"{v:.6f}" for v in row)])
     store.write_atomic(out, text.getvalue().encode())
     print(f"{len(paths):,} images to {out}")
+    return 0
+
+
+def diagnose(
+    model: str,
+    data: str = "digits",
+    out: Path | None = None,
+    images: int = 12,
+    methods: tuple[str, ...] = ("gradcam", "saliency", "integrated_gradients"),
+    layer: str | None = None,
+    samples: int = 50,
+    theta: float = 0.2,
+    weights: Path | None = None,
+    trust: tuple[str, ...] = (),
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> int:
+    """Where a classifier errs, what it looks at, and which channels speak for which class, as a report.
+
+    Args:
+        model: a reference, or the path of a saved model or run.
+        data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet folder,
+            or hub:ORG/NAME; labelled.
+        out: the directory; if not given, runs/diagnose-MODEL.
+        images: how many right answers, and how many wrong ones, are shown with heat maps.
+        methods: of the heat maps: gradcam, saliency, gradient_x_input, smoothgrad, integrated_gradients, learned,
+            extremal, rise, occlusion, and, with upcycle[explain], guided_backprop, lrp and deeplift.
+        layer: whose channels are meant; if not given, the last convolution.
+        samples: confident training images of a class that its channels are found from.
+        theta: what a channel's score must exceed to belong to a class.
+        weights: a safetensors file for the model.
+        trust: packages whose code a saved model's callable reference may run.
+        accelerator: as in Lightning Fabric.
+    """
+    from upcycle.verbs.diagnose import diagnose as look
+
+    look(model, data=data, out=out, images=images, methods=methods, layer=layer, samples=samples, theta=theta,
+         weights=weights, trust=trust, accelerator=accelerator)  # fmt: skip
+    return 0
+
+
+def explain(
+    model: str,
+    images: Path,
+    methods: tuple[str, ...] = ("learned", "gradcam"),
+    target: str | None = None,
+    out: Path = Path("explained"),
+    weights: Path | None = None,
+    trust: tuple[str, ...] = (),
+) -> int:
+    """Which pixels of the images in a folder speak for a class: a report, a picture of each map, and a table.
+
+    Args:
+        model: a reference, or the path of a saved model or run.
+        images: a folder; sub-folders are searched too.
+        methods: see upcycle diagnose.
+        target: the class that is asked for; if not given, what the network says of each image.
+        out: the directory.
+        weights: a safetensors file for the model.
+        trust: packages whose code a saved model's callable reference may run.
+    """
+    from upcycle.verbs.explain import explain_images
+
+    explain_images(model, images, methods=methods, target=target, out=out, weights=weights, trust=trust)
     return 0
 
 

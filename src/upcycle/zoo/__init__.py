@@ -19,6 +19,7 @@ from upcycle.zoo.from_torchvision import torchvision
 from upcycle.zoo.lenet import LeNet
 from upcycle.zoo.mlperftiny import TinyResNet8
 from upcycle.zoo.resnet import DEPTHS, ResNet
+from upcycle.zoo.tree import Tree
 from upcycle.zoo.vit import ViT
 from upcycle.zoo.wrn import WRN
 
@@ -84,6 +85,10 @@ def _at_least(side: int, name: str, make: Make) -> Make:
 
 def _wrn(depth: int, width: int) -> Make:
     return lambda shape, k: WRN(depth, width, k, shape[0])
+
+
+def _tree(levels: tuple[int, ...], channels: tuple[int, ...], **sizes: int) -> Make:
+    return _at_least(2 ** len(levels), "tree", lambda shape, k: Tree(levels, channels, k, shape, **sizes))
 
 
 def _mlp(*widths: int, dropout: float) -> Make:
@@ -162,6 +167,8 @@ def _entries() -> dict[str, Entry]:
         "convnet": Entry(make=_convnet(32, 64, 128)),
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
         **{name: Entry(make=make) for name, make in small.items()},
+        "tree": Entry(make=_tree((2, 4, 8), (64, 64, 32))),
+        "tree_small": Entry(make=_tree((2, 4), (16, 8), width=16, hidden=32)),
         "wrn16_1": Entry(make=_wrn(16, 1)),
         "wrn40_2": Entry(make=_wrn(40, 2)),
         "mlp": Entry(make=_mlp(1200, 1200, dropout=0.5), shape=(1, 28, 28)),

@@ -1,0 +1,243 @@
+"""``upcycle diagnose``: a report on a trained network for a person who did not train it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upcycle.core import lineage, models, store
+from upcycle.core.cost import machine
+from upcycle.core.errors import require, unknown
+from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
+from upcycle.core.models import Model
+from upcycle.core.run import device_of
+from upcycle.data import Images, ImageSplit, check_reference, describe
+from upcycle.data import load as load_data
+from upcycle.diagnosis.attribution import METHODS
+from upcycle.diagnosis.model_doctor import Diagnosis
+from upcycle.diagnosis.model_doctor import diagnose as look_inside
+from upcycle.report import write_report
+from upcycle.verbs.looks import looks, maps_of
+from upcycle.verbs.making import Say, claim_directory, is_files, row, show_accuracy
+from upcycle.verbs.work import Reference, relabelled
+
+NAMED = 8
+"""How many pairs, classes and channels are named in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosed:
+    """What :func:`diagnose` leaves: the directory with its report, the accuracy on test images, and what it saw."""
+
+    directory: Path
+    report: Path
+    sentence: str
+    evaluation: Evaluation
+    inside: Diagnosis
+
+
+def diagnose(
+    model: Reference,
+    *,
+    data: Any = None,
+    out: Path | str | None = None,
+    images: int = 12,
+    methods: tuple[str, ...] = ("gradcam", "saliency", "integrated_gradients"),
+    layer: str | None = None,
+    samples: int = 50,
+    theta: float = 0.2,
+    weights: Path | str | None = None,
+    trust: tuple[str, ...] = (),
+    accelerator: str = "auto",
+    say: Say = print,
+) -> Diagnosed:
+    """Where a classifier errs, what it looks at, and which channels speak for which class; nothing is changed.
+
+    Args:
+        model: reference, module or :class:`~upcycle.core.models.Model` of a trained classifier with convolutions.
+        data: see :func:`upcycle.data.load`; labelled images of its classes. ``None`` is digits.
+        out: the directory; ``runs/diagnose-MODEL`` if not given.
+        images: how many right answers, and how many wrong ones, are shown with heat maps.
+        methods: of the heat maps; see :data:`upcycle.diagnosis.attribution.METHODS`.
+        layer: whose channels are meant; the last convolution if not given.
+        samples: confident training images of a class that its channels are found from.
+        theta: what a channel's score must exceed to belong to a class.
+        weights: a safetensors file for the model.
+        trust: packages whose code a saved model's callable reference may run.
+        accelerator: auto, cpu, cuda or mps.
+        say: where progress lines go.
+
+    Raises:
+        UserError: before any work where the request cannot work; classes or images that tell nothing.
+    """
+    start = time.time()
+    reference: Any = "digits" if data is None else data
+    require(images >= 1, f"images must be at least 1, not {images}.")
+    require(bool(methods), "methods must name at least one method.")
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("attribution method", method, METHODS)
+    if isinstance(model, str):
+        models.check_reference(model)
+    if isinstance(reference, str):
+        check_reference(reference)
+    net = models.resolve(model, weights=weights, trust=trust)
+    c, h, _ = net.input_shape
+    files = is_files(reference)
+    raw = load_data(reference, size=h if files else None, channels=c if files else None)
+    require(
+        raw.shape[0] == c, f"{net.name} takes {c} input channels, and the images of {raw.name} have {raw.shape[0]}."
+    )
+    seen = relabelled(raw, net).normalised(net.mean, net.std)
+    require(len(seen.test) > 0, f"{seen.name} has no test images to diagnose {net.name} on.")
+    place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
+    device = device_of(accelerator)
+    inside = look_inside(net, seen, layer=layer, n=samples, theta=theta, device=device)  # refuses what it cannot do
+    claim_directory(place, resume=False)
+    say(f"data     {describe(seen)}")
+    show_accuracy(say, "model", net, seen, device)
+
+    command = (
+        f"upcycle diagnose {net.reference or net.name} --data {reference if isinstance(reference, str) else 'DATA'}"
+    )
+    measured = evaluate(net.module, seen.test, device=device)
+    line = row(net.name, "source", [measured], net)
+    right, wrong = _picked(net, seen.test, images, device)
+    pictures = {"3-channels": _channels(inside), "4-shared": _shares(inside, command)}
+    shown = {
+        "1-wrong": ("Why it errs", "The surest errors first, and what speaks for the wrong answer.", wrong),
+        "2-right": ("What right answers rest on", "The surest of each class, and what speaks for it.", right),
+    }
+    for name, (title, caption, which) in shown.items():
+        if len(which):
+            part = seen.test.subset(which)
+            pictures[name] = looks(title, caption, net, part, *maps_of(net, part, methods))
+    suspects = _suspects(inside.evaluation, measured)
+    for k in suspects:
+        own = (seen.validation.labels == k).nonzero()[:, 0][:images]
+        part, title = seen.validation.subset(own), f"What {net.classes[k]} rests on where it is recognised"
+        caption = (
+            "Validation images, on which it does so much better than on test images. Is there something that only "
+        )
+        pictures[f"0-suspect-{k}"] = looks(title, f"{caption}these have?", net, part, *maps_of(net, part, methods))
+    for name, picture in pictures.items():
+        store.write_json(place / "pictures" / f"{name}.json", picture)
+    sentence = _sentence(net, seen, measured, inside, suspects)
+    store.write_json(place / "diagnosis.json", inside.to_json())
+    store.write_json(place / "result.json", {
+        "format": 1, "verb": "diagnose", "method": "modeldoctor", "title": f"{net.name}, looked into",
+        "command": command, "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - start, 2),
+        "sentence": sentence, "shows": "Inside the network",
+        "data": {"name": seen.title, "train": len(seen.train), "validation": len(seen.validation),
+                 "test": len(seen.test), "classes": list(net.classes), "notes": seen.notes},
+        "rows": [line], "seeds": [], "machine": machine(), "notes": [],
+        "versions": lineage.versions(),
+    })  # fmt: skip
+    report = write_report(place)
+    say(sentence)
+    say(f"Report:  {report}")
+    return Diagnosed(directory=place, report=report, sentence=sentence, evaluation=measured, inside=inside)
+
+
+# -- which images -------------------------------------------------------------------------------------------------
+
+
+def _picked(net: Model, split: ImageSplit, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions of right answers, the surest of each class in turn, and of wrong ones, the surest first."""
+    p = predict_logits(net.module, split, device=device).softmax(1)
+    top, predicted = p.max(1)
+    order = top.argsort(descending=True, stable=True).tolist()
+    labels = split.labels.tolist()
+    wrong = [i for i in order if labels[i] >= 0 and int(predicted[i]) != labels[i]][:n]
+    by_class: dict[int, list[int]] = {}
+    for i in order:
+        if int(predicted[i]) == labels[i]:
+            by_class.setdefault(labels[i], []).append(i)
+    turns = (by_class[k][t] for t in range(n) for k in sorted(by_class) if t < len(by_class[k]))
+    right = [i for i, _ in zip(turns, range(n), strict=False)]
+    return torch.tensor(right, dtype=torch.int64), torch.tensor(wrong, dtype=torch.int64)
+
+
+# -- pictures -----------------------------------------------------------------------------------------------------
+
+
+def _channels(d: Diagnosis) -> dict[str, Any]:
+    """The class x channel map: channels in the order of the class that they speak loudest for."""
+    order = sorted(
+        range(d.scores.shape[1]), key=lambda ch: (int(d.scores[:, ch].argmax()), -float(d.scores[:, ch].max()))
+    )
+    return {
+        "kind": "map", "title": f"Channels that speak for each class ({d.layer})",
+        "caption": "Gradient of each class's logit with respect to each channel, summed over the images that are "
+                   "recognised most surely; every row from 0 to 1. Channels in the order of their loudest class.",
+        "rows": list(d.classes), "columns": [str(ch) for ch in order], "values": d.scores[:, order].tolist(),
+        "x": f"{len(order)} channels", "y": "class",
+    }  # fmt: skip
+
+
+def _shares(d: Diagnosis, command: str) -> dict[str, Any]:
+    return {
+        "kind": "heatmap", "title": "Own and foreign channels", "digits": 2,
+        "caption": "Of what speaks for the true class, the share in that class's own channels; and of what speaks for "
+                   "its strongest rival, the share in the rival's channels. High and low would be ideal.",
+        "rows": list(d.classes), "columns": ["own", "rival's"],
+        "values": [[a if a is not None else float("nan"), b if b is not None else float("nan")]
+                   for a, b in zip(d.concentration, d.wrong, strict=True)],
+        "notes": _advice(d, command),
+    }  # fmt: skip
+
+
+# -- words --------------------------------------------------------------------------------------------------------
+
+
+def _suspects(held: Evaluation, tested: Evaluation) -> list[int]:
+    """Classes that are recognised far less often in test images than in validation images, the worst first.
+
+    More than ten points, and more than three standard errors. Such a class rests on something that one of the two sets
+    does not have: a watermark, a background, a way of taking the picture.
+    """
+    found = []
+    for k, (v, t) in enumerate(zip(held.per_class, tested.per_class, strict=True)):
+        if v is None or t is None:
+            continue
+        counts = (sum(held.confusion[k]), sum(tested.confusion[k]))
+        error = math.sqrt(sum(p * (1 - p) / n for p, n in zip((v, t), counts, strict=True)))
+        if v - t > max(0.1, 3 * error):
+            found.append((t - v, k))
+    return [k for _, k in sorted(found)]
+
+
+def _sentence(net: Model, data: Images, measured: Evaluation, d: Diagnosis, suspects: list[int]) -> str:
+    text = f"{net.name} is right on {measured.accuracy:.1%} of the {measured.count:,} test images of {data.name}"
+    known = {name: r for name, r in zip(net.classes, measured.per_class, strict=True) if r is not None}
+    worst = min(known, key=lambda name: known[name])
+    text += f", least often on {worst} ({known[worst]:.1%})."
+    counts = torch.tensor(measured.confusion).fill_diagonal_(0)
+    if int(counts.max()):
+        a, b = divmod(int(counts.argmax()), len(net.classes))
+        text += f" Its most frequent error is {net.classes[a]} taken for {net.classes[b]} ({int(counts[a, b])} times)"
+        share = next((j for x, y, j in d.shared if {x, y} == {net.classes[a], net.classes[b]}), None)
+        text += f"; the two share {share:.0%} of their channels." if share else "; they share no channels."
+    for k in suspects:
+        held, tested = d.evaluation.per_class[k], measured.per_class[k]
+        text += f" Beware of {net.classes[k]}: it is recognised in {held:.1%} of the validation images and "
+        text += f"{tested:.1%} of the test images, so it may rest on something that only the former have."
+    return text
+
+
+def _advice(d: Diagnosis, command: str) -> list[str]:
+    """What a treatment would change, in words, and how to ask for it."""
+    pairs = [f"{a} and {b} ({j:.0%})" for a, b, j in d.shared[:NAMED]]
+    notes = [f"Classes that share most channels: {', '.join(pairs)}."] if pairs else []
+    weak = sorted((s, name) for name, s in zip(d.classes, d.concentration, strict=True) if s is not None)[:3]
+    if weak:
+        named = ", ".join(f"{name} ({s:.0%})" for s, name in weak)
+        notes.append(f"Least of their support comes from channels of their own: {named}. Treating would move it there, "
+                     f"and quieten rivals' channels: {command.replace('diagnose', 'treat', 1)}.")  # fmt: skip
+    return notes

@@ -1,0 +1,109 @@
+"""``upcycle explain``: which pixels of a person's own images speak for a class."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from upcycle.core import lineage, models, store
+from upcycle.core.cost import machine
+from upcycle.core.errors import require, unknown
+from upcycle.diagnosis.attribution import METHODS, Attribution
+from upcycle.report import write_report
+from upcycle.verbs.looks import as_heat, as_image, as_pixels, looks, maps_of
+from upcycle.verbs.making import Say, claim_directory
+from upcycle.verbs.work import Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """What :func:`explain_images` leaves: the directory with report and maps, and the maps of each method."""
+
+    directory: Path
+    report: Path
+    maps: dict[str, Attribution]
+
+
+def explain_images(
+    model: Reference,
+    images: Path | str,
+    *,
+    methods: tuple[str, ...] = ("learned", "gradcam"),
+    target: str | None = None,
+    out: Path | str = Path("explained"),
+    weights: Path | str | None = None,
+    trust: tuple[str, ...] = (),
+    say: Say = print,
+) -> Explained:
+    """Heat maps of the images in a folder: a report, a picture of each map over its image, and a table.
+
+    Args:
+        model: reference, module or :class:`~upcycle.core.models.Model` of a trained classifier.
+        images: a folder of images.
+        methods: see :data:`upcycle.diagnosis.attribution.METHODS`.
+        target: the class that is asked for; what the network says of each image if not given.
+        out: the directory.
+        weights: a safetensors file for the model.
+        trust: packages whose code a saved model's callable reference may run.
+        say: where progress lines go.
+
+    Raises:
+        UserError: before any work where the request cannot work.
+    """
+    from upcycle.data.files import read_folder
+
+    start, place, folder = time.time(), Path(out), Path(images)
+    if isinstance(model, str):
+        models.check_reference(model)
+    require(folder.is_dir(), f"There is no folder {folder}.")
+    require(bool(methods), "methods must name at least one method.")
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("attribution method", method, METHODS)
+    net = models.resolve(model, weights=weights, trust=trust)
+    if target is not None and target not in net.classes:
+        raise unknown(f"class of {net.name}", target, net.classes)
+    split, paths = read_folder(folder, net)
+    names, asked = [str(path) for path in paths], None if target is None else net.classes.index(target)
+    x, found = maps_of(net, split, methods, asked)
+    claim_directory(place, resume=False)
+    pixels = as_pixels(x, net)
+    for method, attribution in found.items():
+        for i, name in enumerate(names):
+            image = as_image(pixels[i]).convert("RGBA")
+            image.alpha_composite(as_heat(attribution.maps[i]))
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            store.write_atomic(place / "maps" / method / f"{i:04d}-{Path(name).stem}.png", buffer.getvalue())
+    first = found[methods[0]]
+    store.write_atomic(place / "explained.csv", _table(names, first, net.classes).encode())
+    about = "each image's answer" if target is None else target
+    picture = looks(f"What speaks for {about}", "A method at a time; bright is what counts most in this image.", net,
+                    split, x, found, names)  # fmt: skip
+    store.write_json(place / "pictures" / "1-maps.json", picture)
+    command = f"upcycle explain {net.reference or net.name} {folder} --methods {','.join(methods)}"
+    command += f" --target {target}" if target else ""
+    store.write_json(place / "result.json", {
+        "format": 1, "verb": "explain", "method": ", ".join(methods), "title": f"What {net.name} looks at",
+        "command": command, "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - start, 2),
+        "sentence": f"Heat maps of {len(names)} images in {folder.name} by {', '.join(methods)}.", "shows": "Heat maps",
+        "rows": [], "data": {}, "machine": machine(), "versions": lineage.versions(),
+    })  # fmt: skip
+    report = write_report(place)
+    for note in dict.fromkeys(note for a in found.values() for note in a.notes):
+        say(note)
+    say(f"Report:  {report}")
+    return Explained(directory=place, report=report, maps=found)
+
+
+def _table(names: list[str], found: Attribution, classes: tuple[str, ...]) -> str:
+    text = io.StringIO()
+    writer: Callable[[list[str]], object] = csv.writer(text, lineterminator="\n").writerow
+    writer(["path", "class", "probability"])
+    for name, c, p in zip(names, found.target.tolist(), found.probability.tolist(), strict=True):
+        writer([name, classes[c], f"{p:.6f}"])
+    return text.getvalue()
