@@ -126,13 +126,14 @@ def learned(
                  x_m = m·x + (1 - m)·r + noise          r = 0, the mean image
                  φ <- Adam step on J(θ)
 
-    φ = 0 at the start, where θ = 1 and the map is that of gradient x input. *Reconstructed*: only the abstract could be
-    read, which gives the plugins, their place and the second forward; parametrisation, objective and numbers are ours.
-    The 2 in θ keeps deep networks from shrinking g to nothing. A pixel against the class has no part in m, and J asks
-    for the class explained rather than for all probabilities: on validation canvases of the claim, |Σ g·x|, the
-    Kullback-Leibler divergence, a blurred m or Adam at 0.1 gave maps less faithful than gradient x input. The noise keeps masks from being adversarial; it is the same for all samples, so that a batch gives what its images
-    give one by one. Activations other than ReLU have their true derivative as gate; softmax, normalisation, pooling
-    and linear layers their true gradient.
+    φ = 0 at the start, where θ = 1 and the map is that of gradient x input. *Reconstructed*: only the abstract
+    could be read, which gives the plugins, their place and the second forward; parametrisation, objective and
+    numbers are ours. The 2 in θ keeps deep networks from shrinking g to nothing. A pixel against the class has no
+    part in m, and J asks for the class explained rather than for all probabilities: on validation canvases of the
+    claim, |Σ g·x|, the Kullback-Leibler divergence, a blurred m or Adam at 0.1 gave maps less faithful than
+    gradient x input. The noise keeps masks from being adversarial; it is the same for all samples, so that a batch
+    gives what its images give one by one. Activations other than ReLU have their true derivative as gate; softmax,
+    normalisation, pooling and linear layers their true gradient.
 
     Args:
         network: (b, c, h, w) to logits (b, k), in eval mode, parameters without gradients.

@@ -72,7 +72,7 @@ def _sentence(rows: list[dict[str, Any]], product: Model, data: Images) -> str:
     made = {line["role"]: line["accuracy"][0] for line in rows if line["accuracy"]}
     if "product" not in made:
         return f"{product.name} was treated; there were no test images to measure it on."
-    text = f"Treated, {product.name} reaches {made['product']:.1%} on the test images of {data.name}; before "
+    text = f"The treated network reaches {made['product']:.1%} on the test images of {data.name}; before "
     text += f"{made['source']:.1%}"
     if "control" not in made:
         return text + ". How much of the difference is the training's own was not measured (--control false)."
