@@ -605,8 +605,8 @@ class ModelDoctor(Method):
         scores = channel_scores(class_aggregate(treated, data.train.subset(before["images"]), layer, act=self.act,
                                                 device=run.device, k=k))  # fmt: skip
         order = channel_order(before["scores"])
-        for name, found in (("before", before["scores"]), ("after", scores)):
-            run.picture(f"channels-{name}", {
+        for i, (name, found) in enumerate((("before", before["scores"]), ("after", scores)), 1):
+            run.picture(f"channels-{i}-{name}", {
                 "kind": "heatmap", "title": f"Channels of {layer}, {name}",
                 "caption": f"How much each channel speaks for each class (rows), in [0, 1]; above {self.theta:g} it is "
                 "one of that class.", "rows": list(source.classes), "columns": [str(c) for c in order.tolist()],

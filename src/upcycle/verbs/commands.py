@@ -202,7 +202,7 @@ def diagnose(
         out: the directory; if not given, runs/diagnose-MODEL.
         images: how many right answers, and how many wrong ones, are shown with heat maps.
         methods: of the heat maps: gradcam, saliency, gradient_x_input, smoothgrad, integrated_gradients, learned,
-            extremal, rise, occlusion, and, with upcycle[explain], guided_backprop, lrp and deeplift.
+            guided_backprop, extremal, rise, occlusion, and, with upcycle[explain], lrp and deeplift.
         layer: whose channels are meant; if not given, the last convolution.
         samples: confident training images of a class that its channels are found from.
         theta: what a channel's score must exceed to belong to a class.
