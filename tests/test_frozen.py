@@ -1,6 +1,7 @@
 """A frozen teacher answers like the original, gives gradients where asked, and leaves the original alone."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -351,3 +352,36 @@ def test_broken_networks_and_options_are_named() -> None:
         frozen(net, images())
     with pytest.raises(UserError, match="gives a tuple"):
         frozen(nn.LSTM(3, 4), images(2, 5, 3))
+
+
+class _Through(torch.autograd.Function):
+    """Signs, with the gradient of the identity: a backward of its author's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+class _Signs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.out = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.relu(_Through.apply(self.conv(x))).mean((2, 3)))
+
+
+def test_a_backward_of_its_authors_own_is_kept() -> None:
+    torch.manual_seed(0)
+    module, x = _Signs(), torch.randn(4, 1, 6, 6)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(module(leaf).sum(), leaf)
+    assert expected.abs().max() > 0
+    leaf = x.clone().requires_grad_()
+    teacher = frozen(module, x, input_grad=True, precision="32-true")
+    (found,) = torch.autograd.grad(teacher(leaf).sum(), leaf)
+    torch.testing.assert_close(found, expected)
