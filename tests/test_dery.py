@@ -16,7 +16,7 @@ from torch import nn
 from tests.settings import seen, tiny_data
 from tests.test_blocks import model
 from upcycle.assembly.blocks import chain, features
-from upcycle.assembly.dery import DeRy, block_table, mixed, score_all, similarities, smoothed_loss
+from upcycle.assembly.dery import DeRy, block_table, mixed, score_all, similarities
 from upcycle.assembly.naswot import naswot
 from upcycle.assembly.partition import partition, values
 from upcycle.assembly.search import Budget, Search
@@ -29,6 +29,7 @@ from upcycle.core.models import load as load_model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import load
+from upcycle.distillation.kd import ce_loss
 from upcycle.zoo.convnet import MLP, ConvNet
 from upcycle.zoo.resnet import ResNet
 
@@ -72,10 +73,10 @@ def fitted(seed: int = 0, **options: Any) -> tuple[Stitched, Watched]:
 
 def test_loss_is_cross_entropy_over_what_is_labelled() -> None:
     z, y = torch.randn(6, 4), torch.tensor([0, 3, 1, 2, 2, 0])
-    torch.testing.assert_close(smoothed_loss(z, y, 0.1), F.cross_entropy(z, y, label_smoothing=0.1))
+    torch.testing.assert_close(ce_loss(z, y, 0.1), F.cross_entropy(z, y, label_smoothing=0.1))
     y[3:] = -1
-    torch.testing.assert_close(smoothed_loss(z, y, 0.1), F.cross_entropy(z[:3], y[:3], label_smoothing=0.1) / 2)
-    assert smoothed_loss(z, torch.full((6,), -1), 0.1) == 0
+    torch.testing.assert_close(ce_loss(z, y, 0.1), F.cross_entropy(z[:3], y[:3], label_smoothing=0.1) / 2)
+    assert ce_loss(z, torch.full((6,), -1), 0.1) == 0
 
 
 def test_only_what_is_new_learns_when_blocks_are_frozen() -> None:

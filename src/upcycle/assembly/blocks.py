@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from upcycle.core.cut import Tracer
+from upcycle.core.cut import Tracer, optional
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model
@@ -249,8 +248,7 @@ class _Leafy(Tracer):
 
 
 def _trace(root: nn.Module, name: str) -> fx.Graph:
-    parameters = inspect.signature(root.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    defaults = optional(root)
     kept: set[str] = set()
     while True:
         tracer = _Leafy(kept)

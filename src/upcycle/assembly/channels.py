@@ -7,7 +7,6 @@ Coupled channels share one id in the end, and stay or go together.
 
 from __future__ import annotations
 
-import inspect
 import operator
 import re
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.core.cut import Tracer, describe
+from upcycle.core.cut import Tracer, describe, optional
 from upcycle.core.errors import UserError, one_line
 from upcycle.core.models import copy_of
 from upcycle.zoo.resnet import PadShortcut
@@ -178,8 +177,7 @@ def follow(module: nn.Module, example: Float[Tensor, "b c h w"]) -> Channels:
     """
     title = type(module).__name__
     shadow = copy_of(module).to("cpu", torch.float32).eval()
-    parameters = list(inspect.signature(shadow.forward).parameters.values())
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    defaults = optional(shadow)
     try:
         graph = _Tracer().trace(shadow, defaults)
     except Exception as error:  # whatever a stranger's forward does with a proxy

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.assembly.blocks import Chain, Signal, chain, features
@@ -28,6 +26,7 @@ from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.distillation.kd import ce_loss
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit
@@ -39,18 +38,6 @@ SCORED = 32
 
 Choice = tuple[int, int, int]
 """A block: the network's number, first and last node."""
-
-
-def smoothed_loss(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], smoothing: float) -> Float[Tensor, ""]:
-    """Cross-entropy with label smoothing, summed over labelled samples (label >= 0) and divided by b.
-
-    Args:
-        z: logits.
-        y: labels.
-        smoothing: share of the target that is spread over all classes.
-    """
-    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-    return F.cross_entropy(z.to(wide), y, ignore_index=-1, label_smoothing=smoothing, reduction="sum") / len(y)
 
 
 # -- the zoo as tables --------------------------------------------------------------------------------------------
@@ -139,10 +126,15 @@ def score_all(
             parts = pieces(plan(own, blocks, classes), own, seed)
             makers.update(parts)
             paths.append([key for key, _ in parts])
-        made = scores(paths, lambda key: makers[key]().to(device), images)  # noqa: B023
+        made = scores(paths, functools.partial(_made, makers, device), images)
         for i, value in zip(members, made, strict=True):
             found[i] = value
     return found
+
+
+def _made(makers: dict[Any, Any], device: torch.device | str, key: Any) -> nn.Module:
+    """The piece of that key, built."""
+    return makers[key]().to(device)
 
 
 def _batches(split: ImageSplit, batches: int, device: torch.device | str) -> Any:
@@ -350,7 +342,7 @@ class DeRy(Method):
             network.blocks.train(self.tune == "all")
             for batch in run.batches(data.train, self.recipe.batch_size, save_within=True):
                 self.recipe.schedule_rate(optimizer, run.progress)
-                loss = smoothed_loss(network(batch.images), batch.labels, self.label_smoothing)
+                loss = ce_loss(network(batch.images), batch.labels, self.label_smoothing)
                 run.backward(loss)
                 run.update(optimizer)
                 run.track(loss=loss)

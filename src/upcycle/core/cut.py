@@ -92,6 +92,12 @@ def cut(module: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
     return [fx.GraphModule(module, g, class_name=f"{title}Block") for g in graphs]
 
 
+def optional(module: nn.Module) -> dict[str, Any]:
+    """The optional arguments of a network's forward, with their defaults: what calling it with images alone means."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
 def trace(module: nn.Module) -> tuple[Tracer, fx.Graph]:
     """The forward of a network as a graph, and the tracer that knows what each submodule gave.
 
@@ -101,10 +107,8 @@ def trace(module: nn.Module) -> tuple[Tracer, fx.Graph]:
     # A copy, because a forward that stores what it sees would keep the tracer's proxies. Optional arguments
     # take their defaults, as they do when the network is called with images alone.
     shadow, tracer = copy.deepcopy(module), Tracer()
-    parameters = inspect.signature(shadow.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     try:
-        return tracer, tracer.trace(shadow, defaults)
+        return tracer, tracer.trace(shadow, optional(shadow))
     except Exception as error:  # whatever a stranger's forward does with a proxy
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise UserError(

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from upcycle.core.cut import optional
 from upcycle.core.errors import UserError, require
 
 Precision = Literal["auto", "32-true", "bf16", "64-true"]
@@ -281,10 +282,8 @@ def _foldable(module: nn.Module) -> list[tuple[str, str]]:
     # A copy, because a forward that stores what it sees would keep the tracer's proxies. Optional arguments
     # take their defaults, as they do when the network is called with images alone.
     shadow = copy.deepcopy(module).eval()
-    parameters = inspect.signature(shadow.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     try:
-        graph = _Tracer().trace(shadow, defaults)
+        graph = _Tracer().trace(shadow, optional(shadow))
     except Exception:
         # Whatever a stranger's forward does with a proxy; not being traceable only costs speed.
         return []

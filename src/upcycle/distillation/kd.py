@@ -45,14 +45,17 @@ def kd_loss(
     return temperature**2 * divergence / (z_s.numel() // z_s.shape[1])
 
 
-def ce_loss(z: Float[Tensor, "b k"], y: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+def ce_loss(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], smoothing: float = 0.0) -> Float[Tensor, ""]:
     """Cross-entropy, summed over the labelled samples and divided by the batch size b.
 
     A sample with label -1 adds nothing, so the loss is defined when no label is there and several processes
     agree on it; where all samples are labelled it is the ordinary mean.
+
+    Args:
+        smoothing: share of the target that is spread over all classes.
     """
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-    return F.cross_entropy(z.to(wide), y, ignore_index=-1, reduction="sum") / len(y)
+    return F.cross_entropy(z.to(wide), y, ignore_index=-1, label_smoothing=smoothing, reduction="sum") / len(y)
 
 
 def kd_objective(z_s: Tensor, z_t: Tensor, y: Tensor, *, temperature: float, w_kd: float, w_ce: float) -> Tensor:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.kd import kd_loss, same_classes
+from upcycle.distillation.kd import ce_loss, kd_loss, same_classes
 from upcycle.zoo.tree import Tree, routing
 
 if TYPE_CHECKING:
@@ -210,9 +209,7 @@ class KDExplainer(Method):
         z, y = student(batch.images), batch.labels
         loss = z.new_zeros(())
         if self.w_ce:
-            wide = torch.promote_types(z.dtype, torch.float32)
-            ce = F.cross_entropy(z.to(wide), y, ignore_index=-1, label_smoothing=self.smoothing, reduction="sum")
-            loss = loss + self.w_ce * ce / len(y)
+            loss = loss + self.w_ce * ce_loss(z, y, self.smoothing)
         if self.w_kd:
             loss = loss + self.w_kd * kd_loss(z, teacher(batch.images), self.temperature)
         return loss
