@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +152,28 @@ def test_save_within_refuses_a_loop_after_another() -> None:
                 run.update(optimizer)
             for _ in run.batches(split, 8, save_within=True):
                 pass
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_on_an_accelerator_a_nan_step_is_skipped_without_waiting(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is not asked each step; until it is, what is not finite must leave weights and momenta alone."""
+    run = Run(None, accelerator="cpu")
+    model, optimizer = run.setup(net(), Recipe(optimizer=kind, lr=0.1, weight_decay=0.1))  # type: ignore[arg-type]
+    x, y = torch.randn(8, 6), torch.zeros(8, dtype=torch.int64)
+
+    def step(x: torch.Tensor) -> None:
+        run.backward(nn.functional.cross_entropy(model(x), y))
+        run.update(optimizer)
+
+    monkeypatch.setattr(run, "device", SimpleNamespace(type="cuda"))
+    step(x)
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    step(x * float("nan"))
+    assert all(torch.equal(before[k], v) for k, v in model.named_parameters())
+    with pytest.raises(UserError, match="not a finite number"):
+        run._raise_if_bad()
+    step(x)
+    assert not any(torch.equal(before[k], v) for k, v in model.named_parameters())
 
 
 def test_a_nan_stops_before_the_weights_are_touched(tmp_path: Path) -> None:
