@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from benchmarks.common import alternate, record
 from upcycle.core.models import copy_of, resolve
 from upcycle.data import load
-from upcycle.diagnosis.model_doctor import channel_loss, class_gradients, diagnose, recorded, rivals
+from upcycle.diagnosis.channels import class_gradients, diagnose, recorded, rivals
+from upcycle.diagnosis.model_doctor import channel_loss
 from upcycle.distillation.kd import ce_loss
 
 IMAGES, BATCH, REPETITIONS, ASKED = 2000, 128, 5, 1.3

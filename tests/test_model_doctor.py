@@ -15,10 +15,8 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.diagnosis import ModelDoctor
-from upcycle.diagnosis.model_doctor import (
-    channel_loss,
+from upcycle.diagnosis.channels import (
     channel_mask,
-    channel_order,
     channel_scores,
     class_gradients,
     diagnose,
@@ -26,9 +24,9 @@ from upcycle.diagnosis.model_doctor import (
     recorded,
     rivals,
     share_on,
-    spatial_loss,
     support,
 )
+from upcycle.diagnosis.model_doctor import channel_loss, channel_order, spatial_loss
 from upcycle.distillation import KD
 
 G = torch.Generator().manual_seed(0)
@@ -359,7 +357,7 @@ def test_from_scratch_forgets_the_trained_weights(control: dict[str, Tensor]) ->
 def test_the_pictures_and_the_note_of_a_run(tmp_path) -> None:  # type: ignore[no-untyped-def]
     run = Run(tmp_path, quiet=True)
     ModelDoctor(source=fitted("source", 7), recipe=SHORT).fit(run, tiny_data())
-    for name in ("before", "after"):
+    for name in ("1-before", "2-after"):
         picture = json.loads((tmp_path / "pictures" / f"channels-{name}.json").read_text())
         assert picture["kind"] == "heatmap" and len(picture["rows"]) == 10
         assert sorted(map(int, picture["columns"])) == list(range(16))

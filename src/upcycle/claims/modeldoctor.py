@@ -17,8 +17,7 @@ from upcycle.core.models import Model, copy_of, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, ImageSplit
 from upcycle.diagnosis import ModelDoctor
-from upcycle.diagnosis.masks import foreground, load_masks
-from upcycle.diagnosis.model_doctor import (
+from upcycle.diagnosis.channels import (
     class_gradients,
     class_support,
     diagnose,
@@ -27,6 +26,7 @@ from upcycle.diagnosis.model_doctor import (
     recorded,
     shares,
 )
+from upcycle.diagnosis.masks import foreground, load_masks
 from upcycle.distillation import KD
 
 A, B = 0.1, 0.1

@@ -20,8 +20,8 @@ from upcycle.core.run import device_of
 from upcycle.data import Images, ImageSplit, check_reference, describe
 from upcycle.data import load as load_data
 from upcycle.diagnosis.attribution import METHODS
-from upcycle.diagnosis.model_doctor import Diagnosis
-from upcycle.diagnosis.model_doctor import diagnose as look_inside
+from upcycle.diagnosis.channels import Diagnosis
+from upcycle.diagnosis.channels import diagnose as look_inside
 from upcycle.report import write_report
 from upcycle.verbs.looks import looks, maps_of
 from upcycle.verbs.making import Say, claim_directory, is_files, row, show_accuracy
