@@ -1,9 +1,9 @@
-"""The pictures of the page about taking networks apart: docs/assets/routes.png and docs/assets/candidates.png.
+"""The pictures of the page about taking networks apart: routes.png, candidates.png and pareto.png in docs/assets.
 
 Run from the repository's root, with CIFAR-10 and its networks under `$UPCYCLE_DATA` and with Chromium:
 
     upcycle disassemble --config recipes/mda_cifar10.yaml --out runs/mda
-    upcycle reassemble --config recipes/dery_cifar10.yaml --tune none --out runs/dery
+    upcycle reassemble --config recipes/dery_cifar10.yaml --recipe.epochs 1 --recipe.warmup 0.2 --out runs/dery
     python -m scripts.assembly_figures runs/mda runs/dery
 """
 
@@ -34,7 +34,7 @@ def page(run: Path, *names: str) -> str:
 
 
 def main() -> None:
-    """Photograph both."""
+    """Photograph all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("disassembled", type=Path, help="a run of disassemble")
     parser.add_argument("reassembled", type=Path, help="a run of reassemble")
@@ -42,6 +42,7 @@ def main() -> None:
     wanted = {
         "routes": (given.disassembled, "routes"),
         "candidates": (given.reassembled, "partition", "candidates-params"),
+        "pareto": (given.reassembled, "zoo-parameters", "zoo-macs", "zoo-latency"),
     }
     with tempfile.TemporaryDirectory() as folder, open_browser() as browser:
         for name, (run, *pictures) in wanted.items():
