@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from upcycle.claims import find
+from upcycle.claims import CLAIMS, find
 from upcycle.cli import SUMMARY
 from upcycle.core.cost import bytes_, count, duration, si
 from upcycle.core.lineage import TERMS
@@ -216,14 +216,17 @@ def quickstart() -> str:
 # -- claims -----------------------------------------------------------------------------------------------------
 
 
+def claimed() -> list[str]:
+    """The names of the claims: those of methods in their order, then those of what is no method. None twice."""
+    names = [method.card.name for method in all_methods()]
+    return [name for name in dict.fromkeys([*names, *CLAIMS]) if find(name).method == name]
+
+
 def claims() -> str:
     """One row a method: what is claimed, what was published, what was found here."""
     rows = []
-    for method in all_methods():
-        name, record = method.card.name, result(f"prove_{method.card.name}")
-        claim = find(name)
-        if claim.method != name:  # two methods of one paper share a claim
-            continue
+    for name in claimed():
+        record, claim = result(f"prove_{name}"), find(name)
         if record is None:
             rows.append((f"`{name}`", claim.sentence, claim.published, "not measured yet", ""))
             continue
@@ -245,11 +248,8 @@ def verdict(record: dict[str, Any]) -> str:
 def claims_in_full() -> str:
     """For each method: setting, every arm with every seed, every check."""
     parts = []
-    for method in all_methods():
-        name, record = method.card.name, result(f"prove_{method.card.name}")
-        claim = find(name)
-        if claim.method != name:  # two methods of one paper share a claim
-            continue
+    for name in claimed():
+        record, claim = result(f"prove_{name}"), find(name)
         text = f"### {name}\n\n{claim.sentence}\n\n*Published.* {claim.published}\n\n*Here.* {claim.setting}\n\n"
         if record is None:
             parts.append(text + MISSING)
