@@ -85,7 +85,7 @@ def main() -> None:
               f"{row['tuned_captum_over_it']:.2f} times that, {row['tuned_captum_frozen_over_it']:.2f} frozen"
               + (f"; rank correlation {row['least_rank_correlation']:.4f}" if "ours" in name else ""))  # fmt: skip
     if not arguments.dry:
-        print(record("attribution", {"arms": figures, "fast_bf16": fast_bf16()}, network=arguments.network,
+        print(record("attribution", {**figures, "fast_bf16": fast_bf16()}, network=arguments.network,
                      images=arguments.images, steps=STEPS, threads=arguments.threads, captum=captum.__version__,
                      trained=not arguments.fresh, repetitions=arguments.repetitions))  # fmt: skip
 

@@ -44,6 +44,8 @@ BENCHMARKS = (
     "cka",
     "dery_search",
     "dery_whole",
+    "attribution",
+    "diagnosis",
 )  # those with a block of their own
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
