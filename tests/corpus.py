@@ -372,9 +372,12 @@ def _misspelt_value(chance: random.Random, config: dict[str, Any]) -> Changed:
 
 
 def _odd_text(chance: random.Random, config: dict[str, Any]) -> Changed:
-    path = chance.choice([p for p in _paths(config, lambda v: isinstance(v, str)) if p != ("data",)])
+    named = ("data",), ("test_data",)  # some of these texts name folders that there are
+    path = chance.choice([p for p in _paths(config, lambda v: isinstance(v, str)) if p not in named])
     value = chance.choice(_ODD_TEXT)
-    return f"{_name(path)} is {value[:20]!r}", _put(config, path, value), True
+    needs = find_method(config["method"], "distill").card.needs.teacher
+    nothing = path == ("teacher",) and value == "~" and needs == "none"  # YAML's word for no value
+    return f"{_name(path)} is {value[:20]!r}", _put(config, path, value), not nothing
 
 
 def _bad_number(chance: random.Random, config: dict[str, Any]) -> Changed:
@@ -388,7 +391,8 @@ def _bad_number(chance: random.Random, config: dict[str, Any]) -> Changed:
 
 def _huge(chance: random.Random, config: dict[str, Any]) -> Changed:
     path = chance.choice(_paths(config, lambda v: isinstance(v, float)))
-    if path[-1] in ("momentum", "decay", "a", "warmup", "ratio") or chance.random() < 0.5:
+    share = config["method"] == "nes" and path[-1] == "w_kd"
+    if share or path[-1] in ("momentum", "decay", "a", "warmup", "ratio") or chance.random() < 0.5:
         return f"{_name(path)} is beyond every float", _put(config, path, 10**400), True
     return f"{_name(path)} is 1e30", _put(config, path, 1e30), False
 
