@@ -17,6 +17,7 @@ from upcycle.core.run import Run
 from upcycle.diagnosis import ModelDoctor
 from upcycle.diagnosis.channels import (
     channel_mask,
+    channel_order,
     channel_scores,
     class_gradients,
     diagnose,
@@ -26,7 +27,7 @@ from upcycle.diagnosis.channels import (
     share_on,
     support,
 )
-from upcycle.diagnosis.model_doctor import channel_loss, channel_order, spatial_loss
+from upcycle.diagnosis.model_doctor import channel_loss, spatial_loss
 from upcycle.distillation import KD
 
 G = torch.Generator().manual_seed(0)

@@ -26,7 +26,7 @@ from upcycle.assembly.resizing import shrink
 from upcycle.assembly.routing import Score, route_picture, routes
 from upcycle.core.cost import si
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.core.evaluate import evaluate
+from upcycle.core.evaluate import evaluate, margin
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.outputs import Columns
@@ -65,11 +65,8 @@ def confident(
     found = {}
     for target, label in labels.items():
         own = ((split.labels[index] == label) & (z.argmax(1) == target)).nonzero().flatten()
-        # The margin grows with the probability, and does not end at 1.
-        others = z[own].clone()
-        others[:, target] = -torch.inf
-        margin = z[own, target] - others.logsumexp(1)
-        found[target] = index[own[margin.argsort(descending=True, stable=True)[:n]]]
+        surest = margin(z[own], torch.full_like(own, target))
+        found[target] = index[own[surest.argsort(descending=True, stable=True)[:n]]]
     return found
 
 

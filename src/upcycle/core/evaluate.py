@@ -60,6 +60,17 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+def margin(z: Tensor, y: Tensor) -> Tensor:
+    """z_y - log Σ_{c≠y} exp z_c of each row, float64 (n,): grows with the probability of y, and does not end at 1.
+
+    Args:
+        z: logits (n, k).
+        y: classes (n,).
+    """
+    z = z.double()
+    return z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+
+
 def predict_logits(
     module: nn.Module, split: Split, device: torch.device | str | None = None, batch_size: int = 512
 ) -> Tensor:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, evaluate, predict_logits, undisturbed
+from upcycle.core.evaluate import Evaluation, evaluate, margin, predict_logits, undisturbed
 from upcycle.core.models import Model, copy_of
 from upcycle.core.taps import Taps
 from upcycle.data.labels import match_classes
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 Act = Literal["relu", "abs"]
 LISTED = 20
 """How many pairs of classes, and doubtful images of a class, a diagnosis names at most."""
+
+SHOWN = 120
+"""How many channels a picture shows at most: those that speak loudest."""
 
 
 # -- gradients ----------------------------------------
@@ -104,6 +107,13 @@ def channel_mask(aggregate: Float[Tensor, "k c"], theta: float = 0.2) -> Bool[Te
     """
     scores = channel_scores(aggregate)
     return (scores > theta).scatter(1, scores.argmax(1, keepdim=True), True)
+
+
+def channel_order(scores: Float[Tensor, "k c"]) -> Int[Tensor, " s"]:
+    """The loudest channels, those of one class side by side."""
+    top, owner = scores.max(0)
+    loudest = top.argsort(descending=True, stable=True)[:SHOWN]
+    return loudest[owner[loudest].argsort(stable=True)]
 
 
 def share_on(g: Float[Tensor, "n c"], on: Bool[Tensor, "n c"]) -> Float[Tensor, " n"]:
@@ -313,12 +323,9 @@ def by_class(values: Float[Tensor, " n"], labels: Int[Tensor, " n"], k: int) -> 
 def confident(z: Float[Tensor, "n k"], split: ImageSplit, n: int) -> list[Int[Tensor, " s"]]:
     """Positions of the ``n`` images of each class that are recognised most surely, whatever the order of the images."""
     y = split.labels
-    own = z.double().gather(1, y[:, None])[:, 0]
-    # The margin grows with the probability, and does not end at 1.
-    margin = own - z.double().scatter(1, y[:, None], -torch.inf).logsumexp(1)
     right = z.argmax(1) == y
     order = split.ids.argsort(stable=True)
-    order = order[margin[order].argsort(descending=True, stable=True)]
+    order = order[margin(z, y)[order].argsort(descending=True, stable=True)]
     return [order[right[order] & (y[order] == c)][:n] for c in range(z.shape[1])]
 
 

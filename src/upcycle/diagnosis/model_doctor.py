@@ -34,6 +34,7 @@ from upcycle.diagnosis.channels import (
     Act,
     aligned,
     by_class,
+    channel_order,
     channel_scores,
     class_aggregate,
     class_gradients,
@@ -47,10 +48,6 @@ from upcycle.diagnosis.channels import (
     shares,
     support,
 )
-
-SHOWN = 120
-"""How many channels a picture shows at most: those that speak loudest."""
-
 
 # -- losses ----------------------------------------
 
@@ -316,13 +313,6 @@ def _percent(means: list[float | None]) -> float:
     """Of all classes that have a value."""
     found = [m for m in means if m is not None]
     return 100 * sum(found) / max(len(found), 1)
-
-
-def channel_order(scores: Float[Tensor, "k c"]) -> Int[Tensor, " s"]:
-    """The loudest channels, those of one class side by side."""
-    top, owner = scores.max(0)
-    loudest = top.argsort(descending=True, stable=True)[:SHOWN]
-    return loudest[owner[loudest].argsort(stable=True)]
 
 
 def require_penalty(network: nn.Module, layer: str, example: Float[Tensor, "b c h w"], *, twice: bool = True) -> None:

@@ -342,10 +342,8 @@ def _overlay(data: dict[str, Any]) -> Markup:
 
     The page has no script: the choice is style alone, so arrow keys move it, and what is not shown is not read out.
     """
-    methods, name = (
-        [str(m) for m in data["methods"]],
-        f"overlay-{hashlib.sha256(_label(data).encode()).hexdigest()[:8]}",
-    )
+    methods = [str(m) for m in data["methods"]]
+    name = f"overlay-{hashlib.sha256(_label(data).encode()).hexdigest()[:8]}"
     if not 1 <= len(methods) <= OVERLAYS:
         raise ValueError(f"from 1 to {OVERLAYS} methods can be drawn over images, not {len(methods)}")
     buttons = []

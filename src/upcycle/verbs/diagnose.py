@@ -20,7 +20,7 @@ from upcycle.core.run import device_of
 from upcycle.data import Images, ImageSplit, check_reference, describe
 from upcycle.data import load as load_data
 from upcycle.diagnosis.attribution import METHODS
-from upcycle.diagnosis.channels import Diagnosis
+from upcycle.diagnosis.channels import Diagnosis, channel_order
 from upcycle.diagnosis.channels import diagnose as look_inside
 from upcycle.report import write_report
 from upcycle.verbs.looks import looks, maps_of
@@ -101,7 +101,7 @@ def diagnose(
     inside = look_inside(net, seen, layer=layer, n=samples, theta=theta, device=device)  # refuses what it cannot do
     claim_directory(place, resume=False)
     say(f"data     {describe(seen)}")
-    show_accuracy(say, "model", net, seen, device)
+    show_accuracy(say, "model", net, seen, inside.evaluation)
 
     command = (
         f"upcycle diagnose {net.reference or net.name} --data {reference if isinstance(reference, str) else 'DATA'}"
@@ -168,15 +168,12 @@ def _picked(net: Model, split: ImageSplit, n: int, device: torch.device) -> tupl
 
 
 def _channels(d: Diagnosis) -> dict[str, Any]:
-    """The class x channel map: channels in the order of the class that they speak loudest for."""
-    order = sorted(
-        range(d.scores.shape[1]), key=lambda ch: (int(d.scores[:, ch].argmax()), -float(d.scores[:, ch].max()))
-    )
+    order = channel_order(d.scores)
     return {
         "kind": "map", "title": f"Channels that speak for each class ({d.layer})",
         "caption": "Gradient of each class's logit with respect to each channel, summed over the images that are "
                    "recognised most surely; every row from 0 to 1. Channels in the order of their loudest class.",
-        "rows": list(d.classes), "columns": [str(ch) for ch in order], "values": d.scores[:, order].tolist(),
+        "rows": list(d.classes), "columns": [str(ch) for ch in order.tolist()], "values": d.scores[:, order].tolist(),
         "x": f"{len(order)} channels", "y": "class",
     }  # fmt: skip
 

@@ -145,16 +145,19 @@ def augmented(data: Images, choice: tuple[str, ...], grey: tuple[str, ...] = ())
     return data.augmented(usual.get(choice[0], choice))
 
 
-def show_accuracy(say: Say, role: str, model: Model, data: Images, device: torch.device, hint: str = "") -> None:
+def show_accuracy(
+    say: Say, role: str, model: Model, data: Images, where: torch.device | Evaluation, hint: str = ""
+) -> None:
     """Say how good a network is on these data, so that a wrong normalisation or order of classes shows at once.
 
     Args:
+        where: to measure on validation images, or what was measured there already.
         hint: options that would mend it.
     """
     split = data.normalised(model.mean, model.std).validation
     if not (split.labels >= 0).any():
         return
-    measured = evaluate(model.module, split, device=device)
+    measured = where if isinstance(where, Evaluation) else evaluate(model.module, split, device=where)
     say(f"{role.ljust(8)} {model.name}: {measured.accuracy:.1%} on {measured.count:,} validation images")
     if measured.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
         say(f"         That is near chance. Is its normalisation right, and the order of its classes?{hint}")

@@ -51,7 +51,7 @@ def treat(
     job.check({"source": nn.Identity()})
     source = models.resolve(model, trust=job.setting.trust)
     images = relabelled(job.load(data, source), source)
-    say_images = job.augmented(images).normalised(source.mean, source.std)
+    seen = job.augmented(images).normalised(source.mean, source.std)
     job.say(f"data     {describe(images)}")
     job.measure("source", source, images)
     made = job.cls(source=source, **job.own)
@@ -63,7 +63,7 @@ def treat(
         return [*lines, row(f"{source.name}, treated", "product", job.measured(product, images), product)]
 
     control = {"control": made.control()} if job.setting.control else {}  # type: ignore[attr-defined]
-    return job.do(made, say_images, [("source", source)], rows, positional=("model",), sentence=_sentence,
+    return job.do(made, seen, [("source", source)], rows, positional=("model",), sentence=_sentence,
                   beside=control)  # fmt: skip
 
 
