@@ -108,8 +108,12 @@ def evaluate(
     Raises:
         UserError: non-finite outputs, no labelled sample, or logits that do not fit the labels.
     """
-    name = name or type(module).__name__
     logits, labels = _collect(module, split, device, batch_size)
+    return judged(logits, labels, num_classes=num_classes, name=name or type(module).__name__)
+
+
+def judged(logits: Tensor, labels: Tensor, *, num_classes: int | None = None, name: str) -> Evaluation:
+    """What :func:`evaluate` measures, from logits (n, k) that are at hand already, and labels int64 (n,)."""
     known = labels >= 0
     logits, labels = logits[known], labels[known]
     count, k = logits.shape

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, evaluate, margin, predict_logits, undisturbed
+from upcycle.core.evaluate import Evaluation, judged, margin, predict_logits, undisturbed
 from upcycle.core.models import Model, copy_of
 from upcycle.core.taps import Taps
 from upcycle.data.labels import match_classes
@@ -131,7 +131,7 @@ class Support(NamedTuple):
     other: Tensor  # (n, c): g(b, y')
     labels: Tensor  # (n,): y
     rival: Tensor  # (n,): y'
-    predicted: Tensor  # (n,)
+    logits: Tensor  # (n, k): z
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -218,8 +218,8 @@ def diagnose(
     aggregate = class_aggregate(network, train.subset(images), layer, act=act, device=device, k=len(model.classes))
     mask = channel_mask(aggregate, theta)
 
-    evaluation = evaluate(network, held, num_classes=len(model.classes), name=model.name)
     seen = class_support(network, held, layer, act=act, device=device)
+    evaluation = judged(seen.logits, seen.labels, num_classes=len(model.classes), name=model.name)
     own, wrong = shares(seen, mask)
     return Diagnosis(
         classes=model.classes, layer=layer, scores=channel_scores(aggregate), mask=mask, images=images,
@@ -296,7 +296,7 @@ def class_support(
             z = network(images)
         rival = rivals(z, y)
         own, other = (support(class_gradients(z, seen.f, c), act) for c in (y, rival))
-        parts.append([t.detach().cpu() for t in (own, other, y, rival, z.argmax(1))])
+        parts.append([t.detach().cpu() for t in (own, other, y, rival, z)])
     return Support(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -340,7 +340,7 @@ def _shared(mask: Tensor, classes: tuple[str, ...]) -> list[tuple[str, str, floa
 
 def _confused(seen: Support, split: ImageSplit, classes: tuple[str, ...]) -> list[tuple[str, str, list[int]]]:
     pairs: dict[tuple[int, int], list[int]] = {}
-    for y, p, number in zip(seen.labels.tolist(), seen.predicted.tolist(), split.ids.tolist(), strict=True):
+    for y, p, number in zip(seen.labels.tolist(), seen.logits.argmax(1).tolist(), split.ids.tolist(), strict=True):
         if y != p:
             pairs.setdefault((y, p), []).append(number)
     most = sorted(pairs.items(), key=lambda pair: (-len(pair[1]), pair[0]))[:LISTED]

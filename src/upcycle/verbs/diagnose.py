@@ -14,10 +14,10 @@ from torch import Tensor
 from upcycle.core import lineage, models, store
 from upcycle.core.cost import machine
 from upcycle.core.errors import require, unknown
-from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
+from upcycle.core.evaluate import Evaluation, judged, predict_logits
 from upcycle.core.models import Model
 from upcycle.core.run import device_of
-from upcycle.data import Images, ImageSplit, check_reference, describe
+from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
 from upcycle.diagnosis.attribution import METHODS
 from upcycle.diagnosis.channels import Diagnosis, channel_order
@@ -106,9 +106,10 @@ def diagnose(
     command = (
         f"upcycle diagnose {net.reference or net.name} --data {reference if isinstance(reference, str) else 'DATA'}"
     )
-    measured = evaluate(net.module, seen.test, device=device)
+    z = predict_logits(net.module, seen.test, device=device)
+    measured = judged(z, seen.test.labels, name=net.name)
     line = row(net.name, "source", [measured], net)
-    right, wrong = _picked(net, seen.test, images, device)
+    right, wrong = _picked(z, seen.test.labels.tolist(), images)
     pictures = {"3-channels": _channels(inside), "4-shared": _shares(inside, command)}
     shown = {
         "1-wrong": ("Why it errs", "The surest errors first, and what speaks for the wrong answer.", wrong),
@@ -148,12 +149,10 @@ def diagnose(
 # -- which images -------------------------------------------------------------------------------------------------
 
 
-def _picked(net: Model, split: ImageSplit, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _picked(z: Tensor, labels: list[int], n: int) -> tuple[Tensor, Tensor]:
     """Positions of right answers, the surest of each class in turn, and of wrong ones, the surest first."""
-    p = predict_logits(net.module, split, device=device).softmax(1)
-    top, predicted = p.max(1)
+    top, predicted = z.softmax(1).max(1)
     order = top.argsort(descending=True, stable=True).tolist()
-    labels = split.labels.tolist()
     wrong = [i for i in order if labels[i] >= 0 and int(predicted[i]) != labels[i]][:n]
     by_class: dict[int, list[int]] = {}
     for i in order:
