@@ -13,7 +13,8 @@ from jaxtyping import install_import_hook
 
 # Every tensor signature of these modules is checked against what it is called with.
 install_import_hook(
-    ["upcycle.assembly", "upcycle.diagnosis", "upcycle.distillation", "upcycle.training"], "beartype.beartype"
+    ["upcycle.adaptation", "upcycle.assembly", "upcycle.diagnosis", "upcycle.distillation", "upcycle.training"],
+    "beartype.beartype",
 )
 torch.set_num_threads(1)
 # A busy machine is no failure: no test measures time.

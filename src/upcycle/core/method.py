@@ -65,12 +65,14 @@ class Method:
     """Base of all methods: a dataclass of hyper-parameters with a :class:`Card` and a ``fit``.
 
     A subclass is a ``@dataclass(kw_only=True, eq=False, repr=False)``. Its fields named in ``roles`` are networks
-    (:class:`~upcycle.core.models.Model` or ``nn.Module``, or a tuple of them); every other field is an option of
-    the command line and a key of the configuration, by its name, type and default. ``__post_init__`` checks values.
+    (:class:`~upcycle.core.models.Model` or ``nn.Module``, or a tuple of them), those in ``given`` other things at
+    hand that no option can say, such as further data sets or a predictor; every other field is an option of the
+    command line and a key of the configuration, by its name, type and default. ``__post_init__`` checks values.
     """
 
     card: ClassVar[Card]
     roles: ClassVar[tuple[str, ...]] = ("teacher", "student")
+    given: ClassVar[tuple[str, ...]] = ()
 
     def check(self, data: Any) -> list[str]:
         """Problems that would stop ``fit`` on these data, in words; an empty list when there is none.
@@ -125,8 +127,9 @@ class Method:
 
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
-        """The hyper-parameters by name: every field that is not a network."""
-        return {f.name: f for f in dataclasses.fields(cls) if f.name not in cls.roles}  # type: ignore[arg-type]
+        """The hyper-parameters by name: every field that is neither a network nor given beside it."""
+        own = dataclasses.fields(cls)  # type: ignore[arg-type]
+        return {f.name: f for f in own if f.name not in (*cls.roles, *cls.given)}
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options())

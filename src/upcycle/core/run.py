@@ -433,8 +433,31 @@ class Run:
             stage.epoch, stage.step = 1, 0
             self._save_if_due()
 
-    def _order(self, n: int, epoch: int, number: int) -> Tensor:
-        parts = (epoch, number, "order") if number else (epoch, "order")
+    def others(self, split: Split, batch_size: int, name: str, *, augment: bool = True) -> Iterator[Batch]:
+        """Batches of a second split, without end, to be taken beside those of :meth:`batches`, one a step.
+
+        Each pass has its own order and augmentation, drawn from (seed, stage, epoch, name). What is left at the end
+        of a pass joins the next one, so that every batch is whole. Made anew in each epoch, so the batch loop beside
+        it takes no ``save_within``.
+
+        Args:
+            batch_size: over all processes together; each gets its share.
+            name: of this stream; two streams of one split differ.
+        """
+        require(len(split) > 0, f"There are no samples for the batches of {name}.")
+        epoch, left, number = self._stage.epoch, torch.empty(0, dtype=torch.int64), 0
+        while True:
+            view = (self.seed, seed_of(name, epoch, number) % 2**31) if augment else None
+            while len(left) < batch_size:
+                left = torch.cat([left, self._order(len(split), epoch, number, name)])
+                number += 1
+            samples, left = left[:batch_size], left[batch_size:]
+            mine = samples.tensor_split(self.world_size)[self.rank]
+            batch = split.batch(mine, device=self.device, view=view)
+            yield batch._replace(images=batch.images.double()) if self.precision == "64-true" else batch
+
+    def _order(self, n: int, epoch: int, number: int, *name: str) -> Tensor:
+        parts = (epoch, number, *name, "order") if number or name else (epoch, "order")
         generator = torch.Generator().manual_seed(seed_of(self.seed, self._path, *parts))
         return torch.randperm(n, generator=generator)
 

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from upcycle import assembly, diagnosis, distillation
+from upcycle import adaptation, assembly, diagnosis, distillation
 from upcycle.core.errors import UserError
 from upcycle.core.method import Method
 
@@ -15,7 +15,7 @@ _plugins: dict[type[Method], str] = {}  # with the file that each comes from
 
 def all_methods() -> tuple[type[Method], ...]:
     """Every method, in the order of the docs; those of plugins last."""
-    return (*distillation.METHODS, *assembly.METHODS, *diagnosis.METHODS, *_plugins)
+    return (*distillation.METHODS, *assembly.METHODS, *diagnosis.METHODS, *adaptation.METHODS, *_plugins)
 
 
 def add_plugin(file: str | Path) -> tuple[type[Method], ...]:

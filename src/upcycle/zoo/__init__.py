@@ -171,6 +171,7 @@ def _entries() -> dict[str, Entry]:
         "tree_small": Entry(make=_tree((2, 4), (16, 8), width=16, hidden=32)),
         "wrn16_1": Entry(make=_wrn(16, 1)),
         "wrn40_2": Entry(make=_wrn(40, 2)),
+        "lenet": Entry(make=_at_least(16, "lenet", LeNet)),
         "mlp": Entry(make=_mlp(1200, 1200, dropout=0.5), shape=(1, 28, 28)),
         "mlp_small": Entry(make=_mlp(300, dropout=0.0), shape=(1, 28, 28)),
     }
