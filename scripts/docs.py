@@ -38,6 +38,7 @@ BENCHMARKS = (
     "torture",
     "data_free",
     "data_free_cifar10",
+    "data_free_wrn",
     "data_free_step",
     "one_stage_gan",
     "mda_routes",

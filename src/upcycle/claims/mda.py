@@ -240,7 +240,7 @@ CLAIM = Claim(
     "v2: components match or surpass the baseline (both from abstracts; no table at hand).",
     setting="(1) Two nets, convolutions 32-64-128 with BatchNorm, 128 linear, on MNIST and fashion_mnist_local, 3 "
     "epochs each; components of classes 0-4 and of 5-9, 50 images a class, beta 0.2 / 0.3, accuracy among those "
-    "classes, mean of the four. Alpha is the published 0.3 / 0.4, and the largest of ten at which accuracy on "
+    "classes, mean of the four. Alpha is the published 0.3 / 0.4, and the largest of 31 at which accuracy on "
     "validation images falls by no more than two points. Baselines: the source restricted alike, and as many channels "
     "in every layer chosen at random or by the L1 norm of their filters. (2) MNIST 0-4 and Fashion 5-9 assembled, ten "
     "joint classes, without training; one epoch on 2,000 joint images against the same architecture from random "
