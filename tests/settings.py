@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
+from upcycle.core.evaluate import predict_logits
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.data import Images, load
+from upcycle.data import Images, ImageSplit, load
 from upcycle.diagnosis import ModelDoctor
 from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, KDExplainer, NetGraft, OneStageGAN, TfKD
+from upcycle.predictors import Answers
 from upcycle.zoo.tree import Tree
 
 
@@ -114,6 +117,30 @@ def fitted(name: str, seed: int, width: int = 16) -> Model:
     return model
 
 
+class Said:
+    """A black box: what a network says of each image, its ``t`` most probable classes; counts the images."""
+
+    def __init__(self, model: Model, t: int = 1) -> None:
+        self.name, self.classes, self.model, self.t, self.asked = model.name, model.classes, model, t, 0
+
+    def predict(self, split: ImageSplit) -> Answers:
+        self.asked += len(split)
+        best = predict_logits(self.model.module, split).softmax(1).topk(self.t, 1)
+        return Answers(best.indices, best.values)
+
+
+class EvenAndOdd(AttentionDiversification):
+    """Two domains, whatever the number of training images: those of even and of odd positions."""
+
+    def check(self, data: Images) -> list[str]:
+        self.domains = torch.arange(len(data.train)) % 2
+        return super().check(data)
+
+    def fit(self, run: Run, data: Images) -> nn.Module:
+        self.domains = torch.arange(len(data.train)) % 2
+        return super().fit(run, data)
+
+
 @dataclass(frozen=True)
 class Row:
     """A method's options for the gauntlet, its networks, and the command line that runs it."""
@@ -136,6 +163,8 @@ class Row:
 
 
 _RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
+_TUNE = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=0.01)
+_BETA = Recipe(epochs=3, batch_size=16, lr=0.05)  # small batches, so that there are some of hard images
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
 _INVERT = {"recipe": _RECIPE, "rounds": 4, "batch": 32, "kd_steps": 4, "capacity": 128}
 _GENERATE = {"nz": 16, "ngf": 8}
@@ -143,6 +172,8 @@ _INVERT_WORDS = (*_WORDS, "--rounds=3", "--batch=32", "--kd_steps=4")
 _GENERATE_WORDS = (*_INVERT_WORDS, "--nz=16", "--ngf=8")
 
 _REASSEMBLE = {"blocks": 2, "probe": 64, "runs": 5, "candidates": 4, "score_batches": 1}
+_PARTIAL = {"iterations": 30, "batch_size": 13, "mu": 3, "bottleneck": 16, "hidden": 16, "backbone_rate": 1.0}
+_PARTIAL_WORDS = ("--iterations=20", "--batch_size=16", "--bottleneck=16", "--hidden=16")
 
 ROWS = {
     "kd": Row(KD, {"recipe": _RECIPE}, _WORDS),
@@ -222,6 +253,77 @@ ROWS = {
         (*_WORDS, "--b=0.05", "--masks=gradcam"),
         networks=lambda: {"source": fitted("source", 7)},
     ),
+    "dine": Row(
+        DINE,
+        {"recipe": _RECIPE, "epochs_tune": 2, "bottleneck": 16},
+        (*_WORDS, "--epochs_tune=2", "--bottleneck=16"),
+        networks=lambda: {"predictors": (Said(fitted("api", 7)),), "student": tiny_model("student", 100)},
+    ),
+    "dine-partial": Row(
+        DINE,
+        {"recipe": _RECIPE, "epochs_tune": 2, "bottleneck": 16, "partial": True, "r": 0, "backbone_rate": 1.0},
+        (*_WORDS, "--epochs_tune=2", "--bottleneck=16", "--partial", "--r=0"),
+        networks=lambda: {"predictors": (Said(fitted("api", 7), 10), Said(fitted("second", 8), 3)),
+                          "student": tiny_model("student", 100)},
+    ),
+    "beta": Row(
+        BETA,
+        {"recipe": _BETA, "epochs_tune": 2, "bottleneck": 16},
+        (*_WORDS, "--epochs_tune=2", "--bottleneck=16"),
+        networks=lambda: {"predictors": (Said(fitted("api", 7)),), "student": tiny_model("student", 100)},
+    ),
+    "beta-all": Row(
+        BETA,
+        {"recipe": _BETA, "epochs_tune": 2, "bottleneck": 16, "warmup": 1, "lambda_u": 10.0, "lambda_t": 1.0,
+         "fresh": True, "tau": 0.5},
+        (*_WORDS, "--epochs_tune=2", "--bottleneck=16", "--warmup=1", "--lambda_u=10", "--lambda_t=1", "--fresh"),
+        networks=lambda: {"predictors": (Said(fitted("api", 7), 10),), "student": tiny_model("student", 100)},
+    ),
+    "lora": Row(LoRA, {"recipe": _TUNE, "rank": 2}, (*_WORDS, "--rank=2"), networks=lambda: {"source": fitted("s", 7)}),
+    "ia3": Row(IA3, {"recipe": _TUNE}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
+    "attentiondiversification": Row(
+        EvenAndOdd,
+        {"recipe": _RECIPE, "epochs_domain": 1, "epochs_inter": 2, "p_inter": 0.5, "lr_inter": 0.01},
+        (*_WORDS, "--epochs_domain=1", "--epochs_inter=1"),
+        networks=lambda: {"student": tiny_model("student", 100), "domains": torch.arange(4) % 2},
+    ),
+    "iso": Row(
+        ISO,
+        {"recipe": _RECIPE, "copies": 8, "reset_every": 100, "pull": 1e-3},
+        (*_WORDS, "--copies=8", "--reset_every=100"),
+        networks=lambda: {"source": tiny_model("source", 7), "source_data": tiny_data()},
+    ),
+    "iso-vanilla": Row(
+        ISO,
+        {"recipe": _RECIPE, "mode": "vanilla", "updates": 2, "copies": 4, "params": "norm-affine"},
+        (*_WORDS, "--mode=vanilla", "--updates=2", "--copies=4", "--params=norm-affine"),
+        networks=lambda: {"source": tiny_model("source", 7), "source_data": tiny_data()},
+    ),
+    "ssf": Row(
+        SSF,
+        {"recipe": _TUNE},
+        _WORDS,
+        networks=lambda: {"source": dataclasses.replace(fitted("source", 7), classes=tuple("abcdefghij"))},
+    ),
+    "ssf-all": Row(
+        SSF,
+        {"recipe": _TUNE, "sites": ("conv*", "bn2")},
+        (*_WORDS, '--sites=["*"]'),
+        networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "ba3us": Row(
+        BA3US,
+        {**_PARTIAL, "select": "entropy"},
+        (*_PARTIAL_WORDS, "--select=entropy"),
+        networks=lambda: {"student": tiny_model("student", 100), "source_data": tiny_data()},
+    ),
+    "ba3us-dann": Row(
+        BA3US,
+        {**_PARTIAL, "mu": 0, "class_weights": False, "conditioning": False, "eta_a": 0.0, "eta_t": 0.0},
+        (*_PARTIAL_WORDS, "--mu=0", "--class_weights=false", "--conditioning=false", "--eta_a=0", "--eta_t=0"),
+        networks=lambda: {"student": tiny_model("student", 100), "source_data": tiny_data()},
+    ),
+    "probe": Row(LinearProbe, {"recipe": _RECIPE}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
     "nes": Row(NES, {"recipe": _RECIPE}, _WORDS, teacher=False),
     "nes-tile": Row(NES, {"recipe": _RECIPE, "mode": "tile", "w_kd": 0.5}, (*_WORDS, "--mode=tile")),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -20,7 +19,8 @@ from upcycle.core.errors import UserError
 from upcycle.core.models import load, resolve
 from upcycle.data import load as load_data
 from upcycle.data.images import joined
-from upcycle.verbs.assemble import _fronts, members, relabelled
+from upcycle.data.labels import relabelled
+from upcycle.verbs.assemble import _fronts, members
 
 TEACHER = "zoo:digits_teacher"
 REASSEMBLE = ["--blocks=2", "--probe=64", "--runs=5", "--candidates=4", "--score_batches=1", "--recipe.epochs=1"]
@@ -237,6 +237,5 @@ def test_joined_sets_have_the_classes_of_all_and_ids_of_their_own() -> None:
 
 def test_labels_follow_the_order_of_the_network() -> None:
     data = load_data("digits")
-    model = resolve(TEACHER)
-    turned = relabelled(data, dataclasses.replace(model, classes=tuple("9876543210")))
+    turned = relabelled(data, tuple("9876543210"))
     assert torch.equal(turned.test.labels, 9 - data.test.labels)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
+import inspect
 import json
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ SUMMARY = {
     "reassemble": "build a network within a budget from blocks of several",
     "diagnose": "where a network errs, what it looks at, which channels decide",
     "explain": "which pixels of your images speak for a class",
+    "adapt": "tune a network to a new task, or to a domain of which there are only answers",
     "treat": "mend a network's errors, beside plain further training",
     "methods": "what there is, and what each method needs",
     "advise": "given what you have, which method, and the command to run",
@@ -235,12 +238,14 @@ class Making:
         method: the default one.
         networks: option or positional argument -> its type, how many words it takes, and its help.
         example: what to write when a network is missing.
+        optional: networks that some methods do without; the verb itself looks whether its method does.
     """
 
     module: str
     method: str
     networks: dict[str, tuple[Any, str | None, str]]
     example: str
+    optional: tuple[str, ...] = ()
 
 
 MAKING = {
@@ -252,6 +257,7 @@ MAKING = {
             "--student": (str | None, None, "reference of the network to train"),
         },
         "distill needs a student: give --student REFERENCE, for example zoo:convnet_small.",
+        optional=("--teacher",),
     ),
     "disassemble": Making(
         "upcycle.verbs.assemble",
@@ -270,6 +276,16 @@ MAKING = {
         "dery",
         {"--zoo": (str | None, None, "references with commas between them, or a folder of saved models")},
         "reassemble needs networks to take blocks from: give --zoo DIR or --zoo REFERENCE,REFERENCE.",
+    ),
+    "adapt": Making(
+        "upcycle.verbs.adapt",
+        "ssf",
+        {
+            "model": (str, "*", "reference of a trained network; or whom to ask: http://..., FILE.onnx, references"),
+            "--student": (str | None, None, "reference of the network to train, where a method trains one"),
+        },
+        "adapt needs a network: upcycle adapt MODEL --data DATA, or --student REFERENCE.",
+        optional=("model", "--student"),
     ),
     "treat": Making(
         "upcycle.verbs.treat",
@@ -308,14 +324,14 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
     parser.add_argument("--machine", type=dict | None, default=None, help="written by a run; ignored")
     parser.add_class_arguments(setting if helped else _options_of(setting, helped), fail_untyped=True)
     parser.add_class_arguments(_options_of(cls, helped), fail_untyped=True)
-    hints = typing.get_type_hints(setting) | typing.get_type_hints(cls)
+    hints = typing.get_type_hints(setting) | _hints_of(cls)
     parsed = parser.instantiate(_parse(parser, words, hints, making.networks))
     values = dict(vars(parsed))
     for key in ("config", "plugin", "machine", "__path__"):
         values.pop(key, None)
     for key in [key for key in making.networks if not key.startswith("--") and not values[key]]:
         values[key] = _words_of(content.get(key), key)  # the parser looks for positional ones on the command line alone
-    if not all(values[key.removeprefix("--")] for key in making.networks if key != "--teacher"):
+    if not all(values[key.removeprefix("--")] for key in making.networks if key not in making.optional):
         raise UserError(making.example)
     values["method"] = cls
     return values, cls
@@ -343,13 +359,23 @@ def _read_config(file: str) -> dict[str, Any]:
     return content
 
 
+def _hints_of(method: Any) -> dict[str, Any]:
+    """The types of a method's options; what its other fields are need not be imported."""
+    hints: dict[str, Any] = {}
+    for name in method.options():
+        home = next(c for c in method.__mro__ if name in inspect.get_annotations(c))
+        alone = types.SimpleNamespace(__annotations__={name: inspect.get_annotations(home)[name]})
+        hints |= typing.get_type_hints(alone, vars(sys.modules[home.__module__]))
+    return hints
+
+
 def _options_of(cls: type, helped: bool) -> type:
     """A plain dataclass of the options of a method or a setting, its types resolved, which the parser can read.
 
     Args:
         helped: with the docstring, which help is made from.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints_of(cls) if hasattr(cls, "options") else typing.get_type_hints(cls)
     options = cls.options() if hasattr(cls, "options") else {f.name: f for f in dataclasses.fields(cls)}
     fields: list[Any] = []
     for name, f in options.items():

@@ -1,7 +1,15 @@
 """Networks made to serve a new task or a new domain: the list of methods is ``METHODS``."""
 
+from upcycle.adaptation.attention_diversification import AttentionDiversification
+from upcycle.adaptation.ba3us import BA3US
+from upcycle.adaptation.beta import BETA
+from upcycle.adaptation.dine import DINE
+from upcycle.adaptation.iso import ISO
+from upcycle.adaptation.peft_tuning import IA3, LoRA
+from upcycle.adaptation.probe import LinearProbe
+from upcycle.adaptation.ssf import SSF
 from upcycle.core.method import Method
 
-METHODS: tuple[type[Method], ...] = ()
+METHODS: tuple[type[Method], ...] = (LinearProbe, DINE, BETA, AttentionDiversification, IA3, LoRA, ISO, SSF, BA3US)
 
-__all__ = ["METHODS"]
+__all__ = ["BA3US", "BETA", "DINE", "IA3", "ISO", "METHODS", "SSF", "AttentionDiversification", "LinearProbe", "LoRA"]

@@ -96,7 +96,7 @@ class BottleneckHead(nn.Sequential):
         one = nn.Linear(bottleneck.in_features, last.out_features)  # type: ignore[arg-type]
         one.weight.copy_(last.weight.double() @ weight)
         one.bias.copy_(last.weight.double() @ bias + last.bias.double())
-        return one.to(bottleneck.weight.device, bottleneck.weight.dtype)
+        return one.to(bottleneck.weight.device, bottleneck.weight.dtype).train(self.training)
 
 
 class Headed(nn.Module):

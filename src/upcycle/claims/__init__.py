@@ -10,7 +10,8 @@ from dataclasses import dataclass
 Measured = dict[str, list[float]]  # arm -> one figure per seed
 CLAIMS = {name: f"upcycle.claims.{name}" for name in
           ("kd", "tfkd", "netgraft", "vam", "kdexplainer", "fastdfkd", "cmi", "deepinversion", "onestagegan", "mda",
-           "dery", "nes", "modeldoctor", "attribution")} | {"mdaassembly": "upcycle.claims.mda"}  # fmt: skip
+           "dery", "nes", "modeldoctor", "attribution", "attentiondiversification", "beta", "dine",
+           "ba3us", "iso", "ssf")} | {"mdaassembly": "upcycle.claims.mda"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

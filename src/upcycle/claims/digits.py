@@ -6,9 +6,10 @@ import dataclasses
 from functools import cache
 
 import torch
-from torch import nn
 
 from upcycle.claims.settings import fresh, train
+from upcycle.claims.tfkd import LabelSmoothing
+from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
@@ -32,11 +33,15 @@ def first(data: Images, n_test: int) -> Images:
     return dataclasses.replace(data, **held)
 
 
-def trained(reference: str, data: Images, seed: int, epochs: int, lr: float = 0.05) -> Model:
-    """A fresh network after cross-entropy training on ``data``: what a source model or an oracle is."""
-    start = fresh(reference, data, seed)
+def trained(reference: str, data: Images, seed: int, epochs: int, lr: float = 0.05, smoothing: float = 0.0) -> Model:
+    """A fresh network after cross-entropy training on ``data``: what a source model or an oracle is.
+
+    Args:
+        smoothing: share of the target that is spread over all classes.
+    """
+    start, k = fresh(reference, data, seed), len(data.classes)
     recipe = Recipe(epochs=epochs, batch_size=64, lr=lr)
-    module: nn.Module = train(
-        KD(teacher=start, student=start, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe), data, seed
-    )
-    return dataclasses.replace(start, module=module, name=f"{start.name} of {data.name}")
+    method: Method = KD(teacher=start, student=start, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe)
+    if smoothing:
+        method = LabelSmoothing(student=start, epsilon=smoothing * (k - 1) / k, recipe=recipe)
+    return dataclasses.replace(start, module=train(method, data, seed), name=f"{start.name} of {data.name}")

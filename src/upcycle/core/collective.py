@@ -14,15 +14,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        size = torch.tensor([len(x)], device=x.device)
+        sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+        dist.all_gather(sizes, size)
+        ctx.lengths = [int(n) for n in sizes]  # a last batch may not divide among the processes
+        whole = x.new_zeros(max(ctx.lengths), *x.shape[1:])
+        whole[: len(x)] = x
+        parts = [torch.empty_like(whole) for _ in ctx.lengths]
+        dist.all_gather(parts, whole)
+        return torch.cat([part[:n] for part, n in zip(parts, ctx.lengths, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+        return grad.split(ctx.lengths)[dist.get_rank()]
 
 
 class _AllReduce(torch.autograd.Function):
@@ -38,7 +44,7 @@ class _AllReduce(torch.autograd.Function):
 
 
 def gather(x: Tensor, world_size: int) -> Tensor:
-    """Concatenate equally long ``x`` (b, ...) of all processes to (world b, ...), with gradients to each."""
+    """Concatenate ``x`` (b, ...) of all processes, each with its own b, with gradients to each."""
     return _Gather.apply(x) if world_size > 1 else x
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +19,14 @@ from upcycle.core.errors import UserError, one_line, require, unknown
 from upcycle.core.models import Model, copy_of
 
 TOLERANCE = 1e-4  # largest difference of the logits over the largest logit
+METADATA = "upcycle"  # the key of an ONNX file's metadata_props under which what one must know lies, as JSON
 
 
 def export(model: Model, path: Path, format: str) -> float:
     """Write the network for deployment and compare both sides on a held batch of 8 images.
 
     The batch size stays free. Beside the file lies ``FILE.json`` with input shape, normalisation, classes and
-    the error found.
+    the error found; an ONNX file also carries them, but for the error, as JSON in its metadata (``upcycle``).
 
     Args:
         model: copied to the CPU in float32 for this.
@@ -35,7 +40,19 @@ def export(model: Model, path: Path, format: str) -> float:
         UserError: a missing package, a network that cannot be exported, an error above 1e-4; nothing is left.
     """
     path = Path(path)
-    writers = {"onnx": (".onnx", _to_onnx), "torch": (".pt2", _to_torch)}
+    facts: dict[str, Any] = {
+        "format": format,
+        "name": model.name,
+        "input_shape": list(model.input_shape),
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "classes": list(model.classes),
+        "licence": model.licence,
+    }
+    writers: dict[str, tuple[str, Callable[..., Tensor]]] = {
+        "onnx": (".onnx", partial(_to_onnx, facts)),
+        "torch": (".pt2", _to_torch),
+    }
     if format not in writers:
         raise unknown("export format", format, writers)
     suffix, write = writers[format]
@@ -63,37 +80,28 @@ def export(model: Model, path: Path, format: str) -> float:
                     f"{path} is not written: the exported {model.name} differs from the original by "
                     f"{relative:.1e} of the largest logit, more than {TOLERANCE:g}."
                 )
-            facts = {
-                "format": format,
-                "name": model.name,
-                "input_shape": list(model.input_shape),
-                "mean": list(model.mean),
-                "std": list(model.std),
-                "classes": list(model.classes),
-                "licence": model.licence,
-                "error": relative,
-            }
             os.replace(file, path)
-            store.write_json(path.with_suffix(path.suffix + ".json"), facts)
+            store.write_json(path.with_suffix(path.suffix + ".json"), {**facts, "error": relative})
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
     return relative
 
 
-def _to_onnx(network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
+def _to_onnx(facts: dict[str, Any], network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
     import onnxruntime
 
-    torch.onnx.export(
+    program = torch.onnx.export(
         network,
         (example,),
-        str(file),
         dynamo=True,
-        external_data=False,
         verbose=False,
         input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
+    assert program is not None  # dynamo=True makes one
+    program.model.metadata_props[METADATA] = json.dumps(facts)
+    program.save(str(file), external_data=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": held.numpy()})[0])
 

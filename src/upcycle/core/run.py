@@ -433,8 +433,10 @@ class Run:
             stage.epoch, stage.step = 1, 0
             self._save_if_due()
 
-    def others(self, split: Split, batch_size: int, name: str, *, augment: bool = True) -> Iterator[Batch]:
-        """Batches of a second split, without end, to be taken beside those of :meth:`batches`, one a step.
+    def others(
+        self, split: Split, batch_size: int, name: str, *, among: Tensor | None = None, augment: bool = True
+    ) -> Iterator[Batch]:
+        """Batches of a second split, without end, to be taken beside those of :meth:`batches` or of each other.
 
         Each pass has its own order and augmentation, drawn from (seed, stage, epoch, name). What is left at the end
         of a pass joins the next one, so that every batch is whole. Made anew in each epoch, so the batch loop beside
@@ -443,16 +445,20 @@ class Run:
         Args:
             batch_size: over all processes together; each gets its share.
             name: of this stream; two streams of one split differ.
+            among: positions in ``split`` (int64, on the CPU) that the stream is restricted to; ``None`` for all.
         """
-        require(len(split) > 0, f"There are no samples for the batches of {name}.")
+        places = torch.arange(len(split)) if among is None else among
+        require(len(places) > 0, f"There are no samples for the batches of {name}.")
         epoch, left, number = self._stage.epoch, torch.empty(0, dtype=torch.int64), 0
         while True:
             view = (self.seed, seed_of(name, epoch, number) % 2**31) if augment else None
             while len(left) < batch_size:
-                left = torch.cat([left, self._order(len(split), epoch, number, name)])
+                left = torch.cat([left, places[self._order(len(places), epoch, number, name)]])
                 number += 1
             samples, left = left[:batch_size], left[batch_size:]
             mine = samples.tensor_split(self.world_size)[self.rank]
+            if not self._stage.batch_loop:
+                self._index = mine
             batch = split.batch(mine, device=self.device, view=view)
             yield batch._replace(images=batch.images.double()) if self.precision == "64-true" else batch
 

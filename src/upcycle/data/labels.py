@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, unknown
+from upcycle.data.images import Images, ImageSplit
 
 HEADERS = (["teacher", "student"], ["source", "target"])
 
@@ -93,6 +95,31 @@ def match_classes(source: Sequence[str], target: Sequence[str]) -> tuple[Tensor,
         "names are common to both. Say which is which with --label_map FILE, a CSV file with the header "
         "teacher,student."
     )
+
+
+def relabelled(data: Images, classes: tuple[str, ...], *, partial: bool = False) -> Images:
+    """``data`` with ``classes`` in their order as its labels; images of other classes are left out.
+
+    Args:
+        partial: the data may lack some of ``classes``, and then have no other ones.
+
+    Raises:
+        UserError: the names of the classes do not tell which is which.
+    """
+    if not data.classes:  # a folder without class folders: unlabelled images
+        return dataclasses.replace(data, classes=classes)
+    if set(classes) <= set(data.classes):
+        return data.only(classes)
+    if partial and set(data.classes) < set(classes):
+        to = torch.tensor([classes.index(name) for name in data.classes])
+
+        def of(split: ImageSplit) -> ImageSplit:
+            return dataclasses.replace(split, labels=torch.where(split.labels >= 0, to[split.labels], -1))
+
+        return dataclasses.replace(data, classes=classes, train=of(data.train), validation=of(data.validation),
+                                   test=of(data.test))  # fmt: skip
+    columns, _ = match_classes(data.classes, classes)  # for each class wanted, its label in the data
+    return dataclasses.replace(data.only(tuple(data.classes[i] for i in columns.tolist())), classes=classes)
 
 
 def _plain(name: str) -> str:

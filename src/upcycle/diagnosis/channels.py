@@ -20,7 +20,7 @@ from upcycle.core.errors import require
 from upcycle.core.evaluate import Evaluation, judged, margin, predict_logits, undisturbed
 from upcycle.core.models import Model, copy_of
 from upcycle.core.taps import Taps
-from upcycle.data.labels import match_classes
+from upcycle.data.labels import relabelled
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit
@@ -238,10 +238,7 @@ def aligned(model: Model, data: Images) -> Images:
     """
     k, found = len(model.classes), len(data.classes)
     require(k == found, f"{model.name} has {k} classes and {data.name} has {found}: give it the data of its classes.")
-    columns = match_classes(data.classes, model.classes)[0].tolist()
-    if columns != list(range(k)):
-        data = dataclasses.replace(data.only(tuple(data.classes[i] for i in columns)), classes=model.classes)
-    return data.normalised(model.mean, model.std)
+    return relabelled(data, model.classes).normalised(model.mean, model.std)
 
 
 def labelled(split: ImageSplit) -> ImageSplit:

@@ -15,7 +15,9 @@ from upcycle.core.errors import unknown
 from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Access, Card, Data, Method
 
 Architecture = Literal["any", "same", "conv", "transformer"]
-Goal = Literal["smaller", "better", "part", "join", "mend", "explain"]
+Goal = Literal["smaller", "better", "part", "join", "mend", "explain", "task", "domain"]
+Source = Literal["none", "labelled"]
+Present = Literal["all", "some"]
 
 DATA_WORDS: dict[Data, str] = {
     "none": "no images",
@@ -43,11 +45,15 @@ GOAL_WORDS: dict[Goal, str] = {
     "join": "one network made of several trained ones",
     "mend": "a network that errs less, without starting over",
     "explain": "to see what a network learns from a teacher",
+    "task": "a trained network to tell other classes apart",
+    "domain": "a network that works on images which look otherwise than those that one was trained on",
 }
+_ADAPT = ("task", "domain")  # the goals of upcycle adapt; what the others ask of a teacher is there asked of a network
 
 PLACEHOLDERS = (
     "TEACHER, STUDENT, MODEL, PART and ZOO stand for a reference: zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, "
-    "package.module:callable or a saved model. DATA stands for a data set's name, a folder of images, "
+    "package.module:callable or a saved model; to be asked, MODEL may also be http://HOST:PORT/PATH or FILE.onnx. "
+    "DATA and SOURCE stand for a data set's name, a folder of images, "
     "a Parquet folder, pool:PATH or hub:ORG/NAME."
 )
 
@@ -186,11 +192,18 @@ class _Have:
     teacher: Access
     architecture: Architecture
     goal: Goal
+    source: Source = "none"
+    present: Present = "all"
 
     def words(self) -> str:
+        images, access = DATA_WORDS[self.data], ACCESS_WORDS[self.teacher]
+        if self.goal in _ADAPT:
+            images, access = f"{images} of the new {self.goal}", access.replace("teacher", "network")
+        old = ", labelled images of the old domain" if self.source == "labelled" else ""
+        some = "Some of the classes do not occur. " if self.present == "some" else ""
         return (
-            f"You have {DATA_WORDS[self.data]} and {ACCESS_WORDS[self.teacher]}; "
-            f"{ARCHITECTURE_WORDS[self.architecture]}. You want {GOAL_WORDS[self.goal]}."
+            f"You have {images}{old} and {access}; {ARCHITECTURE_WORDS[self.architecture]}. {some}"
+            f"You want {GOAL_WORDS[self.goal]}."
         )
 
 
@@ -211,6 +224,8 @@ def advise(
     teacher: Access = "weights",
     architecture: Architecture = "any",
     goal: Goal = "smaller",
+    source: Source = "none",
+    present: Present = "all",
     methods: Iterable[type[Method]] | None = None,
 ) -> Advice:
     """Which methods serve what one has, best first, each with its reason and its command.
@@ -226,7 +241,10 @@ def advise(
         architecture: any, if it is open; same, if the student is built exactly like the teacher; conv or
             transformer, if both are.
         goal: a smaller network, or a better one of the same size; a part for some of its classes; to join several
-            trained networks; to mend one that errs; or to explain what a teacher's answers change.
+            trained networks; to mend one that errs; to explain what a teacher's answers change; a network for
+            another task; or one for another domain, that is, the same classes on images that look otherwise.
+        source: for another domain, whether there are labelled images of the old one.
+        present: for another domain, whether all classes occur there, or only some, which ones being unknown.
         methods: to choose from; all methods, plugins included, if not given.
 
     Raises:
@@ -237,10 +255,12 @@ def advise(
         ("level of access to the teacher", teacher, ACCESS_LEVELS),
         ("kind of architecture", architecture, get_args(Architecture)),
         ("goal", goal, get_args(Goal)),
+        ("kind of images of the old domain", source, get_args(Source)),
+        ("share of classes", present, get_args(Present)),
     ):
         if value not in known:
             raise unknown(kind, value, known)
-    have = _Have(data=data, teacher=teacher, architecture=architecture, goal=goal)
+    have = _Have(data=data, teacher=teacher, architecture=architecture, goal=goal, source=source, present=present)
     fits: list[tuple[Card, _Fit]] = []
     refused: list[Refusal] = []
     paths: dict[str, list[str]] = {}
@@ -297,7 +317,9 @@ def _needed(card: Card, have: _Have) -> str:
 
 
 _SERVES: dict[str, tuple[str, ...]] = {"part": ("mda",), "join": ("mdaassembly", "dery"), "mend": ("modeldoctor",),
-                                       "explain": ("kdexplainer",)}  # fmt: skip
+                                       "explain": ("kdexplainer",), "task": ("ssf", "lora", "ia3", "probe"),
+                                       "domain": ("dine", "beta", "ba3us", "iso", "attentiondiversification", "ssf",
+                                                  "lora", "ia3", "probe")}  # fmt: skip
 
 
 def _missing(have: _Have, paths: dict[str, list[str]]) -> str:
@@ -317,6 +339,7 @@ _NETWORKS = {
     "assemble": "PART1 PART2",
     "reassemble": "--zoo ZOO1,ZOO2",
     "treat": "MODEL",
+    "adapt": "MODEL",
 }
 
 
@@ -334,7 +357,10 @@ def _judge(card: Card, have: _Have) -> _Fit | str:
         return {"part": "it keeps all classes.", "join": "it takes one network, not several.",
                 "mend": "it makes another network, and mends none.",
                 "explain": "it makes a network, and says nothing of how. For a trained one: upcycle diagnose MODEL.",
-                }[have.goal]  # fmt: skip
+                "task": "it is for the classes that its networks have.",
+                "domain": "it knows of no other domain than that of its images."}[have.goal]  # fmt: skip
+    if have.goal not in _ADAPT and card.verb == "adapt":
+        return "it adapts a network to other images; ask for --goal task or --goal domain."
     if have.goal == "smaller" and have.architecture == "same":
         return "a student that is built exactly like its teacher is as large as the teacher."
     if card.name in _RULES:
@@ -546,6 +572,65 @@ def _kdexplainer(have: _Have) -> _Fit | str:
     return _Fit(0, reason, networks="--teacher TEACHER --student zoo:tree")
 
 
+def _tuned(place: int, reason: str) -> Callable[[_Have], _Fit | str]:
+    """A method that tunes a network with labels: the same judgement for a task and for a domain."""
+
+    def rule(have: _Have) -> _Fit | str:
+        return _Fit(place, reason)
+
+    return rule
+
+
+def _dine(have: _Have) -> _Fit | str:
+    reason = (
+        "a network of your choice learns from what MODEL says of your images, and then from how sure it is of them "
+        "itself; no image of the old domain and no weight of MODEL is needed."
+    )
+    partial = " Classes that do not occur are not forced to (--partial)." if have.present == "some" else ""
+    return _Fit(10, reason + partial, "--partial" if partial else "", networks="MODEL --student STUDENT")
+
+
+def _beta(have: _Have) -> _Fit | str:
+    if have.present == "some":
+        return "it expects every class in every batch; dine --partial does not."
+    reason = (
+        "for when MODEL is wrong on a quarter of your images or more: two networks sort its answers into likely right "
+        "and likely wrong, and each cleans the other's; about five times the time of dine."
+    )
+    return _Fit(20, reason, networks="MODEL --student STUDENT")
+
+
+def _ba3us(have: _Have) -> _Fit | str:
+    if have.source == "none":
+        return "it needs labelled images of the old domain (--source labelled)."
+    reason = (
+        "made for a new domain in which only some of the old classes occur, which it finds out; it learns from "
+        "labelled images of the old domain and unlabelled ones of the new."
+    )
+    place = 5 if have.present == "some" else 25
+    return _Fit(place, reason, networks="--student STUDENT --source_data SOURCE")
+
+
+def _iso(have: _Have) -> _Fit | str:
+    if have.source == "none":
+        return "it trains MODEL on labelled images of the old domain first (--source labelled)."
+    reason = (
+        "for a shift that shows in use, image by image: MODEL is trained with a second task that needs no labels, and "
+        "goes on with that one before each answer."
+    )
+    return _Fit(30, reason, networks="MODEL --source_data SOURCE")
+
+
+def _attentiondiversification(have: _Have) -> _Fit | str:
+    if have.source == "none":
+        return "it needs labelled images of two old domains or more (--source labelled), and none of the new one."
+    reason = (
+        "for a domain that nobody has seen yet: one network is trained on several labelled domains, so that its "
+        "channels look at different places; DATA only measures."
+    )
+    return _Fit(40, reason, networks="--student STUDENT --source_data SOURCE1,SOURCE2")
+
+
 _RULES: dict[str, Callable[[_Have], _Fit | str]] = {
     "kd": _kd,
     "vam": _vam,
@@ -561,4 +646,15 @@ _RULES: dict[str, Callable[[_Have], _Fit | str]] = {
     "nes": _nes,
     "modeldoctor": _modeldoctor,
     "kdexplainer": _kdexplainer,
-}
+    "ssf": _tuned(0, "a scale and a shift behind every layer are trained, under a hundredth of the weights, and then "
+                  "folded into them: the network's size and speed stay as they were."),
+    "lora": _tuned(5, "low-rank changes of the weights are trained and merged into them; --rank says how much may "
+                   "change. Its library, peft, comes with upcycle[peft]."),
+    "ia3": _tuned(8, "one factor a channel of some layers is trained, even less than ssf's scales and shifts."),
+    "probe": _tuned(12, "only a new classifier is trained; what the others must beat."),
+    "dine": _dine,
+    "beta": _beta,
+    "ba3us": _ba3us,
+    "iso": _iso,
+    "attentiondiversification": _attentiondiversification,
+}  # fmt: skip

@@ -18,8 +18,9 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
 from upcycle.data import Images, describe
 from upcycle.data.images import joined
+from upcycle.data.labels import relabelled
 from upcycle.verbs.making import Result, Say, points, row, spread
-from upcycle.verbs.work import Reference, Setting, Work, relabelled
+from upcycle.verbs.work import Reference, Setting, Work
 
 __all__ = ["Setting", "assemble", "disassemble", "members", "reassemble"]
 
@@ -43,7 +44,7 @@ def disassemble(
     work = Work("disassemble", method, {"model": model}, data, say, options)
     work.check({"source": nn.Identity()})
     source = models.resolve(model, trust=work.setting.trust)
-    images = relabelled(work.load(data, source), source).normalised(source.mean, source.std)
+    images = relabelled(work.load(data, source), source.classes).normalised(source.mean, source.std)
     work.say(f"data     {describe(images)}")
     work.measure("source", source, images)
     made = work.cls(source=source, **work.own)
@@ -103,7 +104,7 @@ def assemble(
     else:
         loaded = [work.load(ref, found[i]) for i, ref in enumerate(sets)]
         loaded = loaded * len(found) if len(loaded) == 1 else loaded
-        each = [relabelled(own, part) for own, part in zip(loaded, found, strict=True)]
+        each = [relabelled(own, part.classes) for own, part in zip(loaded, found, strict=True)]
         images = joined(each).normalised(found[0].mean, found[0].std)
         images = work.augmented(images)
         work.say(f"data     {describe(images)}")

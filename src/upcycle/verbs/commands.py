@@ -41,7 +41,9 @@ def advise(
     data: Literal["none", "few", "unlabelled", "labelled"] | None = None,
     teacher: Literal["none", "predictions", "features", "weights"] = "weights",
     architecture: Literal["any", "same", "conv", "transformer"] = "any",
-    goal: Literal["smaller", "better", "part", "join", "mend", "explain"] = "smaller",
+    goal: Literal["smaller", "better", "part", "join", "mend", "explain", "task", "domain"] = "smaller",
+    source: Literal["none", "labelled"] = "none",
+    present: Literal["all", "some"] = "all",
 ) -> int:
     """Which method fits, why, and the command to run; and which cannot work.
 
@@ -51,11 +53,15 @@ def advise(
         teacher: what you can get of the teacher.
         architecture: of the student: any, the same as the teacher's, convolutional, or a transformer.
         goal: a smaller network, a better one of the same size, a part for some of its classes, to join several, to
-            mend one that errs, or to explain what a teacher's answers change.
+            mend one that errs, to explain what a teacher's answers change, a network for another task, or one for
+            another domain (the same classes on images that look otherwise).
+        source: for another domain, whether you have labelled images of the old one.
+        present: for another domain, whether all classes occur in it, or only some, which ones being unknown.
     """
     from upcycle.verbs.advise import advise as ask
 
-    have: dict[str, Any] = {"data": data, "teacher": teacher, "architecture": architecture, "goal": goal}
+    have: dict[str, Any] = {"data": data, "teacher": teacher, "architecture": architecture, "goal": goal,
+                            "source": source, "present": present}  # fmt: skip
     if data is None:
         require(sys.stdin.isatty(), "Say what you have: --data none, few, unlabelled or labelled.")
         have = _asked()
@@ -67,15 +73,20 @@ _QUESTIONS = {
     "data": ("Which images do you have?", ("none", "few", "unlabelled", "labelled")),
     "teacher": ("What can you get of the teacher?", ("none", "predictions", "features", "weights")),
     "architecture": ("What shall the student be?", ("any", "same", "conv", "transformer")),
-    "goal": ("What is it for?", ("smaller", "better", "part", "join", "mend", "explain")),
+    "goal": ("What is it for?", ("smaller", "better", "part", "join", "mend", "explain", "task", "domain")),
+    "source": ("Which images of the old domain do you have?", ("none", "labelled")),
+    "present": ("Which of the classes occur in the new domain?", ("all", "some")),
 }
+_DEFAULTS = {"architecture": "any", "goal": "smaller", "source": "none", "present": "all"}
 
 
 def _asked() -> dict[str, Any]:
     """The answers of the person at the terminal; an empty one takes the default."""
     answers: dict[str, Any] = {}
     for name, (question, choices) in _QUESTIONS.items():
-        default = {"architecture": "any", "goal": "smaller"}.get(name, choices[-1])
+        if name in ("source", "present") and answers["goal"] != "domain":
+            continue
+        default = _DEFAULTS.get(name, choices[-1])
         answer = input(f"{question} ({', '.join(choices)}) [{default}] ").strip().lower() or default
         if answer not in choices:
             raise unknown(f"answer to '{question}'", answer, choices)

@@ -19,13 +19,14 @@ from upcycle.core.models import Model
 from upcycle.core.run import device_of
 from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
+from upcycle.data.labels import relabelled
 from upcycle.diagnosis.attribution import METHODS
 from upcycle.diagnosis.channels import Diagnosis, channel_order
 from upcycle.diagnosis.channels import diagnose as look_inside
 from upcycle.report import write_report
 from upcycle.verbs.looks import looks, maps_of
 from upcycle.verbs.making import Say, claim_directory, is_files, row, show_accuracy
-from upcycle.verbs.work import Reference, relabelled
+from upcycle.verbs.work import Reference
 
 NAMED = 8
 """How many pairs, classes and channels are named in words."""
@@ -94,7 +95,7 @@ def diagnose(
     require(
         raw.shape[0] == c, f"{net.name} takes {c} input channels, and the images of {raw.name} have {raw.shape[0]}."
     )
-    seen = relabelled(raw, net).normalised(net.mean, net.std)
+    seen = relabelled(raw, net.classes).normalised(net.mean, net.std)
     require(len(seen.test) > 0, f"{seen.name} has no test images to diagnose {net.name} on.")
     place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
     device = device_of(accelerator)

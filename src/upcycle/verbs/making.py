@@ -78,7 +78,7 @@ class RunSetting:
         return device_of(self.accelerator)
 
 
-UNRECORDED = ("resume", "dry_run", "quiet", "save_every")
+UNRECORDED = ("resume", "dry_run", "quiet", "save_every", "budget", "cache")
 """Options that change no result, and so are no part of a configuration."""
 
 
@@ -350,11 +350,15 @@ def row(name: str, role: str, arms: list[Evaluation], model: Model) -> dict[str,
     cost = count(module, shape)
     figures = {"name": name, "role": role, "accuracy": [a.accuracy for a in arms], "parameters": cost.parameters,
                "macs": cost.macs, "latency": latency(module, shape), "memory": peak_memory(module, shape)}  # fmt: skip
-    if not arms:
-        return figures
+    return {**figures, **figures_of(arms)} if arms else figures
+
+
+def figures_of(arms: list[Evaluation]) -> dict[str, Any]:
+    """The measured part of a line: accuracies of all seeds, the details of the first."""
     first = arms[0]
     bins = zip(*(first.confidence[k] for k in ("confidence", "accuracy", "count")), strict=True)
-    return {**figures, "per_class": first.per_class, "ece": first.ece, "confusion": first.confusion,
+    return {"accuracy": [a.accuracy for a in arms], "per_class": first.per_class, "ece": first.ece,
+            "confusion": first.confusion,
             "reliability": [dict(zip(("confidence", "accuracy", "count"), b, strict=True)) for b in bins]}  # fmt: skip
 
 
@@ -375,8 +379,8 @@ def table(rows: list[dict[str, Any]], figure: str) -> str:
     """The comparison for a terminal."""
     lines = [("", figure, "parameters", "multiply-adds", "latency", "memory")]
     for r in rows:
-        lines.append((r["name"], spread(r["accuracy"]), si(r["parameters"]), si(r["macs"]), duration(r["latency"]),
-                      bytes_(r["memory"])))  # fmt: skip
+        shown = (("parameters", si), ("macs", si), ("latency", duration), ("memory", bytes_))  # none of a black box
+        lines.append((r["name"], spread(r["accuracy"]), *(show(r[key]) if key in r else "" for key, show in shown)))
     widths = [max(len(line[i]) for line in lines) for i in range(6)]
     made = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
             for line in lines]  # fmt: skip

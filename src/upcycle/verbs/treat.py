@@ -12,9 +12,10 @@ from upcycle.core import models
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.data import Images, describe
+from upcycle.data.labels import relabelled
 from upcycle.verbs import work
 from upcycle.verbs.making import Result, Say, row
-from upcycle.verbs.work import Reference, Work, relabelled
+from upcycle.verbs.work import Reference, Work
 
 
 @dataclass(kw_only=True)
@@ -50,7 +51,7 @@ def treat(
     job = Work("treat", method, {"model": model}, data, say, options, kind=Setting)
     job.check({"source": nn.Identity()})
     source = models.resolve(model, trust=job.setting.trust)
-    images = relabelled(job.load(data, source), source)
+    images = relabelled(job.load(data, source), source.classes)
     seen = job.augmented(images).normalised(source.mean, source.std)
     job.say(f"data     {describe(images)}")
     job.measure("source", source, images)
@@ -62,7 +63,7 @@ def treat(
                   for other in beside.values()]  # fmt: skip
         return [*lines, row(f"{source.name}, treated", "product", job.measured(product, images), product)]
 
-    control = {"control": made.control()} if job.setting.control else {}  # type: ignore[attr-defined]
+    control = {"control": (made.control(), seen)} if job.setting.control else {}  # type: ignore[attr-defined]
     return job.do(made, seen, [("source", source)], rows, positional=("model",), sentence=_sentence,
                   beside=control)  # fmt: skip
 

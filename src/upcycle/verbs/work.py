@@ -15,11 +15,12 @@ from upcycle.core import models
 from upcycle.core.cost import count
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.lineage import Node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.data import Images, check_reference
 from upcycle.data import load as load_data
-from upcycle.data.labels import match_classes
+from upcycle.data.labels import relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.verbs.making import (
     UNRECORDED,
@@ -58,18 +59,6 @@ class Setting(RunSetting):
     augment: tuple[Literal["auto", "none", "crop", "flip", "color"], ...] = ("auto",)
 
 
-def relabelled(data: Images, model: Model) -> Images:
-    """``data`` with the classes of ``model`` in its order; classes that it does not have are left out.
-
-    Raises:
-        UserError: the names of the classes do not tell which is which.
-    """
-    if set(model.classes) <= set(data.classes):
-        return data.only(model.classes)
-    columns, _ = match_classes(data.classes, model.classes)  # for each class of the model, its label in the data
-    return dataclasses.replace(data.only(tuple(data.classes[i] for i in columns.tolist())), classes=model.classes)
-
-
 class Work:
     """One command: its options, the checks before it, and what it leaves."""
 
@@ -91,13 +80,24 @@ class Work:
         named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
         self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
 
-    def check(self, probe: dict[str, Any], sets: Sequence[Any] | None = None) -> None:
-        """Everything that can be known to be wrong without building or reading anything large."""
-        for value in self.networks.values():
+    def check(
+        self,
+        probe: dict[str, Any],
+        sets: Sequence[Any] | None = None,
+        looks: dict[str, Callable[[str], None]] | None = None,
+    ) -> None:
+        """Everything that can be known to be wrong without building or reading anything large.
+
+        Args:
+            probe: stand-ins for the networks, and for what else the method is given.
+            sets: references of the data, if they are several.
+            looks: what checks the references of some networks, in place of :func:`models.check_reference`.
+        """
+        for name, value in self.networks.items():
             for reference in value if isinstance(value, list) else [value]:
                 if isinstance(reference, str):
                     require(bool(reference.strip()), f"{self.verb} was given a model without a name.")
-                    models.check_reference(reference)
+                    (looks or {}).get(name, models.check_reference)(reference)
         for reference in sets or [self.data_ref]:
             if isinstance(reference, str):
                 check_reference(reference)
@@ -115,6 +115,10 @@ class Work:
                             f"{data.shape[0]}.")  # fmt: skip
         return data
 
+    def load_any(self, reference: Any) -> Images:
+        """The images as they are, or at the side asked for."""
+        return load_data(reference, size=self.setting.size)
+
     def augmented(self, data: Images) -> Images:
         """``data`` with the augmentation of the setting."""
         return augmented(data, self.setting.augment)
@@ -125,7 +129,7 @@ class Work:
 
     def measured(self, model: Model, data: Images) -> list[Evaluation]:
         """A model on the test images of its own classes."""
-        test = relabelled(data, model).normalised(model.mean, model.std).test
+        test = relabelled(data, model.classes).normalised(model.mean, model.std).test
         return [evaluate(model.module, test, device=self.setting.device)] if len(test) else []
 
     def do(
@@ -138,7 +142,8 @@ class Work:
         sentence: Callable[[list[dict[str, Any]], Model, Images], str],
         used: Callable[[Model], list[tuple[str, Model]]] | None = None,
         pictures: Callable[[list[dict[str, Any]]], dict[str, dict[str, Any]]] = lambda lines: {},
-        beside: dict[str, Method] | None = None,
+        beside: dict[str, tuple[Method, Images]] | None = None,
+        origins: Sequence[Node] = (),
     ) -> Result:
         """Run the method, measure, and leave the run directory.
 
@@ -149,22 +154,27 @@ class Work:
             sentence: what came out, in one sentence, from the lines.
             used: of the networks given those that went into the product; all if not given.
             pictures: further ones, from the lines.
-            beside: arms that run first with the same seed, by name: what the method is to be compared with.
+            beside: arms that run first with the same seed, by name, each with its data: what the method is to be
+                compared with.
+            origins: the lineage of what the product was made from besides networks.
         """
         start, setting = time.time(), self.setting
         method.require(data)
         if setting.dry_run:
-            n, macs = len(data.train), max(count(m.module, m.input_shape).macs for _, m in parents)
-            arms = [method, *(beside or {}).values()]
-            total, updates = sum(m.work(n, macs, macs) for m in arms), sum(m.steps(n) for m in arms)
+            known = [m for _, m in parents] + [method.model("student", data)] * ("student" in method.roles)
+            n, macs = len(data.train), max(count(m.module, m.input_shape).macs for m in known)
+            arms = [(method, n), *((arm, len(its.train)) for arm, its in (beside or {}).values())]
+            total, updates = sum(m.work(k, macs, macs) for m, k in arms), sum(m.steps(k) for m, k in arms)
             self.say(estimate(total, setting, updates=updates))
-            return Result(directory=self.out, model=parents[0][1], rows=[], sentence="",
+            return Result(directory=self.out, model=known[0], rows=[], sentence="",
                           report=self.out / "report.html")  # fmt: skip
         others = {}
-        for name, arm in (beside or {}).items():
-            aside = run_in(self.out / "more" / f"{name}-{setting.seed}", setting, {"arm": name, **self.config()})
+        for name, (arm, its) in (beside or {}).items():
+            aside = run_in(
+                self.out / "more" / f"{name.replace(' ', '-')}-{setting.seed}", setting, {"arm": name, **self.config()}
+            )
             with aside.interruptible():
-                others[name] = arm.product(arm.fit(aside, data).float(), data)
+                others[name] = arm.product(arm.fit(aside, its).float(), its)
             aside.close()
         run = run_in(self.out, setting, self.config())
         with run.interruptible():
@@ -179,9 +189,9 @@ class Work:
             run.picture(name, picture)
         if run.rank == 0:
             shown = data.only(product.classes) if set(product.classes) < set(data.classes) else data
-            named = tuple(name for name in self.networks if name not in positional)
+            named = tuple(name for name, value in self.networks.items() if value is not None and name not in positional)
             command = command_line(self.verb, self.config(), ("data", *named), self._default_of, positional)
-            family = [parent_node(model, role) for role, model in (used(product) if used else parents)]
+            family = [parent_node(model, role) for role, model in (used(product) if used else parents)] + [*origins]
             leave(result, self.cls, family, shown, run,
                   config=self.config(), command=command, seconds=time.time() - start, seeds=[setting.seed])  # fmt: skip
             tell(result, run, self.say)

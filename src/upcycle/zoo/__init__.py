@@ -70,8 +70,8 @@ def _blocks(first: int, second: int, third: int, projection: bool = False) -> Ma
     return lambda shape, k: ResNet((first, second, third), k, shape[0], projection)
 
 
-def _convnet(first: int, second: int, third: int) -> Make:
-    return _at_least(4, "convnet", lambda shape, k: ConvNet((first, second, third), k, shape[0]))
+def _convnet(first: int, second: int, third: int, groups: int = 0) -> Make:
+    return _at_least(4, "convnet", lambda shape, k: ConvNet((first, second, third), k, shape[0], groups))
 
 
 def _at_least(side: int, name: str, make: Make) -> Make:
@@ -166,6 +166,7 @@ def _entries() -> dict[str, Entry]:
         "resnet20_projection": Entry(make=_resnet(20, projection=True)),
         "convnet": Entry(make=_convnet(32, 64, 128)),
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
+        "convnet_groupnorm": Entry(make=_convnet(16, 32, 64, groups=8)),
         **{name: Entry(make=make) for name, make in small.items()},
         "tree": Entry(make=_tree((2, 4, 8), (64, 64, 32))),
         "tree_small": Entry(make=_tree((2, 4), (16, 8), width=16, hidden=32)),

@@ -1,4 +1,4 @@
-"""Small plain networks: convolutions with BatchNorm, and multilayer perceptrons."""
+"""Small plain networks: convolutions with BatchNorm or GroupNorm, and multilayer perceptrons."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ class ConvNet(nn.Module):
         widths: channels of the three blocks.
         num_classes: k.
         in_channels: c.
+        groups: of a GroupNorm in place of each BatchNorm, so that no sample depends on its batch; 0 for BatchNorm.
     """
 
-    def __init__(self, widths: tuple[int, int, int], num_classes: int, in_channels: int) -> None:
+    def __init__(self, widths: tuple[int, int, int], num_classes: int, in_channels: int, groups: int = 0) -> None:
         super().__init__()
-        self.block1 = _block(in_channels, widths[0])
-        self.block2 = nn.Sequential(nn.MaxPool2d(2), *_block(widths[0], widths[1]))
-        self.block3 = nn.Sequential(nn.MaxPool2d(2), *_block(widths[1], widths[2]))
+        self.block1 = _block(in_channels, widths[0], groups)
+        self.block2 = nn.Sequential(nn.MaxPool2d(2), *_block(widths[0], widths[1], groups))
+        self.block3 = nn.Sequential(nn.MaxPool2d(2), *_block(widths[1], widths[2], groups))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(widths[2], num_classes)
         initialise(self)
@@ -32,9 +33,10 @@ class ConvNet(nn.Module):
         return self.linear(self.pool(x).flatten(1))
 
 
-def _block(inputs: int, outputs: int) -> nn.Sequential:
+def _block(inputs: int, outputs: int, groups: int) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+    norm = nn.GroupNorm(groups, outputs) if groups else nn.BatchNorm2d(outputs)
+    return nn.Sequential(convolution, norm, nn.ReLU())
 
 
 class MLP(nn.Sequential):
