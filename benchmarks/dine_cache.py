@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.predictor_server import serve
 
 from benchmarks.common import record
-from tests.predictor_server import serve
 from upcycle.adaptation import DINE
 from upcycle.claims.digits import digits, trained
 from upcycle.claims.settings import fresh, train

@@ -330,7 +330,7 @@ def test_fewer_answers_than_are_to_stay_are_noted() -> None:
 
 
 def over_http(faults: Any, cache: Path) -> tuple[dict[str, Tensor], Http, Any]:
-    data = tiny_data()
+    """The weights, the predictor and the endpoint's counts of one run."""
     with serve(fitted("api", 7), faults, top=1) as url:
         box = Http(url, cache=cache, wait=0.0, timeout=1.0, batch_size=40)
         box.name = "box"  # the port is another one each time

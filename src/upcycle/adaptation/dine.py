@@ -282,7 +282,7 @@ class DINE(Method):
             data="unlabelled",
             teacher="predictions",
             architectures="any predictor; any student that ends in a linear layer",
-        ),  # fmt: skip
+        ),
         summary="A network of your own for a new domain, from one prediction an image of somebody else's.",
         cost="one query an image, then two forwards and backwards a step, and one in the second half",
         published="Office-Home, ResNet-50 to ResNet-50, mean of 12 tasks: 60.6 → 69.7, with all probabilities 70.6 "

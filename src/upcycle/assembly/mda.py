@@ -142,7 +142,8 @@ class MDA(Method):
         alpha_linear, beta_linear: those of linear layers.
         score: contribution (v2) or gradient (v1, which knows no beta).
         tolerance: 0 takes the thresholds as they are. Otherwise alpha, of all layers, is the largest of 31
-            between 0.7 and 0.1 at which accuracy on validation images of the classes falls by no more than this share (0.02: two points).
+            between 0.7 and 0.1 at which accuracy on validation images of the classes falls by no more than this share
+            (0.02: two points).
     """
 
     source: Model | nn.Module

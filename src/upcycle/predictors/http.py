@@ -67,7 +67,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from upcycle import __version__
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.data import ImageSplit
 from upcycle.predictors.answers import Answers, require_shape
@@ -155,10 +154,9 @@ class Http:
         """See :class:`upcycle.predictors.Predictor`. Float images are rounded to 8 bits, which is what is sent."""
         require_shape(split, (None, None, None), self.name)
         require(split.shape[0] in (1, 3), f"{self.name} takes images with 1 or 3 channels, not {split.shape[0]}.")
-        pixels = as_bytes(split)
-        keys = [hashlib.sha256(f"{p.shape}".encode() + p.tobytes()).digest() for p in pixels]
+        keys, images = as_keys(split)
         known = self._answers.read(keys)
-        todo = [(key, p) for key, p in dict(zip(keys, pixels, strict=True)).items() if key not in known]
+        todo = [(key, p) for key, p in images.items() if key not in known]
         self.cached += len(keys) - len(todo)
         self._afford(len(todo))
         for first in range(0, len(todo), self.batch_size):
@@ -170,6 +168,11 @@ class Http:
         classes = np.stack([known[key].classes for key in keys])
         probabilities = np.stack([known[key].probabilities for key in keys])
         return Answers(torch.from_numpy(classes).long(), torch.from_numpy(probabilities).nan_to_num(nan=1.0))
+
+    def require_budget(self, *splits: ImageSplit) -> None:
+        """Raise :class:`UserError` where the budget does not allow to ask for all images of ``splits``."""
+        images = {key for split in splits for key in as_keys(split)[1]}
+        self._afford(len(images) - len(self._answers.read(images)))
 
     def _ask(self, pixels: Sequence[np.ndarray], left: int, like: Answer | None) -> list[Answer]:
         body = json.dumps({"images": [as_png(p) for p in pixels]}).encode()
@@ -251,6 +254,13 @@ def as_bytes(split: ImageSplit) -> np.ndarray:
     return split.images.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def as_keys(split: ImageSplit) -> tuple[list[bytes], dict[bytes, np.ndarray]]:
+    """What answers are kept under, for each image; and the pixels of each different one."""
+    pixels = as_bytes(split)
+    keys = [hashlib.sha256(f"{p.shape}".encode() + p.tobytes()).digest() for p in pixels]
+    return keys, dict(zip(keys, pixels, strict=True))
+
+
 def as_png(pixels: np.ndarray) -> str:
     """uint8 (h, w, c) as a PNG file in base64."""
     file = io.BytesIO()
@@ -288,7 +298,7 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 def _exchange(url: str, body: bytes | None, timeout: float, limit: int) -> Any:
     """The JSON that a request is answered with, of at most ``limit`` bytes."""
-    headers = {"Accept": "application/json", "User-Agent": f"upcycle/{__version__}"}
+    headers = {"Accept": "application/json", "User-Agent": "upcycle"}
     if body is not None:
         headers["Content-Type"] = "application/json"
     request = urllib.request.Request(url, body, headers)

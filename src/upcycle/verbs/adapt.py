@@ -152,8 +152,11 @@ class _Nobody:
         raise AssertionError("nobody was asked")
 
 
+NOWHERE = Images.none((1, 8, 8), ("a", "b"), (0.0,), (1.0,))
+
+
 def _stand_ins(cls: Any) -> dict[str, Any]:
-    given = {"predictors": (_Nobody(),), "source_data": None, "domains": torch.tensor([0, 0, 1, 1])}
+    given = {"predictors": (_Nobody(),), "source_data": NOWHERE, "domains": torch.tensor([0, 0, 1, 1])}
     return {**dict.fromkeys(cls.roles, nn.Identity()), **{name: given[name] for name in cls.given}}
 
 
@@ -224,7 +227,9 @@ def _from_answers(job: Work, asked: list[Any], reference: Any) -> Result:
     def pictures(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for one in predictors:
             if hasattr(one, "report"):
-                job.say(f"asked    {one.report()}")
+                said = one.report()
+                job.say(f"asked    {one.name}: {said['queries']:,} images sent, {said['cached']:,} known from before, "
+                        f"{said['retries']:,} requests repeated")  # fmt: skip
         return {}
 
     boxes = [_box(one) for one in predictors]

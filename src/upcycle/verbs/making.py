@@ -170,11 +170,11 @@ def plain(value: Any) -> Any:
     """A value as YAML and JSON can hold it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Images):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Path):
+    if isinstance(value, Path | str):
         return str(value)
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
+    if value is None or isinstance(value, int | float | bool):
         return value
     if isinstance(value, Model):
         return value.reference or f"<{type(value.module).__name__} instance>"

@@ -108,7 +108,8 @@ class Work:
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images; those of a person's own, or of another task, are brought to what a network takes."""
         channels, height, _ = like.input_shape
-        files, size = is_files(reference) or other_task, self.setting.size
+        loaded = isinstance(reference, Images)  # in Python, which are as they are
+        files, size = (is_files(reference) or other_task) and not loaded, self.setting.size
         data = load_data(reference, size=size or height if files else size, channels=channels if files else None)
         if data.shape[0] != channels:
             raise UserError(f"{like.name} takes {channels} input channels, and the images of {data.name} have "
