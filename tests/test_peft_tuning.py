@@ -346,7 +346,7 @@ def test_what_cannot_work_is_said_before_any_work() -> None:
         LoRA(source=large).require(data)
     large = dataclasses.replace(of(nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.Linear(8, 10))),
                                 input_shape=(1, 16, 16))  # fmt: skip
-    with pytest.raises(UserError, match="does not take images of 8 x 8 pixels.*load the data at 16"):
+    with pytest.raises(UserError, match=r"does not take images of 8 x 8 pixels.*load the data at 16"):
         LoRA(source=large).require(data)
     data.train.labels[3] = -1
     with pytest.raises(UserError, match="1 of 160 training images"):

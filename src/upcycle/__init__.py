@@ -19,6 +19,7 @@ _HOME = {
     "assemble": "upcycle.verbs.assemble",
     "reassemble": "upcycle.verbs.assemble",
     "treat": "upcycle.verbs.treat",
+    "adapt": "upcycle.verbs.adapt",
     "diagnose": "upcycle.verbs.diagnose",
     "explain": "upcycle.diagnosis.attribution",
     "Result": "upcycle.verbs.making",
@@ -53,11 +54,29 @@ _HOME = {
     "DeRy": "upcycle.assembly",
     "NES": "upcycle.assembly",
     "ModelDoctor": "upcycle.diagnosis",
+    "SSF": "upcycle.adaptation",
+    "LoRA": "upcycle.adaptation",
+    "IA3": "upcycle.adaptation",
+    "LinearProbe": "upcycle.adaptation",
+    "DINE": "upcycle.adaptation",
+    "BETA": "upcycle.adaptation",
+    "BA3US": "upcycle.adaptation",
+    "AttentionDiversification": "upcycle.adaptation",
+    "ISO": "upcycle.adaptation",
 }
 
 __all__ = [*_HOME]
 
 if TYPE_CHECKING:
+    from upcycle.adaptation import BA3US as BA3US
+    from upcycle.adaptation import BETA as BETA
+    from upcycle.adaptation import DINE as DINE
+    from upcycle.adaptation import IA3 as IA3
+    from upcycle.adaptation import ISO as ISO
+    from upcycle.adaptation import SSF as SSF
+    from upcycle.adaptation import AttentionDiversification as AttentionDiversification
+    from upcycle.adaptation import LinearProbe as LinearProbe
+    from upcycle.adaptation import LoRA as LoRA
     from upcycle.assembly import MDA as MDA
     from upcycle.assembly import NES as NES
     from upcycle.assembly import DeRy as DeRy
@@ -87,6 +106,7 @@ if TYPE_CHECKING:
     from upcycle.distillation import OneStageGAN as OneStageGAN
     from upcycle.distillation import TfKD as TfKD
     from upcycle.distillation import kd_loss as kd_loss
+    from upcycle.verbs.adapt import adapt as adapt
     from upcycle.verbs.advise import advise as advise
     from upcycle.verbs.assemble import assemble as assemble
     from upcycle.verbs.assemble import disassemble as disassemble

@@ -125,7 +125,7 @@ class FastDFKD(Method):
     student: Model | nn.Module
     k: int = 5
     reuse: Literal["meta", "reptile", "sequential", "none"] = "meta"
-    rounds: int = 140
+    rounds: int = 70
     warmup: int = 10
     reset: int = 120
     batch: int = 256
@@ -141,7 +141,7 @@ class FastDFKD(Method):
     temperature: float = 20.0
     capacity: int = 65_536
     views: int = 12
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=140, batch_size=256, lr=0.2, weight_decay=1e-4))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=70, batch_size=256, lr=0.2, weight_decay=1e-4))
 
     card = Card(
         name="fastdfkd",

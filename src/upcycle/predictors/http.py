@@ -90,7 +90,7 @@ class Http:
 
     Each different image is asked for once, ever: answers are kept on disk, batch by batch, so that a command which was
     stopped goes on where it was, and a second one asks nothing. A failed try is repeated after ``wait`` seconds, then
-    twice that and so on, with a jitter, and not before the endpoint's ``Retry-After``.
+    twice that and so on, at most 60, with a jitter, and not before the endpoint's ``Retry-After``.
 
     The budget counts images that may have been billed: those that were answered, also badly, or whose connection broke
     or timed out after they were sent; not those refused (status 4xx or 503) or never sent. It is never exceeded: where
@@ -105,7 +105,7 @@ class Http:
             SQLite file an endpoint, which keeps no image, only its hash.
         timeout: seconds for a request and its answer.
         retries: how often a request is repeated; for answers that can be read but are wrong, twice at the most.
-        wait: seconds before the first repetition, half of them at random.
+        wait: seconds before the first repetition, less up to half of them at random.
 
     Attributes:
         name: the address without what follows its ``?``.
@@ -184,10 +184,11 @@ class Http:
         if self.budget is None or left <= self.budget - self.queries:
             return
         used = f", of which {self.queries:,} are used" if self.queries else ""
+        more = " with a larger budget" if left > self.budget else ""  # what is kept costs nothing the next time
         raise UserError(
             f"{self.name} is still to be asked for {left:,} images, more than the budget of {self.budget:,} "
-            f"allows{used}; nothing more was sent, and what was answered is kept: the same command with a larger "
-            "budget goes on from there."
+            f"allows{used}; nothing more was sent, and what was answered is kept: the same command{more} goes on "
+            "from there."
         )
 
     def _request(self, body: bytes | None, read: Callable[[Any], T], images: int = 0, left: int = 0) -> T:
