@@ -325,6 +325,9 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
     parser.add_class_arguments(setting if helped else _options_of(setting, helped), fail_untyped=True)
     parser.add_class_arguments(_options_of(cls, helped), fail_untyped=True)
     hints = typing.get_type_hints(setting) | _hints_of(cls)
+    for key, (_, number, _) in making.networks.items():
+        if number == "*" and isinstance(content.get(key), str):
+            raise UserError(f"{key} in {config} must be a list: {key}: [{content[key]}].")
     parsed = parser.instantiate(_parse(parser, words, hints, making.networks))
     values = dict(vars(parsed))
     for key in ("config", "plugin", "machine", "__path__"):

@@ -10,6 +10,8 @@ from upcycle.adaptation.probe import LinearProbe
 from upcycle.adaptation.ssf import SSF
 from upcycle.core.method import Method
 
-METHODS: tuple[type[Method], ...] = (LinearProbe, DINE, BETA, AttentionDiversification, IA3, LoRA, ISO, SSF, BA3US)
+METHODS: tuple[type[Method], ...] = (
+    SSF, LoRA, IA3, LinearProbe, DINE, BETA, BA3US, AttentionDiversification, ISO
+)  # fmt: skip
 
 __all__ = ["BA3US", "BETA", "DINE", "IA3", "ISO", "METHODS", "SSF", "AttentionDiversification", "LinearProbe", "LoRA"]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 Measured = dict[str, list[float]]  # arm -> one figure per seed
 CLAIMS = {name: f"upcycle.claims.{name}" for name in
           ("kd", "tfkd", "netgraft", "vam", "kdexplainer", "fastdfkd", "cmi", "deepinversion", "onestagegan", "mda",
-           "dery", "nes", "modeldoctor", "attribution", "attentiondiversification", "beta", "dine",
-           "ba3us", "iso", "ssf")} | {"mdaassembly": "upcycle.claims.mda"}  # fmt: skip
+           "dery", "nes", "modeldoctor", "attribution", "ssf", "dine", "beta", "ba3us", "attentiondiversification",
+           "iso")}  # fmt: skip
+CLAIMS |= {"mdaassembly": CLAIMS["mda"], **dict.fromkeys(("lora", "ia3", "probe"), CLAIMS["ssf"])}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,8 +113,8 @@ CLAIM = Claim(
     "target USPS at 28 x 28, 6,562 training images without labels (the set keeps 729 to validate); student a fresh "
     f"LeNet with the bottleneck, 15 + 5 epochs, SGD, batch 64, weight decay 1e-3, lr {LR} for the whole network. Naive "
     f"KD: the top classes as fixed labels, the same student, 20 epochs, lr {LR_COPY} with cosine. Second source: LeNet "
-    "of scikit-learn's digits upsampled. Partial: USPS 0 to 4 with all ten classes to choose from. Learning rates chosen "
-    "on labelled validation images with seed 99.",
+    "of scikit-learn's digits upsampled. Partial: USPS 0 to 4 with all ten classes to choose from. Learning rates: the "
+    "best on labelled validation images with seed 99.",
     data=("mnist", "usps", "digits"),
     measure=measure,
     checks=(
