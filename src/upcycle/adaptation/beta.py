@@ -220,7 +220,8 @@ class BETA(Method):
         fresh: the second network's backbone begins with random weights of its own. For a fresh student; a pretrained
             one keeps its weights in both.
         bottleneck, backbone_rate: as for DINE.
-        epochs_tune: of the fine-tuning, at most; 0 leaves it out.
+        epochs_tune, lr_tune: of the fine-tuning, at most so many; 0 leaves it out. It begins at a rate of its own,
+            the paper's, since at the rate that suits the rest it can undo it.
         recipe: optimiser, head's lr, batch size and the epochs before the fine-tuning. Its schedule has no part.
     """
 
@@ -242,6 +243,7 @@ class BETA(Method):
     bottleneck: int = 256
     backbone_rate: float = 0.1
     epochs_tune: int = 30
+    lr_tune: float = 0.01
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=50, batch_size=64, lr=0.01, weight_decay=1e-3))
 
     roles: ClassVar[tuple[str, ...]] = ("student",)
@@ -266,7 +268,7 @@ class BETA(Method):
         for name in ("tau", "lambda_u", "lambda_p", "lambda_t", "mix"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"{name} must be zero or positive, not {value}.")
-        for name in ("temperature", "alpha", "mix_beta", "backbone_rate"):
+        for name in ("temperature", "alpha", "mix_beta", "backbone_rate", "lr_tune"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"{name} must be positive, not {value}.")
         require(0 <= self.gamma <= 1, f"gamma must lie in [0, 1], not {self.gamma}.")
@@ -304,7 +306,8 @@ class BETA(Method):
         """The algorithm; returns the first network, fine-tuned."""
         network, _ = self.adapt(run, data)
         if self.epochs_tune:
-            tune(run, network, data, recipe=self.recipe, epochs=self.epochs_tune, backbone_rate=self.backbone_rate,
+            gently = dataclasses.replace(self.recipe, lr=self.lr_tune)
+            tune(run, network, data, recipe=gently, epochs=self.epochs_tune, backbone_rate=self.backbone_rate,
                  schedule=lambda p: (1 + 10 * p) ** -0.75, diversity=True)  # fmt: skip
         plain = run.plain(network)
         assert isinstance(plain, Headed)
@@ -365,6 +368,7 @@ class BETA(Method):
         _, optimizer = run.setup(network, lambda network: groups(network, self.recipe, self.backbone_rate))
         if not self.lambda_t:
             return Student(name, network, optimizer)
+        seed_everything(run.seed, f"discriminator of the {name}")  # its own draws, in whatever order
         discriminator = nn.Sequential(
             nn.Linear(self.bottleneck, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 1)
         )

@@ -1,27 +1,29 @@
-"""SSF: scales and shifts go nearly as far as full fine-tuning, from under a hundredth of the weights."""
+"""SSF: how far scales and shifts go, between a linear probe and full fine-tuning."""
 
 from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
 
-from upcycle.adaptation.heads import classifier, put, with_classes
+from upcycle.adaptation.heads import classifier, with_classes
+from upcycle.adaptation.probe import LinearProbe
 from upcycle.adaptation.ssf import SSF, attach
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import test, train
-from upcycle.core.frozen import frozen
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
 from upcycle.distillation import KD
 
-RATES = {"linear probe": 1e-2, "SSF": 1e-2, "full": 1e-3}
-"""SSF's is the card's. Those of its baselines are the best on validation images with seed 100, outside the claim:
-accuracies are in the comment of :func:`arm`."""
+RATES = {"linear probe": 1e-1, "SSF": 1e-1, "SSF at 1e-2": 1e-2, "full": 3e-3}
+"""Each arm's best on the 1,000 validation images with seed 100, which is outside the claim; no test image was seen.
+
+Accuracies there: linear probe 65.1, 67.7, 69.1 and SSF 80.2, 83.9, 84.3 at 1e-2, 3e-2, 1e-1; full 71.7, 89.4, 87.8,
+87.4 at 3e-4, 3e-3, 1e-2, 3e-2. SSF at 1e-2, the rate that was set down before, is measured beside them.
+"""
 
 
 @cache
@@ -44,19 +46,17 @@ def recipe(lr: float, quick: bool) -> Recipe:
 def arm(name: str, seed: int, quick: bool, lr: float) -> nn.Module:
     """A trained arm. Each starts from a classifier of zeros behind the pretrained trunk."""
     source, data = setting(quick)
-    if name == "SSF":
-        return train(SSF(source=source, recipe=recipe(lr, quick)), data, seed)
-    start = with_classes(source, data.classes)
-    if name == "linear probe":  # the trunk stays in evaluation mode and has no gradients
-        head = start.module.get_submodule(at := classifier(start))
-        put(start.module, at, nn.Identity())
-        start = dataclasses.replace(start, module=nn.Sequential(frozen(start.module), head))
-    options: dict[str, Any] = {"w_kd": 0.0, "w_ce": 1.0, "cache": "off", "recipe": recipe(lr, quick)}
-    return train(KD(teacher=start, student=start, **options), data, seed)
+    if name == "linear probe":
+        return train(LinearProbe(source=source, recipe=recipe(lr, quick)), data, seed)
+    if name == "full":
+        start = with_classes(source, data.classes)
+        method = KD(teacher=start, student=start, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe(lr, quick))
+        return train(method, data, seed)
+    return train(SSF(source=source, recipe=recipe(lr, quick)), data, seed)
 
 
 def measure(seed: int, quick: bool) -> dict[str, float]:
-    """Three arms: the same images, order of batches, updates and first weights."""
+    """All arms: the same images, order of batches, updates and first weights."""
     source, data = setting(quick)
     figures = {f"{name} (%)": 100 * test(arm(name, seed, quick, lr), data).accuracy for name, lr in RATES.items()}
     start = with_classes(source, data.classes)
@@ -74,7 +74,7 @@ CLAIM = Claim(
     "73.10 against 65.57 (abstract); linear probes 79.32 and 52.94 (from memory, unchecked). No figure for a network "
     "with BatchNorm is published.",
     setting="ResNet-20 of CIFAR-10 to Fashion-MNIST (a split of its own) at 32 x 32, first 2,000 training images, 10 "
-    "epochs of AdamW, batches of 64, no augmentation; against a linear probe and full fine-tuning, each at the "
+    "epochs of AdamW, batches of 64, no augmentation; against a linear probe and full fine-tuning. Each has the "
     "learning rate that is best on validation images with a seed outside the claim. Thresholds were set before any "
     "measurement.",
     data=("fashion_mnist_local", "cifar10"),
