@@ -99,6 +99,53 @@ def test_with_everything_off_it_is_dann() -> None:
         assert torch.allclose(p, q, atol=1e-10)
 
 
+def by_the_card(run: Run, data: Images, source_data: Images, I: int, B: int) -> nn.Module:  # noqa: E741
+    """The whole method, its gradients reversed by hooks and its sums written out, on the same batches."""
+    student = tiny_model("student", 1)
+    seed_everything(run.seed, "head")
+    net, D = Headed(student, 10, 16, norm=False, weight_norm=False).double(), Discriminator(16, 16, 0.0).double()
+    both, m = [*net.parameters(), *D.parameters()], torch.full((10,), 0.1).double()
+    optimizer = torch.optim.SGD(both, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    for e in run.epochs(10):
+        net.train()
+        rho = B // 4 * (10 - e) // 10
+        batches = zip(
+            run.others(source_data.train, B + rho, "source"), run.others(data.train, B, "target"), strict=True
+        )
+        for i in range(e * I // 10, (e + 1) * I // 10):
+            (x_s, y, _), (x_t, _, _) = next(batches)
+            optimizer.param_groups[0]["lr"] = 0.01 * (1 + 0.001 * i) ** -0.75
+            back = partial(torch.mul, -(2 / (1 + math.exp(-10 * i / I)) - 1))
+            (z_s, l_s), (z_t, l_t) = net.parts(x_s), net.parts(x_t)
+            z, H, p = torch.cat([z_s, z_t]), entropy(torch.cat([l_s, l_t]).softmax(1)), l_s[:B].softmax(1)
+            L_t = entropy(l_t.softmax(1)).mean()
+            z.register_hook(back)
+            H.register_hook(back)
+            w = (1 + (-H).exp()) * torch.cat([m[y], torch.ones(B).double()])
+            w = torch.cat([(1 + rho / B) * w[: B + rho] / w[: B + rho].sum().item(), w[-B:] / w[-B:].sum().item()])
+            truth = torch.cat([torch.ones(B), torch.zeros(rho + B)]).double()
+            told = F.binary_cross_entropy_with_logits(D(z, torch.Generator()), truth, reduction="none")
+            L_adv = (w * told).sum() / w.sum().item()
+            L_s = (m[y[:B]] * F.cross_entropy(l_s[:B], y[:B], reduction="none")).sum() / m[y[:B]].sum()
+            p_y = p[range(B), y[:B]]
+            a = m[y[:B]] * (1 - p_y.detach())
+            wrong = (p / (1 - p_y + 1e-7)[:, None])[F.one_hot(y[:B], 10) == 0].view(B, 9)
+            L_aus = (a * (wrong * (wrong + 1e-10).log()).sum(1)).sum() / a.sum() / math.log(9)
+            optimizer.zero_grad()
+            (L_s + L_adv + 0.1 * L_t + L_aus).backward()
+            optimizer.step()
+        m = predict_logits(net, data.train).double().softmax(1).mean(0)
+    return net.folded()
+
+
+def test_the_whole_is_what_the_card_says() -> None:
+    data = some(tiny_data(), 5)
+    found = method(dropout=0.0).fit(Run(None, precision="64-true"), data)
+    expected = by_the_card(Run(None, precision="64-true"), data, tiny_data(), TINY["iterations"], TINY["batch_size"])
+    for p, q in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-10)
+
+
 def test_without_reversal_the_target_teaches_nothing() -> None:
     """gamma = 0 besides is training on the source alone: other target images change no weight."""
     data = tiny_data()
@@ -116,6 +163,20 @@ def test_weights_sum_to_one_and_the_share_of_the_source() -> None:
     assert float(omega_s.sum()) == pytest.approx(1 + 4 / 9, abs=1e-12)
     assert float(omega_t.sum()) == pytest.approx(1, abs=1e-12)
     assert torch.allclose(omega_s[0] / omega_s[1], certainty(P_S, 0.0)[0] * M[Y[0]] / certainty(P_S, 0.0)[1] / M[Y[1]])
+
+
+def test_sums_that_weights_are_divided_by_carry_no_gradient() -> None:
+    p_s, p_t = P_S.clone().requires_grad_(), P_T.clone().requires_grad_()
+    u_s, u_t = certainty(p_s, 1.0), certainty(p_t, 1.0)
+    omega_s, omega_t = balanced(u_s, M[Y], u_t)
+    found = torch.autograd.grad(omega_s.sum() + omega_t.sum(), [p_s, p_t], retain_graph=True)
+    w_s = u_s * M[Y]
+    expected = torch.autograd.grad(13 / 9 * w_s.sum() / w_s.sum().item() + u_t.sum() / u_t.sum().item(), [p_s, p_t])
+    assert all(bool(a.any()) and torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+    omega = torch.rand(5, generator=G).requires_grad_()
+    loss = alignment_loss(lambda z: z.sum(1), torch.eye(3), torch.eye(3)[:2], omega[:3], omega[3:], kappa=1.0)
+    (by_omega,) = torch.autograd.grad(loss, omega)
+    assert torch.allclose((by_omega * omega).sum(), loss)  # linear in the weights; a true mean would give 0
 
 
 def test_middle_images_become_fewer() -> None:

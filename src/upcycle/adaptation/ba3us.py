@@ -161,8 +161,8 @@ class BA3US(Method):
 
     Chosen here, where card and code leave it open: m has a floor, so that no batch weighs nothing (the released code
     skips such batches); source and middle images pass the network together, target images apart, so that BatchNorm
-    sees one domain at a time; the released code says "best" of the model it saves, which is the last one, and so is
-    ours by default.
+    sees one domain at a time; the released code saves the last model, although it calls that the best one, and the
+    last is what is returned here unless ``select`` says otherwise.
 
     Args:
         student: of any architecture that ends in a linear layer, which is replaced; pretrained on something or fresh.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from upcycle.adaptation import BA3US
 from upcycle.adaptation.ba3us import class_weights
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.digits import digits, first
+from upcycle.claims.dine import below
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.evaluate import predict_logits
-from upcycle.data import Images, ImageSplit
 
 PRESENT = 5  # the digits 0 to 4
 
@@ -19,19 +18,10 @@ DANN: dict[str, Any] = {"mu": 0, "class_weights": False, "conditioning": False, 
 ARMS: dict[str, dict[str, Any]] = {"source only": {**DANN, "gamma": 0.0}, "DANN": DANN, "BA3US": {}}
 
 
-def partial(data: Images) -> Images:
-    """Without the images of the absent classes in any split, and without training labels; the names of all stay."""
-
-    def of(split: ImageSplit) -> ImageSplit:
-        return split.subset((split.labels < PRESENT).nonzero()[:, 0])
-
-    left = dataclasses.replace(data, train=of(data.train), validation=of(data.validation), test=of(data.test))
-    return left.hide_labels(0, 0)
-
-
 def measure(seed: int, quick: bool) -> dict[str, float]:
-    """Three arms: the same network, initial weights, source batches and updates."""
-    source, target = digits("mnist", 1_000 if quick else 10_000), partial(digits("usps"))
+    """Three arms: the same network, initial weights, target batches and number of updates."""
+    source = digits("mnist", 1_000 if quick else 10_000)
+    target = below(digits("usps", 1_000 if quick else 0), PRESENT).hide_labels(0, 0)
     target = first(target, 200) if quick else target
     figures = {}
     for name, options in ARMS.items():
@@ -51,8 +41,11 @@ CLAIM = Claim(
     "alignment and no adaptation, and finds which classes are there.",
     published="Office-Home (65 to 25 classes), ResNet-50, mean of 12 tasks: 75.98 (from memory, unchecked); DANN 47.4, "
     "no adaptation 53.7 (README of TLlib; its own re-runs 57.0 and 60.1).",
-    setting="10,000 MNIST images (10 digits) to unlabelled USPS images of the digits 0 to 4, both at 28 x 28; LeNet "
-    "from scratch, bottleneck 64, 1,500 updates of 36 images a domain; against DANN and training on the source alone.",
+    setting="10,000 MNIST images (10 digits) to USPS images of the digits 0 to 4 without training labels, both at "
+    "28 x 28; LeNet from scratch, bottleneck 64, discriminator 64-128-128-1, 1,500 updates of 36 images a domain, lr "
+    "0.01 for the whole network, the paper's other values. DANN: no middle images, no weights, no entropy, no "
+    "suppression. Source only: the same without reversal. Nothing was searched; the model after the last update, on "
+    "USPS test images of the digits 0 to 4.",
     data=("mnist", "usps"),
     measure=measure,
     checks=(
