@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import upcycle
 from tests.predictor_server import serve
@@ -92,6 +93,25 @@ def test_a_stream(tmp_path: Path) -> None:
     result = adapt("zoo:digits_teacher", method="iso", source_data=upcycle.load_data("digits"), data=data, copies=4,
                    out=tmp_path / "run", **QUICK)  # fmt: skip
     assert [line["role"] for line in result.rows] == ["source", "control", "product"]
+
+
+@pytest.mark.parametrize("method", ["dine", "beta", "ba3us"])
+def test_a_folder_without_a_single_label_will_do(method: str, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    data = upcycle.load_data("digits")
+    for i, image in enumerate(data.train.images[:120]):
+        Image.fromarray(image[..., 0].numpy()).save(photos / f"{i}.png")
+    out = {"data": str(photos), "size": 8, "out": tmp_path / "run", "quiet": True, "bottleneck": 16}
+    if method == "ba3us":
+        result = adapt(student="zoo:convnet_small", method=method, source_data="digits", iterations=20, batch_size=16,
+                       hidden=16, **out)  # fmt: skip
+    else:
+        result = adapt(
+            TEACHER, method=method, student="zoo:convnet_small", epochs_tune=1, recipe=QUICK["recipe"], **out
+        )
+    assert result.rows[-1]["accuracy"] == [] and "no labelled test images" in result.sentence
+    assert result.model.classes == tuple("0123456789")
 
 
 def test_domains_are_pooled_in_order_and_measured_on_the_unseen_one() -> None:

@@ -318,8 +318,7 @@ class BA3US(Method):
             if kept is not net and bool(lowest > H):
                 lowest.copy_(H)
                 kept.load_state_dict(net.state_dict())
-            if (data.validation.labels >= 0).any():
-                run.evaluate(net, data.validation)
+            run.evaluate(net, data.validation)
         _pictures(run, estimates.cpu(), data.classes)
         plain = run.plain(kept)
         assert isinstance(plain, Headed)

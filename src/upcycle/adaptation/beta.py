@@ -344,9 +344,9 @@ class BETA(Method):
                     before = dataclasses.replace(first, network=copy.deepcopy(first.network))
                     self._teach(run, data, first, second, labels, e)
                     self._teach(run, data, second, before, labels, e)
-                z = ensemble(networks, data.validation)
-                run.log(ensemble_accuracy=judged(z, data.validation.labels, name="the ensemble").accuracy)
-                run.evaluate(networks[0], data.validation)
+                if run.evaluate(networks[0], data.validation) is not None:
+                    z = ensemble(networks, data.validation)
+                    run.log(ensemble_accuracy=judged(z, data.validation.labels, name="the ensemble").accuracy)
             return [network.state_dict() for network in networks]
 
         for network, state in zip(networks, run.stage("adapt", stage), strict=True):

@@ -654,10 +654,16 @@ class Run:
         csv.writer(text, lineterminator="\n").writerows([["stage", "epoch", "step", "name", "value"], *self._rows])
         store.write_atomic(self.directory / "metrics.csv", text.getvalue().encode())
 
-    def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Evaluation:
-        """Measure accuracy and loss on a split and log them; touches neither randomness nor modes."""
+    def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Evaluation | None:
+        """Measure accuracy and loss on a split and log them; touches neither randomness nor modes.
+
+        Where no sample has a label there is nothing to measure with, and the answer is ``None``.
+        """
         from upcycle.core.evaluate import evaluate
 
+        labels = getattr(split, "labels", None)
+        if labels is not None and not bool((labels >= 0).any()):
+            return None
         result = evaluate(module, split)
         self.log(**{f"{name}_accuracy": result.accuracy, f"{name}_loss": result.loss})
         return result

@@ -118,10 +118,11 @@ class Synthesis:
             self.run.update(optimizer)
             self.run.track(loss=loss)
         every = max(1, recipe.epochs // 20)
-        if len(self.data.validation) and ((epoch + 1) % every == 0 or epoch + 1 == recipe.epochs):
-            accuracy = self.run.evaluate(student, self.data.validation).accuracy
-            self._tick()
-            self.curve.append((self.seconds, self.total, accuracy))
+        if (epoch + 1) % every == 0 or epoch + 1 == recipe.epochs:
+            found = self.run.evaluate(student, self.data.validation)
+            if found is not None:
+                self._tick()
+                self.curve.append((self.seconds, self.total, found.accuracy))
 
     def finish(self, student: nn.Module) -> nn.Module:
         """Leave the pool, the pictures and the seconds; returns the student as an ordinary module."""
