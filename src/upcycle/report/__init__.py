@@ -127,7 +127,9 @@ def _accuracy_cell(row: dict[str, Any], teacher: dict[str, Any]) -> tuple[str, s
 
 
 def _ratio(teacher: float | None, value: float, words: tuple[str, str]) -> str:
-    if not teacher or not value or teacher == value:
+    if not teacher or not value:
         return ""
     ratio, word = (teacher / value, words[0]) if teacher > value else (value / teacher, words[1])
+    if ratio < 1.02:  # that is no difference, least of all of two latencies
+        return ""
     return f"{ratio:.3g}× {word}" if ratio < 100 else f"{ratio:,.0f}× {word}"
