@@ -18,6 +18,7 @@ from upcycle.core.store import read_json
 from upcycle.data.labels import relabelled
 from upcycle.verbs.adapt import adapt, pooled
 
+TEACHER = "zoo:digits_teacher"
 QUICK = {"recipe": {"epochs": 1, "batch_size": 64}, "quiet": True}
 SMALL = {"student": "zoo:convnet_small", "epochs_tune": 1, "bottleneck": 16, "backbone_rate": 1.0}
 
@@ -76,6 +77,8 @@ def test_a_network_stands_in_for_an_endpoint_and_a_loss_is_called_one(tmp_path: 
     result = adapt("zoo:digits_teacher", method="dine", data="digits", top=1, out=tmp_path / "run", **SMALL, **QUICK)
     found = rows(result)
     assert found["source"] > 0.95 and found["product"] < found["source"]
+    record = read_json(tmp_path / "run" / "result.json")
+    assert record["data"]["labelled"] == 0  # which the oracle alone has seen
     assert "Adapting did harm here: digits_teacher, not adapted is better" in result.sentence
 
 
@@ -86,6 +89,12 @@ def test_source_and_target(tmp_path: Path) -> None:
     assert [line["role"] for line in result.rows] == ["source", "oracle", "product"]
     assert result.model.classes == tuple("0123456789")
     assert result.rows[-1]["per_class"][5] is None  # which does not occur in the target
+
+
+@pytest.mark.parametrize("words", [[TEACHER], [TEACHER, "--method=dine", "--student=zoo:convnet_small"]])
+def test_an_estimate_writes_nothing(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["adapt", *words, "--data=digits", "--dry_run", f"--out={tmp_path / 'run'}"]) == 0
+    assert "Nothing was written" in capsys.readouterr().out and not (tmp_path / "run").exists()
 
 
 def test_a_stream(tmp_path: Path) -> None:
@@ -139,9 +148,6 @@ def test_classes_that_the_data_lack_stay_without_images() -> None:
     assert int((whole.train.labels == 7).sum()) == int((some.train.labels == 0).sum())
     with pytest.raises(UserError):
         relabelled(some, tuple("0123456789"))
-
-
-TEACHER = "zoo:digits_teacher"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import errno
 import importlib
 import inspect
 import json
+import os
 import re
 import sys
 import types
@@ -67,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = " The same command with --resume goes on." if words[0] in MAKING else ""
         _complain(f"interrupted.{again}")
         return 130
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except MemoryError:
         _complain("memory ran out. Choose a smaller --recipe.batch_size or --size.")
         return 2

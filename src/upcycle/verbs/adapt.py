@@ -234,7 +234,8 @@ def _from_answers(job: Work, asked: list[Any], reference: Any) -> Result:
 
     boxes = [_box(one) for one in predictors]
     parents = [("initial weights", student)] if setting.student_weights is not None else []
-    return job.do(made, images, parents, rows, positional=("model",), sentence=_sentence, pictures=pictures,
+    hidden = images.hide_labels(0, 0)  # from the method; what measures has them
+    return job.do(made, hidden, parents, rows, positional=("model",), sentence=_sentence, pictures=pictures,
                   beside=beside, origins=boxes)  # fmt: skip
 
 
@@ -302,6 +303,7 @@ def _between_domains(job: Work, reference: Any, sources: list[Any]) -> Result:
             beside["source only"] = (_supervised(student, made, olds[0]), olds[0])
         if _measurable(job, data):
             beside["oracle"] = (_supervised(student, made, data), data)
+        data = data.hide_labels(0, 0)  # from the method; what measures has them
 
     def rows(product: Model, seen: Images, beside: dict[str, Model]) -> list[dict[str, Any]]:
         roles = {"oracle": "oracle"}

@@ -162,7 +162,9 @@ class Work:
         start, setting = time.time(), self.setting
         method.require(data)
         if setting.dry_run:
-            known = [m for _, m in parents] + [method.model("student", data)] * ("student" in method.roles)
+            known = [m for _, m in parents]
+            if "student" in method.roles:
+                known.append(method.model("student", data))
             n, macs = len(data.train), max(count(m.module, m.input_shape).macs for m in known)
             arms = [(method, n), *((arm, len(its.train)) for arm, its in (beside or {}).values())]
             total, updates = sum(m.work(k, macs, macs) for m, k in arms), sum(m.steps(k) for m, k in arms)
