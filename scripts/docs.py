@@ -47,6 +47,8 @@ BENCHMARKS = (
     "dery_whole",
     "attribution",
     "diagnosis",
+    "ssf",
+    "dine_cache",
 )  # those with a block of their own
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 

@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 # Every tensor signature of these modules is checked against what it is called with.
 install_import_hook(
-    ["upcycle.adaptation", "upcycle.assembly", "upcycle.diagnosis", "upcycle.distillation", "upcycle.training"],
+    [f"upcycle.{name}" for name in ("adaptation", "assembly", "diagnosis", "distillation", "predictors", "training")],
     "beartype.beartype",
 )
 torch.set_num_threads(1)

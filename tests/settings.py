@@ -263,8 +263,10 @@ ROWS = {
         DINE,
         {"recipe": _RECIPE, "epochs_tune": 2, "bottleneck": 16, "partial": True, "r": 0, "backbone_rate": 1.0},
         (*_WORDS, "--epochs_tune=2", "--bottleneck=16", "--partial", "--r=0"),
-        networks=lambda: {"predictors": (Said(fitted("api", 7), 10), Said(fitted("second", 8), 3)),
-                          "student": tiny_model("student", 100)},
+        networks=lambda: {
+            "predictors": (Said(fitted("api", 7), 10), Said(fitted("second", 8), 3)),
+            "student": tiny_model("student", 100),
+        },
     ),
     "beta": Row(
         BETA,
@@ -274,8 +276,16 @@ ROWS = {
     ),
     "beta-all": Row(
         BETA,
-        {"recipe": _BETA, "epochs_tune": 2, "bottleneck": 16, "warmup": 1, "lambda_u": 10.0, "lambda_t": 1.0,
-         "fresh": True, "tau": 0.5},
+        {
+            "recipe": _BETA,
+            "epochs_tune": 2,
+            "bottleneck": 16,
+            "warmup": 1,
+            "lambda_u": 10.0,
+            "lambda_t": 1.0,
+            "fresh": True,
+            "tau": 0.5,
+        },
         (*_WORDS, "--epochs_tune=2", "--bottleneck=16", "--warmup=1", "--lambda_u=10", "--lambda_t=1", "--fresh"),
         networks=lambda: {"predictors": (Said(fitted("api", 7), 10),), "student": tiny_model("student", 100)},
     ),
