@@ -114,12 +114,12 @@ def shifted(bias: Tensor | None, gamma: Float[Tensor, " c"], beta: Float[Tensor,
 
 @torch.no_grad()
 def fold(where: Site, gamma: Float[Tensor, " c"], beta: Float[Tensor, " c"] | None) -> None:
-    """Replace the layer's parameters by γ W and γ b + β, computed in float64; missing ones are made."""
-    m, g = where.module, gamma.double()
+    """Replace the layer's parameters by γ W and γ b + β, computed in float32 at least; missing ones are made."""
+    m, g = where.module, _wide(gamma)
 
     def wide(owner: nn.Module, name: str) -> Tensor | None:
         p = owner._parameters.get(name)
-        return None if p is None else p.double()
+        return None if p is None else _wide(p)
 
     def put(owner: nn.Module, name: str, value: Tensor | None) -> None:
         if value is None:
@@ -130,7 +130,11 @@ def fold(where: Site, gamma: Float[Tensor, " c"], beta: Float[Tensor, " c"] | No
 
     put(m, where.weight, scaled(m, wide(m, where.weight), g))
     for owner, name, part in where.biases:
-        put(owner, name, shifted(wide(owner, name), g[part], None if beta is None else beta.double()[part]))
+        put(owner, name, shifted(wide(owner, name), g[part], None if beta is None else _wide(beta)[part]))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 # -- which sites a network has ----------------------------------------

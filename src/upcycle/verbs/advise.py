@@ -74,12 +74,13 @@ def methods(cards: Iterable[Card] | None = None) -> str:
 
     cards = [m.card for m in _all_methods()] if cards is None else list(cards)
     table = Table(box=SIMPLE_HEAD, show_lines=True, pad_edge=False)
-    for heading in ("method\n(verb)", "needs\ndata", "needs of\nteacher"):
+    table.add_column("method (verb): what you get, for which networks,\nat what cost, and what was published", ratio=1)
+    for heading in ("needs\ndata", "needs of\nteacher"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("what you get, for which networks,\nat what cost, and what was published", ratio=1)
     for card in cards:
-        facts = f"{card.summary}\nfor: {card.needs.architectures}\ncost: {card.cost}\npublished: {card.published}"
-        table.add_row(*map(Text, (f"{card.name}\n({card.verb})", card.needs.data, card.needs.teacher, facts)))
+        facts = (f"{card.name} ({card.verb}): {card.summary}\nfor: {card.needs.architectures}\ncost: {card.cost}\n"
+                 f"published: {card.published}")  # fmt: skip
+        table.add_row(*map(Text, (facts, card.needs.data, card.needs.teacher)))
     width = min(120, max(80, shutil.get_terminal_size((100, 24)).columns))
     out = StringIO()
     Console(file=out, width=width, color_system=None).print(table)
