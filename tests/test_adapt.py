@@ -16,6 +16,8 @@ from upcycle import cli
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json
 from upcycle.data.labels import relabelled
+from upcycle.predictors.cache import AnswerFile
+from upcycle.predictors.http import Http
 from upcycle.verbs.adapt import adapt, pooled
 
 TEACHER = "zoo:digits_teacher"
@@ -198,3 +200,30 @@ def test_a_target_of_one_class_is_told(tmp_path: Path) -> None:
     except UserError as error:
         said.append(str(error))
     assert any("are taken for '3', so there is nothing to learn" in line for line in said), said
+
+
+@pytest.mark.parametrize("method", ["dine", "beta"])
+def test_faults_and_a_stop_in_the_middle_change_no_weight(method: str, tmp_path: Path) -> None:
+    """The server fails, then is gone; the same command with --resume goes on, and no image is asked for twice."""
+    model, data = fitted("api", 7), tiny_data()
+    recipe = {"recipe": {"epochs": 2, "batch_size": 16}, "quiet": True, "control": False}
+    options: dict[str, Any] = {"method": method, "data": data, **recipe, **SMALL}
+
+    def weights(result: upcycle.Result) -> list[torch.Tensor]:
+        return [p.detach() for p in result.model.module.parameters()]
+
+    with serve(model, top=1) as url:
+        clean = adapt(url, out=tmp_path / "clean", cache=tmp_path / "a", **options)
+        assert url.images == 210
+    with serve(model, faults=[None, 503, (429, "0"), "json", None, None, "stop"], top=1) as url:
+        with pytest.raises(UserError, match="the same command goes on from there"):
+            adapt(Http(url, cache=tmp_path / "b", wait=0.0), out=tmp_path / "run", **options)
+        seen = len({hash(image) for image in url.seen})
+    box: Any = None
+    with serve(model, top=1) as other:  # the same endpoint, come back at another port
+        box = Http(other, cache=tmp_path / "c", wait=0.0)
+        box._answers = AnswerFile(next((tmp_path / "b").iterdir()), box.name, {"classes": list(box.classes), "top": 1})
+        again = adapt(box, out=tmp_path / "run", resume=True, **options)
+        assert 0 < seen < 210 and other.images == 210 - 96  # three batches of 32 were answered before
+    for a, b in zip(weights(clean), weights(again), strict=True):
+        assert torch.equal(a, b)
