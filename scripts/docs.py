@@ -179,7 +179,8 @@ def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict
     text = figures_table(only(record["figures"]))
     if settings := record.get("settings"):
         text += "\nSettings: " + ", ".join(f"{words(k)} {number(v)}" for k, v in settings.items()) + ".\n"
-    return f"{text}\n{provenance(record, f'python -m benchmarks.{name}')}"
+    command = f"python -m benchmarks.{record.get('benchmark', name)}"
+    return f"{text}\n{provenance(record, command)}"
 
 
 def benchmarks_left() -> str:
