@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from upcycle.adaptation.heads import Headed, classifier, with_classes
+from upcycle.adaptation.heads import Headed, problems_of, with_classes
 from upcycle.adaptation.losses import entropy
 from upcycle.adaptation.reversal import ramp, reverse
-from upcycle.core.errors import UserError, require
+from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
@@ -233,8 +233,7 @@ class BA3US(Method):
 
     def check(self, data: Images) -> list[str]:
         """Source, target and student must fit each other; the source must be labelled."""
-        source, student = self.source_data, self.model("student", data)
-        problems = []
+        source, problems = self.source_data, []
         if source.classes != data.classes:
             problems.append(f"{source.name} and {data.name} must have the same classes in the same order; the target "
                             "takes all of the source's, also those that it may have no image of")  # fmt: skip
@@ -251,14 +250,7 @@ class BA3US(Method):
                             f"{data.name} {data.shape}; --size brings images to one size")  # fmt: skip
         elif (source.train.mean, source.train.std) != (data.train.mean, data.train.std):
             problems.append(f"{source.name} and {data.name} are normalised differently; normalise both alike")
-        if student.input_shape[0] != data.shape[0]:
-            return [*problems, f"the student takes {student.input_shape[0]} input channels and the images have "
-                    f"{data.shape[0]}"]  # fmt: skip
-        try:
-            classifier(student)
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
-        return problems
+        return problems + problems_of(self.model("student", data), data.shape[0])
 
     def steps(self, n: int) -> int:
         """I, however many images there are."""

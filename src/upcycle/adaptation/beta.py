@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from upcycle.adaptation.dine import ask, check_predictors, distil_loss, groups, rate, set_rate, tune
-from upcycle.adaptation.heads import Headed, classifier, with_classes
+from upcycle.adaptation.heads import Headed, problems_of, with_classes
 from upcycle.adaptation.losses import beta, mixed
 from upcycle.adaptation.predictions import moved
 from upcycle.adaptation.reversal import ramp, reverse
-from upcycle.core.errors import UserError, require
+from upcycle.core.errors import require
 from upcycle.core.evaluate import judged, predict_logits
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
@@ -281,15 +281,8 @@ class BETA(Method):
 
     def check(self, data: Images) -> list[str]:
         """Classes of predictors and data must be the same, and the student must end in a linear layer."""
-        student, problems = self.model("student", data), check_predictors(self.predictors, data, self.r)
-        if student.input_shape[0] != data.shape[0]:
-            return [*problems, f"the student takes {student.input_shape[0]} input channels and the images have "
-                    f"{data.shape[0]}"]  # fmt: skip
-        try:
-            classifier(student)
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
-        return problems
+        of_student = problems_of(self.model("student", data), data.shape[0])
+        return check_predictors(self.predictors, data, self.r) + of_student
 
     def steps(self, n: int) -> int:
         """The updates of both networks, at most: as if all samples were easy, and the fine-tuning did not end early."""

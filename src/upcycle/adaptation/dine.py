@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from upcycle.adaptation.heads import Headed, classifier, with_classes
+from upcycle.adaptation.heads import Headed, problems_of, with_classes
 from upcycle.adaptation.losses import beta, divergence, information, mixed
 from upcycle.adaptation.norms import unrecorded
 from upcycle.adaptation.predictions import adaptive_smoothing, moved
-from upcycle.core.errors import UserError, require
+from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
@@ -302,15 +302,8 @@ class DINE(Method):
 
     def check(self, data: Images) -> list[str]:
         """Classes of predictors and data must be the same, and the student must end in a linear layer."""
-        student, problems = self.model("student", data), check_predictors(self.predictors, data, self.r)
-        if student.input_shape[0] != data.shape[0]:
-            return [*problems, f"the student takes {student.input_shape[0]} input channels and the images have "
-                    f"{data.shape[0]}"]  # fmt: skip
-        try:
-            classifier(student)
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
-        return problems
+        of_student = problems_of(self.model("student", data), data.shape[0])
+        return check_predictors(self.predictors, data, self.r) + of_student
 
     def steps(self, n: int) -> int:
         """The updates of both steps, if the second does not end early."""

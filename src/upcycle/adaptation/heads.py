@@ -58,6 +58,24 @@ def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
     return dataclasses.replace(model, module=module, classes=classes, options=options)
 
 
+def for_classes(source: Model, classes: tuple[str, ...]) -> Model:
+    """A copy of ``source`` to go on with: as it is where it has ``classes``, else :func:`with_classes`."""
+    if source.classes == classes:
+        return dataclasses.replace(source, module=copy_of(source.module))
+    return with_classes(source, classes)
+
+
+def problems_of(student: Model, channels: int) -> list[str]:
+    """What keeps a student from images with so many channels, and its classifier from being replaced, in words."""
+    if student.input_shape[0] != channels:
+        return [f"the student takes {student.input_shape[0]} input channels and the images have {channels}"]
+    try:
+        classifier(student)
+    except UserError as error:
+        return [str(error).rstrip(".")]
+    return []
+
+
 class BottleneckHead(nn.Sequential):
     """Linear d → width, BatchNorm if asked for, linear width → k whose weight may be normalised; no non-linearity.
 

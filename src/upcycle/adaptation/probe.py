@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from upcycle.adaptation.heads import classifier, with_classes
+from upcycle.adaptation.heads import classifier, for_classes
 from upcycle.core.errors import UserError
 from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model, copy_of
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 
@@ -62,7 +62,7 @@ class LinearProbe(Method):
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the network with its new classifier."""
-        start = self._start(data)
+        start = for_classes(self.model("source", data), data.classes)
         data = data.normalised(start.mean, start.std)
         start.module.requires_grad_(False)
         start.module.get_submodule(classifier(start)).requires_grad_(True)
@@ -81,11 +81,5 @@ class LinearProbe(Method):
     def product(self, module: nn.Module, data: Images) -> Model:
         """The source's architecture with the classes of the data."""
         source = self.model("source", data)
-        made = source if source.classes == data.classes else with_classes(source, data.classes)
+        made = for_classes(source, data.classes)
         return dataclasses.replace(made, module=module, lineage=None, name=f"{source.name}-probe")
-
-    def _start(self, data: Images) -> Model:
-        source = self.model("source", data)
-        if source.classes == data.classes:
-            return dataclasses.replace(source, module=copy_of(source.module))
-        return with_classes(source, data.classes)

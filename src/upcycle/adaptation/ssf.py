@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import grad
 
-from upcycle.adaptation.heads import classifier, with_classes
+from upcycle.adaptation.heads import classifier, for_classes, with_classes
 from upcycle.adaptation.norms import use_running
 from upcycle.adaptation.sites import Site, fold, scaled, shifted, site, sites
 from upcycle.core import store
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model, copy_of
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 
@@ -440,16 +440,13 @@ class SSF(Method):
     def product(self, module: nn.Module, data: Images) -> Model:
         """The source's architecture with the classes of the data."""
         source = self.model("source", data)
-        made = source if source.classes == data.classes else with_classes(source, data.classes)
+        made = for_classes(source, data.classes)
         return dataclasses.replace(made, module=module, lineage=None, name=f"{source.name}-ssf")
 
     def _start(self, data: Images, generator: torch.Generator) -> tuple[Model, Adapter]:
         """A frozen copy of the source with the classifier of the data, and its scales and shifts."""
         source = self.model("source", data)
-        if source.classes == data.classes:
-            start = dataclasses.replace(source, module=copy_of(source.module))
-        else:
-            start = with_classes(source, data.classes)
+        start = for_classes(source, data.classes)
         start.module.requires_grad_(False).eval()
         start.module.get_submodule(classifier(start)).requires_grad_(True)
         adapter = attach(start, self.sites, generator=generator)

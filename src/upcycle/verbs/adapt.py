@@ -41,7 +41,7 @@ class Setting(work.Setting):
         source_data: labelled images of the old domain; of several, with commas between them.
         student_weights: of the student: pretrained, or a file; fresh ones if not given.
         augment: crop, flip, color, or none, for training; auto takes crop and flip for colour images.
-        top: of a network or an ONNX file that is asked: how many classes an answer names; all if not given.
+        top: of a network that is asked: how many classes an answer names; all if not given.
         budget: the most images that an endpoint may be sent.
         cache: a folder for an endpoint's answers; if not given, one in the user's cache.
         control: also train what the method is to be compared with.
@@ -224,19 +224,17 @@ def _from_answers(job: Work, asked: list[Any], reference: Any) -> Result:
                   for other in beside.values()]  # fmt: skip
         return [*lines, row(f"{student.name}, adapted", "product", job.measured(product, images), product)]
 
-    def pictures(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for one in predictors:
-            if hasattr(one, "report"):
-                said = one.report()
-                job.say(f"asked    {one.name}: {said['queries']:,} images sent, {said['cached']:,} known from before, "
-                        f"{said['retries']:,} requests repeated")  # fmt: skip
-        return {}
-
     boxes = [_box(one) for one in predictors]
     parents = [("initial weights", student)] if setting.student_weights is not None else []
     hidden = images.hide_labels(0, 0)  # from the method; what measures has them
-    return job.do(made, hidden, parents, rows, positional=("model",), sentence=_sentence, pictures=pictures,
-                  beside=beside, origins=boxes)  # fmt: skip
+    result = job.do(made, hidden, parents, rows, positional=("model",), sentence=_sentence, beside=beside,
+                    origins=boxes)  # fmt: skip
+    for one in predictors:
+        if hasattr(one, "report") and not setting.dry_run:
+            said = one.report()
+            job.say(f"asked    {one.name}: {said['queries']:,} images sent, {said['cached']:,} known from before, "
+                    f"{said['retries']:,} requests repeated")  # fmt: skip
+    return result
 
 
 def _predictor(reference: Any, setting: Any) -> Predictor:
@@ -249,7 +247,8 @@ def _predictor(reference: Any, setting: Any) -> Predictor:
     else:
         require(setting.budget is None and setting.cache is None, "--budget and --cache are for endpoints, and "
                 f"{reference} is asked here.")  # fmt: skip
-        given = {"top": setting.top}
+        file = isinstance(reference, str) and reference.endswith(".onnx")  # which runs on the CPU
+        given = {"top": setting.top, "device": None if file else setting.device}
     if isinstance(reference, nn.Module) and not isinstance(reference, Model):
         reference = models.resolve(reference)
     return predictor(reference, trust=setting.trust, **{k: v for k, v in given.items() if v is not None})
