@@ -16,12 +16,14 @@ from torch import nn
 
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
+from upcycle.continual import ER, DERpp, Finetune, Joint
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, ImageSplit, load
+from upcycle.data.streams import Stream, stream
 from upcycle.diagnosis import ModelDoctor
 from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, KDExplainer, NetGraft, OneStageGAN, TfKD
 from upcycle.predictors import Answers
@@ -60,6 +62,11 @@ def tiny_data(n: int = 160) -> Images:
     return dataclasses.replace(
         data, train=data.train.subset(torch.arange(n)), validation=data.validation.subset(torch.arange(50)),
         test=data.test.subset(torch.arange(50)))  # fmt: skip
+
+
+def tiny_stream(tasks: str = "5", scenario: str = "class") -> Callable[[int], Stream]:
+    """The first digits, two classes at a time."""
+    return lambda n=160: stream(tiny_data(n), tasks=tasks, scenario=scenario)  # type: ignore[arg-type]
 
 
 def tiny_model(name: str, seed: int, width: int = 16) -> Model:
@@ -152,6 +159,7 @@ class Row:
     student_width: int = 16
     networks: Callable[[], dict[str, Any]] | None = None  # in place of teacher and student
     draws: bool = True  # whether anything is random
+    data: Callable[[int], Any] = tiny_data
 
     def make(self, seed: int = 0) -> Method:
         if self.networks is not None:
@@ -164,6 +172,7 @@ class Row:
 
 _RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
 _TUNE = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=0.01)
+_LEARN = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 _BETA = Recipe(epochs=3, batch_size=16, lr=0.05)  # small batches, so that there are some of hard images
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
 _INVERT = {"recipe": _RECIPE, "rounds": 4, "batch": 32, "kd_steps": 4, "capacity": 128}
@@ -333,6 +342,18 @@ ROWS = {
         (*_PARTIAL_WORDS, "--mu=0", "--class_weights=false", "--conditioning=false", "--eta_a=0", "--eta_t=0"),
         networks=lambda: {"student": tiny_model("student", 100), "source_data": tiny_data()},
     ),
+    "finetune": Row(Finetune, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
+    "finetune-task": Row(Finetune, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream("2+4", "task")),
+    "joint": Row(Joint, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
+    "er": Row(ER, {"recipe": _LEARN, "memory": 20}, (*_WORDS, "--memory=20"), teacher=False, data=tiny_stream()),
+    "er-balanced": Row(
+        ER,
+        {"recipe": _LEARN, "memory": 20, "policy": "balanced"},
+        (*_WORDS, "--memory=20", "--policy=balanced"),
+        teacher=False,
+        data=tiny_stream("1", "general"),
+    ),
+    "derpp": Row(DERpp, {"recipe": _LEARN, "memory": 20}, (*_WORDS, "--memory=20"), teacher=False, data=tiny_stream()),
     "probe": Row(LinearProbe, {"recipe": _RECIPE}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
     "nes": Row(NES, {"recipe": _RECIPE}, _WORDS, teacher=False),
     "nes-tile": Row(NES, {"recipe": _RECIPE, "mode": "tile", "w_kd": 0.5}, (*_WORDS, "--mode=tile")),

@@ -45,7 +45,7 @@ class StopsAfter(Run):
 
 
 def fit(name: str, run: Run, n: int = 160) -> dict[str, Tensor]:
-    data, method = tiny_data(n), ROWS[name].make()
+    data, method = ROWS[name].data(n), ROWS[name].make()
     method.require(data)
     state = method.fit(run, data).state_dict()
     run.close()
@@ -109,7 +109,7 @@ def test_p4_same_seed_same_bits_another_seed_others(name: str) -> None:
 
 @EACH
 def test_p6_a_bad_number_stops_before_harm(name: str, tmp_path: Path) -> None:
-    data, method = tiny_data(), ROWS[name].make()
+    data, method = ROWS[name].data(160), ROWS[name].make()
     if method.card.needs.data == "none":  # it sees no images but its own
         next(method.model("teacher", data).module.parameters()).data[0] = float("nan")  # type: ignore[attr-defined]
     else:
@@ -151,7 +151,7 @@ def test_p8_the_network_is_optional(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 @EACH
 def test_what_fit_returns_is_an_ordinary_module(name: str) -> None:
-    data, row = tiny_data(), ROWS[name]
+    data, row = ROWS[name].data(160), ROWS[name]
     net = row.make().fit(Run(None), data)
     if row.method.__module__.startswith("upcycle.distillation"):  # others make new architectures
         expected = row.make().model("student", data).module  # type: ignore[attr-defined]

@@ -65,6 +65,25 @@ def for_classes(source: Model, classes: tuple[str, ...]) -> Model:
     return with_classes(source, classes)
 
 
+def grown(source: Model, classes: tuple[str, ...]) -> Model:
+    """A copy of ``source`` with an output for each of ``classes``: those that it has keep their weights.
+
+    New outputs begin at zero, so they answer zero until they are trained. Where none of its classes is among them, the
+    classifier begins anew.
+    """
+    if source.classes == classes:
+        return dataclasses.replace(source, module=copy_of(source.module))
+    made, name = with_classes(source, classes), classifier(source)
+    old, new = source.module.get_submodule(name), made.module.get_submodule(name)
+    with torch.no_grad():
+        for row, label in enumerate(source.classes):
+            if label in classes:
+                new.weight[classes.index(label)] = old.weight[row]  # type: ignore[index,operator]
+                if old.bias is not None:
+                    new.bias[classes.index(label)] = old.bias[row]  # type: ignore[index,operator]
+    return made
+
+
 def problems_of(student: Model, channels: int) -> list[str]:
     """What keeps a student from images with so many channels, and its classifier from being replaced, in words."""
     if student.input_shape[0] != channels:

@@ -151,6 +151,7 @@ class Run:
         self._bad: Tensor | None = None
         self._index = torch.empty(0, dtype=torch.int64)
         self.view = 0  # of the batch at hand, see batches
+        self.count = 0  # samples of the batch at hand, over all processes
         self._updates = 0
         self._progress = Progress(quiet or self.rank > 0)
         self._saves = 0
@@ -343,6 +344,11 @@ class Run:
     # -- loops --------------------------------------------------------------------------------------------------
 
     @property
+    def updates(self) -> int:
+        """Optimiser steps so far, in all stages."""
+        return self._updates
+
+    @property
     def progress(self) -> float:
         """The share of this stage's outermost loop that is done, from 0 to below 1."""
         stage = self._stage
@@ -416,7 +422,7 @@ class Run:
                 seed_everything(self.seed, self._path, stage.epoch, step, self.rank)
                 number, samples = batches[step]
                 mine = self._index = samples.tensor_split(self.world_size)[self.rank]
-                self._global_share = len(mine) * self.world_size / len(samples)
+                self._global_share, self.count = len(mine) * self.world_size / len(samples), len(samples)
                 self.view = stage.epoch + number * _PASS
                 self.view = self.view % views if views else self.view
                 batch = split.batch(mine, device=self.device, view=(self.seed, self.view) if augment else None)

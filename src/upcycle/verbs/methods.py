@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from upcycle import adaptation, assembly, diagnosis, distillation
+from upcycle import adaptation, assembly, continual, diagnosis, distillation
 from upcycle.core.errors import UserError
 from upcycle.core.method import Method
 
@@ -15,7 +15,8 @@ _plugins: dict[type[Method], str] = {}  # with the file that each comes from
 
 def all_methods() -> tuple[type[Method], ...]:
     """Every method, in the order of the docs; those of plugins last."""
-    return (*distillation.METHODS, *assembly.METHODS, *diagnosis.METHODS, *adaptation.METHODS, *_plugins)
+    packages = (distillation, assembly, diagnosis, adaptation, continual)
+    return (*(method for package in packages for method in package.METHODS), *_plugins)
 
 
 def add_plugin(file: str | Path) -> tuple[type[Method], ...]:

@@ -174,6 +174,7 @@ def _entries() -> dict[str, Entry]:
         "wrn40_2": Entry(make=_wrn(40, 2)),
         "lenet": Entry(make=_at_least(16, "lenet", LeNet)),
         "mlp": Entry(make=_mlp(1200, 1200, dropout=0.5), shape=(1, 28, 28)),
+        "mlp100": Entry(make=_mlp(100, 100, dropout=0.0), shape=(1, 28, 28)),
         "mlp_small": Entry(make=_mlp(300, dropout=0.0), shape=(1, 28, 28)),
     }
 
