@@ -49,6 +49,7 @@ BENCHMARKS = (
     "diagnosis",
     "ssf",
     "dine_cache",
+    "continual",
 )  # those with a block of their own
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
@@ -186,7 +187,11 @@ def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict
 def benchmarks_left() -> str:
     """Every committed benchmark that has no block of its own."""
     names = sorted(file.stem for file in RESULTS.glob("*.json"))
-    rest = [name for name in names if name not in (*BENCHMARKS, "quickstart") and not name.startswith("prove_")]
+    rest = [
+        name
+        for name in names
+        if name not in (*BENCHMARKS, "quickstart", "continual_baselines") and not name.startswith("prove_")
+    ]
     return "\n".join(f"### {words(name).capitalize()}\n\n{benchmark(name)}" for name in rest)
 
 
@@ -217,6 +222,23 @@ def quickstart() -> str:
     headings = ("", "test accuracy", "parameters", "multiply-adds", "latency", "memory")
     sentence = f"{figures['sentence']} All of it took {duration(figures['seconds'])}."
     return f"{table(headings, rows)}\n{sentence}\n\n{provenance(record, 'python -m benchmarks.quickstart')}"
+
+
+def baselines() -> str:
+    """The baselines of continual learning: a table a stream, with its protocol, quotations beside the figures."""
+    record = result("continual_baselines")
+    if record is None:
+        return MISSING
+    parts = []
+    for found in record["figures"].values():
+        columns = list(dict.fromkeys(key for row in found["rows"].values() for key in row))
+        rows = [(f"`{name}`", *(percent(row[key]) if key in row else "" for key in columns),
+                 found["published"].get(name, ""), f"{found['protocol']}, {found['seeds']} seeds")
+                for name, row in found["rows"].items()]  # fmt: skip
+        text = f"**{found['title']}**\n\n" + table(("method", *columns, "published (%)", "protocol"), rows)
+        quoted = f" Published: {found['source']}." if found["published"] else ""
+        parts.append(f"{text}\nExpected: {found['band']}.{quoted}\n")
+    return "\n".join(parts) + "\n" + provenance(record, "python -m benchmarks.continual_baselines")
 
 
 # -- claims -----------------------------------------------------------------------------------------------------
@@ -328,6 +350,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "claims-in-full": claims_in_full,
     "speed": speed,
+    "baselines": baselines,
     "benchmarks-left": benchmarks_left,
     **{name.replace("_", "-"): functools.partial(benchmark, name) for name in BENCHMARKS},
 }

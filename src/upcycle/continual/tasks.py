@@ -169,17 +169,18 @@ def follow(
         for name, thing in keep.items():
             _restore(thing, method.past.state[name], name)
     ask = answers or (lambda split, t: predict_logits(module, split, run.device))
+    tests = [data.task(j).test for j in range(len(data))]  # once: a domain is made anew each time
     scores = Scores(protocol=", ".join(filter(None, (data.protocol, allowed))), scenario=data.scenario, passes=passes)
     same_stream(run, data)
     if data.scenario in ("task", "domain"):
-        scores.initial = _row(data, -1, ask)
+        scores.initial = _row(data, -1, ask, tests)
     for t in range(len(data)):
 
         def stage(t: int = t) -> dict[str, Any]:
             for name, thing in keep.items():
                 run.register(name, thing)
             learn(t, data.task(t))
-            row = _row(data, t, ask)
+            row = _row(data, t, ask, tests)
             for scenario, accuracies in row.items():
                 shown = [a for a in accuracies[: t + 1] if a is not None]
                 run.log(**{f"{scenario}_accuracy_over_tasks": sum(shown) / len(shown)})
@@ -204,7 +205,8 @@ def follow(
 
 def leave_joint(method: Any, run: Run, data: Stream, module: nn.Module) -> None:
     """What :func:`follow` leaves, for a network that learnt all tasks at once: one row."""
-    row = _row(data, len(data) - 1, lambda split, t: predict_logits(module, split, run.device))
+    tests = [data.task(j).test for j in range(len(data))]
+    row = _row(data, len(data) - 1, lambda split, t: predict_logits(module, split, run.device), tests)
     scores = Scores(protocol=f"{data.protocol}, all tasks at once", scenario=data.scenario, updates=run.updates,
                     matrices={key: [accuracies] for key, accuracies in row.items()}, held=[0])  # fmt: skip
     method.scores = scores
@@ -229,7 +231,7 @@ def same_stream(run: Run, data: Stream) -> None:
 
 
 @torch.no_grad()
-def _row(data: Stream, t: int, ask: Answers) -> dict[str, list[float | None]]:
+def _row(data: Stream, t: int, ask: Answers, tests: list[ImageSplit]) -> dict[str, list[float | None]]:
     """Accuracy on every task after task t, told the task of each image and, where the scenario has it, not told."""
     rows: dict[str, list[float | None]] = {key: [] for key in _measured(data)}
     for j, columns in enumerate(data.tasks):
@@ -238,11 +240,10 @@ def _row(data: Stream, t: int, ask: Answers) -> dict[str, list[float | None]]:
             for row in rows.values():
                 row.append(None)
             continue
-        split = data.task(j).test
-        z = ask(split, j)
+        z = ask(tests[j], j)
         among = {"task": columns, "domain": columns, "class": data.seen(t), "general": columns}
         for key, row in rows.items():
-            row.append(accuracy_among(z, split.labels, among[key]))
+            row.append(accuracy_among(z, tests[j].labels, among[key]))
     return rows
 
 

@@ -108,10 +108,17 @@ class Method:
     def product(self, module: nn.Module, data: Any) -> Model:
         """What :meth:`fit` returned, with all that one must know to use, save and rebuild it.
 
-        By default the student with new weights. A method that makes a new architecture says here what it is
-        rebuilt from (``reference`` and ``options``), and its classes.
+        By default the student with new weights, and with the classes of the data where its own were others. A method
+        that makes a new architecture says here what it is rebuilt from (``reference`` and ``options``), and its
+        classes.
         """
-        return dataclasses.replace(self.model("student", data), module=module)
+        student = dataclasses.replace(self.model("student", data), module=module)
+        if data.classes in ((), student.classes):
+            return student
+        options = student.options
+        if student.reference is not None and len(data.classes) != len(student.classes):
+            options = {**options, "num_classes": len(data.classes)}
+        return dataclasses.replace(student, classes=data.classes, options=options)
 
     def model(self, role: str, data: Any) -> Model:
         """The network in ``role``; a bare module is taken to fit ``data``: its shape, classes, normalisation."""

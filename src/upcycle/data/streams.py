@@ -114,10 +114,12 @@ class Stream:
 
         def join(split: str) -> ImageSplit:
             found = [getattr(part, split) for part in parts]
-            step = max((int(s.ids.max()) for s in found if len(s)), default=0) + 1
-            return dataclasses.replace(
-                found[0], images=torch.cat([s.images for s in found]), labels=torch.cat([s.labels for s in found]),
-                ids=torch.cat([s.ids + i * step for i, s in enumerate(found)]))  # fmt: skip
+            ids = torch.cat([s.ids for s in found])
+            if len(ids.unique()) < len(ids):  # the same images in several tasks
+                step = int(ids.max()) + 1
+                ids = torch.cat([s.ids + i * step for i, s in enumerate(found)])
+            return dataclasses.replace(found[0], images=torch.cat([s.images for s in found]),
+                                       labels=torch.cat([s.labels for s in found]), ids=ids)  # fmt: skip
 
         return dataclasses.replace(parts[0], train=join("train"), validation=join("validation"), test=join("test"))
 
