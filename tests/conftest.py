@@ -13,7 +13,10 @@ from jaxtyping import install_import_hook
 
 # Every tensor signature of these modules is checked against what it is called with.
 install_import_hook(
-    [f"upcycle.{name}" for name in ("adaptation", "assembly", "diagnosis", "distillation", "predictors", "training")],
+    [
+        f"upcycle.{name}"
+        for name in ("adaptation", "assembly", "continual", "diagnosis", "distillation", "predictors", "training")
+    ],  # fmt: skip
     "beartype.beartype",
 )
 torch.set_num_threads(1)

@@ -20,6 +20,7 @@ _HOME = {
     "reassemble": "upcycle.verbs.assemble",
     "treat": "upcycle.verbs.treat",
     "adapt": "upcycle.verbs.adapt",
+    "extend": "upcycle.verbs.extend",
     "diagnose": "upcycle.verbs.diagnose",
     "explain": "upcycle.diagnosis.attribution",
     "Result": "upcycle.verbs.making",
@@ -63,6 +64,12 @@ _HOME = {
     "BA3US": "upcycle.adaptation",
     "AttentionDiversification": "upcycle.adaptation",
     "ISO": "upcycle.adaptation",
+    "Finetune": "upcycle.continual",
+    "Joint": "upcycle.continual",
+    "ER": "upcycle.continual",
+    "DERpp": "upcycle.continual",
+    "Stream": "upcycle.data.streams",
+    "Buffer": "upcycle.data.buffer",
 }
 
 __all__ = [*_HOME]
@@ -81,6 +88,10 @@ if TYPE_CHECKING:
     from upcycle.assembly import NES as NES
     from upcycle.assembly import DeRy as DeRy
     from upcycle.assembly import MDAAssembly as MDAAssembly
+    from upcycle.continual import ER as ER
+    from upcycle.continual import DERpp as DERpp
+    from upcycle.continual import Finetune as Finetune
+    from upcycle.continual import Joint as Joint
     from upcycle.core.errors import UserError as UserError
     from upcycle.core.export import export as export
     from upcycle.core.frozen import frozen as frozen
@@ -94,6 +105,8 @@ if TYPE_CHECKING:
     from upcycle.core.run import Run as Run
     from upcycle.core.taps import Taps as Taps
     from upcycle.data import load as load_data  # noqa: F401
+    from upcycle.data.buffer import Buffer as Buffer
+    from upcycle.data.streams import Stream as Stream
     from upcycle.diagnosis import ModelDoctor as ModelDoctor
     from upcycle.diagnosis.attribution import explain as explain
     from upcycle.distillation import CMI as CMI
@@ -114,6 +127,7 @@ if TYPE_CHECKING:
     from upcycle.verbs.diagnose import diagnose as diagnose
     from upcycle.verbs.distill import distill as distill
     from upcycle.verbs.doctor import doctor as doctor
+    from upcycle.verbs.extend import extend as extend
     from upcycle.verbs.making import Result as Result
     from upcycle.verbs.prove import prove as prove
     from upcycle.verbs.treat import treat as treat

@@ -29,6 +29,7 @@ SUMMARY = {
     "diagnose": "where a network errs, what it looks at, which channels decide",
     "explain": "which pixels of your images speak for a class",
     "adapt": "tune a network to a new task, or to a domain of which there are only answers",
+    "extend": "teach a network one task after another, so that it does not forget the first ones",
     "treat": "mend a network's errors, beside plain further training",
     "methods": "what there is, and what each method needs",
     "advise": "given what you have, which method, and the command to run",
@@ -290,6 +291,12 @@ MAKING = {
         },
         "adapt needs a network: upcycle adapt MODEL --data DATA, or --student REFERENCE.",
         optional=("model", "--student"),
+    ),
+    "extend": Making(
+        "upcycle.verbs.extend",
+        "derpp",
+        {"model": (str, "?", "reference of a network, trained or not; or the directory of an earlier extend")},
+        "extend needs a network: upcycle extend MODEL --stream splits:DATA/5.",
     ),
     "treat": Making(
         "upcycle.verbs.treat",

@@ -106,7 +106,8 @@ class Scores:
         if len(a) < len(a[0]):
             return {"average accuracy": average(a)}
         return {"average accuracy": average(a), "learning accuracy": learning(a), "forgetting": forgetting(a),
-                "backward transfer": backward_transfer(a), "forward transfer": forward_transfer(a, self.initial[key]),
+                "backward transfer": backward_transfer(a),
+                "forward transfer": forward_transfer(a, self.initial.get(key) or [None] * len(a)),
                 "average incremental accuracy": incremental(a)}  # fmt: skip
 
     def record(self) -> dict[str, Any]:

@@ -752,6 +752,21 @@ def _match_layout(optimizer: torch.optim.Optimizer) -> None:
                 state[key] = torch.empty_like(p).copy_(value)
 
 
+def require_same_config(file: Path, config: dict[str, Any]) -> None:
+    """Refuse to go on with other options than a run began with, before any work; a new run has no file.
+
+    Raises:
+        UserError: naming the option and both values.
+    """
+    import yaml
+
+    if file.exists():
+        recorded = yaml.safe_load(file.read_text())
+        for key in ("machine", "arm"):
+            recorded.pop(key, None)
+        _same_config(recorded, config, file)
+
+
 def _same_config(recorded: dict[str, Any], config: dict[str, Any], file: Path) -> None:
     """Refuse to go on with other options; where the directory lies is none of them."""
     for key in [*recorded, *(k for k in config if k not in recorded)]:

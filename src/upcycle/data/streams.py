@@ -1,7 +1,8 @@
 """Streams: image data that come as a sequence of tasks, under a protocol that says what may be known.
 
 A stream is written ``KIND:DATA/TASKS``: ``splits:cifar10/5``, ``splits:digits/2+1`` (two classes, then one at a time),
-``permuted:mnist/10``, ``rotated:mnist/20``, ``drifting:mnist`` and ``folders:PATH`` (a folder of images a task).
+``permuted:mnist/10``, ``rotated:mnist/20``, ``parts:mnist/5`` (a random fifth of the images at a time),
+``drifting:mnist`` and ``folders:PATH`` (a folder of images a task).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SCENARIOS: dict[str, str] = {
     "domain": "domain-incremental (the same classes all along, seen differently)",
     "general": "general (no tasks, no boundaries, each image seen once in a fixed order)",
 }
-KINDS = ("splits", "permuted", "rotated", "drifting", "folders")
+KINDS = ("splits", "permuted", "rotated", "parts", "drifting", "folders")
 _SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<data>.+?)(/(?P<count>\d+(\+\d+|(,\d+)+)?))?")
 
 
@@ -47,6 +48,7 @@ class Stream:
         make: the images of task t; made when they are asked for, so that a stream needs the memory of one task.
         base: what the tasks are made of; for the name, the normalisation and the shape of images.
         order: JSON data: what decides the order of classes and tasks.
+        before: the columns of classes that the network learnt before this stream.
 
     Raises:
         UserError: no task, a task without classes, or a class in two tasks where the scenario forbids it.
@@ -59,6 +61,7 @@ class Stream:
     make: Callable[[int], Images]
     base: Images
     order: dict[str, Any]
+    before: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.scenario in SCENARIOS, f"scenario must be one of {', '.join(SCENARIOS)}, not '{self.scenario}'.")
@@ -160,7 +163,7 @@ class Stream:
                                        validation=of(images.validation), test=of(images.test))  # fmt: skip
 
         tasks = tuple(tuple(int(column[k]) for k in columns) for columns in self.tasks)
-        return dataclasses.replace(self, classes=whole, tasks=tasks, make=moved)
+        return dataclasses.replace(self, classes=whole, tasks=tasks, make=moved, before=tuple(range(len(classes))))
 
     def record(self) -> dict[str, Any]:
         """What a run must find again when it goes on: name, scenario, classes and order, as JSON data."""
@@ -216,7 +219,7 @@ def stream(
         tasks: of an :class:`Images`: how its classes are split, as after the stroke of a name: ``5`` tasks of
             equally many classes, ``2+1`` for two and then one at a time, or ``2,3,5``.
         scenario: class-incremental by default for splits and folders, domain-incremental for permuted and rotated
-            images (the only one), general for drifting ones.
+            images and for parts (the only one), general for drifting ones.
         shuffle: draws another order of classes (splits) or tasks (folders) from this seed.
         few: only so many training images of each class in each task, drawn with a fixed seed.
         size, channels: as in :func:`upcycle.data.load`.
@@ -244,6 +247,8 @@ def stream(
         return _few(_drifting(reference, images), few)
     require(scenario in (None, "domain"), f"A {kind} stream shows the same classes all along: its scenario is domain.")
     require(count.isdigit() and int(count) >= 1, f"{kind}:{data} needs the number of its tasks: {kind}:{data}/10.")
+    if kind == "parts":
+        return _few(portions(reference, images, int(count)), few)
     change = _permuted if kind == "permuted" else _rotated
     return _few(_domains(reference, images, int(count), change(images.shape, int(count))), few)
 
@@ -328,6 +333,22 @@ def _domains(name: str, images: Images, n: int, change: Change) -> Stream:
             else:
                 changed = change(pixels, t)
             return dataclasses.replace(split, images=changed)
+
+        return dataclasses.replace(images, train=of(images.train), validation=of(images.validation),
+                                   test=of(images.test))  # fmt: skip
+
+    everything = tuple(range(len(images.classes)))
+    return Stream(name=name, scenario="domain", classes=images.classes, tasks=(everything,) * n, make=make,
+                  base=images, order={"seed": 0})  # fmt: skip
+
+
+def portions(name: str, images: Images, n: int) -> Stream:
+    """Every image in one task, drawn with a fixed seed: nothing changes from task to task but the images."""
+
+    def make(t: int) -> Images:
+        def of(split: ImageSplit) -> ImageSplit:
+            order = uniform(0, 0, torch.arange(len(split)), "parts")[:, 0].argsort(stable=True)
+            return split.subset(order.tensor_split(n)[t].sort().values)
 
         return dataclasses.replace(images, train=of(images.train), validation=of(images.validation),
                                    test=of(images.test))  # fmt: skip

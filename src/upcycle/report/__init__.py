@@ -106,6 +106,9 @@ def _measures(arms: list[Arm], figure: str) -> list[dict[str, Any]]:
     if any(arm.row.get("accuracy") for arm in arms):
         cells = [_accuracy_cell(arm.row, model) for arm in arms]
         lines.append({"name": figure, "cells": cells})
+    for name in dict.fromkeys(name for arm in arms for name in arm.row.get("shown", ())):  # a verb's own, in words
+        words_of = [str(arm.row.get("shown", {}).get(name, "")) for arm in arms]
+        lines.append({"name": name[:1].upper() + name[1:], "cells": [(text, "") for text in words_of]})
     for name, key, show, words in shown:
         if any(arm.row.get(key) is not None for arm in arms):
             cells = [

@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import math
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,7 +145,9 @@ def training(logged: list[Curve], arms: list[Arm]) -> list[Figure]:
     roles = {str(arm.row.get("role")): arm for arm in reversed(arms)}  # the first of a role
     if "product" in roles:
         roles.setdefault("student", roles["product"])  # as the first seed of what a run made is called
-    stages = list(dict.fromkeys((c.arm, c.stage) for c in logged))
+    # The tasks of a stream are stages by the dozen, and belong together.
+    tasks = {c.stage: found.group(1) for c in logged if (found := re.search(r"(?:^|/)task(\d+)$", c.stage))}
+    stages = list(dict.fromkeys((c.arm, _home(c, tasks)) for c in logged))
     several = len({stage for _, stage in stages}) > 1
 
     def title(arm: str, stage: str) -> str:
@@ -166,18 +169,24 @@ def training(logged: list[Curve], arms: list[Arm]) -> list[Figure]:
         key = plots.legend([(names[k], tones[k]) for k in kinds])
         figures.append(Figure("Validation accuracy", _one_line(accuracy), key + body))
     for arm, stage in stages[:12]:
-        losses = [c for c in logged if (c.arm, c.stage) == (arm, stage) and "loss" in c.name]
+        losses = [c for c in logged if (c.arm, _home(c, tasks)) == (arm, stage) and "loss" in c.name]
         if losses:
-            names_here = list(dict.fromkeys(c.name for c in losses))
+            called = {c: _words(c.name) + (f", task {tasks[c.stage]}" if c.stage in tasks else "") for c in losses}
+            names_here = list(dict.fromkeys(called.values()))
             tones_here = {name: plots.tone_of(i) for i, name in enumerate(names_here)}
-            series = [Series(_seeded(_words(c.name), c.seed), c.x, c.y, tones_here[c.name]) for c in losses]
+            series = [Series(_seeded(called[c], c.seed), c.x, c.y, tones_here[called[c]]) for c in losses]
             label = f"Loss of {title(arm, stage)} over the epochs"
             body = plots.lines(series, label=label, x=losses[0].unit, y="loss")
-            key = plots.legend([(_words(name), tones_here[name]) for name in names_here])
+            key = plots.legend(list(tones_here.items()))
             figures.append(Figure(f"Loss: {title(arm, stage)}", _one_line(losses), key + body))
     if len(stages) > 12:
         figures[-1] = Figure(figures[-1].title, f"{len(stages) - 12} more stages are in metrics.csv.", figures[-1].body)
     return figures
+
+
+def _home(curve: Curve, tasks: dict[str, str]) -> str:
+    """The stage that a curve is drawn with: a task's is the one around it."""
+    return curve.stage.rpartition("/")[0] if curve.stage in tasks else curve.stage
 
 
 def _words(name: str) -> str:

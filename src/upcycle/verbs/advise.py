@@ -15,9 +15,12 @@ from upcycle.core.errors import unknown
 from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Access, Card, Data, Method
 
 Architecture = Literal["any", "same", "conv", "transformer"]
-Goal = Literal["smaller", "better", "part", "join", "mend", "explain", "task", "domain"]
+Goal = Literal["smaller", "better", "part", "join", "mend", "explain", "task", "domain", "extend"]
 Source = Literal["none", "labelled"]
 Present = Literal["all", "some"]
+Known = Literal["unknown", "known"]
+Store = Literal["images", "nothing"]
+Growth = Literal["allowed", "none"]
 
 DATA_WORDS: dict[Data, str] = {
     "none": "no images",
@@ -47,6 +50,7 @@ GOAL_WORDS: dict[Goal, str] = {
     "explain": "to see what a network learns from a teacher",
     "task": "a trained network to tell other classes apart",
     "domain": "a network that works on images which look otherwise than those that one was trained on",
+    "extend": "a network that learns one task after another and keeps the first ones",
 }
 _ADAPT = ("task", "domain")  # the goals of upcycle adapt; what the others ask of a teacher is there asked of a network
 
@@ -54,7 +58,8 @@ PLACEHOLDERS = (
     "TEACHER, STUDENT, MODEL, PART and ZOO stand for a reference: zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, "
     "package.module:callable or a saved model; to be asked, MODEL may also be http://HOST:PORT/PATH or FILE.onnx. "
     "DATA and SOURCE stand for a data set's name, a folder of images, "
-    "a Parquet folder, pool:PATH or hub:ORG/NAME."
+    "a Parquet folder, pool:PATH or hub:ORG/NAME. STREAM stands for splits:DATA/5 (its classes in 5 tasks), "
+    "permuted:DATA/10, rotated:DATA/10, parts:DATA/5, drifting:DATA, or folders:PATH (TASK/CLASS/IMAGE in it)."
 )
 
 
@@ -195,13 +200,27 @@ class _Have:
     goal: Goal
     source: Source = "none"
     present: Present = "all"
+    task_id: Known = "unknown"
+    store: Store = "images"
+    growth: Growth = "allowed"
+    boundaries: Known = "known"
 
     def words(self) -> str:
         images, access = DATA_WORDS[self.data], ACCESS_WORDS[self.teacher]
         if self.goal in _ADAPT:
             images, access = f"{images} of the new {self.goal}", access.replace("teacher", "network")
+        if self.goal == "extend":
+            images, access = f"{images} of each task", access.replace("teacher", "network")
         old = ", labelled images of the old domain" if self.source == "labelled" else ""
         some = "Some of the classes do not occur. " if self.present == "some" else ""
+        if self.goal == "extend":
+            which = {"unknown": "is not known", "known": "is known"}
+            some = (
+                f"The task of an image {which[self.task_id]} when it is classified, where one task ends "
+                f"{which[self.boundaries]} in training; of earlier tasks "
+                f"{'some images' if self.store == 'images' else 'no images'} may be kept, and the network "
+                f"{'may' if self.growth == 'allowed' else 'may not'} grow with the tasks. "
+            )
         return (
             f"You have {images}{old} and {access}; {ARCHITECTURE_WORDS[self.architecture]}. {some}"
             f"You want {GOAL_WORDS[self.goal]}."
@@ -227,6 +246,10 @@ def advise(
     goal: Goal = "smaller",
     source: Source = "none",
     present: Present = "all",
+    task_id: Known = "unknown",
+    store: Store = "images",
+    growth: Growth = "allowed",
+    boundaries: Known = "known",
     methods: Iterable[type[Method]] | None = None,
 ) -> Advice:
     """Which methods serve what one has, best first, each with its reason and its command.
@@ -243,9 +266,14 @@ def advise(
             transformer, if both are.
         goal: a smaller network, or a better one of the same size; a part for some of its classes; to join several
             trained networks; to mend one that errs; to explain what a teacher's answers change; a network for
-            another task; or one for another domain, that is, the same classes on images that look otherwise.
+            another task; one for another domain, that is, the same classes on images that look otherwise; or to
+            extend a network by one task after another.
         source: for another domain, whether there are labelled images of the old one.
         present: for another domain, whether all classes occur there, or only some, which ones being unknown.
+        task_id: to extend, whether the task of an image is known when it is classified.
+        store: to extend, whether some images of earlier tasks may be kept, or nothing of them.
+        growth: to extend, whether what is kept beside the network may grow with every task.
+        boundaries: to extend, whether it is known in training where a task ends.
         methods: to choose from; all methods, plugins included, if not given.
 
     Raises:
@@ -258,10 +286,15 @@ def advise(
         ("goal", goal, get_args(Goal)),
         ("kind of images of the old domain", source, get_args(Source)),
         ("share of classes", present, get_args(Present)),
+        ("answer to whether the task is known", task_id, get_args(Known)),
+        ("kind of what may be kept", store, get_args(Store)),
+        ("answer to whether it may grow", growth, get_args(Growth)),
+        ("answer to whether boundaries are known", boundaries, get_args(Known)),
     ):
         if value not in known:
             raise unknown(kind, value, known)
-    have = _Have(data=data, teacher=teacher, architecture=architecture, goal=goal, source=source, present=present)
+    have = _Have(data=data, teacher=teacher, architecture=architecture, goal=goal, source=source, present=present,
+                 task_id=task_id, store=store, growth=growth, boundaries=boundaries)  # fmt: skip
     fits: list[tuple[Card, _Fit]] = []
     refused: list[Refusal] = []
     paths: dict[str, list[str]] = {}
@@ -285,8 +318,9 @@ def _all_methods() -> tuple[type[Method], ...]:
     return all_methods()
 
 
-# kd is worth having with many images; on a few it still runs, and is recommended last and called weak.
-_RUNS_ON: dict[str, Data] = {"kd": "few"}
+# kd is worth having with many images; on a few it still runs, and is recommended last and called weak. vpr is made for
+# a few, which must have labels.
+_RUNS_ON: dict[str, Data] = {"kd": "few", "vpr": "few"}
 
 
 def _lacking(card: Card, have: _Have) -> str:
@@ -341,12 +375,14 @@ _NETWORKS = {
     "reassemble": "--zoo ZOO1,ZOO2",
     "treat": "MODEL",
     "adapt": "MODEL",
+    "extend": "MODEL",
 }
 
 
 def _command(card: Card, fit: _Fit) -> str:
     networks = fit.networks or (_NETWORKS[card.verb] if fit.teacher else "--student STUDENT")
     data = "" if card.needs.data == "none" else "--data DATA "
+    data = "--stream STREAM " if card.verb == "extend" else data
     return f"upcycle {card.verb} {networks} {data}--method {card.name} {fit.options}".strip()
 
 
@@ -360,12 +396,19 @@ def _judge(card: Card, have: _Have) -> _Fit | str:
                 "explain": "it makes a network, and says nothing of how. For a trained one: upcycle diagnose MODEL.",
                 "task": "it is for the classes that its networks have.",
                 "domain": "it knows of no other domain than that of its images."}[have.goal]  # fmt: skip
+    if have.goal == "extend" and card.verb != "extend":
+        return "it learns once, and not one task after another."
+    if have.goal != "extend" and card.verb == "extend":
+        return "it teaches a network one task after another; ask for --goal extend."
     if have.goal not in _ADAPT and card.verb == "adapt":
         return "it adapts a network to other images; ask for --goal task or --goal domain."
     if have.goal == "smaller" and have.architecture == "same":
         return "a student that is built exactly like its teacher is as large as the teacher."
     if card.name in _RULES:
-        return _RULES[card.name](have)
+        found = _RULES[card.name](have)
+        if have.goal == "extend" and have.task_id == "known" and isinstance(found, _Fit):
+            return dataclasses.replace(found, options=f"--scenario task {found.options}".strip())
+        return found
     return _Fit(40, card.summary, teacher=card.needs.teacher != "none")
 
 
@@ -632,6 +675,122 @@ def _attentiondiversification(have: _Have) -> _Fit | str:
     return _Fit(40, reason, networks="--student STUDENT --source_data SOURCE1,SOURCE2")
 
 
+def _kept(have: _Have, place: int, reason: str, *, boundaries: bool = False) -> _Fit | str:
+    """A method that keeps images of earlier tasks."""
+    if have.store == "nothing":
+        return "it keeps some images of earlier tasks (--store images)."
+    if boundaries and have.boundaries == "unknown":
+        return "it must know where a task ends (--boundaries known)."
+    return _Fit(place, reason)
+
+
+def _derpp(have: _Have) -> _Fit | str:
+    reason = (
+        "a few images stay in a memory, with what the network answered when it saw them, and are learnt again beside "
+        "the new ones; it needs neither the task of an image nor to know where one ends."
+    )
+    return _kept(have, 10, reason)
+
+
+def _er(have: _Have) -> _Fit | str:
+    return _kept(have, 14, "derpp without the answers: simpler, less memory, two thirds of the time.")
+
+
+def _coca(have: _Have) -> _Fit | str:
+    reason = (
+        "derpp whose replayed images also teach each other, with two self-supervised tasks beside: about twice the "
+        "time. Try it after derpp, and compare."
+    )
+    return _kept(have, 12, reason)
+
+
+def _vpr(have: _Have) -> _Fit | str:
+    if have.data == "unlabelled":
+        return "it needs a few images with labels, and yours have none."
+    reason = (
+        "each class is kept as a Gaussian among the network's features and an image or so: for the smallest memory, "
+        "and for a handful of labelled images a class."
+    )
+    if have.data == "few":
+        reason = f"if your few images have labels: {reason}"
+    return _kept(have, 16, reason, boundaries=True)
+
+
+def _joint(have: _Have) -> _Fit | str:
+    reason = (
+        "if the images of all tasks can be kept: nothing is forgotten where all are learnt at once. The others "
+        "show it beside them as their upper bound."
+    )
+    return _kept(have, 70, reason)
+
+
+def _finetune(have: _Have) -> _Fit | str:
+    return _Fit(80, "nothing is done against forgetting; the others show it beside them as their lower bound.")
+
+
+def _held(place: int, reason: str) -> Callable[[_Have], _Fit | str]:
+    """A method that holds on to weights or answers, without images: it keeps little where tasks are not told."""
+
+    def rule(have: _Have) -> _Fit | str:
+        if have.boundaries == "unknown":
+            return "it takes stock at the end of each task, so it must know where that is (--boundaries known)."
+        if have.task_id == "known":
+            return _Fit(place, reason)
+        weak = (
+            " Where the task of an image is not known, it keeps next to nothing of classes that came apart from each "
+            "other (on Split CIFAR-10 no more than fine-tuning, arXiv:2004.07211); for the same classes seen "
+            "differently it helps."
+        )
+        return _Fit(place + 40, reason + weak)
+
+    return rule
+
+
+def _told(have: _Have) -> str:
+    """Why a method cannot serve that is told the task of each image; empty if it can."""
+    if have.task_id == "unknown":
+        return "it must be told the task of an image when it classifies one (--task_id known)."
+    if have.boundaries == "unknown":
+        return "it must know in training where a task ends (--boundaries known)."
+    return ""
+
+
+def _blip(have: _Have) -> _Fit | str:
+    if why := _told(have):
+        return why
+    if have.architecture == "transformer":
+        return "it freezes the bits of linear layers and convolutions; for a transformer there is meat."
+    reason = (
+        "after each task as many leading bits of each weight are frozen as it has taught: no images are kept, and no "
+        "more memory with more tasks. The network must be without BatchNorm."
+    )
+    return _Fit(4, reason)
+
+
+def _meat(have: _Have) -> _Fit | str:
+    if why := _told(have):
+        return why
+    if have.architecture in ("conv", "same"):
+        return "it is for vision transformers (--architecture transformer)."
+    if have.growth == "none":
+        return "it keeps masks and a head for every task, which grow with them (--growth allowed)."
+    only = "" if have.architecture == "transformer" else "if MODEL is a trained vision transformer: "
+    reason = (
+        f"{only}its weights stay as they are, and each task gets masks of a bit a weight and a head of its own, so "
+        "nothing is forgotten."
+    )
+    return _Fit(0 if have.architecture == "transformer" else 5, reason)
+
+
+def _streaming(have: _Have) -> _Fit | str:
+    reason = (
+        "for images without labels: the features go on learning by themselves, chunk after chunk; where there are "
+        "labels, a classifier on them is trained at the end, on all tasks at once."
+    )
+    options = "--replay 0" if have.store == "nothing" else ""
+    return _Fit(2 if have.data == "unlabelled" else 85, reason, options)
+
+
 _RULES: dict[str, Callable[[_Have], _Fit | str]] = {
     "kd": _kd,
     "vam": _vam,
@@ -658,4 +817,16 @@ _RULES: dict[str, Callable[[_Have], _Fit | str]] = {
     "ba3us": _ba3us,
     "iso": _iso,
     "attentiondiversification": _attentiondiversification,
+    "finetune": _finetune,
+    "joint": _joint,
+    "er": _er,
+    "derpp": _derpp,
+    "coca": _coca,
+    "vpr": _vpr,
+    "blip": _blip,
+    "meat": _meat,
+    "streaming": _streaming,
+    "oewc": _held(20, "weights that earlier tasks depend on are held, the more so the more they do: no image is kept."),
+    "si": _held(22, "like oewc, with the importance of a weight added up while it is learnt."),
+    "lwf": _held(24, "the network's own answers of before are held on the new images: no image is kept."),
 }  # fmt: skip

@@ -41,9 +41,13 @@ def advise(
     data: Literal["none", "few", "unlabelled", "labelled"] | None = None,
     teacher: Literal["none", "predictions", "features", "weights"] = "weights",
     architecture: Literal["any", "same", "conv", "transformer"] = "any",
-    goal: Literal["smaller", "better", "part", "join", "mend", "explain", "task", "domain"] = "smaller",
+    goal: Literal["smaller", "better", "part", "join", "mend", "explain", "task", "domain", "extend"] = "smaller",
     source: Literal["none", "labelled"] = "none",
     present: Literal["all", "some"] = "all",
+    task_id: Literal["unknown", "known"] = "unknown",
+    store: Literal["images", "nothing"] = "images",
+    growth: Literal["allowed", "none"] = "allowed",
+    boundaries: Literal["unknown", "known"] = "known",
 ) -> int:
     """Which method fits, why, and the command to run; and which cannot work.
 
@@ -53,15 +57,20 @@ def advise(
         teacher: what you can get of the teacher.
         architecture: of the student: any, the same as the teacher's, convolutional, or a transformer.
         goal: a smaller network, a better one of the same size, a part for some of its classes, to join several, to
-            mend one that errs, to explain what a teacher's answers change, a network for another task, or one for
-            another domain (the same classes on images that look otherwise).
+            mend one that errs, to explain what a teacher's answers change, a network for another task, one for
+            another domain (the same classes on images that look otherwise), or to extend one by task after task.
         source: for another domain, whether you have labelled images of the old one.
         present: for another domain, whether all classes occur in it, or only some, which ones being unknown.
+        task_id: to extend, whether the task of an image is known when it is classified.
+        store: to extend, whether some images of earlier tasks may be kept.
+        growth: to extend, whether what is kept beside the network may grow with every task.
+        boundaries: to extend, whether it is known in training where a task ends.
     """
     from upcycle.verbs.advise import advise as ask
 
     have: dict[str, Any] = {"data": data, "teacher": teacher, "architecture": architecture, "goal": goal,
-                            "source": source, "present": present}  # fmt: skip
+                            "source": source, "present": present, "task_id": task_id, "store": store,
+                            "growth": growth, "boundaries": boundaries}  # fmt: skip
     if data is None:
         require(sys.stdin.isatty(), "Say what you have: --data none, few, unlabelled or labelled.")
         have = _asked()
@@ -73,18 +82,29 @@ _QUESTIONS = {
     "data": ("Which images do you have?", ("none", "few", "unlabelled", "labelled")),
     "teacher": ("What can you get of the teacher?", ("none", "predictions", "features", "weights")),
     "architecture": ("What shall the student be?", ("any", "same", "conv", "transformer")),
-    "goal": ("What is it for?", ("smaller", "better", "part", "join", "mend", "explain", "task", "domain")),
+    "goal": ("What is it for?", ("smaller", "better", "part", "join", "mend", "explain", "task", "domain", "extend")),
     "source": ("Which images of the old domain do you have?", ("none", "labelled")),
     "present": ("Which of the classes occur in the new domain?", ("all", "some")),
+    "task_id": ("Is the task of an image known when it is classified?", ("unknown", "known")),
+    "store": ("What may be kept of earlier tasks?", ("images", "nothing")),
+    "growth": ("May what is kept grow with every task?", ("allowed", "none")),
+    "boundaries": ("Is it known in training where a task ends?", ("known", "unknown")),
 }
-_DEFAULTS = {"architecture": "any", "goal": "smaller", "source": "none", "present": "all"}
+_DEFAULTS = {"architecture": "any", "goal": "smaller", "source": "none", "present": "all", "task_id": "unknown",
+             "store": "images", "growth": "allowed", "boundaries": "known"}  # fmt: skip
+_ONLY = {
+    "source": "domain",
+    "present": "domain",
+    **dict.fromkeys(("task_id", "store", "growth", "boundaries"), "extend"),
+}
+"""The goal that a question belongs to."""
 
 
 def _asked() -> dict[str, Any]:
     """The answers of the person at the terminal; an empty one takes the default."""
     answers: dict[str, Any] = {}
     for name, (question, choices) in _QUESTIONS.items():
-        if name in ("source", "present") and answers["goal"] != "domain":
+        if name in _ONLY and answers["goal"] != _ONLY[name]:
             continue
         default = _DEFAULTS.get(name, choices[-1])
         answer = input(f"{question} ({', '.join(choices)}) [{default}] ").strip().lower() or default

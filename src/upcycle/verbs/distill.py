@@ -29,6 +29,7 @@ from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, parent_node, 
 from upcycle.distillation import KD
 from upcycle.verbs.making import (
     UNRECORDED,
+    DataSetting,
     Result,
     RunSetting,
     Say,
@@ -54,7 +55,7 @@ from upcycle.verbs.methods import plugin_of
 
 
 @dataclass(kw_only=True)
-class Setting(RunSetting):
+class Setting(RunSetting, DataSetting):
     """Data, devices, and where it goes.
 
     Args:

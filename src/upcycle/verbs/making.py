@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -24,6 +24,7 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.run import Run, device_of
 from upcycle.data import Images
+from upcycle.data.streams import Stream
 from upcycle.report import write_report
 from upcycle.verbs.methods import all_methods
 
@@ -31,12 +32,22 @@ Say = Callable[[str], None]
 
 
 @dataclass(kw_only=True)
-class RunSetting:
-    """Data, devices, and where it goes.
+class DataSetting:
+    """What a verb works on.
 
     Args:
         data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
             folder, pool:PATH, or hub:ORG/NAME.
+    """
+
+    data: str | None = None
+
+
+@dataclass(kw_only=True)
+class RunSetting:
+    """Devices, and where it goes.
+
+    Args:
         out: the run directory; if not given, one under runs/, named after the verb, the method and the data.
         size: resize images to this side, in pixels.
         seed: of everything random.
@@ -50,7 +61,6 @@ class RunSetting:
         quiet: print only errors.
     """
 
-    data: str | None = None
     out: Path | None = None
     size: int | None = None
     seed: int = 0
@@ -139,7 +149,10 @@ def default_of(cls: type[Method], option: str) -> Any:
 # -- data and measuring -----------------------------------------------------------------------------------------
 
 
-def augmented(data: Images, choice: tuple[str, ...], grey: tuple[str, ...] = ()) -> Images:
+Seen = TypeVar("Seen", Images, Stream)
+
+
+def augmented(data: Seen, choice: tuple[str, ...], grey: tuple[str, ...] = ()) -> Seen:
     """``data`` with the augmentation of a setting: ``auto`` takes crop and flip for colour images, else ``grey``."""
     usual = {"auto": ("crop", "flip") if data.shape[0] == 3 else grey, "none": ()}
     return data.augmented(usual.get(choice[0], choice))
@@ -254,7 +267,8 @@ def claim_directory(out: Path, *, resume: bool) -> None:
     used = out.is_dir() and any(p.suffix != ".tmp" for p in out.iterdir())
     if used and not resume:
         raise UserError(f"{out} exists and is not empty: add --resume to go on with it, or choose another --out.")
-    if used and not (out / "config.yaml").exists():
+    # What stands beside a run comes first, so a run may have left nothing but that.
+    if used and not (out / "config.yaml").exists() and not any(out.glob("more/*/config.yaml")):
         raise UserError(f"{out} holds no run that could go on (no config.yaml); choose another --out.")
     fresh = [p for p in (out, *out.parents) if not p.exists()]
     try:
@@ -298,8 +312,13 @@ def leave(
     seconds: float,
     figure: str = "test accuracy",
     seeds: list[int],
+    more: dict[str, Any] | None = None,
 ) -> None:
-    """Write the product with its lineage and card, ``result.json`` and the report into the run directory."""
+    """Write the product with its lineage and card, ``result.json`` and the report into the run directory.
+
+    Args:
+        more: further JSON data for ``result.json``.
+    """
     card, model = cls.card, result.model
     product = result.rows[-1]
     metrics: dict[str, float | list[float]] = {}
@@ -319,7 +338,7 @@ def leave(
                  "classes": list(data.classes), "notes": data.notes, "chosen": data.chosen},
         "rows": result.rows, "seeds": seeds,
         "machine": {**machine(), **run.machine}, "config": config, "notes": run.notes,
-        "versions": lineage.versions(),
+        "versions": lineage.versions(), **(more or {}),
     }  # fmt: skip
     measured = {**record, "data": {"name": data.measured or data.name}}
     models.save(model, result.directory / "model", readme=lineage.model_card(tree, measured))
@@ -376,12 +395,15 @@ def points(difference: float) -> str:
 
 
 def table(rows: list[dict[str, Any]], figure: str) -> str:
-    """The comparison for a terminal."""
-    lines = [("", figure, "parameters", "multiply-adds", "latency", "memory")]
+    """The comparison for a terminal: what a row has to show, a text by the name of its column, or else its costs."""
+    own = list(dict.fromkeys(name for r in rows for name in r.get("shown", ())))
+    lines = [("", figure, *(own or ("parameters", "multiply-adds", "latency", "memory")))]
     for r in rows:
-        shown = (("parameters", si), ("macs", si), ("latency", duration), ("memory", bytes_))  # none of a black box
-        lines.append((r["name"], spread(r["accuracy"]), *(show(r[key]) if key in r else "" for key, show in shown)))
-    widths = [max(len(line[i]) for line in lines) for i in range(6)]
+        costs = (("parameters", si), ("macs", si), ("latency", duration), ("memory", bytes_))  # none of a black box
+        cells = [show(r[key]) if key in r else "" for key, show in costs]
+        cells = [r.get("shown", {}).get(name, "") for name in own] if own else cells
+        lines.append((r["name"], spread(r["accuracy"]), *cells))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     made = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
             for line in lines]  # fmt: skip
     return "\n".join(["", made[0], "─" * len(made[0]), *made[1:], ""])

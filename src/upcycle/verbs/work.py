@@ -18,12 +18,14 @@ from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.lineage import Node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.run import require_same_config
 from upcycle.data import Images, check_reference
 from upcycle.data import load as load_data
 from upcycle.data.labels import relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.verbs.making import (
     UNRECORDED,
+    DataSetting,
     Result,
     RunSetting,
     Say,
@@ -47,7 +49,7 @@ Reference = str | Path | nn.Module | Model
 
 
 @dataclass(kw_only=True)
-class Setting(RunSetting):
+class Setting(RunSetting, DataSetting):
     """Data, devices, and where it goes.
 
     Args:
@@ -70,12 +72,20 @@ class Work:
         data: Any,
         say: Say,
         options: dict[str, Any],
-        kind: type[Setting] = Setting,
+        kind: Any = Setting,
+        called: str = "data",
     ) -> None:
-        self.verb, self.networks, self.data_ref = verb, networks, data
+        """Options are checked as far as each can be alone.
+
+        Args:
+            kind: the dataclass of the verb's options; has a field for ``data``.
+            called: the name of that field.
+        """
+        self.verb, self.networks, self.data_ref, self.called = verb, networks, data, called
         self.cls: Any = method if isinstance(method, type) else find_method(method, verb)
         common, self.own = split_options(self.cls, kind, options)
-        self.kind, self.setting = kind, kind(**common, data=data if isinstance(data, str) else None)
+        self.kind: Any = kind
+        self.setting: Setting = kind(**common, **{called: data if isinstance(data, str) else None})
         self.say: Say = say if first_process() and not self.setting.quiet else lambda text: None
         named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
         self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
@@ -85,6 +95,7 @@ class Work:
         probe: dict[str, Any],
         sets: Sequence[Any] | None = None,
         looks: dict[str, Callable[[str], None]] | None = None,
+        look: Callable[[str], None] = check_reference,
     ) -> None:
         """Everything that can be known to be wrong without building or reading anything large.
 
@@ -92,6 +103,7 @@ class Work:
             probe: stand-ins for the networks, and for what else the method is given.
             sets: references of the data, if they are several.
             looks: what checks the references of some networks, in place of :func:`models.check_reference`.
+            look: what checks the references of the data.
         """
         for name, value in self.networks.items():
             for reference in value if isinstance(value, list) else [value]:
@@ -100,10 +112,13 @@ class Work:
                     (looks or {}).get(name, models.check_reference)(reference)
         for reference in sets or [self.data_ref]:
             if isinstance(reference, str):
-                check_reference(reference)
+                look(reference)
         self.cls(**probe, **self.own)  # its __post_init__ checks the values
         if not self.setting.dry_run and first_process():
             claim_directory(self.out, resume=self.setting.resume)
+            if self.setting.resume:
+                for file in (self.out / "config.yaml", *sorted(self.out.glob("more/*/config.yaml"))):
+                    require_same_config(file, self.config())
 
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images; those of a person's own, or of another task, are brought to what a network takes."""
@@ -206,7 +221,7 @@ class Work:
         own = {key: self.own.get(key, default_of(self.cls, key)) for key in self.cls.options()}
         names = [f.name for f in dataclasses.fields(self.kind) if f.name not in UNRECORDED]
         common = {name: getattr(self.setting, name) for name in names}
-        config = {**self.networks, "method": self.cls.card.name, **common, "data": self.data_ref, "out": self.out,
+        config = {**self.networks, "method": self.cls.card.name, **common, self.called: self.data_ref, "out": self.out,
                   **own}  # fmt: skip
         return {key: plain(value) for key, value in config.items()}
 
