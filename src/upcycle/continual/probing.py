@@ -1,0 +1,251 @@
+"""What a frozen encoder is worth: linear probes, BatchNorm's share in forgetting, flatness of the minimum.
+
+How alike two encoders are is linear CKA: :func:`upcycle.assembly.similarity.linear_cka` of their :func:`features`, on
+ten times as many images as there are features or more, for with fewer it is biased upwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from upcycle.core.errors import UserError, require
+from upcycle.core.evaluate import undisturbed
+from upcycle.core.models import copy_of
+from upcycle.data.augment import uniform
+from upcycle.data.images import ImageSplit
+from upcycle.data.streams import Stream
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Penalties λ that a probe chooses from."""
+
+
+def features(encoder: nn.Module, split: ImageSplit, batch_size: int = 512) -> Tensor:
+    """What ``encoder`` gives for every sample of ``split`` in evaluation mode, float32 (n, d) on the CPU.
+
+    Float32 from a float64 encoder too: L-BFGS, which fits the probes, stops elsewhere where the last bits differ, as
+    they do between one process and several.
+
+    Raises:
+        UserError: something that is not finite.
+    """
+    first = next(encoder.parameters())
+    found = []
+    with undisturbed(encoder):
+        for index in torch.arange(len(split)).split(batch_size):
+            images = split.batch(index, device=first.device).images
+            found.append(encoder(images.to(first.dtype)).float().cpu())
+    x = torch.cat(found)
+    require(bool(x.isfinite().all()), "The encoder gives NaN or infinite features.")
+    return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A linear classifier on features: logits x W' + b.
+
+    Args:
+        weight: float64 (k, d); b is ``bias`` (k,).
+        strength: the penalty λ that was chosen.
+        validation: its accuracy on the validation features; ``None`` where there were none.
+    """
+
+    weight: Float[Tensor, "k d"]
+    bias: Float[Tensor, " k"]
+    strength: float
+    validation: float | None
+
+    def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Logits, float64. Classes that the probe saw no image of have the lowest."""
+        return x.double() @ self.weight.T + self.bias
+
+    def accuracy(self, x: Float[Tensor, "n d"], y: Int[Tensor, " n"]) -> float:
+        """The share of features that are put into their class."""
+        return float((self(x).argmax(1) == y).double().mean())
+
+
+UNSEEN = -1e4
+"""The logit of a class that no image of was seen."""
+
+
+def linear_probe(
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    classes: int,
+    validation: tuple[Float[Tensor, "m d"], Int[Tensor, " m"]] | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Probe:
+    """Logistic regression, mean cross-entropy + λ/2 |W|² on standardised features, with the best λ on ``validation``.
+
+    The first of equally good ones, from the strongest on; without validation images the one in the middle.
+
+    Args:
+        x, y: features and classes to learn from.
+        classes: k.
+        validation: features and classes to choose λ on.
+        strengths: the λs.
+
+    Raises:
+        UserError: images of fewer than two classes.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    seen = y.unique()
+    require(len(seen) > 1, "A linear probe needs labelled images of at least two classes.")
+    mean, std = x.double().mean(0), x.double().std(0, correction=0)
+    std = torch.where(std > 1e-9 * x.abs().amax().double(), std, 1.0)
+    standardised = ((x.double() - mean) / std).numpy()
+
+    def fitted(strength: float) -> Probe:
+        model = LogisticRegression(C=1 / (strength * len(x)), max_iter=300, tol=1e-5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that is nearly there serves as well
+            model.fit(standardised, y.numpy())
+        rows, offsets = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+        if len(seen) == 2:  # scikit-learn gives one row, the second class against the first
+            rows, offsets = torch.cat([-rows, rows]) / 2, torch.cat([-offsets, offsets]) / 2
+        weight = torch.zeros(classes, x.shape[1], dtype=torch.float64)
+        bias = torch.full((classes,), UNSEEN, dtype=torch.float64)
+        weight[seen] = rows / std
+        bias[seen] = offsets - weight[seen] @ mean
+        made = Probe(weight=weight, bias=bias, strength=strength, validation=None)
+        if validation is None:
+            return made
+        return Probe(weight=weight, bias=bias, strength=strength, validation=made.accuracy(*validation))
+
+    ordered = sorted(strengths, reverse=True)
+    if validation is None:
+        return fitted(ordered[len(ordered) // 2])
+    return max((fitted(s) for s in ordered), key=lambda probe: probe.validation or 0.0)
+
+
+class Probing:
+    """The linear probe of an encoder over all classes of a stream, fitted anew when it is asked for after a change.
+
+    Args:
+        encoder: as it changes.
+        data: whose labelled training images the probe learns from, and whose validation images it is chosen on.
+        most: so many of each at most, equally many of each task.
+    """
+
+    def __init__(self, encoder: nn.Module, data: Stream, most: int) -> None:
+        self.encoder, self.data, self.most = encoder, data, most
+        self._probe: Probe | None = None
+        self._known = False
+
+    def forget(self) -> None:
+        """The encoder has changed."""
+        self._probe, self._known = None, False
+
+    def fitted(self) -> Probe | None:
+        """The probe; ``None`` where training images of fewer than two classes have labels."""
+        if not self._known:
+            self._probe, self._known = self._fit(), True
+        return self._probe
+
+    def answers(self, split: ImageSplit, t: int) -> Tensor:
+        """Its logits (n, k) of every image; zeros where there is no probe."""
+        probe = self.fitted()
+        return torch.zeros(len(split), len(self.data.classes)) if probe is None else probe(
+            features(self.encoder, split))  # fmt: skip
+
+    def _fit(self) -> Probe | None:
+        train, validation = self._labelled
+        if train is None or len(train.labels.unique()) < 2:
+            return None
+        held = None if validation is None else (features(self.encoder, validation), validation.labels)
+        return linear_probe(features(self.encoder, train), train.labels, len(self.data.classes), held)
+
+    @cached_property
+    def _labelled(self) -> tuple[ImageSplit | None, ImageSplit | None]:
+        found: tuple[list[ImageSplit], list[ImageSplit]] = ([], [])
+        for t in range(len(self.data)):
+            images = self.data.task(t)
+            for split, parts in zip((images.train, images.validation), found, strict=True):
+                known = (split.labels >= 0).nonzero()[:, 0]
+                order = uniform(0, t, known, "probe")[:, 0].argsort(stable=True)
+                parts.append(split.subset(known[order[: -(-self.most // len(self.data))]]))
+        train, validation = (union(parts) for parts in found)
+        return train if len(train) else None, validation if len(validation) else None
+
+
+def union(splits: Sequence[ImageSplit]) -> ImageSplit:
+    """The images of all, in order; normalised and augmented as the last."""
+    images, labels, ids = (torch.cat([getattr(s, name) for s in splits]) for name in ("images", "labels", "ids"))
+    return dataclasses.replace(splits[-1], images=images, labels=labels, ids=ids)
+
+
+def recalibrated(encoder: nn.Module, split: ImageSplit, batch_size: int = 512) -> nn.Module:
+    """A copy whose BatchNorm statistics are the means over ``split``, in batches of nearly equal length.
+
+    Statistics follow the last chunk of a stream, which alone looks like forgetting: measure with and without.
+    """
+    made = copy_of(encoder)
+    norms = [m for m in made.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    first = next(made.parameters())
+    with undisturbed(made):
+        momenta = [m.momentum for m in norms]
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None  # the mean of all batches
+            m.train()
+        for index in torch.arange(len(split)).tensor_split(-(-len(split) // batch_size)):
+            made(split.batch(index, device=first.device).images.to(first.dtype))
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+    return made
+
+
+@torch.no_grad()
+def flatness(
+    module: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    epsilons: Sequence[float],
+    directions: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """How much the loss grows around the weights: for each ε the mean of loss(θ + ε d) - loss(θ) over directions d.
+
+    Directions are Gaussian and scaled filter by filter to the norms of the weights (Li et al., NeurIPS 2018,
+    arXiv:1712.09913); biases and scales, which have no filters, stay. A flat minimum gives small numbers.
+
+    Args:
+        module: unchanged afterwards.
+        loss: of the module with changed weights, as it stands in its mode.
+        epsilons: lengths, shares of each filter's norm.
+        directions: how many d.
+        generator: of the directions, on the CPU.
+    """
+    require(directions >= 1, f"Flatness needs at least one direction, not {directions}.")
+    weights = [p for p in module.parameters() if p.dim() > 1]
+    if not weights:
+        raise UserError(f"{type(module).__name__} has no filters to move.")
+    before, here = [p.clone() for p in weights], float(loss(module))
+    growth = [0.0] * len(epsilons)
+    try:
+        for _ in range(directions):
+            d = [_filterwise(torch.randn(p.shape, generator=generator).to(p), p) for p in before]
+            for i, epsilon in enumerate(epsilons):
+                for p, start, step in zip(weights, before, d, strict=True):
+                    p.copy_(start + epsilon * step)
+                growth[i] += (float(loss(module)) - here) / directions
+    finally:
+        for p, start in zip(weights, before, strict=True):
+            p.copy_(start)
+    return growth
+
+
+def _filterwise(d: Tensor, p: Tensor) -> Tensor:
+    """``d`` with each filter (first axis) as long as that of ``p``."""
+    axes = tuple(range(1, p.dim()))
+    lengths = torch.linalg.vector_norm(d, dim=axes, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
+    return d * (torch.linalg.vector_norm(p, dim=axes, keepdim=True) / lengths)
