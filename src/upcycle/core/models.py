@@ -32,15 +32,17 @@ from upcycle.core.outputs import Logits
 from upcycle.core.weights import fill, load_weights, require_finite
 
 # Imported by name at run time, so that core depends on nothing above it. Each module has
-# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None. What "assembly"
-# makes again is made of other networks, recorded in its options as ``source_of`` has them.
+# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None. What those of MADE
+# make again is made of other networks, recorded in its options as ``source_of`` has them.
 BUILDERS = {
     "zoo": "upcycle.zoo",
     "timm": "upcycle.zoo.from_timm",
     "torchvision": "upcycle.zoo.from_torchvision",
     "hf": "upcycle.zoo.from_transformers",
     "assembly": "upcycle.assembly.rebuild",
+    "continual": "upcycle.continual.rebuild",
 }
+MADE = ("assembly", "continual")
 FORMS = (
     "zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, package.module:callable "
     "or the directory of a saved upcycle model"
@@ -469,8 +471,8 @@ def _rebuild(directory: Path, record: dict[str, Any], options: dict[str, Any], t
     if reference is None:
         raise UserError(f"{directory} was saved from a Python object: load it with load(path, into=module).")
     kind, _, name = reference.partition(":")
-    if kind == "assembly":
-        return _again(directory, record, name, options, trust)
+    if kind in MADE:
+        return _again(directory, record, options, trust)
     build: Callable[..., Any]
     if kind in BUILDERS:
         build = importlib.import_module(BUILDERS[kind]).build
@@ -498,12 +500,11 @@ def _rebuild(directory: Path, record: dict[str, Any], options: dict[str, Any], t
     return build(**arguments)
 
 
-def _again(
-    directory: Path, record: dict[str, Any], name: str, options: dict[str, Any], trust: tuple[str, ...]
-) -> Model:
+def _again(directory: Path, record: dict[str, Any], options: dict[str, Any], trust: tuple[str, ...]) -> Model:
     """A network that was made of others, with fresh weights."""
+    kind, _, name = record["reference"].partition(":")
     made = {key: value for key, value in options.items() if key not in ("num_classes", "input_shape")}
-    builder = importlib.import_module(BUILDERS["assembly"])
+    builder = importlib.import_module(BUILDERS[kind])
     try:
         module = builder.again(name, made, lambda source: _rebuild(directory, *_source(directory, source), trust))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
