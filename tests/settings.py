@@ -16,7 +16,7 @@ from torch import nn
 
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
-from upcycle.continual import ER, DERpp, Finetune, Joint
+from upcycle.continual import BLIP, ER, EWC, MEAT, SI, VPR, CoCa, DERpp, Finetune, Joint, LwF, StreamingSSL
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.method import Method
 from upcycle.core.models import Model
@@ -27,7 +27,9 @@ from upcycle.data.streams import Stream, stream
 from upcycle.diagnosis import ModelDoctor
 from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, KDExplainer, NetGraft, OneStageGAN, TfKD
 from upcycle.predictors import Answers
+from upcycle.zoo.convnet import ConvNet
 from upcycle.zoo.tree import Tree
+from upcycle.zoo.vit import ViT
 
 
 class TinyNet(nn.Module):
@@ -69,6 +71,21 @@ def tiny_stream(tasks: str = "5", scenario: str = "class") -> Callable[[int], St
     return lambda n=160: stream(tiny_data(n), tasks=tasks, scenario=scenario)  # type: ignore[arg-type]
 
 
+def turned_stream(n: int = 160) -> Stream:
+    """The first digits upright, then lying on their side, then on their head."""
+    data = tiny_data(n)
+
+    def make(t: int) -> Images:
+        def of(split: ImageSplit) -> ImageSplit:
+            upright = split.images.dtype == torch.uint8
+            return dataclasses.replace(split, images=split.images.rot90(t, (1, 2) if upright else (2, 3)).contiguous())
+
+        return dataclasses.replace(data, train=of(data.train), validation=of(data.validation), test=of(data.test))
+
+    return Stream(name="turned:digits", scenario="domain", classes=data.classes, tasks=(tuple(range(10)),) * 3,
+                  make=make, base=data, order={"turns": 3})  # fmt: skip
+
+
 def tiny_model(name: str, seed: int, width: int = 16) -> Model:
     return Model(module=tiny_net(seed, width), input_shape=(1, 8, 8), mean=(0.3,), std=(0.4,),
                  classes=tuple("0123456789"), name=name)  # fmt: skip
@@ -79,6 +96,18 @@ def tiny_tree(seed: int) -> Model:
     torch.manual_seed(seed)
     module = Tree((2, 3), (4, 4), 10, (1, 8, 8), width=4, hidden=8, dropout=0.0)
     return dataclasses.replace(tiny_model("student", seed), module=module)
+
+
+def tiny_vit(seed: int) -> Model:
+    """Two blocks, four tokens."""
+    torch.manual_seed(seed)
+    return dataclasses.replace(tiny_model("student", seed), module=ViT((1, 8, 8), 10, width=16, depth=2, heads=2))
+
+
+def tiny_plain(seed: int) -> Model:
+    """Convolutions with GroupNorm, in which no sample depends on others."""
+    torch.manual_seed(seed)
+    return dataclasses.replace(tiny_model("student", seed), module=ConvNet((4, 4, 8), 10, 1, groups=2))
 
 
 def seen(model: Model) -> Model:
@@ -173,6 +202,7 @@ class Row:
 _RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
 _TUNE = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=0.01)
 _LEARN = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
+_PRETRAIN = Recipe(epochs=2, batch_size=16, optimizer="adam", lr=1e-3, weight_decay=0.0)
 _BETA = Recipe(epochs=3, batch_size=16, lr=0.05)  # small batches, so that there are some of hard images
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
 _INVERT = {"recipe": _RECIPE, "rounds": 4, "batch": 32, "kd_steps": 4, "capacity": 128}
@@ -183,6 +213,8 @@ _GENERATE_WORDS = (*_INVERT_WORDS, "--nz=16", "--ngf=8")
 _REASSEMBLE = {"blocks": 2, "probe": 64, "runs": 5, "candidates": 4, "score_batches": 1}
 _PARTIAL = {"iterations": 30, "batch_size": 13, "mu": 3, "bottleneck": 16, "hidden": 16, "backbone_rate": 1.0}
 _PARTIAL_WORDS = ("--iterations=20", "--batch_size=16", "--bottleneck=16", "--hidden=16")
+_EPISODES = {"recipe": _LEARN, "episodes": 8, "later": 3, "draws": 3, "width": 8, "images": 4}
+_EPISODE_WORDS = ("--recipe.epochs=2", "--episodes=8", "--later=3", "--draws=3", "--width=8")
 
 ROWS = {
     "kd": Row(KD, {"recipe": _RECIPE}, _WORDS),
@@ -353,7 +385,77 @@ ROWS = {
         teacher=False,
         data=tiny_stream("1", "general"),
     ),
+    "oewc": Row(EWC, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
+    "oewc-task": Row(
+        EWC,
+        {"recipe": _LEARN, "samples": 20, "gamma": 0.5, "weighted": False},
+        (*_WORDS, "--samples=20", "--gamma=0.5", "--weighted=false"),
+        teacher=False,
+        data=tiny_stream("2+4", "task"),
+    ),
+    "si": Row(SI, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
+    "si-task": Row(SI, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream("2+4", "task")),
+    "lwf": Row(LwF, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
+    "lwf-task": Row(LwF, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream("2+4", "task")),
     "derpp": Row(DERpp, {"recipe": _LEARN, "memory": 20}, (*_WORDS, "--memory=20"), teacher=False, data=tiny_stream()),
+    "coca": Row(CoCa, {"recipe": _LEARN, "memory": 20}, (*_WORDS, "--memory=20"), teacher=False, data=tiny_stream()),
+    "coca-boundaries": Row(
+        CoCa,
+        {"recipe": _LEARN, "memory": 20, "boundaries": True, "zoom": False, "gamma": 0.5},
+        (*_WORDS, "--memory=20", "--boundaries"),
+        teacher=False,
+        data=tiny_stream(),
+    ),
+    "vpr": Row(VPR, _EPISODES, _EPISODE_WORDS, teacher=False, data=tiny_stream("2+2")),
+    "vpr-domain": Row(
+        VPR,
+        {**_EPISODES, "replay_tasks": 1, "told": True},
+        (*_EPISODE_WORDS, "--replay_tasks=1", "--told"),
+        teacher=False,
+        data=turned_stream,
+    ),
+    "meat": Row(
+        MEAT,
+        {"recipe": _TUNE, "gamma": 1.0},
+        ("--student=zoo:vit", *_WORDS, "--gamma=1"),
+        networks=lambda: {"student": tiny_vit(100)},
+        data=tiny_stream("5", "task"),
+    ),
+    "meat-all": Row(
+        MEAT,
+        {"recipe": _TUNE, "gamma": 1.0, "masks": "all"},
+        ("--student=zoo:vit", *_WORDS, "--gamma=1", "--masks=all"),
+        networks=lambda: {"student": tiny_vit(100)},
+        data=tiny_stream("5", "task"),
+    ),
+    "streaming": Row(
+        StreamingSSL,
+        {"recipe": _PRETRAIN, "projection": 16, "probes": 100},
+        (*_WORDS, "--projection=16", "--probes=100"),
+        teacher=False,
+        data=tiny_stream(),
+    ),
+    "streaming-mas": Row(
+        StreamingSSL,
+        {"recipe": _PRETRAIN, "projection": 16, "probes": 100, "objective": "simsiam", "mas": 1.0, "replay": 0.5},
+        (*_WORDS, "--projection=16", "--objective=simsiam", "--mas=1"),
+        teacher=False,
+        data=tiny_stream("2", "task"),
+    ),
+    "blip": Row(
+        BLIP,
+        {"recipe": _LEARN, "samples": 50},
+        ("--student=zoo:convnet_groupnorm", *_WORDS, "--samples=50"),
+        networks=lambda: {"student": tiny_plain(100)},
+        data=tiny_stream("5", "task"),
+    ),
+    "blip-fresh": Row(
+        BLIP,
+        {"recipe": _LEARN, "fresh": True, "f0": 1e-9},
+        ("--student=zoo:convnet_groupnorm", *_WORDS, "--fresh", "--f0=1e-9"),
+        networks=lambda: {"student": tiny_plain(100)},
+        data=tiny_stream("2+4", "task"),
+    ),
     "probe": Row(LinearProbe, {"recipe": _RECIPE}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
     "nes": Row(NES, {"recipe": _RECIPE}, _WORDS, teacher=False),
     "nes-tile": Row(NES, {"recipe": _RECIPE, "mode": "tile", "w_kd": 0.5}, (*_WORDS, "--mode=tile")),

@@ -11,8 +11,9 @@ Measured = dict[str, list[float]]  # arm -> one figure per seed
 CLAIMS = {name: f"upcycle.claims.{name}" for name in
           ("kd", "tfkd", "netgraft", "vam", "kdexplainer", "fastdfkd", "cmi", "deepinversion", "onestagegan", "mda",
            "dery", "nes", "modeldoctor", "attribution", "ssf", "dine", "beta", "ba3us", "attentiondiversification",
-           "iso")}  # fmt: skip
+           "iso", "coca", "streaming", "meat", "blip", "vpr", "derpp")}  # fmt: skip
 CLAIMS |= {"mdaassembly": CLAIMS["mda"], **dict.fromkeys(("lora", "ia3", "probe"), CLAIMS["ssf"])}
+CLAIMS |= dict.fromkeys(("finetune", "joint", "er", "oewc", "si", "lwf"), CLAIMS["derpp"])
 
 
 @dataclass(frozen=True, kw_only=True)

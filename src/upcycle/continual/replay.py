@@ -98,7 +98,7 @@ class ER(Method):
                     buffer.add(run, task.train, index)
 
         allowed = f"memory {self.memory} images"
-        return follow(self, run, data, net, learn, keep={"buffer": buffer}, allowed=allowed, passes=2)
+        return follow(self, run, data, net, learn, keep={"buffer": buffer}, allowed=allowed, passes=2.0)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -183,7 +183,7 @@ class DERpp(Method):
                     run.track(loss=loss * run.world_size)
                     buffer.add(run, task.train, index, z)
 
-        passes = 1 + (self.alpha > 0) + (self.beta > 0)
+        passes = 1.0 + (self.alpha > 0) + (self.beta > 0)
         allowed = f"memory {self.memory} images with logits"
         return follow(self, run, data, net, learn, keep={"buffer": buffer}, allowed=allowed, passes=passes)
 

@@ -103,6 +103,15 @@ def _shufflenet(shape: Shape, k: int) -> nn.Module:
     return module
 
 
+def _convnet128(shape: Shape, k: int) -> nn.Module:
+    """Two 3x3 convolutions with ReLU and halving by max-pooling, then a linear layer to 128 features; no BatchNorm."""
+    c, h, w = shape
+    return nn.Sequential(
+        nn.Conv2d(c, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * (h // 4) * (w // 4), 128), nn.ReLU(), nn.Linear(128, k))  # fmt: skip
+
+
 def _entries() -> dict[str, Entry]:
     # Accuracies on the CIFAR-10 test set: 91.73, 92.62, 93.11 and 93.39 % for depths 20, 32, 44 and 56, 92.62 % for
     # the one with projection shortcuts, 90.64 % for ShuffleNetV2, 84.19 % for the adversarially trained one, 87.20 %
@@ -174,7 +183,9 @@ def _entries() -> dict[str, Entry]:
         "wrn40_2": Entry(make=_wrn(40, 2)),
         "lenet": Entry(make=_at_least(16, "lenet", LeNet)),
         "mlp": Entry(make=_mlp(1200, 1200, dropout=0.5), shape=(1, 28, 28)),
+        "convnet128": Entry(make=_at_least(4, "convnet128", _convnet128), shape=(1, 28, 28)),
         "mlp100": Entry(make=_mlp(100, 100, dropout=0.0), shape=(1, 28, 28)),
+        "mlp400": Entry(make=_mlp(400, dropout=0.0), shape=(1, 28, 28)),
         "mlp_small": Entry(make=_mlp(300, dropout=0.0), shape=(1, 28, 28)),
     }
 

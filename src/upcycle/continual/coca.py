@@ -1,0 +1,305 @@
+"""CoCa: replay whose stored images teach each other, beside two tasks that need no label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from upcycle.adaptation.heads import classifier
+from upcycle.continual.finetune import plain_recipe
+from upcycle.continual.replay import logit_loss
+from upcycle.continual.scores import Scores
+from upcycle.continual.tasks import Past, cross_entropy, follow, problems, start
+from upcycle.core.errors import require
+from upcycle.core.method import Card, Method, Needs
+from upcycle.core.models import Model
+from upcycle.core.recipe import Recipe
+from upcycle.core.run import Run, seed_everything
+from upcycle.core.taps import Taps
+from upcycle.data.augment import uniform
+from upcycle.data.buffer import Buffer, Policy
+from upcycle.data.images import Images
+from upcycle.data.streams import Stream
+
+R = 4
+"""Transforms that the equivariant head tells apart: rotations by 0, 90, 180 and 270 degrees."""
+EMBEDDING = 64
+"""Length of the invariant head's answers."""
+
+
+class Head(nn.Sequential):
+    """d → d, BatchNorm, ReLU, twice, then → outputs: trained beside the network and left behind."""
+
+    def __init__(self, d: int, outputs: int) -> None:
+        super().__init__(
+            nn.Linear(d, d), nn.BatchNorm1d(d), nn.ReLU(),
+            nn.Linear(d, d), nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, outputs))  # fmt: skip
+
+
+# -- collaborative distillation ---------------------------------------------------------------------------------
+
+
+def similarity(V: Float[Tensor, "m d"]) -> Float[Tensor, "m m"]:
+    """A = softmax_row(V Vᵀ - 0.1 I) of rows of unit length: an image is a little less like itself than 1."""
+    return (V @ V.T - 0.1 * torch.eye(len(V), dtype=V.dtype, device=V.device)).softmax(1)
+
+
+@torch.no_grad()
+def collaborated(Z: Float[Tensor, "m k"], V: Float[Tensor, "m d"], omega: float) -> Float[Tensor, "m k"]:
+    """S = (1 - ω)(I - ωA)⁻¹ Z: logits averaged among similar images again and again; no gradient goes there.
+
+    The limit of S ← ωAS + (1 - ω)Z. A linear system is solved, which has a solution for ω < 1: A's rows sum to one.
+
+    Args:
+        Z: logits of all images.
+        V: their features, of unit length.
+        omega: ω in [0, 1); 0 leaves Z.
+    """
+    system = torch.eye(len(V), dtype=V.dtype, device=V.device) - omega * similarity(V)
+    return (1 - omega) * torch.linalg.solve_ex(system, Z.to(V.dtype)).result  # solve would wait for the device
+
+
+# -- collaborative self-supervision -----------------------------------------------------------------------------
+
+
+def balanced(u: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The transform of each of n images: 0, 1, ..., R-1, 0, 1, ... permuted.
+
+    Args:
+        u: random numbers whose order is the permutation.
+    """
+    return (torch.arange(len(u)) % R)[u.argsort(stable=True)]
+
+
+def turned(images: Float[Tensor, "n c h w"], s: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+    """A copy of each image, turned by s · 90 degrees; images are square."""
+    turns = torch.stack([images.rot90(turn, (2, 3)) for turn in range(R)])
+    return turns[s, torch.arange(len(images), device=images.device)]
+
+
+def zoomed(images: Float[Tensor, "n c h w"], u: Float[Tensor, "n 3"]) -> Float[Tensor, "n c h w"]:
+    """A square of 66 to 67 % of each image's area, anywhere in it, brought to the image's size bilinearly.
+
+    Args:
+        u: random numbers in [0, 1): area, column and row.
+    """
+    side = (0.66 + 0.01 * u[:, 0]).sqrt()
+    theta = torch.zeros(len(images), 2, 3, dtype=u.dtype)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = (2 * u[:, 1:] - 1) * (1 - side)[:, None]
+    grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
+    # At the image's border half a pixel is missing, and zeros would darken it.
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def supcon_loss(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], y: Int[Tensor, " n"], tau: float
+) -> Float[Tensor, ""]:
+    """SupCon (Khosla et al., arXiv:2004.11362, eq. 2) of two views of n images, without its factor of temperature.
+
+    For each of the 2n vectors the mean over its positives, the others of its class, of -log softmax over all others;
+    averaged over the 2n. Each has a positive at least: its other view.
+
+    Args:
+        first, second: the views, rows of unit length.
+        y: classes.
+        tau: temperature.
+    """
+    v, y = torch.cat([first, second]), torch.cat([y, y])
+    own = torch.eye(len(v), dtype=torch.bool, device=v.device)
+    log_p = (v @ v.T / tau).masked_fill(own, -torch.inf).log_softmax(1)
+    positive = (y[:, None] == y) & ~own
+    return -(log_p.where(positive, 0).sum(1) / positive.sum(1)).mean()
+
+
+# -- the method -------------------------------------------------------------------------------------------------
+
+
+def resting(k: int, columns: tuple[int, ...]) -> Bool[Tensor, " k"]:
+    """Which of k outputs are not among ``columns``; their logits are set to -∞ where only these compete."""
+    rest = torch.ones(k, dtype=torch.bool)
+    rest[list(columns)] = False
+    return rest
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class CoCa(Method):
+    """Complementary Calibration (Ji, Li, Wang, Zhang; IEEE TIP 2023; arXiv:2109.02426).
+
+    Dark experience replay (DER++), calibrated twice. Each step takes the stream's batch x and two batches x_m, x_r
+    from the memory, which stores images as they are and the logits ẑ that the network gave when they came, and descends
+
+        CE(z(x), y) + α MSE(z(x_m), (1-γ) ẑ_m + γ S) + β CE(z(x_r), y_r) + w_sc L_sc + w_rot L_rot.
+
+    *Collaborative distillation*: S are the logits of x_m averaged among images that the invariant head v finds
+    similar (:func:`collaborated`). *Collaborative self-supervision*: U = [x; x_r] is transformed, T_s(U), and the
+    equivariant head e says how, L_rot = CE(e(T_s(U)), s), while v finds the class in both views whatever was done to
+    them, L_sc = SupCon(v(U), v(T_s(U))). Then x is offered to the memory. The heads read the feature h that the
+    network's classifier reads; they go on from task to task, and are not in what :meth:`fit` returns. x, x_m, x_r and
+    T_s(U) go through the network one after another, so each has BatchNorm statistics of its own; the heads see U whole.
+
+    Reconstructed: the published code is a variant that knows where a task ends (``boundaries``); without that, labels
+    compete among all outputs. That U is x alone while the memory is empty is ours, and so is v(U) from the h of the
+    two batches above, without another forward. Without γ and the weights of the last two terms it is DER++, step by
+    step. With the paper's γ = 0.01, S moves the target little.
+
+    Departures: the network's classifier keeps its bias, if it has one (the paper's has none), so that the product is
+    the architecture that came in. The four crops that make sixteen transforms for Tiny-ImageNet are left out.
+
+    Args:
+        student: the network.
+        past: what an earlier stream left.
+        memory: images that are stored.
+        alpha: weight α of the logits.
+        beta: weight β of the labels.
+        omega: ω, how far logits spread among similar images.
+        gamma: γ, the share of these logits in the target.
+        w_sc: weight of L_sc.
+        w_rot: weight of L_rot.
+        tau: temperature of L_sc.
+        zoom: T also cuts out two thirds of the image and enlarges them, as the paper does on CIFAR-10.
+        boundaries: labels of the stream compete among the classes of their task, and those of the memory among all
+            classes seen so far; results of the two are not comparable.
+        policy: which images stay, see :class:`~upcycle.data.buffer.Buffer`.
+        replay: images drawn each time; 0 for as many as the batch has.
+        recipe: of each task; the paper's are 50 epochs.
+    """
+
+    roles = ("student",)
+    given = ("past",)
+
+    student: Model | nn.Module
+    past: Past | None = None
+    memory: int = 200
+    alpha: float = 0.1
+    beta: float = 0.5
+    omega: float = 0.1
+    gamma: float = 0.01
+    w_sc: float = 0.3
+    w_rot: float = 0.3
+    tau: float = 0.07
+    zoom: bool = True
+    boundaries: bool = False
+    policy: Policy = "reservoir"
+    replay: int = 0
+    recipe: Recipe = field(default_factory=plain_recipe)
+    scores: Scores = field(init=False)
+    kept: Past = field(init=False)
+
+    card = Card(
+        name="coca",
+        title="Complementary Calibration: Boosting General Continual Learning with Collaborative Distillation and "
+        "Self-Supervision",
+        paper="Ji, Li, Wang, Zhang; IEEE TIP 2023; arXiv:2109.02426",
+        verb="extend",
+        needs=Needs(data="labelled", teacher="weights", architectures="ends in a linear classifier; square images"),
+        summary="Replay of images and logits whose images teach each other, and that learns from how they are turned.",
+        cost="5 × plain training",
+        published="no figure at hand; what it builds on, Split CIFAR-10, class-/task-incremental, memory 200: DER++ "
+        "64.88 / 91.92 % (arXiv:2004.07211)",
+    )
+
+    def __post_init__(self) -> None:
+        require(self.memory >= 0, f"memory must not be negative, it is {self.memory}.")
+        require(self.replay == 0 or self.replay >= 2, f"replay must be 0 or at least 2 (BatchNorm needs two), not "
+                f"{self.replay}.")  # fmt: skip
+        for name in ("alpha", "beta", "w_sc", "w_rot"):
+            value = getattr(self, name)
+            require(0 <= value < float("inf"), f"{name} must be zero or positive, not {value}.")
+        require(0 <= self.omega < 1, f"omega must lie in [0, 1), not {self.omega}.")
+        require(0 <= self.gamma <= 1, f"gamma must lie in [0, 1], not {self.gamma}.")
+        require(0 < self.tau < float("inf"), f"tau must be positive, not {self.tau}.")
+
+    def check(self, data: Stream) -> list[str]:
+        """As for other replay; images must be square to be turned, and boundaries need tasks."""
+        found = problems(self, data, memory=self.memory)
+        _, height, width = data.shape
+        if height != width and (self.w_sc or self.w_rot):
+            found.append(f"images are turned by 90 degrees, so they must be square, not {height} x {width}; crop or "
+                         "resize them, or set --w_sc 0 --w_rot 0")  # fmt: skip
+        if self.boundaries and data.ordered:
+            found.append("a general stream has no boundaries between tasks; leave out --boundaries")
+        return found
+
+    def fit(self, run: Run, data: Stream) -> nn.Module:
+        """The algorithm; returns the student."""
+        net = start(self, data)
+        last = classifier(net)  # h is what it reads
+        d = int(net.module.get_submodule(last).in_features)  # type: ignore[arg-type]
+        seed_everything(run.seed, "heads")  # whatever was drawn before
+        dtype = torch.float64 if run.precision == "64-true" else torch.float32
+        e, v = (Head(d, outputs).to(run.device, dtype) for outputs in (R, EMBEDDING))
+        buffer = Buffer(self.memory, data.train, logits=len(data.classes), policy=self.policy, seed=run.seed)
+        calibrate = self.w_sc > 0 or self.w_rot > 0
+
+        def learn(t: int, task: Images) -> None:
+            run.setup(e)
+            run.setup(v)
+            student, optimizer = run.setup(
+                net.module, lambda m: self.recipe.make(nn.ModuleList([m, e, v] if calibrate else [m])))  # fmt: skip
+            rest, rest_old = (
+                resting(len(data.classes), columns).to(run.device) for columns in self._competing(data, t)
+            )
+
+            def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+                return student(images), taps[last]
+
+            with Taps(student, [last], kind="input") as taps:
+                for _ in run.epochs(self.recipe.epochs):
+                    student.train()
+                    for x, y, index in run.batches(task.train, self.recipe.batch_size, shuffle=not data.ordered,
+                                                   save_within=True):  # fmt: skip
+                        self.recipe.schedule_rate(optimizer, run.progress)
+                        z, h_U = forward(x)
+                        U, Y, places, total = x, y, share(run, run.count), run.count
+                        loss = cross_entropy(z.masked_fill(rest, -torch.inf), y, run.count)
+                        if self.alpha and len(buffer):
+                            old = buffer.draw(run, self.replay or run.count)
+                            Z, h = forward(old.images)
+                            target = old.logits
+                            if self.gamma:
+                                with torch.no_grad():
+                                    V = run.gather(F.normalize(v(h)))
+                                S = collaborated(run.gather(Z.detach()), V, self.omega)
+                                mine = S.tensor_split(run.world_size)[run.rank]
+                                target = (1 - self.gamma) * target.to(mine.dtype) + self.gamma * mine
+                            loss = loss + self.alpha * logit_loss(Z, target, old.total)
+                        if (self.beta or calibrate) and len(buffer):
+                            old = buffer.draw(run, self.replay or run.count)
+                            z_r, h = forward(old.images)
+                            z_r = z_r.masked_fill(rest_old, -torch.inf)
+                            loss = loss + self.beta * cross_entropy(z_r, old.labels, old.total)
+                            U, Y, h_U = (torch.cat(pair) for pair in ((x, old.images), (y, old.labels), (h_U, h)))
+                            places, total = torch.cat([places, total + share(run, old.total)]), total + old.total
+                        if calibrate:
+                            u = uniform(run.seed, run.updates, torch.arange(total), "transforms", 4)
+                            s = balanced(u[:, 0])[places].to(run.device)
+                            _, h_T = forward(turned(zoomed(U, u[places, 1:]) if self.zoom else U, s))
+                            first, second = (run.gather(F.normalize(v(h))) for h in (h_U, h_T))
+                            # It couples all images, so every process has the whole of it, and counts a share.
+                            L_sc = supcon_loss(first, second, run.gather(Y), self.tau) / run.world_size
+                            loss = loss + self.w_sc * L_sc + self.w_rot * cross_entropy(e(h_T), s, total)
+                        run.backward(loss, "sum")
+                        run.update(optimizer)
+                        run.track(loss=loss * run.world_size)
+                        buffer.add(run, task.train, index, z)
+
+        passes = 1.0 + (self.alpha > 0) + (self.beta > 0 or calibrate) + 2 * calibrate
+        allowed = f"memory {self.memory} images with logits" + ", told the boundaries" * self.boundaries
+        return follow(self, run, data, net, learn, keep={"buffer": buffer, "e": e, "v": v}, allowed=allowed,
+                      passes=passes)  # fmt: skip
+
+    def _competing(self, data: Stream, t: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The columns among which a label of the stream competes in task t, and one of the memory."""
+        if not self.boundaries:
+            return (tuple(range(len(data.classes))),) * 2
+        return data.tasks[t], (*data.before, *data.seen(t))
+
+
+def share(run: Run, n: int) -> Int[Tensor, " m"]:
+    """This process' positions in n things of all processes, on the CPU."""
+    return torch.arange(n).tensor_split(run.world_size)[run.rank]
