@@ -68,6 +68,14 @@ _HOME = {
     "Joint": "upcycle.continual",
     "ER": "upcycle.continual",
     "DERpp": "upcycle.continual",
+    "EWC": "upcycle.continual",
+    "SI": "upcycle.continual",
+    "LwF": "upcycle.continual",
+    "CoCa": "upcycle.continual",
+    "BLIP": "upcycle.continual",
+    "MEAT": "upcycle.continual",
+    "VPR": "upcycle.continual",
+    "StreamingSSL": "upcycle.continual",
     "Stream": "upcycle.data.streams",
     "Buffer": "upcycle.data.buffer",
 }
@@ -88,10 +96,18 @@ if TYPE_CHECKING:
     from upcycle.assembly import NES as NES
     from upcycle.assembly import DeRy as DeRy
     from upcycle.assembly import MDAAssembly as MDAAssembly
+    from upcycle.continual import BLIP as BLIP
     from upcycle.continual import ER as ER
+    from upcycle.continual import EWC as EWC
+    from upcycle.continual import MEAT as MEAT
+    from upcycle.continual import SI as SI
+    from upcycle.continual import VPR as VPR
+    from upcycle.continual import CoCa as CoCa
     from upcycle.continual import DERpp as DERpp
     from upcycle.continual import Finetune as Finetune
     from upcycle.continual import Joint as Joint
+    from upcycle.continual import LwF as LwF
+    from upcycle.continual import StreamingSSL as StreamingSSL
     from upcycle.core.errors import UserError as UserError
     from upcycle.core.export import export as export
     from upcycle.core.frozen import frozen as frozen

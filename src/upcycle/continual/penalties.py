@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from upcycle.continual.finetune import plain_recipe
 from upcycle.continual.fisher import fisher
 from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, _restore, cross_entropy, follow, of_task, problems, start
+from upcycle.continual.tasks import Past, cross_entropy, follow, of_task, problems, restore, start
 from upcycle.core.collective import average_gradients
 from upcycle.core.errors import require
 from upcycle.core.method import Card, Method, Needs
@@ -105,7 +105,7 @@ class Beside:
             require(list(state[kind]) == self._names, "What was kept beside the parameters belongs to another network.")
             self._lists[kind] = self._zeros()
             for name, mine in zip(self._names, self._lists[kind], strict=True):
-                _restore(mine, state[kind][name], f"{kind} of {name}")
+                restore(mine, state[kind][name], f"{kind} of {name}")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

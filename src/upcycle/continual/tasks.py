@@ -166,8 +166,11 @@ def follow(
     keep = dict(keep or {})
     module = net.module.to(run.device, torch.float64 if run.precision == "64-true" else torch.float32)
     if method.past is not None:
+        require(set(method.past.state) == set(keep), "What the earlier run kept belongs to another network or to other "
+                f"options of {method.card.name}: it has {', '.join(method.past.state) or 'nothing'}, and "
+                f"{', '.join(keep) or 'nothing'} is needed.")  # fmt: skip
         for name, thing in keep.items():
-            _restore(thing, method.past.state[name], name)
+            restore(thing, method.past.state[name], name)
     ask = answers or (lambda split, t: predict_logits(module, split, run.device))
     tests = [data.task(j).test for j in range(len(data))]  # once: a domain is made anew each time
     scores = Scores(protocol=", ".join(filter(None, (data.protocol, allowed))), scenario=data.scenario, passes=passes)
@@ -191,7 +194,7 @@ def follow(
         found = run.stage(f"task{t}", stage)
         module.load_state_dict(found["network"])
         for name, thing in keep.items():
-            _restore(thing, found["keep"][name], name)
+            restore(thing, found["keep"][name], name)
         for scenario, accuracies in found["row"].items():
             scores.matrices.setdefault(scenario, []).append(accuracies)
         scores.held.append(found["held"])
@@ -279,7 +282,14 @@ def _bytes(thing: Any) -> int:
     return sum(t.nbytes for t in tensors.values())
 
 
-def _restore(thing: Any, state: Any, name: str) -> None:
+def restore(thing: Any, state: Any, name: str) -> None:
+    """Put a saved state into what is kept: a tensor, in place, or a thing with ``load_state_dict``.
+
+    A tensor may be larger than its state, where a classifier has grown: zeros follow.
+
+    Raises:
+        UserError: a state of another shape.
+    """
     if not isinstance(thing, Tensor):
         thing.load_state_dict(state)
         return
