@@ -21,12 +21,13 @@ SETS = {"mnist": "MNIST", "fashion_mnist_local": "Fashion-MNIST"}
 RECIPE = Recipe(epochs=8, batch_size=64, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 TASKS = 5
 ARMS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "BLIP": (BLIP, {}),
+    "BLIP": (BLIP, {"f0": 1e-12}),
+    "BLIP, the paper's F0": (BLIP, {"f0": 1e-11}),
     "plain training": (Finetune, {}),
     "EWC": (EWC, {"lam": 10_000.0}),
 }
-"""BLIP with the paper's F0. EWC's λ was chosen among 1, 10, 100, 1000, 3000 and 10,000, with seed 99, for the best
-average accuracy on the validation images of Fashion-MNIST, after 2,000 training images of each class."""
+"""BLIP's F0 was chosen among 1e-11 (the paper's), 1e-12, 1e-13 and 1e-14, EWC's λ among 1, 10, 100, 1000, 3000 and
+10,000, both with seed 99 for the best average accuracy on validation images: of both sets, and of Fashion-MNIST."""
 
 
 def pairs(name: str, n: int, n_test: int) -> Stream:
@@ -95,7 +96,8 @@ CLAIM = Claim(
     "from memory, unchecked, an accuracy above 99 % and a backward transfer of about 0",
     setting="MNIST and Fashion-MNIST (a split of its own), two classes at a time, told the pair; the first 20,000 "
     "training images, about 4,000 a task, and all test images; MLP 784-400-10, 8 epochs a task, batch 64, SGD with a "
-    "constant rate of 0.05 in all arms. Backward transfer is the mean over the first four tasks.",
+    "constant rate of 0.05 in all arms; F0 of BLIP and λ of EWC chosen on validation images. "
+    "Backward transfer is the mean over the first four tasks.",
     data=tuple(SETS),
     measure=measure,
     checks=(

@@ -117,7 +117,7 @@ CLAIM = Claim(
     "images in all, d = 64, 5 draws, 300 episodes on the first task and 40 on each other, SGD 0.1; a new class' "
     "prototype is of its 20 images (the authors' code takes the stored ones, measured beside it). Replay: balanced "
     "memory of 10, batches of 10 + 10, at least as many updates. Class means: of all 20 images of each class. Rates "
-    "and episodes chosen with seed 99 on validation images of Fashion-MNIST.",
+    "chosen with seed 99 on validation images of Fashion-MNIST.",
     data=("fashion_mnist_local", "digits"),
     measure=measure,
     checks=tuple(
