@@ -292,7 +292,12 @@ class Masked(nn.Module):
         """The logits (b, classes of task t) under its mask; after the last task, of the other classes without one.
 
         Only the rows of the task take part, so that the bits of an answer do not depend on how many tasks there are.
+
+        Raises:
+            UserError: a task that was never learnt.
         """
+        require(0 <= t < len(self.sizes), f"The network has learnt the tasks 0 to {len(self.tasks) - 1}, so it cannot "
+                f"answer for task {t}.")  # fmt: skip
         net, tensors = self.net, {}
         if t < len(self.tasks):
             mask = ~unpacked(self.off[t], self.sites.bits)

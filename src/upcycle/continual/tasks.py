@@ -312,7 +312,7 @@ def leave_scores(run: Run, scores: Scores, names: list[str]) -> None:
             "values": [[None if a is None else round(a, 4) for a in row] for row in rows],
             "digits": 2, "rows": [f"after {name}" for name in names], "columns": names})  # fmt: skip
         run.picture(f"forgetting_{key}", {
-            "kind": "lines", "title": f"What is left of each task{told}",
+            "kind": "lines", "title": f"Each task as others follow{told}",
             "caption": "Accuracy on the test images of each task from when it was learnt. " f"{scores.protocol}.",
             "x": "tasks learnt", "y": "accuracy", "unit": "percent",
             "series": [{"name": name, "x": list(range(j + 1, len(rows) + 1)),
