@@ -145,7 +145,7 @@ def measure(key: str) -> dict[str, Any]:
         found: dict[str, list[float]] = {}
         for seed in range(setting.seeds):
             method = methods(name, setting, data, seed)
-            train(method, data, seed)  # type: ignore[arg-type]
+            train(method, data, seed)
             for scenario in method.scores.matrices:
                 summary = method.scores.summary(scenario)
                 found.setdefault(f"{scenario} (%)", []).append(100 * summary["average accuracy"])
