@@ -210,7 +210,6 @@ class Noting(Run):
         super().__init__(None, precision="32-true")
         self.seen: dict[str, set[tuple[int, ...]]] = {}
         self.tracked: dict[str, set[str]] = {}
-        self.updates = 0
 
     def batches(self, split: Any, *args: Any, **kwargs: Any) -> Any:
         self.seen.setdefault(self._path, set()).add(tuple(split.ids.tolist()))
@@ -219,10 +218,6 @@ class Noting(Run):
     def track(self, **values: Tensor) -> None:
         self.tracked.setdefault(self._path, set()).update(values)
         super().track(**values)
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        self.updates += 1
-        super().update(*args, **kwargs)
 
 
 def test_each_domain_has_its_model_and_all_train_the_last_two() -> None:

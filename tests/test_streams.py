@@ -67,7 +67,7 @@ def test_rotation_is_exact_at_right_angles_and_keeps_the_middle() -> None:
     for quarter in range(4):
         turned = rotated(pixels, torch.full((5,), 90.0 * quarter))
         assert (turned.int() - torch.rot90(pixels, quarter, (1, 2)).int()).abs().max() <= 1
-    assert len(set(angles(20).tolist())) == 20 and 0 <= float(angles(20).min()) and float(angles(20).max()) < 180
+    assert len(set(angles(20).tolist())) == 20 and float(angles(20).min()) >= 0 and float(angles(20).max()) < 180
 
 
 def test_a_drifting_stream_is_one_ordered_task_in_which_two_classes_meet() -> None:
