@@ -16,7 +16,7 @@ install_import_hook(
     [
         f"upcycle.{name}"
         for name in ("adaptation", "assembly", "continual", "diagnosis", "distillation", "predictors", "training")
-    ],  # fmt: skip
+    ],
     "beartype.beartype",
 )
 torch.set_num_threads(1)

@@ -158,14 +158,14 @@ def test_tasks_that_cannot_be(tmp_path: Path) -> None:
     folders(tmp_path / "sizes", {"a": {"cat": 12, "dog": 12}})
     folders(tmp_path / "sizes", {"b": {"cow": 12, "hen": 12}}, side=12)
     made = stream(f"folders:{tmp_path / 'sizes'}")
-    with pytest.raises(UserError, match="Task 1 .* 1 x 12 x 12"):
+    with pytest.raises(UserError, match=r"Task 1 .* 1 x 12 x 12"):
         made.task(1)
     usual = stream("splits:digits/5")
     with pytest.raises(UserError, match="there is no task 5"):
         usual.task(5)
-    with pytest.raises(UserError, match="Task 1 .* no class"):
+    with pytest.raises(UserError, match=r"Task 1 .* no class"):
         dataclasses.replace(usual, tasks=((0, 1), ()))
     empty = dataclasses.replace(usual, make=lambda t: usual.base.subset(torch.arange(0)))
-    with pytest.raises(UserError, match="Task 0 .* 0 training images"):
+    with pytest.raises(UserError, match=r"Task 0 .* 0 training images"):
         empty.task(0)
     assert isinstance(usual, Stream)
