@@ -177,7 +177,12 @@ class Advice:
             lines += [*_wrapped(self.missing, "Nothing here can work. ", ""), ""]
         if self.refused:
             lines.append("Cannot work here:")
-            lines += [line for r in self.refused for line in _wrapped(r.reason, f"   {r.method}: ", "     ")] + [""]
+            named: dict[str, list[str]] = {}  # methods that one reason rules out stand together
+            for r in self.refused:
+                named.setdefault(r.reason, []).append(r.method)
+            for reason, methods in named.items():
+                lines += _wrapped(f"{', '.join(methods)}: {reason}", "   ", "     ")
+            lines.append("")
         return "\n".join(lines + (_wrapped(PLACEHOLDERS) if self.choices else [])).rstrip()
 
 
