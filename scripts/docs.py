@@ -226,10 +226,10 @@ def quickstart() -> str:
 
 def baselines() -> str:
     """The baselines of continual learning: a table a stream, with its protocol, quotations beside the figures."""
-    record = result("continual_baselines")
-    if record is None:
+    record, claim = result("continual_baselines"), result("prove_derpp")
+    if record is None or claim is None:
         return MISSING
-    parts = []
+    parts = [_split_mnist(claim)]
     for found in record["figures"].values():
         columns = list(dict.fromkeys(key for row in found["rows"].values() for key in row))
         rows = [(f"`{name}`", *(percent(row[key]) if key in row else "" for key in columns),
@@ -239,6 +239,20 @@ def baselines() -> str:
         quoted = f" Published: {found['source']}." if found["published"] else ""
         parts.append(f"{text}\nExpected: {found['band']}.{quoted}\n")
     return "\n".join(parts) + "\n" + provenance(record, "python -m benchmarks.continual_baselines")
+
+
+def _split_mnist(claim: dict[str, Any]) -> str:
+    """The first of the tables, from the claim that measures it."""
+    protocol, seeds = claim["setting"].split(";")[0], len(claim["measured"]["ER (%)"])
+    columns = {"class (%)": " (%)", "forgetting, class (points)": ", forgetting (points)",
+               "task (%)": ", told the task (%)"}  # fmt: skip
+    rows = []
+    for name in ("joint", "fine-tuning", "oEWC", "SI", "LwF", "ER", "DER++"):
+        arms = [claim["measured"].get(f"{name}{arm}") for arm in columns.values()]
+        rows.append((name, *(percent(arm) if arm else "" for arm in arms), f"{protocol}, {seeds} seeds"))
+    text = table(("method", *columns, "protocol"), rows)
+    return f"**Split MNIST**\n\n{text}\nPublished: {claim['published']}\n\n" + provenance(
+        claim, f"upcycle prove derpp --seeds {seeds}")  # fmt: skip
 
 
 # -- claims -----------------------------------------------------------------------------------------------------
