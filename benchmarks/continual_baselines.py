@@ -24,7 +24,7 @@ from upcycle.continual import ER, EWC, SI, DERpp, Finetune, Joint, LwF
 from upcycle.core.recipe import Recipe
 from upcycle.data.streams import Stream, stream
 
-MNIST = ((0.1307,), (0.3081,))
+MNIST = ((0.0,), (1.0,))  # as the published figures have it: pixels in [0, 1]
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615))
 NAMES = ("joint", "finetune", "oewc", "si", "lwf", "er", "derpp")
 
