@@ -33,6 +33,11 @@ def test_tasks_of_other_sizes(count: str, sizes: list[int]) -> None:
     assert [len(c) for c in stream(f"splits:digits/{count}").tasks] == sizes
 
 
+def test_the_protocol_in_a_line() -> None:
+    assert stream("splits:digits/5").protocol == "splits:digits/5, 5 tasks of 2 classes, class-incremental"
+    assert stream("splits:digits/3,7", scenario="task").protocol.endswith("2 tasks of 3+7 classes, task-incremental")
+
+
 def test_another_order_is_another_stream_with_the_same_images() -> None:
     usual, other = stream("splits:digits/5"), stream("splits:digits/5", shuffle=3)
     assert sorted(other.classes) == sorted(usual.classes) and other.classes != usual.classes

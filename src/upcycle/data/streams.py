@@ -173,8 +173,9 @@ class Stream:
     @property
     def protocol(self) -> str:
         """One line for beside every figure."""
-        sizes = "+".join(str(len(columns)) for columns in self.tasks)
-        return f"{self.name}, {len(self)} tasks, classes {sizes}, {SCENARIOS[self.scenario].split(' (')[0]}"
+        sizes = [str(len(columns)) for columns in self.tasks]
+        each = sizes[0] if len(set(sizes)) == 1 else "+".join(sizes)
+        return f"{self.name}, {len(self)} tasks of {each} classes, {SCENARIOS[self.scenario].split(' (')[0]}"
 
 
 def _by(shape: tuple[int, ...]) -> str:
