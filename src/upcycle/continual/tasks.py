@@ -19,7 +19,6 @@ A method writes the loop of one task and says what it keeps beside the network; 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,7 @@ from upcycle.continual.scores import Scores
 from upcycle.core import store
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
-from upcycle.core.models import Model, copy_of
+from upcycle.core.models import Model
 from upcycle.core.run import Run
 from upcycle.data.images import Images, ImageSplit
 from upcycle.data.streams import Stream
@@ -317,8 +316,3 @@ def leave_scores(run: Run, scores: Scores, names: list[str]) -> None:
             "x": "tasks learnt", "y": "accuracy", "unit": "percent",
             "series": [{"name": name, "x": list(range(j + 1, len(rows) + 1)),
                         "y": [row[j] for row in rows[j:]]} for j, name in enumerate(names)]})  # fmt: skip
-
-
-def fresh_copy(model: Model) -> Model:
-    """The same network with weights of its own."""
-    return dataclasses.replace(model, module=copy_of(model.module))

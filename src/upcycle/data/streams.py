@@ -250,8 +250,8 @@ def stream(
     require(count.isdigit() and int(count) >= 1, f"{kind}:{data} needs the number of its tasks: {kind}:{data}/10.")
     if kind == "parts":
         return _few(portions(reference, images, int(count)), few)
-    change = _permuted if kind == "permuted" else _rotated
-    return _few(_domains(reference, images, int(count), change(images.shape, int(count))), few)
+    change = _permuted if kind == "permuted" else _turned(int(count))
+    return _few(_domains(reference, images, int(count), change), few)
 
 
 def _few(made: Stream, few: int | None) -> Stream:
@@ -366,13 +366,9 @@ def permutation(pixels: int, t: int) -> Tensor:
     return torch.randperm(pixels, generator=torch.Generator().manual_seed(1000 + t))
 
 
-def _permuted(shape: tuple[int, int, int], n: int) -> Change:
-    _, h, w = shape
-
-    def change(images: Tensor, t: int) -> Tensor:
-        return images.reshape(len(images), h * w, -1)[:, permutation(h * w, t)].view_as(images)
-
-    return change
+def _permuted(images: Tensor, t: int) -> Tensor:
+    n, h, w, _ = images.shape
+    return images.reshape(n, h * w, -1)[:, permutation(h * w, t)].view_as(images)
 
 
 def angles(n: int) -> Tensor:
@@ -380,7 +376,7 @@ def angles(n: int) -> Tensor:
     return 180 * uniform(0, 0, torch.arange(n), "rotated")[:, 0]
 
 
-def _rotated(shape: tuple[int, int, int], n: int) -> Change:
+def _turned(n: int) -> Change:
     degrees = angles(n)
     return lambda images, t: rotated(images, degrees[t].expand(len(images)))
 
