@@ -128,6 +128,15 @@ def test_another_methods_memory_is_refused() -> None:
         second.require(tiny_stream()(160))
 
 
+def test_a_general_stream_that_is_shown_twice_is_said_to_be() -> None:
+    data = tiny_stream("1", "general")(160)
+    for epochs in (1, 2):
+        run = Run(None, quiet=True)
+        method = ER(student=tiny_model("student", 3), recipe=dataclasses.replace(RECIPE, epochs=epochs), memory=20)
+        method.fit(run, data)
+        assert any("2 times over" in note for note in run.notes) == (epochs == 2)
+
+
 def test_a_memory_smaller_than_the_number_of_classes_is_refused() -> None:
     with pytest.raises(UserError, match="memory of 9 images cannot hold one of each of the 10 classes"):
         ER(student=tiny_model("student", 3), memory=9).require(tiny_stream()(160))

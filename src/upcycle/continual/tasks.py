@@ -174,6 +174,9 @@ def follow(
     tests = [data.task(j).test for j in range(len(data))]  # once: a domain is made anew each time
     scores = Scores(protocol=", ".join(filter(None, (data.protocol, allowed))), scenario=data.scenario, passes=passes)
     same_stream(run, data)
+    if data.ordered and method.recipe.epochs > 1:
+        run.note(f"The stream was shown {method.recipe.epochs} times over; general continual learning sees each image "
+                 "once (--recipe.epochs 1).")  # fmt: skip
     if data.scenario in ("task", "domain"):
         scores.initial = _row(data, -1, ask, tests)
     for t in range(len(data)):
