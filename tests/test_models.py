@@ -670,3 +670,10 @@ def test_export_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match="cannot be exported"):
         export(resolve(Untraceable(), input_shape=SHAPE), tmp_path / "net.pt2", "torch")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reference", ["assembly:stitched", "continual:meat"])
+def test_what_was_made_of_others_is_no_model_by_itself(reference: str) -> None:
+    for ask in (check_reference, resolve):
+        with pytest.raises(UserError, match="no model by itself; give the directory"):
+            ask(reference)

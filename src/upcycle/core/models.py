@@ -32,17 +32,16 @@ from upcycle.core.outputs import Logits
 from upcycle.core.weights import fill, load_weights, require_finite
 
 # Imported by name at run time, so that core depends on nothing above it. Each module has
-# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None. What those of MADE
-# make again is made of other networks, recorded in its options as ``source_of`` has them.
+# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None.
 BUILDERS = {
     "zoo": "upcycle.zoo",
     "timm": "upcycle.zoo.from_timm",
     "torchvision": "upcycle.zoo.from_torchvision",
     "hf": "upcycle.zoo.from_transformers",
-    "assembly": "upcycle.assembly.rebuild",
-    "continual": "upcycle.continual.rebuild",
 }
-MADE = ("assembly", "continual")
+# What makes networks of others again, which are recorded in the options as ``source_of`` has them: OPERATIONS by name,
+# each (**options, rebuild) -> nn.Module, where rebuild builds one of the others.
+MADE = {"assembly": "upcycle.assembly.rebuild", "continual": "upcycle.continual.rebuild"}
 FORMS = (
     "zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, package.module:callable "
     "or the directory of a saved upcycle model"
@@ -187,6 +186,8 @@ def copy_of(module: nn.Module) -> nn.Module:
 def _parse(reference: str) -> tuple[str, str]:
     """The kind of a reference (a key of ``BUILDERS``, ``callable`` or ``directory``) and what it names."""
     prefix, colon, name = reference.partition(":")
+    if colon and prefix in MADE:
+        raise UserError(f"{reference} is no model by itself; give the directory that the model was saved in.")
     if colon and prefix in BUILDERS:
         require(bool(name), f"'{reference}' names no model: write {prefix}:NAME.")
         return prefix, name
@@ -504,9 +505,11 @@ def _again(directory: Path, record: dict[str, Any], options: dict[str, Any], tru
     """A network that was made of others, with fresh weights."""
     kind, _, name = record["reference"].partition(":")
     made = {key: value for key, value in options.items() if key not in ("num_classes", "input_shape")}
-    builder = importlib.import_module(BUILDERS[kind])
+    operations = importlib.import_module(MADE[kind]).OPERATIONS
     try:
-        module = builder.again(name, made, lambda source: _rebuild(directory, *_source(directory, source), trust))
+        module = operations[name](
+            **made, rebuild=lambda source: _rebuild(directory, *_source(directory, source), trust)
+        )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
     channels = record["input_shape"][0]
