@@ -1,6 +1,6 @@
-"""Seconds for a diagnosis of a CIFAR-10 ResNet-20, and for a step of its treatment, against plain passes.
+"""Seconds for a diagnosis of a CIFAR-10 ResNet-56, and for a step of its treatment, against plain passes.
 
-The diagnosis takes as many training as validation images. Beside it one forward and one backward over the same images,
+The diagnosis takes 5,000 images, half of training and half of validation. Beside it one forward and one backward over the same images,
 which a diagnosis that differentiates the whole network would need at least. A step of treatment stands beside one of
 plain training. Run from the repository: ``python -m benchmarks.diagnosis``; ``--quick`` takes few images.
 """
@@ -21,7 +21,7 @@ from upcycle.diagnosis.channels import class_gradients, diagnose, recorded, riva
 from upcycle.diagnosis.model_doctor import channel_loss
 from upcycle.distillation.kd import ce_loss
 
-IMAGES, BATCH, REPETITIONS, ASKED = 2000, 128, 5, 1.3
+IMAGES, BATCH, REPETITIONS, ASKED = 2500, 128, 5, 1.3
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     quick = "--quick" in sys.argv
     n, repetitions = (200, 1) if quick else (IMAGES, REPETITIONS)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    model, device = resolve("zoo:cifar10_resnet20"), torch.device("cpu")
+    model, device = resolve("zoo:cifar10_resnet56"), torch.device("cpu")
     data = load("cifar10").normalised(model.mean, model.std)
     data = dataclasses.replace(data, train=data.train.subset(torch.arange(n)),
                                validation=data.validation.subset(torch.arange(n)))  # fmt: skip
@@ -81,7 +81,7 @@ def main() -> None:
         },
         **{name: round(ratio, 3) for name, ratio in ratios.items()},
     }
-    path = record("diagnosis", {**figures, "asked_ratio": ASKED}, network="cifar10_resnet20", training_images=n,
+    path = record("diagnosis", {**figures, "asked_ratio": ASKED}, network="cifar10_resnet56", training_images=n,
                   validation_images=n, batch=BATCH, repetitions=repetitions, threads=torch.get_num_threads(),
                   statistic="minimum")  # fmt: skip
     print(f"\n{path.relative_to(path.parents[2])}")
