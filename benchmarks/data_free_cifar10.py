@@ -34,7 +34,7 @@ from upcycle.distillation import CMI, FastDFKD, fastdfkd
 from upcycle.distillation.synthesis import Synthesis
 
 SEED = 0
-NOISE_EPOCHS = 190  # updates in the seconds that synthesis would take
+NOISE_EPOCHS = 85  # 8,500 updates, for the 7,000 and the synthesis of the hour
 WRN_STEPS = 100
 NAMES = {
     "fastdfkd": "FastDFKD, ResNet-56 to ResNet-20",
