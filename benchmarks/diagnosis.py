@@ -1,8 +1,8 @@
 """Seconds for a diagnosis of a CIFAR-10 ResNet-56, and for a step of its treatment, against plain passes.
 
-The diagnosis takes 5,000 images, half of training and half of validation. Beside it one forward and one backward over the same images,
-which a diagnosis that differentiates the whole network would need at least. A step of treatment stands beside one of
-plain training. Run from the repository: ``python -m benchmarks.diagnosis``; ``--quick`` takes few images.
+The diagnosis takes 5,000 images, half of training and half of validation. Beside it one forward and one backward over
+the same images, which a diagnosis that differentiates the whole network would need at least. A step of treatment stands
+beside one of plain training. Run from the repository: ``python -m benchmarks.diagnosis``; ``--quick`` takes few images.
 """
 
 from __future__ import annotations

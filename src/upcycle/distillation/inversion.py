@@ -102,10 +102,23 @@ def work(method: Any, image: float, teacher: float, student: float) -> float:
 # -- the statistics of a batch ----------------------------------------------------------------------------------
 
 
-def _pooled(x: Tensor) -> Tensor:
-    """The mean of (b, c, ...) over all axes but the first two, in float32 or better."""
-    wide = x.dtype if x.dtype == torch.float64 else torch.float32
-    return x.mean(tuple(range(2, x.dim())), dtype=wide) if x.dim() > 2 else x.to(wide)
+class _Pooled(torch.autograd.Function):
+    """The mean of (b, c, ...) over all axes but the first two, in float32 or better.
+
+    Its gradient is laid out as x is, since adding one of another layout to that of channels_last crawls.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.like = x.shape, x.stride(), x.dtype
+        wide = x.dtype if x.dtype == torch.float64 else torch.float32
+        return x.mean(tuple(range(2, x.dim())), dtype=wide) if x.dim() > 2 else x.to(wide)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        shape, stride, dtype = ctx.like
+        each = (grads[0] / math.prod(shape[2:])).view(*shape[:2], *[1] * (len(shape) - 2))
+        return torch.empty_strided(shape, stride, dtype=dtype, device=each.device).copy_(each)
 
 
 class _Moments(torch.autograd.Function):
@@ -169,7 +182,7 @@ class Statistics:
     def features(self) -> Float[Tensor, "b c"]:
         """The spatial means of all layers' inputs, side by side: c is the sum of their channels."""
         inputs = [self._taps[name] for name in self.layers]
-        return torch.cat([_pooled(x) for x in inputs], 1)
+        return torch.cat([_Pooled.apply(x) for x in inputs], 1)
 
     def running(self) -> list[tuple[Tensor, Tensor]]:
         """(running mean, running variance) of each layer: the statistics of the training images."""
