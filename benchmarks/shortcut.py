@@ -74,11 +74,11 @@ def suspect(model: Model, data: Images) -> tuple[int, float, Tensor, Tensor]:
     return worst, gaps[worst], rows, heat / heat.max()
 
 
-def box(heat: Tensor) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) around the pixels above half of the maximum."""
+def box(heat: Tensor, cell: int = 4) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) around the pixels above half of the maximum, outwards to whole cells of Grad-CAM."""
     places = (heat > 0.5).nonzero()
-    (top, left), (bottom, right) = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
-    return left, top, right, bottom
+    (top, left), (bottom, right) = (places.amin(0) // cell).tolist(), (places.amax(0) // cell + 1).tolist()
+    return left * cell, top * cell, right * cell, bottom * cell
 
 
 def drawn(
@@ -111,8 +111,8 @@ def treatment(sick: Model, data: Images, label: int, area: tuple[int, int, int, 
             masks.save(Path(folder) / f"{number}.png")
         treat = ModelDoctor(source=sick, a=0.0, b=B, layer="conv1", masks=folder, from_scratch=True, recipe=RECIPE)
         further = dataclasses.replace(treat.control(), from_scratch=False)
-        return {"plain, further": train(further, data, SEED), "plain, anew": train(treat.control(), data, SEED),
-                "treated, anew": train(treat, data, SEED)}  # fmt: skip
+        return {"treated, anew": train(treat, data, SEED), "plain, anew": train(treat.control(), data, SEED),
+                "plain, further": train(further, data, SEED)}  # fmt: skip
 
 
 def main() -> None:
@@ -123,7 +123,8 @@ def main() -> None:
     torch.set_num_threads(threads)
     clean = load("cifar10").subset(torch.arange(IMAGES)).augmented(("crop", "flip")).normalised(MEAN, STD)
     label = clean.classes.index(CLASS)
-    data = dataclasses.replace(clean, train=planted(clean.train, label, SHARE))
+    data = dataclasses.replace(clean, train=planted(clean.train, label, SHARE),
+                               validation=clean.validation.subset(torch.arange(2500)))  # fmt: skip
     new = fresh("zoo:resnet8", data, SEED)
     plain = KD(teacher=new, student=new, w_kd=0.0, w_ce=1.0, cache="off", recipe=RECIPE)
     sick = dataclasses.replace(new, module=train(plain, data, SEED), name="sick")
