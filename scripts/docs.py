@@ -50,6 +50,7 @@ BENCHMARKS = (
     "ssf",
     "dine_cache",
     "continual",
+    "shortcut",
 )  # those with a block of their own
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
