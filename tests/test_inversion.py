@@ -96,6 +96,22 @@ def one_layer(images: Tensor) -> nn.Module:
     return nn.Sequential(norm, nn.Flatten(), nn.Linear(images[0].numel(), 4)).eval()
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64))
+@pytest.mark.parametrize("shape", ((4, 3, 6, 5), (4, 3, 6), (4, 3)))
+def test_pooled_means_and_their_gradients_are_those_of_torch_laid_out_as_the_input(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = (x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x).requires_grad_()
+    wide, axes = torch.promote_types(dtype, torch.float32), tuple(range(2, x.dim()))
+    expected = x.mean(axes, dtype=wide) if axes else x.to(wide)
+    pooled, weight = inversion._Pooled.apply(x), torch.arange(12.0, dtype=wide).view(4, 3)
+    assert torch.equal(pooled, expected)
+    (found,) = torch.autograd.grad((pooled * weight).sum(), x)
+    assert torch.equal(found, torch.autograd.grad((expected * weight).sum(), x)[0])
+    assert found.stride() == x.stride()
+
+
 def test_l_bn_is_0_for_the_statistics_of_the_teacher() -> None:
     # Sums of small whole numbers over a power of two are exact.
     images = torch.randint(8, (16, 3, 4, 4), generator=seeded(0)).float()
