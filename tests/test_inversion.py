@@ -96,8 +96,8 @@ def one_layer(images: Tensor) -> nn.Module:
     return nn.Sequential(norm, nn.Flatten(), nn.Linear(images[0].numel(), 4)).eval()
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64))
-@pytest.mark.parametrize("shape", ((4, 3, 6, 5), (4, 3, 6), (4, 3)))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(4, 3, 6, 5), (4, 3, 6), (4, 3)])
 def test_pooled_means_and_their_gradients_are_those_of_torch_laid_out_as_the_input(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
