@@ -36,6 +36,7 @@ from upcycle.diagnosis import ModelDoctor
 from upcycle.diagnosis.attribution import explain
 from upcycle.diagnosis.channels import diagnose
 from upcycle.distillation import KD
+from upcycle.verbs.diagnose import suspects
 from upcycle.verbs.looks import as_heat, as_image, as_pixels
 
 CLASS, SHARE, SIDE, OPACITY = "horse", 0.95, 6, (0.1, 1.0)
@@ -65,13 +66,12 @@ def suspect(model: Model, data: Images) -> tuple[int, float, Tensor, Tensor]:
         (s,) of its surest training images; their mean heat map (h, w), 1 at its highest.
     """
     found = diagnose(model, data, n=SURE)
-    seen = evaluate(model.module, data.train, device=torch.device("cpu")).per_class
-    gaps = [a - b for a, b in zip(seen, found.evaluation.per_class, strict=True)]
-    worst = max(range(len(gaps)), key=gaps.__getitem__)
+    seen, held = evaluate(model.module, data.train, device=torch.device("cpu")), found.evaluation
+    worst = suspects(seen, held)[0]
     rows = found.images[data.train.labels[found.images] == worst]
     x = data.train.batch(rows, device=torch.device("cpu")).images
     heat = explain(model, x, worst, method=METHOD).maps.mean(0)
-    return worst, gaps[worst], rows, heat / heat.max()
+    return worst, seen.per_class[worst] - held.per_class[worst], rows, heat / heat.max()
 
 
 def box(heat: Tensor, cell: int = 4) -> tuple[int, int, int, int]:

@@ -120,8 +120,8 @@ def diagnose(
         if len(which):
             part = seen.test.subset(which)
             pictures[name] = looks(title, caption, net, part, *maps_of(net, part, methods))
-    suspects = _suspects(inside.evaluation, measured)
-    for k in suspects:
+    doubted = suspects(inside.evaluation, measured)
+    for k in doubted:
         own = (seen.validation.labels == k).nonzero()[:, 0][:images]
         part, title = seen.validation.subset(own), f"What {net.classes[k]} rests on where it is recognised"
         caption = (
@@ -130,7 +130,7 @@ def diagnose(
         pictures[f"0-suspect-{k}"] = looks(title, f"{caption}these have?", net, part, *maps_of(net, part, methods))
     for name, picture in pictures.items():
         store.write_json(place / "pictures" / f"{name}.json", picture)
-    sentence = _sentence(net, seen, measured, inside, suspects)
+    sentence = _sentence(net, seen, measured, inside, doubted)
     store.write_json(place / "diagnosis.json", inside.to_json())
     store.write_json(place / "result.json", {
         "format": 1, "verb": "diagnose", "method": "modeldoctor", "title": f"{net.name}, looked into",
@@ -193,7 +193,7 @@ def _shares(d: Diagnosis, command: str) -> dict[str, Any]:
 # -- words --------------------------------------------------------------------------------------------------------
 
 
-def _suspects(held: Evaluation, tested: Evaluation) -> list[int]:
+def suspects(held: Evaluation, tested: Evaluation) -> list[int]:
     """Classes that are recognised far less often in test images than in validation images, the worst first.
 
     More than ten points, and more than three standard errors. Such a class rests on something that one of the two sets
@@ -210,7 +210,7 @@ def _suspects(held: Evaluation, tested: Evaluation) -> list[int]:
     return [k for _, k in sorted(found)]
 
 
-def _sentence(net: Model, data: Images, measured: Evaluation, d: Diagnosis, suspects: list[int]) -> str:
+def _sentence(net: Model, data: Images, measured: Evaluation, d: Diagnosis, doubted: list[int]) -> str:
     text = f"{net.name} is right on {measured.accuracy:.1%} of the {measured.count:,} test images of {data.name}"
     known = {name: r for name, r in zip(net.classes, measured.per_class, strict=True) if r is not None}
     worst = min(known, key=lambda name: known[name])
@@ -221,7 +221,7 @@ def _sentence(net: Model, data: Images, measured: Evaluation, d: Diagnosis, susp
         text += f" Its most frequent error is {net.classes[a]} taken for {net.classes[b]} ({int(counts[a, b])} times)"
         share = next((j for x, y, j in d.shared if {x, y} == {net.classes[a], net.classes[b]}), None)
         text += f"; the two share {share:.0%} of their channels." if share else "; they share no channels."
-    for k in suspects:
+    for k in doubted:
         held, tested = d.evaluation.per_class[k], measured.per_class[k]
         text += f" Beware of {net.classes[k]}: it is recognised in {held:.1%} of the validation images and "
         text += f"{tested:.1%} of the test images, so it may rest on something that only the former have."
