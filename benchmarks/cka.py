@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import alternate, record
-from upcycle.assembly.blocks import chain, features
-from upcycle.assembly.similarity import similarity_map
 from upcycle.core.models import resolve
 from upcycle.data import load
+from upcycle.measure.similarity import similarity_map
+from upcycle.surgery.blocks import chain, features
 
 NETWORK, NODES, IMAGES, BATCH, REPETITIONS = "zoo:cifar10_resnet56", 27, 2000, 250, 3
 

@@ -28,7 +28,7 @@ from benchmarks.common import alternate, record
 from upcycle.continual.fisher import squared_gradients
 from upcycle.continual.penalties import Beside, pull
 from upcycle.continual.replay import dark, labelled
-from upcycle.continual.tasks import cross_entropy
+from upcycle.core.losses import cross_entropy
 from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run, seed_everything

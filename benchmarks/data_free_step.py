@@ -16,13 +16,13 @@ import torch
 
 from benchmarks.common import alternate, record
 from upcycle.claims.settings import fresh
-from upcycle.core.cost import count, matmul_rate
 from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, load
 from upcycle.distillation import CMI, FastDFKD, synthesis
 from upcycle.distillation.inversion import only_inputs
+from upcycle.measure.cost import count, matmul_rate
 from upcycle.zoo.generator import Generator
 
 BATCH, STEPS, REPETITIONS = 128, 10, 7

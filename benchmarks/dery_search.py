@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import alternate, record
-from upcycle.assembly.blocks import Chain, chain
 from upcycle.assembly.dery import block_table, mixed
 from upcycle.assembly.partition import partition
-from upcycle.assembly.search import Budget, Candidate, Search
-from upcycle.assembly.stitch import plan, stitched
-from upcycle.core.cost import count
+from upcycle.assembly.search import Candidate, Search
 from upcycle.core.models import resolve
+from upcycle.measure.cost import Budget, count
+from upcycle.surgery.blocks import Chain, chain
+from upcycle.surgery.stitch import plan, stitched
 
 ZOO = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet20_projection", "vgg", "mobilenetv2",
        "densenet", "vit")  # fmt: skip

@@ -15,10 +15,10 @@ import torch
 
 from benchmarks.common import record
 from upcycle.assembly import DeRy
-from upcycle.core.cost import count
 from upcycle.core.models import resolve
 from upcycle.core.run import Run
 from upcycle.data import load
+from upcycle.measure.cost import count
 
 ZOO = tuple(f"zoo:cifar10_{name}" for name in (
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet20_chenyaofo", "resnet20_robust_pgd", "vgg", "mobilenetv2",

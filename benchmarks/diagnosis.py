@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import alternate, record
+from upcycle.core.losses import ce_loss
 from upcycle.core.models import copy_of, resolve
 from upcycle.data import load
 from upcycle.diagnosis.channels import class_gradients, diagnose, recorded, rivals
 from upcycle.diagnosis.model_doctor import channel_loss
-from upcycle.distillation.kd import ce_loss
 
 IMAGES, BATCH, REPETITIONS, ASKED = 2500, 128, 5, 1.3
 

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import alternate, record
-from upcycle.core.cost import count, matmul_rate
+from upcycle.core.losses import ce_loss, kd_objective
 from upcycle.core.models import copy_of, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import load
-from upcycle.distillation.kd import ce_loss, kd_objective, teacher_outputs
+from upcycle.distillation.kd import teacher_outputs
+from upcycle.measure.cost import count, matmul_rate
 
 B = 128
 CPU = torch.device("cpu")

@@ -13,11 +13,11 @@ import sys
 import torch
 
 from benchmarks.common import alternate, record
-from upcycle.assembly.channels import follow
 from upcycle.assembly.routing import CHUNK, routes
-from upcycle.core.cost import count, matmul_rate
 from upcycle.core.models import resolve
 from upcycle.data import load
+from upcycle.measure.cost import count, matmul_rate
+from upcycle.surgery.channels import follow
 
 PER_CLASS, REPETITIONS, ASKED = 50, 5, 30.0
 

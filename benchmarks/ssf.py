@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import alternate, record
-from upcycle.adaptation.heads import classifier, with_classes
 from upcycle.adaptation.peft_tuning import IA3, LoRA, low_rank, scaled
 from upcycle.adaptation.ssf import attach
+from upcycle.core.heads import classifier, with_classes
+from upcycle.core.losses import ce_loss
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import seed_everything
-from upcycle.distillation.kd import ce_loss
 
 RECIPE = Recipe(optimizer="adamw", lr=1e-4, weight_decay=0.05)
 

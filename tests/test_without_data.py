@@ -17,13 +17,14 @@ import upcycle
 from tests.corpus import picture_folder
 from upcycle import cli
 from upcycle.core import models, store
+from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError
+from upcycle.core.losses import kd_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, Pool, describe, load_pool, pool_lineage, save_pool
-from upcycle.distillation.kd import kd_loss, same_classes
 from upcycle.verbs import methods as known
 
 

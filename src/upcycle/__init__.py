@@ -29,7 +29,7 @@ _HOME = {
     "prove": "upcycle.verbs.prove",
     "load": "upcycle.core.models",
     "resolve": "upcycle.core.models",
-    "export": "upcycle.core.export",
+    "export": "upcycle.measure.export",
     "Model": "upcycle.core.models",
     "Method": "upcycle.core.method",
     "Card": "upcycle.core.method",
@@ -109,7 +109,6 @@ if TYPE_CHECKING:
     from upcycle.continual import LwF as LwF
     from upcycle.continual import StreamingSSL as StreamingSSL
     from upcycle.core.errors import UserError as UserError
-    from upcycle.core.export import export as export
     from upcycle.core.frozen import frozen as frozen
     from upcycle.core.method import Card as Card
     from upcycle.core.method import Method as Method
@@ -135,6 +134,7 @@ if TYPE_CHECKING:
     from upcycle.distillation import OneStageGAN as OneStageGAN
     from upcycle.distillation import TfKD as TfKD
     from upcycle.distillation import kd_loss as kd_loss
+    from upcycle.measure.export import export as export
     from upcycle.verbs.adapt import adapt as adapt
     from upcycle.verbs.advise import advise as advise
     from upcycle.verbs.assemble import assemble as assemble

@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from upcycle.adaptation.heads import classifier
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.frozen import Frozen, frozen
+from upcycle.core.heads import classifier
+from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.taps import Taps
-from upcycle.distillation.kd import ce_loss
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from upcycle.adaptation.heads import Headed, problems_of, with_classes
-from upcycle.adaptation.losses import entropy
-from upcycle.adaptation.reversal import ramp, reverse
+from upcycle.core.checks import problems_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.heads import WithBottleneck, with_classes
+from upcycle.core.losses import entropy
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
+from upcycle.core.reversal import grad_reverse, ramp
 from upcycle.core.run import Run, seed_everything
 from upcycle.data import Images
 
@@ -50,7 +51,7 @@ def class_weights(p: Float[Tensor, "n k"], floor: float = 1e-6) -> Float[Tensor,
 
 def certainty(p: Float[Tensor, "n k"], kappa: float) -> Float[Tensor, " n"]:
     """u = 1 + exp(-H(p)), whose gradient to H comes back multiplied by -κ (entropy conditioning, as in CDAN+E)."""
-    return 1 + (-reverse(entropy(p), kappa)).exp()
+    return 1 + (-grad_reverse(entropy(p), kappa)).exp()
 
 
 def balanced(
@@ -85,7 +86,7 @@ def alignment_loss(
     """
     d = (torch.arange(len(z_s) + len(z_t), device=z_s.device) < len(z_t)).to(z_s.dtype)
     omega = torch.cat([omega_s, omega_t])
-    logits = discriminator(reverse(torch.cat([z_s, z_t]), kappa))
+    logits = discriminator(grad_reverse(torch.cat([z_s, z_t]), kappa))
     return (omega * F.binary_cross_entropy_with_logits(logits, d, reduction="none")).sum() / omega.sum().detach()
 
 
@@ -266,7 +267,7 @@ class BA3US(Method):
         B, k, steps = self.batch_size, len(data.classes), self.iterations // TENTHS
         start = self.model("student", data)
         seed_everything(run.seed, "head")
-        net = Headed(dataclasses.replace(start, module=copy_of(start.module)), k, self.bottleneck,
+        net = WithBottleneck(dataclasses.replace(start, module=copy_of(start.module)), k, self.bottleneck,
                      norm=False, weight_norm=False)  # fmt: skip
         D = Discriminator(self.bottleneck, self.hidden, self.dropout)
         run.setup(net.backbone)  # by itself, so that the run's precision reaches it
@@ -313,7 +314,7 @@ class BA3US(Method):
             run.evaluate(net, data.validation)
         _pictures(run, estimates.cpu(), data.classes)
         plain = run.plain(kept)
-        assert isinstance(plain, Headed)
+        assert isinstance(plain, WithBottleneck)
         return plain.folded()
 
     def product(self, module: nn.Module, data: Images) -> Model:

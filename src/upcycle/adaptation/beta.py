@@ -16,18 +16,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from upcycle.adaptation.black_box import beta, mixed, moved
 from upcycle.adaptation.dine import ask, check_predictors, distil_loss, groups, rate, set_rate, tune
-from upcycle.adaptation.heads import Headed, problems_of, with_classes
-from upcycle.adaptation.losses import beta, mixed
-from upcycle.adaptation.predictions import moved
-from upcycle.adaptation.reversal import ramp, reverse
+from upcycle.core.checks import problems_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import judged, predict_logits
+from upcycle.core.heads import WithBottleneck, with_classes
 from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model, copy_of
+from upcycle.core.models import Model, copy_of, fresh_copy_of
 from upcycle.core.recipe import Recipe
+from upcycle.core.reversal import grad_reverse, ramp
 from upcycle.core.run import Run, seed_everything
-from upcycle.distillation.tfkd import fresh
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit
@@ -159,7 +158,7 @@ class Student:
     """
 
     name: str
-    network: Headed
+    network: WithBottleneck
     optimizer: torch.optim.Optimizer
     discriminator: nn.Module | None = None
     discriminator_optimizer: torch.optim.Optimizer | None = None
@@ -303,10 +302,10 @@ class BETA(Method):
             tune(run, network, data, recipe=gently, epochs=self.epochs_tune, backbone_rate=self.backbone_rate,
                  schedule=lambda p: (1 + 10 * p) ** -0.75, diversity=True)  # fmt: skip
         plain = run.plain(network)
-        assert isinstance(plain, Headed)
+        assert isinstance(plain, WithBottleneck)
         return plain.folded()
 
-    def adapt(self, run: Run, data: Images) -> tuple[Headed, Headed]:
+    def adapt(self, run: Run, data: Images) -> tuple[WithBottleneck, WithBottleneck]:
         """All but the fine-tuning; returns both networks, whose mean logits are the ensemble."""
         P = ask(run, self.predictors, data, self.r).to(run.device)
         labels = P.argmax(1)  # ŷ
@@ -346,18 +345,18 @@ class BETA(Method):
             network.load_state_dict(state)
         return networks
 
-    def _networks(self, run: Run, data: Images) -> tuple[Headed, Headed]:
+    def _networks(self, run: Run, data: Images) -> tuple[WithBottleneck, WithBottleneck]:
         """f1, which begins as DINE's student does, and f2, with a head and perhaps a backbone of its own."""
         made = []
         for i, name in enumerate(NAMES):
             start = self.model("student", data)
             seed_everything(run.seed, name)
-            module = fresh(start.module) if i and self.fresh else copy_of(start.module)
-            made.append(Headed(dataclasses.replace(start, module=module), len(data.classes), self.bottleneck, norm=True,
+            module = fresh_copy_of(start.module) if i and self.fresh else copy_of(start.module)
+            made.append(WithBottleneck(dataclasses.replace(start, module=module), len(data.classes), self.bottleneck, norm=True,
                                weight_norm=True))  # fmt: skip
         return made[0], made[1]
 
-    def _set_up(self, run: Run, name: str, network: Headed) -> Student:
+    def _set_up(self, run: Run, name: str, network: WithBottleneck) -> Student:
         _, optimizer = run.setup(network, lambda network: groups(network, self.recipe, self.backbone_rate))
         if not self.lambda_t:
             return Student(name, network, optimizer)
@@ -431,7 +430,7 @@ class BETA(Method):
                 loss = loss + self.lambda_u * rise * squared_error(z[2 * B :], y[2 * B :])
             if s.discriminator is not None:
                 kappa = ramp((e - 1 + step / steps) / self.recipe.epochs)
-                told = s.discriminator(reverse(f.parts(torch.cat([x_e, x_h]))[0], kappa))
+                told = s.discriminator(grad_reverse(f.parts(torch.cat([x_e, x_h]))[0], kappa))
                 is_easy = torch.cat([torch.ones(len(x_e)), torch.zeros(len(x_h))])[:, None].to(told)
                 adversarial = F.binary_cross_entropy_with_logits(run.gather(told), run.gather(is_easy))
                 loss = loss + self.lambda_t * adversarial

@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from upcycle.adaptation.heads import Headed, problems_of, with_classes
-from upcycle.adaptation.losses import beta, divergence, information, mixed
-from upcycle.adaptation.norms import unrecorded
-from upcycle.adaptation.predictions import adaptive_smoothing, moved
+from upcycle.adaptation.black_box import adaptive_smoothing, beta, mixed, moved
+from upcycle.core.checks import problems_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.heads import WithBottleneck, with_classes
+from upcycle.core.losses import divergence, information
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
+from upcycle.core.norms import unrecorded
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run, seed_everything
 
@@ -51,7 +52,7 @@ def distil_loss(
 ) -> Float[Tensor, ""]:
     """L = KL(P ‖ q) + L_im + β KL(λ q + (1 - λ) q_π ‖ q̃), with q of the images and q̃ of λ x + (1 - λ) x_π.
 
-    L_im is :func:`~upcycle.adaptation.losses.information`. No gradient goes to P or to the target of q̃. BatchNorm
+    L_im is :func:`~upcycle.core.losses.information`. No gradient goes to P or to the target of q̃. BatchNorm
     normalises the mixed images by their own statistics and does not remember them: what the released code means to do
     (its switch is one that BatchNorm ignores, so there mixed images reach the running statistics).
 
@@ -90,7 +91,7 @@ def ask(run: Run, predictors: tuple[Predictor, ...], data: Images, r: int) -> Fl
     ask again.
 
     Args:
-        r: probabilities that stay, see :func:`~upcycle.adaptation.predictions.adaptive_smoothing`; 0 keeps all.
+        r: probabilities that stay, see :func:`~upcycle.adaptation.black_box.adaptive_smoothing`; 0 keeps all.
 
     Raises:
         UserError: answers that are none, or one class for all images, from which there is nothing to learn.
@@ -150,7 +151,7 @@ def check_predictors(predictors: tuple[Predictor, ...], data: Images, r: int) ->
 # -- training ----------------------------------------
 
 
-def groups(network: Headed, recipe: Recipe, backbone_rate: float) -> torch.optim.Optimizer:
+def groups(network: WithBottleneck, recipe: Recipe, backbone_rate: float) -> torch.optim.Optimizer:
     """The recipe's optimiser, whose rate for the backbone is ``backbone_rate`` times that of the head."""
     parts = ((network.backbone, backbone_rate), (network.head, 1.0))
     return recipe.make([{"params": [p for p in part.parameters() if p.requires_grad], "lr": recipe.lr * share}
@@ -178,7 +179,7 @@ def due(run: Run, tenth: Tensor) -> bool:
 
 def tune(
     run: Run,
-    network: Headed,
+    network: WithBottleneck,
     data: Images,
     *,
     recipe: Recipe,
@@ -198,7 +199,7 @@ def tune(
         epochs: at most.
         backbone_rate: see :func:`groups`.
         schedule: the factor on the rates by the share of the epochs that is done; :func:`late_rate` for DINE.
-        diversity: see :func:`~upcycle.adaptation.losses.information`.
+        diversity: see :func:`~upcycle.core.losses.information`.
     """
 
     def stage() -> dict[str, Tensor]:
@@ -319,7 +320,7 @@ class DINE(Method):
         P = ask(run, self.predictors, data, self.r).to(run.device)
         start = self.model("student", data)
         seed_everything(run.seed, "head")  # whatever has been asked before
-        network = Headed(dataclasses.replace(start, module=copy_of(start.module)), len(data.classes), self.bottleneck,
+        network = WithBottleneck(dataclasses.replace(start, module=copy_of(start.module)), len(data.classes), self.bottleneck,
                          norm=True, weight_norm=True)  # fmt: skip
 
         def distil() -> dict[str, Tensor]:
@@ -348,7 +349,7 @@ class DINE(Method):
             tune(run, network, data, recipe=self.recipe, epochs=self.epochs_tune, backbone_rate=self.backbone_rate,
                  schedule=late_rate, diversity=not self.partial)  # fmt: skip
         plain = run.plain(network)
-        assert isinstance(plain, Headed)
+        assert isinstance(plain, WithBottleneck)
         return plain.folded()
 
     def product(self, module: nn.Module, data: Images) -> Model:

@@ -20,17 +20,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from upcycle.adaptation.heads import classifier, put
-from upcycle.adaptation.losses import information
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.heads import classifier
+from upcycle.core.losses import ce_loss, information
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.images import Images, ImageSplit
 from upcycle.data.labels import match_classes
-from upcycle.distillation.kd import ce_loss
 
 Mode = Literal["vanilla", "online"]
 Params = Literal["encoder", "all", "norm-affine"]
@@ -228,7 +227,7 @@ class Joint(nn.Module):
         super().__init__()
         self.name = classifier(model)
         self.phi: nn.Linear = model.module.get_submodule(self.name)  # type: ignore[assignment]
-        put(model.module, self.name, nn.Identity())
+        model.module.set_submodule(self.name, nn.Identity())
         self.encoder = model.module
         self.psi = nn.Linear(self.phi.in_features, 4).to(self.phi.weight.device, self.phi.weight.dtype)
 
@@ -246,7 +245,7 @@ class Joint(nn.Module):
 
     def whole(self) -> nn.Module:
         """The classifier without ψ."""
-        put(self.encoder, self.name, self.phi)
+        self.encoder.set_submodule(self.name, self.phi)
         return self.encoder
 
 

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from upcycle.adaptation.heads import classifier, with_classes
-from upcycle.adaptation.norms import use_running
 from upcycle.core.errors import UserError, one_line, require, unknown
 from upcycle.core.evaluate import undisturbed
+from upcycle.core.heads import classifier, with_classes
+from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.norms import use_running
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.kd import ce_loss
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from upcycle.adaptation.heads import classifier, for_classes
 from upcycle.core.errors import UserError
+from upcycle.core.heads import classifier, for_classes
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe

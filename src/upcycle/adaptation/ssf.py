@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import grad
 
-from upcycle.adaptation.heads import classifier, for_classes, with_classes
-from upcycle.adaptation.norms import use_running
-from upcycle.adaptation.sites import Site, fold, scaled, shifted, site, sites
 from upcycle.core import store
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.heads import classifier, for_classes, with_classes
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.norms import use_running
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.surgery.sites import Site, fold, scaled, shifted, site, sites
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -262,7 +262,7 @@ def attach(
 
     Args:
         model: its classifier gets none.
-        patterns: names of layers, as in a shell; none takes the rule of :func:`upcycle.adaptation.sites.sites`.
+        patterns: names of layers, as in a shell; none takes the rule of :func:`upcycle.surgery.sites.sites`.
         generator: of the first γ and β; one of seed 0 by default.
         create: also a shift where the layer has no bias, and both behind a norm without weights: merging makes
             these parameters, and a network built anew lacks them.
@@ -345,7 +345,7 @@ class SSF(Method):
     γ ~ N(1, 0.02²), β ~ N(0, 0.02²). Trained are these and a new classifier, on the cross-entropy, without weight
     decay on γ, β and biases. In the end γ W and γ b + β replace W and b: the architecture as it was.
 
-    Sites are found in one forward (:func:`~upcycle.adaptation.sites.sites`). In networks with BatchNorm they are behind
+    Sites are found in one forward (:func:`~upcycle.surgery.sites.sites`). In networks with BatchNorm they are behind
     it and not behind the layer that feeds it (the card's rule; the released code has no such networks).
 
     Training saves no input of γ: it is recovered from the output, which what follows mostly keeps anyhow. Linear layers

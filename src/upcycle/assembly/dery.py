@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from upcycle.assembly.blocks import Chain, Signal, chain, features
 from upcycle.assembly.naswot import naswot, scores
 from upcycle.assembly.partition import Partition, partition, values
-from upcycle.assembly.search import Block, Budget, Passage, Search, Size
-from upcycle.assembly.similarity import Kind, Similarity
-from upcycle.assembly.stitch import Stitched, pieces, plan, stitched
-from upcycle.core.cost import amount, count, si
+from upcycle.assembly.search import Block, Passage, Search, Size
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
+from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.kd import ce_loss
+from upcycle.measure.cost import Budget, amount, count, si
+from upcycle.measure.similarity import Kind, Similarity
+from upcycle.surgery.blocks import Chain, Signal, chain, features
+from upcycle.surgery.stitch import Stitched, pieces, plan, stitched
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit
@@ -48,7 +48,7 @@ def similarities(chains: Sequence[Chain], split: ImageSplit, kind: Kind, device:
 
     Args:
         split: the probe, at least four images; each network runs once over it.
-        kind: see :class:`~upcycle.assembly.similarity.Similarity`.
+        kind: see :class:`~upcycle.measure.similarity.Similarity`.
     """
     gathered = Similarity(kind)
     for rows in zip(*(features(c, split, BATCH, device) for c in chains), strict=True):
@@ -111,7 +111,7 @@ def score_all(
     Args:
         candidates: the blocks of each.
         split: where the first ``batches`` x 32 images come from.
-        seed: of the new weights, as in :func:`~upcycle.assembly.stitch.stitched`.
+        seed: of the new weights, as in :func:`~upcycle.surgery.stitch.stitched`.
     """
     found = [0.0] * len(candidates)
     by_first: dict[int, list[int]] = {}

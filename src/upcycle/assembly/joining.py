@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from upcycle.assembly.channels import Channels, Renormalise, Step, follow
-from upcycle.assembly.resizing import TOLERANCE, Widths, joined, resized, widths
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of, source_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.surgery.channels import Channels, Renormalise, Step, follow
+from upcycle.surgery.resizing import TOLERANCE, Widths, joined, resized, widths
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -37,7 +37,7 @@ def assemble(models: Sequence[Model]) -> Model:
     Every layer is block diagonal with zeros between the parts, so that nothing changes for any of them: a part added
     later leaves the old logits as they were. Depthwise convolutions get more groups. First layers see the same image:
     their filters are stacked. Where parts expect it normalised differently, a
-    :class:`~upcycle.assembly.channels.Renormalise` in front gives each its own copy, and the first layer is block
+    :class:`~upcycle.surgery.channels.Renormalise` in front gives each its own copy, and the first layer is block
     diagonal too. (The paper's code assumes one normalisation; folding another into a first convolution would be wrong
     at its zero padding.)
 
@@ -181,8 +181,8 @@ def rebuild_resized(
 
     Args:
         source: the architecture that it came from.
-        widths: of its layers, see :func:`~upcycle.assembly.resizing.widths`.
-        copies: how often :class:`~upcycle.assembly.channels.Renormalise` in front gives the image; 0 for none.
+        widths: of its layers, see :func:`~upcycle.surgery.resizing.widths`.
+        copies: how often :class:`~upcycle.surgery.channels.Renormalise` in front gives the image; 0 for none.
         rebuild: builds ``source``.
 
     Raises:

@@ -20,11 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from upcycle.assembly.channels import Channels, follow
 from upcycle.assembly.joining import places, recorded
-from upcycle.assembly.resizing import shrink
 from upcycle.assembly.routing import Score, route_picture, routes
-from upcycle.core.cost import si
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import evaluate, margin
 from upcycle.core.method import Card, Method, Needs
@@ -32,6 +29,9 @@ from upcycle.core.models import Model, copy_of
 from upcycle.core.outputs import Columns
 from upcycle.core.run import Run
 from upcycle.data.labels import match_classes
+from upcycle.measure.cost import si
+from upcycle.surgery.channels import Channels, follow
+from upcycle.surgery.resizing import shrink
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit
@@ -86,7 +86,7 @@ def component(
     Args:
         routes: of these classes.
         classes: their logits in ``module``.
-        example: images on which the result is checked, see :func:`~upcycle.assembly.resizing.shrink`.
+        example: images on which the result is checked, see :func:`~upcycle.surgery.resizing.shrink`.
     """
     return shrink(module, channels, routes.any(0), classes, example=example)
 

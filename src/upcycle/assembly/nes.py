@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from upcycle.assembly.epitome import Learner, Mode, compressed, drop_learners, epitomes, replaceable
+from upcycle.core.checks import same_classes
 from upcycle.core.errors import require
+from upcycle.core.losses import ce_loss, kd_objective
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, source_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.kd import ce_loss, kd_objective, same_classes
+from upcycle.surgery.epitome import Learner, Mode, compressed, drop_learners, epitomes, replaceable
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -39,13 +40,13 @@ class NES(Method):
 
     The result computes with the epitomes: R_in times fewer multiply-adds in those layers (tile: R_in R_out times). That
     is faster where layers are wide; with learned offsets, blending the channels of narrow ones costs what it saves.
-    :func:`~upcycle.assembly.epitome.materialised` makes an ordinary network of it.
+    :func:`~upcycle.surgery.epitome.materialised` makes an ordinary network of it.
 
     Reconstructed: the paper's transformation is known to us from its abstract and from summaries, and the authors'
     released model uses no learned offsets, only tiling by 2 along one side of 1x1 convolutions. Our choices: the ratio
     is split evenly over outputs and inputs; each patch has an input offset of its own, and a row of patches shares its
     output offset, so that wrapping stays exact; kernels are not searched in rows and columns (e = k); the learner
-    without its last BatchNorm (see :class:`~upcycle.assembly.epitome.Learner`); where offsets start; μ. Weight decay
+    without its last BatchNorm (see :class:`~upcycle.surgery.epitome.Learner`); where offsets start; μ. Weight decay
     acts on E as on any weight, which shrinks each of its copies at the ordinary rate, and not on the learners. The
     learners take a tenth of the learning rate: an offset moves a whole patch, and at the full rate it jumps from
     position to position. Linear layers stay as they are.

@@ -2,7 +2,7 @@
 
 A block is a run of consecutive nodes of a network. Two blocks are functionally similar where they give alike outputs
 and take alike inputs, S(B, B') = s(out, out') + s(in, in'), in [0, 2]. All that is needed of the networks is one table
-of the similarities s between the outputs of their nodes (:mod:`upcycle.assembly.similarity`).
+of the similarities s between the outputs of their nodes (:mod:`upcycle.measure.similarity`).
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-from upcycle.assembly.epitome import rebuild_epitome
 from upcycle.assembly.joining import rebuild_resized
-from upcycle.assembly.stitch import rebuild_stitched
+from upcycle.surgery.epitome import rebuild_epitome
+from upcycle.surgery.stitch import rebuild_stitched
 
 OPERATIONS: dict[str, Callable[..., nn.Module]] = {
     "resized": rebuild_resized,

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from upcycle.assembly.channels import Channels
 from upcycle.core.models import copy_of
+from upcycle.surgery.channels import Channels
 
 if TYPE_CHECKING:
     from upcycle.data.images import ImageSplit

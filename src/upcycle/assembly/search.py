@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from upcycle.core.errors import UserError, require
+from upcycle.measure.cost import UNLIMITED, Budget
 
 Kind = Literal["map", "tokens"]
 Size = tuple[int, ...]
@@ -86,7 +87,7 @@ def stitch(before: Block, after: Block, size: Size) -> Stitch | None:
     From a map: BatchNorm(a), then a convolution a -> b without bias whose kernel and stride are t. From tokens to
     tokens: LayerNorm(a), then Linear(a, b) without bias. t is the largest stride after which the map is no smaller
     than what ``after`` was trained on, and at least 1. A block that takes a map does not follow one that takes or
-    gives tokens. Normalisation and activation count no multiply-adds, as in :func:`upcycle.core.cost.count`.
+    gives tokens. Normalisation and activation count no multiply-adds, as in :func:`upcycle.measure.cost.count`.
 
     Args:
         size: of what ``before`` gives.
@@ -101,41 +102,6 @@ def stitch(before: Block, after: Block, size: Size) -> Stitch | None:
         size = tuple(have // stride for have in size)
     weights = before.outputs * after.inputs * stride**2
     return Stitch(stride, 2 * before.outputs + weights, weights * math.prod(size), size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """Bounds on the assembled network, stitches and head included; both ends belong to it.
-
-    Args:
-        params: most parameters.
-        macs: most multiply-adds of one sample's forward.
-        params_min: fewest parameters.
-        macs_min: fewest multiply-adds.
-    """
-
-    params: float | int = math.inf
-    macs: float | int = math.inf
-    params_min: float | int = 0
-    macs_min: float | int = 0
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("params", self.params_min, self.params), ("macs", self.macs_min, self.macs)):
-            require(most > 0, f"{name} must be positive, not {most}.")
-            require(0 <= least <= most, f"{name}_min must lie between 0 and {name} = {most}, not be {least}.")
-
-    def allows(self, params: float | int, macs: float | int) -> bool:
-        return self.params_min <= params <= self.params and self.macs_min <= macs <= self.macs
-
-    def __str__(self) -> str:
-        bounds = [f"at {word} {value:,.0f} {unit}" for word, value, unit in (
-            ("least", self.params_min, "parameters"), ("most", self.params, "parameters"),
-            ("least", self.macs_min, "multiply-adds"), ("most", self.macs, "multiply-adds"),
-        ) if 0 < value < math.inf]  # fmt: skip
-        return " and ".join(bounds)
-
-
-UNLIMITED = Budget()
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.assembly.blocks import Chain, chain
 from upcycle.assembly.dery import DeRy, block_table, mixed, score_all, similarities
 from upcycle.assembly.partition import Partition, partition, values
-from upcycle.assembly.search import Budget, Search
-from upcycle.assembly.stitch import Stitched, plan, stitched
+from upcycle.assembly.search import Search
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.settings import cifar10, test
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run, seed_everything
 from upcycle.data import Images, load
+from upcycle.measure.cost import Budget
+from upcycle.surgery.blocks import Chain, chain
+from upcycle.surgery.stitch import Stitched, plan, stitched
 
 K = 3
 BELOW = 6.5e5

@@ -7,10 +7,10 @@ import dataclasses
 from torch import nn
 
 from upcycle.adaptation.dine import DINE
-from upcycle.adaptation.heads import Headed
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.digits import digits, first, trained
 from upcycle.claims.settings import fresh, test, train
+from upcycle.core.heads import WithBottleneck
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, ImageSplit
@@ -38,7 +38,7 @@ def recipe(lr: float, epochs: int) -> Recipe:
 def copied(box: Predictor, target: Images, seed: int, quick: bool, lr: float = LR_COPY) -> nn.Module:
     """Naive KD: the box's top class as a label that never changes, the same head, as many epochs as both steps."""
     start, said = student(target, seed), box.predict(target.train).classes[:, 0]
-    start.module = Headed(start, len(target.classes), WIDTH, norm=True, weight_norm=True)
+    start.module = WithBottleneck(start, len(target.classes), WIDTH, norm=True, weight_norm=True)
     labelled = dataclasses.replace(target, train=dataclasses.replace(target.train, labels=said))
     kd = KD(teacher=start, student=start, w_kd=0.0, w_ce=1.0, cache="off",
             recipe=recipe(lr, 2 if quick else DISTIL + TUNE))  # fmt: skip

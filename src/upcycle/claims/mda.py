@@ -9,7 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from upcycle.assembly.channels import Channels, follow
 from upcycle.assembly.joining import MDAAssembly
 from upcycle.assembly.mda import MDA, chosen_classes, component, confident, restricted
 from upcycle.assembly.routing import routes
@@ -22,6 +21,7 @@ from upcycle.core.run import seed_everything
 from upcycle.data import Images, load
 from upcycle.data.images import ImageSplit, joined
 from upcycle.distillation import KD
+from upcycle.surgery.channels import Channels, follow
 
 BETAS = (0.1, 0.2, 0.4, 0.6)
 """Of convolutions; the second is the default."""

@@ -7,15 +7,15 @@ import dataclasses
 import torch
 from torch import nn
 
-from upcycle.assembly.epitome import epitomes, materialised, stored
 from upcycle.assembly.nes import NES
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import short, test, train
-from upcycle.core.cost import count
 from upcycle.core.models import Model
 from upcycle.core.run import seed_everything
 from upcycle.data import Images, load
 from upcycle.distillation import KD
+from upcycle.measure.cost import count
+from upcycle.surgery.epitome import epitomes, materialised, stored
 from upcycle.zoo.convnet import ConvNet
 
 WHOLE = (32, 64, 64)

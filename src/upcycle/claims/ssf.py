@@ -8,11 +8,11 @@ from functools import cache
 import torch
 from torch import nn
 
-from upcycle.adaptation.heads import classifier, with_classes
 from upcycle.adaptation.probe import LinearProbe
 from upcycle.adaptation.ssf import SSF, attach
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import test, train
+from upcycle.core.heads import classifier, with_classes
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from upcycle.adaptation.heads import classifier, put
-from upcycle.assembly.similarity import linear_cka
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.nes import fashion, net
 from upcycle.continual import Finetune, Joint, StreamingSSL
 from upcycle.continual.probing import Probing, features, recalibrated
 from upcycle.continual.tasks import accuracy_among
+from upcycle.core.heads import classifier
 from upcycle.core.method import Method
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, load
 from upcycle.data.streams import Stream, portions, stream
+from upcycle.measure.similarity import linear_cka
 
 WIDTHS = (16, 32, 64)
 CHUNKS = 5
@@ -53,7 +53,7 @@ def encoders(method: Method, data: Stream, seed: int) -> list[nn.Module]:
     name, made = classifier(student), []
     for state in run.after or [final]:
         module = copy_of(student.module)
-        put(module, name, nn.Identity())
+        module.set_submodule(name, nn.Identity())
         module.load_state_dict({k: v for k, v in state.items() if not k.startswith(f"{name}.")})
         made.append(module.eval())
     return made

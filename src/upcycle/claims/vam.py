@@ -9,9 +9,9 @@ import torch
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.kd import cifar_setting
 from upcycle.claims.settings import fresh, test, train
-from upcycle.core.cost import count
 from upcycle.distillation import KD, VAM
 from upcycle.distillation.vam import attach, fold
+from upcycle.measure.cost import count
 
 
 def measure(seed: int, quick: bool) -> dict[str, float]:

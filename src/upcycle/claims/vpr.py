@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from upcycle.adaptation.heads import classifier, put
 from upcycle.claims import Check, Claim, gain
 from upcycle.claims.digits import first
 from upcycle.claims.settings import fresh, train
 from upcycle.continual import ER, VPR, Finetune
 from upcycle.continual.vpr import LEAST, MOST, Memory, closeness, draws, embedder
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.heads import classifier
 from upcycle.core.models import copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import seed_of
@@ -63,7 +63,9 @@ def frozen_means(data: Stream, seed: int, epochs: int) -> float:
     with torch.enable_grad():
         trained = train(method, two, seed)  # type: ignore[arg-type]
     features = copy_of(trained)
-    put(features, classifier(dataclasses.replace(method.model("student", data), module=trained)), torch.nn.Identity())
+    features.set_submodule(
+        classifier(dataclasses.replace(method.model("student", data), module=trained)), torch.nn.Identity()
+    )
     tasks = [data.task(t) for t in range(len(data))]
     means = torch.stack([predict_logits(features, task.train)[task.train.labels == c].mean(0)
                          for task, columns in zip(tasks, data.tasks, strict=True) for c in columns])  # fmt: skip

@@ -11,11 +11,12 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.adaptation.heads import classifier
 from upcycle.continual.fisher import squared_gradients
 from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, cross_entropy, follow, learnt, of_task, problems, start
+from upcycle.continual.tasks import Past, follow, learnt, of_task, problems, start
 from upcycle.core.errors import require
+from upcycle.core.heads import classifier
+from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from upcycle.adaptation.heads import classifier
 from upcycle.continual.finetune import plain_recipe
 from upcycle.continual.replay import logit_loss
 from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, cross_entropy, follow, problems, start
+from upcycle.continual.tasks import Past, follow, problems, start
 from upcycle.core.errors import require
+from upcycle.core.heads import classifier
+from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe

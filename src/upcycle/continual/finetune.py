@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, cross_entropy, follow, leave_joint, of_task, problems, same_stream, start
+from upcycle.continual.tasks import Past, follow, leave_joint, of_task, problems, same_stream, start
+from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe

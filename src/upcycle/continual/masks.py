@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from upcycle.adaptation.heads import classifier, put
 from upcycle.core.errors import require
 from upcycle.core.evaluate import undisturbed
+from upcycle.core.heads import classifier
 from upcycle.core.models import Model, copy_of
 
 Masks = Literal["meat", "all", "none"]
@@ -243,7 +243,7 @@ def with_policies(model: Model, masks: Masks, blocks: tuple[int, ...] | None) ->
     for i in sorted(chosen) if masks == "meat" else ():
         name = f"blocks.{i}.{_attention(net.blocks[i])}"
         attention = PolicyAttention(net.get_submodule(name), tokens)
-        put(net, name, attention.to(next(net.parameters())).train(net.training))
+        net.set_submodule(name, attention.to(next(net.parameters())).train(net.training))
         policies.append(f"{name}.policy")
     prefix = int(getattr(net, "num_prefix_tokens", 0))
     return Sites(weights, tuple(policies), tokens - prefix, prefix), outputs

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from upcycle.continual.finetune import plain_recipe
 from upcycle.continual.fisher import fisher
 from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, cross_entropy, follow, of_task, problems, restore, start
+from upcycle.continual.tasks import Past, follow, of_task, problems, restore, start
 from upcycle.core.collective import average_gradients
 from upcycle.core.errors import require
+from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe

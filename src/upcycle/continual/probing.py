@@ -1,6 +1,6 @@
 """What a frozen encoder is worth: linear probes, BatchNorm's share in forgetting, flatness of the minimum.
 
-How alike two encoders are is linear CKA: :func:`upcycle.assembly.similarity.linear_cka` of their :func:`features`, on
+How alike two encoders are is linear CKA: :func:`upcycle.measure.similarity.linear_cka` of their :func:`features`, on
 ten times as many images as there are features or more, for with fewer it is biased upwards.
 """
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from upcycle.continual.finetune import plain_recipe
 from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, cross_entropy, follow, problems, start
+from upcycle.continual.tasks import Past, follow, problems, start
 from upcycle.core.errors import require
+from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe

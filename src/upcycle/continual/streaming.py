@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.adaptation.heads import classifier, put
 from upcycle.continual.probing import Probing, union
 from upcycle.continual.scores import Scores
 from upcycle.continual.ssl import Objective, Projection, Views
 from upcycle.continual.tasks import Past, follow, learnt, problems, start
 from upcycle.core.errors import require, unknown
+from upcycle.core.heads import classifier
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -207,7 +207,7 @@ class StreamingSSL(Method):
         name = classifier(net)
         layer = net.module.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        put(net.module, name, nn.Identity())  # from here on the network is the encoder e
+        net.module.set_submodule(name, nn.Identity())  # from here on the network is the encoder e
         head = Projection(self.objective, layer.in_features, self.projection)
         scratch = copy.deepcopy((net.module.state_dict(), head.state_dict()))
         dtype = torch.float64 if run.precision == "64-true" else torch.float32
@@ -264,5 +264,5 @@ class StreamingSSL(Method):
             with torch.no_grad():
                 layer.weight.copy_(last.weight)
                 layer.bias.copy_(last.bias)
-        put(made, name, layer)
+        made.set_submodule(name, layer)
         return run.plain(made)

@@ -25,15 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from upcycle.adaptation.heads import grown, problems_of
 from upcycle.continual.scores import Scores
 from upcycle.core import store
+from upcycle.core.checks import problems_of
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.heads import grow_classifier
 from upcycle.core.models import Model
 from upcycle.core.run import Run
 from upcycle.data.images import Images, ImageSplit
@@ -82,8 +81,8 @@ class Past:
 
 
 def start(method: Any, data: Stream) -> Model:
-    """A copy of the method's network, with an output for each class of the stream; see :func:`grown`."""
-    return grown(method.model("student", data), data.classes)
+    """A copy of the method's network, with an output for each class of the stream; see :func:`grow_classifier`."""
+    return grow_classifier(method.model("student", data), data.classes)
 
 
 def problems(method: Any, data: Stream, *, memory: int | None = None) -> list[str]:
@@ -101,14 +100,6 @@ def problems(method: Any, data: Stream, *, memory: int | None = None) -> list[st
         found.append(f"the network was extended by {past.method}, and {method.card.name} cannot read what that keeps; "
                      f"go on with --method {past.method}")  # fmt: skip
     return found
-
-
-def cross_entropy(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], total: int) -> Float[Tensor, ""]:
-    """This process' part of the mean cross-entropy over ``total`` images; for ``run.backward(..., "sum")``.
-
-    So a batch from the stream, ``run.count`` images over all processes, and one from the memory can be summed.
-    """
-    return F.cross_entropy(z, y, reduction="sum") / total
 
 
 def of_task(z: Tensor, y: Tensor, data: Stream, t: int) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.adaptation.heads import classifier, put
 from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past, follow, learnt, problems, start
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits, undisturbed
+from upcycle.core.heads import classifier
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
@@ -296,7 +296,7 @@ class VPR(Method):
 
         def learn(t: int, task: Images) -> None:
             now, places = before + t, places_of(task.train, data.tasks[t], t)
-            put(net.module, name, head)
+            net.module.set_submodule(name, head)
             embed, optimizer = run.setup(net.module, self.recipe)
             old = memory.snapshots[-1] if now and not domain else None
             known = data.tasks[t] if domain else () if old is None else old.columns.tolist()
@@ -395,7 +395,7 @@ class VPR(Method):
             linear.weight.zero_()
             linear.bias.fill_(UNSEEN)
             linear.weight[columns], linear.bias[columns] = weight, bias
-            put(net.module, name, linear)
+            net.module.set_submodule(name, linear)
 
         def answers(split: ImageSplit, t: int) -> Tensor:
             if not memory.snapshots:
@@ -403,9 +403,9 @@ class VPR(Method):
             near = memory.snapshots if domain else memory.snapshots[-1:]
             if domain and self.told and before + t < len(memory.snapshots):
                 near = [memory.snapshots[before + t]]
-            put(net.module, name, head)
+            net.module.set_submodule(name, head)
             mu = predict_logits(net.module, split, run.device)[:, : self.width]
-            put(net.module, name, linear)
+            net.module.set_submodule(name, linear)
             z = closeness(mu, torch.cat([s.mu for s in near]).to(mu), self.tau)
             columns = torch.cat([s.columns for s in near]).expand(len(z), -1)
             return torch.full((len(z), len(data.classes)), UNSEEN).scatter_reduce(1, columns, z, "amax")
@@ -451,5 +451,5 @@ def embedder(model: Model, kept: Past) -> nn.Module:
     head = nn.Linear(*weight.T.shape)
     head.load_state_dict(kept.state["head"])
     module = copy_of(model.module)
-    put(module, classifier(model), head)
+    module.set_submodule(classifier(model), head)
     return module

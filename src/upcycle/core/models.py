@@ -183,6 +183,15 @@ def copy_of(module: nn.Module) -> nn.Module:
         raise UserError(f"{type(module).__name__} cannot be copied: {one_line(error)}.") from error
 
 
+def fresh_copy_of(module: nn.Module) -> nn.Module:
+    """A copy of a network with new random weights, by each submodule's own ``reset_parameters``."""
+    made = copy.deepcopy(module)
+    for m in made.modules():
+        if callable(reset := getattr(m, "reset_parameters", None)):
+            reset()
+    return made
+
+
 def _parse(reference: str) -> tuple[str, str]:
     """The kind of a reference (a key of ``BUILDERS``, ``callable`` or ``directory``) and what it names."""
     prefix, colon, name = reference.partition(":")

@@ -4,15 +4,14 @@ A method writes its loops; ``Run`` makes them resumable, logged and equal on one
 
     student, optimizer = run.setup(student, recipe)
     for epoch in run.epochs(recipe.epochs):
-        for images, labels, index in run.batches(data.train, recipe.batch_size, save_within=True):
-            recipe.schedule_rate(optimizer, run.progress)
-            run.backward(loss(student(images), labels))
-            run.update(optimizer)
+        for images, labels, index in run.batches(data.train, recipe.batch_size):
+            run.step(loss(student(images), labels), optimizer, recipe)
         run.evaluate(student, data.validation)
 
-*Stages.* ``run.stage(name, fn)`` runs ``fn`` once and stores what it returns; on resume it returns that. The
-unfinished stage re-enters at the last save point of its outermost loop; loops inside are atomic, but for a batch
-loop with ``save_within=True``. Each stage has one outermost loop, and state is registered before it starts.
+*Stages.* ``run.stage(name, fn)`` runs ``fn`` once and stores what it returns; on resume it returns that. With
+``run.stored(name)`` and ``run.open_stage(name)`` the body of a stage stands in the open. The unfinished stage
+re-enters at the last save point of its outermost loop; loops inside are atomic, but for a batch loop that nothing in
+the epoch precedes which changes state. Each stage has one outermost loop, and state is registered before it starts.
 
 *Randomness* is stateless: every step is seeded from (seed, stage, step, rank), every shuffle from (seed, stage,
 epoch), every sample's augmentation from (seed, epoch, sample). So nothing about generators needs saving.
@@ -93,7 +92,8 @@ class _Stage:
         self.steps = 1
         self.batch_loop = False  # a batch loop is running
         self.within = False  # it has save points of its own
-        self.clean = True  # nothing has changed since this epoch began
+        self.clean = True  # no update and no batch loop since this epoch began
+        self.marks: Any = None  # of the state when it began, see _marks
         self.resume_step = 0
         self.tracked: dict[str, tuple[Tensor, int]] = {}  # sums since the epoch began
 
@@ -139,6 +139,7 @@ class Run:
         self.device: torch.device = self.fabric.device
         self.notes: list[str] = []
         self.interrupt: int | None = None
+        self.left: dict[str, Any] = {}  # see leave
         self._results: dict[str, dict[str, Any]] = {}
         self._fresh: set[str] = set()  # stages that this process itself finished
         self._files: dict[str, dict[str, Any]] = {}
@@ -258,22 +259,79 @@ class Run:
         Returns:
             what ``fn`` returned, as stored: detached tensors on the CPU.
         """
+        if self._is_stored(name):
+            return self._recall(name)
+        self._begin(name)
+        result = fn()
+        return self._end(result)
+
+    def stored(self, name: str) -> Any:
+        """What the stage ``name`` left, or ``None`` where it has yet to run: then open it with :meth:`open_stage`.
+
+        Returns:
+            as stored: detached tensors on the CPU.
+        """
+        return self._recall(name) if self._is_stored(name) else None
+
+    @contextlib.contextmanager
+    def open_stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """A stage whose body is that of the ``with`` block; what it fills the dict with is stored when the block ends.
+
+        ::
+
+            found = run.stored("first")
+            if found is None:
+                with run.open_stage("first") as found:
+                    ...
+                    found["network"] = student.state_dict()
+
+        Args:
+            name: unique within the enclosing stage.
+
+        Yields:
+            an empty dict, for tensors and plain data; after the block it holds what was stored of them, as
+            :meth:`stored` returns it.
+        """
+        self._begin(name)
+        left: dict[str, Any] = {}
+        yield left
+        stored = self._end(dict(left))
+        left.clear()
+        left.update(stored)
+
+    def _is_stored(self, name: str) -> bool:
+        return f"{self._path}/{name}" in self._results
+
+    def _once(self, name: str) -> str:
+        """The path of a stage that is about to run or to be recalled, for the first time here."""
         require_outside_loop(self._stage, f"stage '{name}'")
         path = f"{self._path}/{name}"
         if path in self._fresh:
             raise RuntimeError(f"stage '{path}' runs twice")
         self._fresh.add(path)
-        if path in self._results:
-            found = self._results[path]
-            self._updates = found["updates"]
-            result = self._load(found["file"]) if found["file"] else store.unpack(found["value"], {})
-        else:
-            self._enter(name)
-            result = store.unpack(*store.pack(fn()))
-            self._stack.pop()
-            self._finish_stage(path, result)
+        return path
+
+    def _recall(self, name: str) -> Any:
+        found = self._results[self._once(name)]
+        self._updates = found["updates"]
+        result = self._load(found["file"]) if found["file"] else store.unpack(found["value"], {})
         seed_everything(self.seed, self._path, "after", name)
         return result
+
+    def _begin(self, name: str) -> None:
+        self._once(name)
+        self._enter(name)
+
+    def _end(self, result: Any) -> Any:
+        result = store.unpack(*store.pack(result))
+        path, stage = self._path, self._stack.pop()
+        self._finish_stage(path, result)
+        seed_everything(self.seed, self._path, "after", stage.name)
+        return result
+
+    def leave(self, name: str, thing: Any) -> None:
+        """Hand over a result beside the network that ``fit`` returns, such as scores: ``run.left[name]``."""
+        self.left[name] = thing
 
     def _finish_stage(self, path: str, result: Any) -> None:
         self._raise_if_bad()
@@ -349,6 +407,11 @@ class Run:
         return self._updates
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What networks are trained in: float64 in a float64 run, float32 in every other."""
+        return torch.float64 if self.precision == "64-true" else torch.float32
+
+    @property
     def progress(self) -> float:
         """The share of this stage's outermost loop that is done, from 0 to below 1."""
         stage = self._stage
@@ -359,7 +422,7 @@ class Run:
         stage = self._stage
         self._start_loop(n)
         for epoch in range(stage.epoch, n):
-            stage.epoch, stage.step, stage.clean = epoch, 0, True
+            stage.epoch, stage.step, stage.clean, stage.marks = epoch, 0, True, _marks(stage.state)
             seed_everything(self.seed, self._path, epoch, "epoch", self.rank)
             self._progress.show(self._path, epoch, n)
             yield epoch
@@ -371,9 +434,16 @@ class Run:
             self._save()
 
     def batches(
-        self, split: Split, batch_size: int, *, augment: bool = True, shuffle: bool = True, views: int = 0,
-        steps: int | None = None, save_within: bool = False,
-    ) -> Iterator[Batch]:  # fmt: skip
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        augment: bool = True,
+        shuffle: bool | None = None,
+        views: int = 0,
+        steps: int | None = None,
+        save_within: bool | None = None,
+    ) -> Iterator[Batch]:
         """One pass over ``split``: this process' slice of each global batch of ``batch_size``.
 
         Args:
@@ -381,13 +451,15 @@ class Run:
             batch_size: over all processes together. A last batch of one sample, or smaller than the number of
                 processes, is dropped.
             augment: let the split augment its samples, keyed by (seed, epoch, sample).
-            shuffle: in an order drawn from (seed, stage, epoch).
+            shuffle: in an order drawn from (seed, stage, epoch). If not given, unless the split says that it is
+                ``ordered``.
             views: if positive, augmentation repeats after so many passes, so that outputs can be cached; the
                 number of the present one is :attr:`view`.
             steps: so many batches, in as many passes as that takes, each in its own order and with its own
                 augmentation; ``None`` for one pass.
-            save_within: allow save points inside the epoch. Only for a batch loop that nothing in the epoch's
-                body precedes which changes state.
+            save_within: allow save points inside the epoch, between which the loop's position moves :attr:`progress`.
+                If not given, wherever nothing that came before in the epoch's body changed registered state, such as
+                an update, another batch loop or a tensor that was written to, nor took batches of :meth:`others`.
 
         Used outside :meth:`epochs` it is the outermost loop itself.
         """
@@ -399,9 +471,12 @@ class Run:
                 return
         if stage.batch_loop:
             raise RuntimeError("a batch loop runs inside another: read the second split with split.batch(...)")
-        if save_within and not stage.clean:
+        clean = outermost or (stage.clean and (save_within is False or stage.marks == _marks(stage.state)))
+        if save_within and not clean:
             raise RuntimeError("save_within needs a batch loop that nothing before it in the epoch changes state")
-        save_within = save_within or outermost
+        save_within = outermost or (clean if save_within is None else save_within)
+        if shuffle is None:
+            shuffle = not getattr(split, "ordered", False)
         batches: list[tuple[int, Tensor]] = []  # the pass and the samples
         number = 0
         while not batches or (steps is not None and len(batches) < steps):
@@ -446,15 +521,19 @@ class Run:
 
         Each pass has its own order and augmentation, drawn from (seed, stage, epoch, name). What is left at the end
         of a pass joins the next one, so that every batch is whole. Made anew in each epoch, so the batch loop beside
-        it takes no ``save_within``.
+        it has no save points within.
 
         Args:
             batch_size: over all processes together; each gets its share.
             name: of this stream; two streams of one split differ.
             among: positions in ``split`` (int64, on the CPU) that the stream is restricted to; ``None`` for all.
         """
+        self._stage.clean = False
         places = torch.arange(len(split)) if among is None else among
         require(len(places) > 0, f"There are no samples for the batches of {name}.")
+        return self._endless(split, batch_size, name, places, augment)
+
+    def _endless(self, split: Split, batch_size: int, name: str, places: Tensor, augment: bool) -> Iterator[Batch]:
         epoch, left, number = self._stage.epoch, torch.empty(0, dtype=torch.int64), 0
         while True:
             view = (self.seed, seed_of(name, epoch, number) % 2**31) if augment else None
@@ -508,8 +587,7 @@ class Run:
 
         The module stays what it is: its ``forward`` is wrapped in this run's precision until :meth:`plain`.
         """
-        dtype = torch.float64 if self.precision == "64-true" else torch.float32
-        module.to(device=self.device, dtype=dtype)
+        module.to(device=self.device, dtype=self.dtype)
         if any(p.dim() == 4 for p in module.parameters()):
             module.to(memory_format=torch.channels_last)
         if self.world_size > 1:
@@ -548,6 +626,29 @@ class Run:
         self.machine[model.name] = (f"{made.precision}, {made.folded} BatchNorm folded with error {made.error:.1e}, "
                                     f"top-1 agreement {made.agreement:.1%}")  # fmt: skip
         return made
+
+    def step(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe | None = None,
+        reduction: Literal["mean", "sum", "global"] = "mean",
+        clip: float | None = None,
+    ) -> None:
+        """One ordinary step: set the learning rate, :meth:`backward`, :meth:`update`, and track ``loss``.
+
+        Args:
+            loss: scalar.
+            optimizer: what :meth:`setup` made.
+            recipe: whose schedule sets the learning rate by :attr:`progress`; ``None`` leaves it as it is.
+            reduction: see :meth:`backward`.
+            clip: see :meth:`update`.
+        """
+        if recipe is not None:
+            recipe.schedule_rate(optimizer, self.progress)
+        self.backward(loss, reduction)
+        self.update(optimizer, clip)
+        self.track(loss=loss * self.world_size if reduction == "sum" else loss)
 
     def backward(self, loss: Tensor, reduction: Literal["mean", "sum", "global"] = "mean") -> None:
         """Accumulate gradients of ``loss``.
@@ -617,8 +718,7 @@ class Run:
                 del m.forward
             m._compiled_call_impl = None
         module.zero_grad(set_to_none=True)
-        dtype = torch.float64 if self.precision == "64-true" else torch.float32
-        return module.to("cpu", dtype, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        return module.to("cpu", self.dtype, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
     # -- what is seen -------------------------------------------------------------------------------------------
 
@@ -708,6 +808,19 @@ class Run:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _marks(state: Any) -> Any:
+    """What differs once a state was written to: torch counts the writes to a tensor, its views and what is detached."""
+    if isinstance(state, Tensor):
+        return state.shape, state._version
+    if isinstance(state, np.ndarray):
+        return state.tobytes()
+    if hasattr(state, "state_dict"):
+        return _marks(state.state_dict())
+    if isinstance(state, dict):
+        return {key: _marks(value) for key, value in state.items()}
+    return [_marks(value) for value in state] if isinstance(state, list | tuple) else state
 
 
 def require_outside_loop(stage: _Stage, what: str) -> None:

@@ -5,12 +5,54 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from upcycle.core.errors import UserError, unknown
+from upcycle.core.evaluate import undisturbed
+
+if TYPE_CHECKING:
+    from upcycle.core.models import Model
+
+
+class Call(NamedTuple):
+    """One call of a submodule while its network saw a batch."""
+
+    name: str
+    module: nn.Module
+    input: Any  # its first positional argument
+    output: Any
+
+
+def observed(
+    model: Model, images: Tensor | None = None, *, kind: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module
+) -> list[Call]:
+    """Every call of a submodule of ``kind`` in one forward, in the order in which they end; the network's own is last.
+
+    The network is in evaluation mode meanwhile and unchanged afterwards; no gradient is recorded.
+
+    Args:
+        model: its ``module`` is run.
+        images: a batch for it; if not given, :meth:`Model.example` on its device.
+        kind: of the submodules wanted.
+    """
+    calls: list[Call] = []
+    network = model.module
+    wanted = [(name, m) for name, m in network.named_modules() if name and isinstance(m, kind)]
+    hooks = [m.register_forward_hook(lambda m, i, out, name=name: calls.append(Call(name, m, i[0] if i else None, out)))
+             for name, m in wanted]  # fmt: skip
+    if images is None:
+        images = model.example().to(next((p.device for p in network.parameters()), torch.device("cpu")))
+    try:
+        with undisturbed(network):
+            out = network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*calls, Call("", network, images, out)]
 
 
 class Taps:

@@ -27,6 +27,7 @@ class ImageSplit:
         ids: int64 (n,), each sample's number in its source, which its augmentation is keyed by.
         mean, std: what batches are normalised with; set by :meth:`Images.normalised`.
         augment: any of crop, flip, color; applied when a batch is asked for with a view.
+        ordered: the samples are shown in the order in which they lie, not shuffled.
     """
 
     images: Tensor
@@ -35,6 +36,7 @@ class ImageSplit:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: tuple[str, ...] = ()
+    ordered: bool = False
 
     def __len__(self) -> int:
         return len(self.images)

@@ -105,7 +105,7 @@ class Stream:
         require(len(images.train) > 1, f"Task {t} of {self.name} has {len(images.train)} training images.")
         require(images.shape == self.shape, f"Task {t} of {self.name} has images of {_by(images.shape)} and the first "
                 f"task of {_by(self.shape)}; --size brings images to one size.")  # fmt: skip
-        return images
+        return dataclasses.replace(images, train=dataclasses.replace(images.train, ordered=self.ordered))
 
     def seen(self, t: int) -> tuple[int, ...]:
         """The columns of all classes of the tasks 0 to t."""
@@ -121,7 +121,7 @@ class Stream:
             if len(ids.unique()) < len(ids):  # the same images in several tasks
                 step = int(ids.max()) + 1
                 ids = torch.cat([s.ids + i * step for i, s in enumerate(found)])
-            return dataclasses.replace(found[0], images=torch.cat([s.images for s in found]),
+            return dataclasses.replace(found[0], images=torch.cat([s.images for s in found]), ordered=False,
                                        labels=torch.cat([s.labels for s in found]), ids=ids)  # fmt: skip
 
         return dataclasses.replace(parts[0], train=join("train"), validation=join("validation"), test=join("test"))

@@ -18,14 +18,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model, copy_of
+from upcycle.core.models import Model, copy_of, fresh_copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.augment import uniform
 from upcycle.diagnosis.masks import as_masks, foreground, load_masks
-from upcycle.distillation.kd import ce_loss
-from upcycle.distillation.tfkd import fresh
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit
@@ -235,7 +234,7 @@ class ModelDoctor(Method):
         layer, mask = before["layer"], before["mask"].to(run.device)
         masks = self._masks(run, source, data, layer)
 
-        network = fresh(source.module) if self.from_scratch else copy_of(source.module)
+        network = fresh_copy_of(source.module) if self.from_scratch else copy_of(source.module)
         student, optimizer = run.setup(network.requires_grad_(True), self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             student.train()

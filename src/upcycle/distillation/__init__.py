@@ -1,9 +1,10 @@
 """Distil one trained network into another. This list is the registry: a new method is imported and added here."""
 
+from upcycle.core.losses import kd_loss
 from upcycle.distillation.cmi import CMI
 from upcycle.distillation.deepinversion import DeepInversion
 from upcycle.distillation.fastdfkd import FastDFKD
-from upcycle.distillation.kd import KD, kd_loss
+from upcycle.distillation.kd import KD
 from upcycle.distillation.kdexplainer import KDExplainer
 from upcycle.distillation.netgraft import NetGraft
 from upcycle.distillation.onestagegan import OneStageGAN

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.core.cost import count
 from upcycle.core.errors import require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
@@ -29,6 +28,7 @@ from upcycle.distillation.inversion import (
     work,
 )
 from upcycle.distillation.synthesis import Synthesis
+from upcycle.measure.cost import count
 from upcycle.zoo.generator import Generator
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from upcycle.core.checks import same_classes
 from upcycle.core.errors import require
 from upcycle.core.taps import Taps
 from upcycle.data.augment import padding
-from upcycle.distillation.kd import same_classes
 
 if TYPE_CHECKING:
     from upcycle.core.frozen import Frozen

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
+from upcycle.core.checks import same_classes
 from upcycle.core.errors import require
+from upcycle.core.losses import kd_objective
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -22,50 +22,6 @@ if TYPE_CHECKING:
     from upcycle.core.batches import Split
     from upcycle.core.frozen import Frozen
     from upcycle.data.images import Images
-
-
-def kd_loss(
-    z_s: Float[Tensor, "b k *pixels"], z_t: Float[Tensor, "b k *pixels"], temperature: float
-) -> Float[Tensor, ""]:
-    """L_kd = T² mean_b KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes, mean over batch and pixels.
-
-    The factor T² keeps the gradient's size independent of T: dL/dz_s = (T/B)(p_s - p_t).
-
-    Args:
-        z_s: logits of the student.
-        z_t: logits of the teacher; no gradient goes there.
-        temperature: T > 0.
-
-    Hinton, Vinyals and Dean, arXiv:1503.02531, section 2. Computed in float32 or better.
-    """
-    wide = torch.float64 if z_s.dtype == torch.float64 else torch.float32
-    log_p_s = F.log_softmax(z_s.to(wide) / temperature, dim=1)
-    log_p_t = F.log_softmax(z_t.detach().to(wide) / temperature, dim=1)
-    divergence = F.kl_div(log_p_s, log_p_t, reduction="sum", log_target=True)
-    return temperature**2 * divergence / (z_s.numel() // z_s.shape[1])
-
-
-def ce_loss(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], smoothing: float = 0.0) -> Float[Tensor, ""]:
-    """Cross-entropy, summed over the labelled samples and divided by the batch size b.
-
-    A sample with label -1 adds nothing, so the loss is defined when no label is there and several processes
-    agree on it; where all samples are labelled it is the ordinary mean.
-
-    Args:
-        smoothing: share of the target that is spread over all classes.
-    """
-    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-    return F.cross_entropy(z.to(wide), y, ignore_index=-1, label_smoothing=smoothing, reduction="sum") / len(y)
-
-
-def kd_objective(z_s: Tensor, z_t: Tensor, y: Tensor, *, temperature: float, w_kd: float, w_ce: float) -> Tensor:
-    """L = w_ce L_ce + w_kd L_kd. A term with weight zero is not computed, so ``w_ce = 0`` needs no labels."""
-    terms = []
-    if w_ce:
-        terms.append(w_ce * ce_loss(z_s, y))
-    if w_kd:
-        terms.append(w_kd * kd_loss(z_s, z_t, temperature))
-    return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
 
 
 def teacher_outputs(
@@ -166,15 +122,3 @@ class KD(Method):
                 run.track(loss=loss)
             run.evaluate(student, data.validation)
         return run.plain(student)
-
-
-def same_classes(teacher: Model, student: Model) -> list[str]:
-    """What keeps the outputs of two classifiers from being compared, in words."""
-    problems = []
-    if len(teacher.classes) != len(student.classes):
-        problems.append(f"the teacher has {len(teacher.classes)} classes and the student {len(student.classes)}: "
-                        "build the student with as many, or map them with --label_map")  # fmt: skip
-    if teacher.input_shape[0] != student.input_shape[0]:
-        problems.append(f"the teacher takes {teacher.input_shape[0]} input channels and the student "
-                        f"{student.input_shape[0]}")  # fmt: skip
-    return problems

@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
+from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError, require
+from upcycle.core.losses import ce_loss, kd_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.kd import ce_loss, kd_loss, same_classes
 from upcycle.zoo.tree import Tree, routing
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from upcycle.core.checks import same_classes
 from upcycle.core.cut import cut, describe
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import undisturbed
@@ -21,7 +22,6 @@ from upcycle.core.frozen import Frozen, frozen
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.run import Run
-from upcycle.distillation.kd import same_classes
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.core.cost import count
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.distillation.inversion import Normalise, Statistics, adam, bn_loss, check_teacher, check_values, work
 from upcycle.distillation.synthesis import Synthesis
+from upcycle.measure.cost import count
 from upcycle.training.one_stage_gan import reverse
 from upcycle.zoo.generator import Generator
 

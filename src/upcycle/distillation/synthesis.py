@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from upcycle.core.cost import duration
 from upcycle.core.errors import UserError, require
+from upcycle.core.losses import kd_loss
 from upcycle.core.store import write_json
 from upcycle.data.pool import Pool
 from upcycle.data.pool_files import pool_lineage, save_pool
 from upcycle.distillation import gallery
-from upcycle.distillation.kd import kd_loss
+from upcycle.measure.cost import duration
 
 if TYPE_CHECKING:
     from upcycle.core.batches import Batch

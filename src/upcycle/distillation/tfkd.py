@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -11,12 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from upcycle.core.checks import same_classes
 from upcycle.core.errors import require
+from upcycle.core.losses import ce_loss, kd_objective
 from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model
+from upcycle.core.models import Model, fresh_copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.kd import ce_loss, kd_objective, same_classes
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -43,15 +43,6 @@ def reg_loss(
     log_p = F.log_softmax(z.float() / student_temperature, dim=1)
     kl = F.kl_div(log_p, virtual_teacher(y, z.shape[1], temperature), reduction="batchmean")
     return (1 - a) * ce_loss(z, y) + a * kl
-
-
-def fresh(module: nn.Module) -> nn.Module:
-    """A copy of a network with new random weights, by each submodule's own ``reset_parameters``."""
-    made = copy.deepcopy(module)
-    for m in made.modules():
-        if callable(reset := getattr(m, "reset_parameters", None)):
-            reset()
-    return made
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -126,7 +117,7 @@ class TfKD(Method):
         if self.variant == "reg":
             return self._train(run, data, student.module, None)
         if self.teacher is None:
-            m = fresh(student.module)
+            m = fresh_copy_of(student.module)
             m.load_state_dict(run.stage("own teacher", lambda: self._train(run, data, m, None).state_dict()))
             teacher = Model(module=m, input_shape=student.input_shape, mean=data.train.mean, std=data.train.std,
                             classes=student.classes, name="own teacher")  # fmt: skip

@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError, require
+from upcycle.core.losses import kd_objective
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.kd import kd_objective, same_classes
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images

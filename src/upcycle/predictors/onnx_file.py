@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.export import METADATA
 from upcycle.data import ImageSplit
+from upcycle.measure.export import METADATA
 from upcycle.predictors.answers import Answers, from_logits, ranked, require_shape
 
 TOLERANCE = 1e-4  # by how much the sum of probabilities may miss 1

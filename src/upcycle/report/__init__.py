@@ -11,9 +11,9 @@ import jinja2
 import yaml
 
 from upcycle.core import lineage
-from upcycle.core.cost import bytes_, duration, si
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json, write_atomic
+from upcycle.measure.cost import bytes_, duration, si
 from upcycle.report import figures
 from upcycle.report.figures import Arm
 

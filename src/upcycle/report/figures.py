@@ -15,9 +15,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from upcycle.core.cost import si
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json
+from upcycle.measure.cost import si
 from upcycle.report import plots
 from upcycle.report.plots import HUES, Bar, Piece, Point, Series, percent
 

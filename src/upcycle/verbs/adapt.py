@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from upcycle.adaptation import ISO, LinearProbe
-from upcycle.adaptation.heads import with_classes
 from upcycle.core import models
 from upcycle.core.errors import require
 from upcycle.core.evaluate import judged
+from upcycle.core.heads import with_classes
 from upcycle.core.lineage import Node, node
 from upcycle.core.method import Method
 from upcycle.core.models import Model

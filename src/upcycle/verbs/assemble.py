@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from upcycle.core import models
-from upcycle.core.cost import count, si
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Method
@@ -19,6 +18,7 @@ from upcycle.core.outputs import Columns
 from upcycle.data import Images, describe
 from upcycle.data.images import joined
 from upcycle.data.labels import relabelled
+from upcycle.measure.cost import count, si
 from upcycle.verbs.making import Result, Say, points, row, spread
 from upcycle.verbs.work import Reference, Setting, Work
 

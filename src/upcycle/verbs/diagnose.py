@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from upcycle.core import lineage, models, store
-from upcycle.core.cost import machine
 from upcycle.core.errors import require, unknown
 from upcycle.core.evaluate import Evaluation, judged, predict_logits
 from upcycle.core.models import Model
@@ -23,6 +22,7 @@ from upcycle.data.labels import relabelled
 from upcycle.diagnosis.attribution import METHODS
 from upcycle.diagnosis.channels import Diagnosis, channel_order
 from upcycle.diagnosis.channels import diagnose as look_inside
+from upcycle.measure.cost import machine
 from upcycle.report import write_report
 from upcycle.verbs.looks import looks, maps_of
 from upcycle.verbs.making import Say, claim_directory, is_files, row, show_accuracy

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from upcycle.core import lineage, models
-from upcycle.core.cost import Cost, count, si
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
 from upcycle.core.method import Method
@@ -27,6 +26,7 @@ from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, parent_node, pool_directory, weights_digest
 from upcycle.distillation import KD
+from upcycle.measure.cost import Cost, count, si
 from upcycle.verbs.making import (
     UNRECORDED,
     DataSetting,

@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from upcycle import zoo
-from upcycle.adaptation.heads import grown
 from upcycle.continual import Finetune, Joint
 from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past
 from upcycle.core import models
-from upcycle.core.cost import bytes_, count
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
+from upcycle.core.heads import grow_classifier
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -32,6 +31,7 @@ from upcycle.data.pool_files import parent_node
 from upcycle.data.streams import Stream, check_stream, scenario_of
 from upcycle.data.streams import stream as make_stream
 from upcycle.distillation.gallery import strip
+from upcycle.measure.cost import bytes_, count
 from upcycle.verbs.making import (
     Result,
     RunSetting,
@@ -176,7 +176,7 @@ def _start(job: Work, reference: Any, past: Past | None) -> tuple[Model, Stream,
                 f"its model has {', '.join(net.classes)}: they do not belong together.")  # fmt: skip
         data = data.after(past.classes)
     auto = ("none",) if setting.augment == ("auto",) and data.name.startswith("permuted:") else setting.augment
-    return grown(net, data.classes), augmented(data, auto).normalised(net.mean, net.std), origin
+    return grow_classifier(net, data.classes), augmented(data, auto).normalised(net.mean, net.std), origin
 
 
 def _is_untrained(reference: Any) -> bool:

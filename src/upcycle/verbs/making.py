@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from upcycle.core import lineage, models, store
-from upcycle.core.cost import bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.frozen import fast_bf16
@@ -25,6 +24,7 @@ from upcycle.core.models import Model
 from upcycle.core.run import Run, device_of
 from upcycle.data import Images
 from upcycle.data.streams import Stream
+from upcycle.measure.cost import bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si
 from upcycle.report import write_report
 from upcycle.verbs.methods import all_methods
 

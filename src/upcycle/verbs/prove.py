@@ -12,9 +12,9 @@ from typing import Any
 
 from upcycle.claims import CLAIMS, Claim, Measured, find
 from upcycle.core import store
-from upcycle.core.cost import machine
 from upcycle.core.errors import require, unknown
 from upcycle.core.lineage import versions
+from upcycle.measure.cost import machine
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from torch import nn
 
 from upcycle.core import models
-from upcycle.core.cost import count
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.lineage import Node
@@ -23,6 +22,7 @@ from upcycle.data import Images, check_reference
 from upcycle.data import load as load_data
 from upcycle.data.labels import relabelled
 from upcycle.data.pool_files import parent_node
+from upcycle.measure.cost import count
 from upcycle.verbs.making import (
     UNRECORDED,
     DataSetting,

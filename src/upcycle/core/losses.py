@@ -1,0 +1,86 @@
+"""The losses that several methods share. Logits z are (n, k), labels y (n,), targets p rows of probabilities (n, k)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+EPS = 1e-5
+"""Inside the logarithm of entropies, as in the code of SHOT and DINE."""
+
+
+def entropy(p: Float[Tensor, "*n k"]) -> Float[Tensor, "*n"]:
+    """H(p) of each row, in nats."""
+    return -(p * (p + EPS).log()).sum(-1)
+
+
+def information(z: Float[Tensor, "n k"], *, diversity: bool = True) -> Float[Tensor, ""]:
+    """mean_i H(q_i) - H(mean_i q_i) with q = softmax(z): the negative mutual information of input and class.
+
+    Small where every answer is certain and all classes occur (Liang, Hu, Feng; ICML 2020, eq. 3).
+
+    Args:
+        diversity: with the second term, which is wrong where classes are missing.
+    """
+    q = z.softmax(1)
+    loss = entropy(q).mean()
+    return loss - entropy(q.mean(0)) if diversity else loss
+
+
+def divergence(p: Float[Tensor, "n k"], z: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
+    """mean over rows of KL(p ‖ softmax(z)); no gradient to p is asked for."""
+    return F.kl_div(z.log_softmax(1), p, reduction="batchmean")
+
+
+def kd_loss(
+    z_s: Float[Tensor, "b k *pixels"], z_t: Float[Tensor, "b k *pixels"], temperature: float
+) -> Float[Tensor, ""]:
+    """L_kd = T² mean_b KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes, mean over batch and pixels.
+
+    The factor T² keeps the gradient's size independent of T: dL/dz_s = (T/B)(p_s - p_t).
+
+    Args:
+        z_s: logits of the student.
+        z_t: logits of the teacher; no gradient goes there.
+        temperature: T > 0.
+
+    Hinton, Vinyals and Dean, arXiv:1503.02531, section 2. Computed in float32 or better.
+    """
+    wide = torch.float64 if z_s.dtype == torch.float64 else torch.float32
+    log_p_s = F.log_softmax(z_s.to(wide) / temperature, dim=1)
+    log_p_t = F.log_softmax(z_t.detach().to(wide) / temperature, dim=1)
+    divergence = F.kl_div(log_p_s, log_p_t, reduction="sum", log_target=True)
+    return temperature**2 * divergence / (z_s.numel() // z_s.shape[1])
+
+
+def ce_loss(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], smoothing: float = 0.0) -> Float[Tensor, ""]:
+    """Cross-entropy, summed over the labelled samples and divided by the batch size b.
+
+    A sample with label -1 adds nothing, so the loss is defined when no label is there and several processes
+    agree on it; where all samples are labelled it is the ordinary mean.
+
+    Args:
+        smoothing: share of the target that is spread over all classes.
+    """
+    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
+    return F.cross_entropy(z.to(wide), y, ignore_index=-1, label_smoothing=smoothing, reduction="sum") / len(y)
+
+
+def kd_objective(z_s: Tensor, z_t: Tensor, y: Tensor, *, temperature: float, w_kd: float, w_ce: float) -> Tensor:
+    """L = w_ce L_ce + w_kd L_kd. A term with weight zero is not computed, so ``w_ce = 0`` needs no labels."""
+    terms = []
+    if w_ce:
+        terms.append(w_ce * ce_loss(z_s, y))
+    if w_kd:
+        terms.append(w_kd * kd_loss(z_s, z_t, temperature))
+    return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+
+def cross_entropy(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], total: int) -> Float[Tensor, ""]:
+    """This process' part of the mean cross-entropy over ``total`` images; for ``run.backward(..., "sum")``.
+
+    So a batch from the stream, ``run.count`` images over all processes, and one from the memory can be summed.
+    """
+    return F.cross_entropy(z, y, reduction="sum") / total
