@@ -196,6 +196,8 @@ def follow(
     scores.updates = run.updates
     method.scores = scores
     method.kept = _past(method, data, {name: _state(thing) for name, thing in keep.items()})
+    run.leave("scores", scores)
+    run.leave("kept", method.kept)
     leave_scores(run, scores, [f"task {t}" for t in range(len(data))])
     return run.plain(module)
 
@@ -208,6 +210,8 @@ def leave_joint(method: Any, run: Run, data: Stream, module: nn.Module) -> None:
                     matrices={key: [accuracies] for key, accuracies in row.items()}, held=[0])  # fmt: skip
     method.scores = scores
     method.kept = _past(method, data, {})
+    run.leave("scores", scores)
+    run.leave("kept", method.kept)
 
 
 def _past(method: Any, data: Stream, state: dict[str, Any]) -> Past:
