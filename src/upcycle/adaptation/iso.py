@@ -24,8 +24,8 @@ from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import classifier
 from upcycle.core.losses import ce_loss, information
-from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model, copy_of
+from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.models import Model, copy_of, own_copy
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.images import Images, ImageSplit
@@ -385,6 +385,15 @@ class ISO(Method):
         except UserError as error:
             problems.append(str(error).rstrip("."))
         return problems
+
+    def controls(self) -> dict[str, Control]:
+        """The source trained jointly with its auxiliary task, and not adapted."""
+        return {
+            "trained jointly and not adapted": Control(
+                method=dataclasses.replace(self, source=own_copy(self.source), updates=0),
+                words="trained jointly and not adapted",
+            )
+        }
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the classifier, adapted to the stream in online mode."""

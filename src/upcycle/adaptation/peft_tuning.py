@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from upcycle.adaptation.probe import probed
 from upcycle.core.errors import UserError, one_line, require, unknown
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.heads import classifier, with_classes
 from upcycle.core.losses import ce_loss
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.norms import use_running
 from upcycle.core.recipe import Recipe
@@ -281,6 +282,10 @@ class LoRA(Method):
         """Labels, images that fit, a linear classifier, and layers that the patterns match."""
         return _problems(self.model("source", data), data, self.sites)
 
+    def controls(self) -> dict[str, Control]:
+        """The linear probe of the same source."""
+        return probed(self.source, self.recipe)
+
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the network with its new classifier and the low-rank changes merged."""
         source = self.model("source", data)
@@ -365,6 +370,10 @@ class IA3(Method):
     def check(self, data: Images) -> list[str]:
         """Labels, images that fit, a linear classifier, and layers that the patterns match."""
         return _problems(self.model("source", data), data, self.sites)
+
+    def controls(self) -> dict[str, Control]:
+        """The linear probe of the same source."""
+        return probed(self.source, self.recipe)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the network with its new classifier and the factors merged."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,8 +10,8 @@ from torch import nn
 
 from upcycle.core.errors import UserError
 from upcycle.core.heads import classifier, for_classes
-from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model
+from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.models import Model, own_copy
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 
@@ -83,3 +82,8 @@ class LinearProbe(Method):
         source = self.model("source", data)
         made = for_classes(source, data.classes)
         return dataclasses.replace(made, module=module, lineage=None, name=f"{source.name}-probe")
+
+
+def probed(source: Model | nn.Module, recipe: Recipe) -> dict[str, Control]:
+    """The control of methods that go on from a trained network: its linear probe, trained as long."""
+    return {"linear probe": Control(method=LinearProbe(source=own_copy(source), recipe=recipe), words="linear probe")}

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import grad
 
+from upcycle.adaptation.probe import probed
 from upcycle.core import store
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.heads import classifier, for_classes, with_classes
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.norms import use_running
 from upcycle.core.recipe import Recipe
@@ -408,6 +409,10 @@ class SSF(Method):
             problems.append(f"{source.name} does not take images of {data.shape[1]} x {data.shape[2]} pixels "
                             f"({one_line(error)}); load the data at {source.input_shape[1]}")  # fmt: skip
         return problems
+
+    def controls(self) -> dict[str, Control]:
+        """The linear probe of the same source."""
+        return probed(self.source, self.recipe)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the merged network."""

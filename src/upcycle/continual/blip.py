@@ -11,13 +11,14 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from upcycle.continual.finetune import bounds
 from upcycle.continual.fisher import squared_gradients
 from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past, follow, learnt, of_task, problems, start
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier
 from upcycle.core.losses import cross_entropy
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -156,6 +157,10 @@ class BLIP(Method):
         if self.fresh and self.past is not None:
             found.append("fresh weights would overwrite what the network has learnt; leave out --fresh")
         return found
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""

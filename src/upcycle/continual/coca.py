@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from upcycle.continual.finetune import plain_recipe
+from upcycle.continual.finetune import bounds, plain_recipe
 from upcycle.continual.replay import logit_loss
 from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past, follow, problems, start
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier
 from upcycle.core.losses import cross_entropy
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run, seed_everything
@@ -225,6 +225,10 @@ class CoCa(Method):
         if self.boundaries and data.ordered:
             found.append("a general stream has no boundaries between tasks; leave out --boundaries")
         return found
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""

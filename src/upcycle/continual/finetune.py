@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past, follow, leave_joint, of_task, problems, same_stream, start
 from upcycle.core.losses import cross_entropy
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -58,6 +59,10 @@ class Finetune(Method):
     def check(self, data: Stream) -> list[str]:
         """The classifier must be replaceable, and the images must fit."""
         return problems(self, data)
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""
@@ -114,6 +119,10 @@ class Joint(Method):
         """The classifier must be replaceable, and the images must fit."""
         return problems(self, data)
 
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
+
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""
         same_stream(run, data)
@@ -129,3 +138,23 @@ class Joint(Method):
                 run.track(loss=loss * run.world_size)
         leave_joint(self, run, data, student)
         return run.plain(student)
+
+
+def bounds(method: Any) -> dict[str, Control]:
+    """What bounds a continual method from both sides: the same network fine-tuned, and trained on all tasks at once.
+
+    Args:
+        method: whose ``student`` and, where it has one, ``recipe`` they take.
+    """
+    own = {"student": method.student}
+    if isinstance(recipe := getattr(method, "recipe", None), Recipe):
+        own["recipe"] = recipe
+    both = {
+        "finetune": (Finetune, "lower bound", "fine-tuned"),
+        "joint": (Joint, "upper bound", "trained jointly"),
+    }
+    return {
+        name: Control(method=cls(**own), role=role, words=words)
+        for name, (cls, role, words) in both.items()
+        if not isinstance(method, cls)
+    }

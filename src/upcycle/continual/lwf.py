@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.continual.finetune import plain_recipe
+from upcycle.continual.finetune import bounds, plain_recipe
 from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past, follow, of_task, problems, start
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import cross_entropy
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -101,6 +101,10 @@ class LwF(Method):
             return tasks
         columns = tuple(sorted({k for task in tasks for k in task}))
         return [columns] if columns else []
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""

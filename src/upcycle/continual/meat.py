@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from upcycle.continual.finetune import bounds
 from upcycle.continual.masks import (
     Masked,
     Masks,
@@ -29,7 +30,7 @@ from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past, follow, learnt, problems, start
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, source_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run, seed_of
@@ -167,6 +168,10 @@ class MEAT(Method):
                 found.append(f"{student.name} was extended with --masks {before.masks} and --blocks {before.blocks}, "
                              "and goes on with these")  # fmt: skip
         return found
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the network with its masks, see :class:`~upcycle.continual.masks.Masked`."""

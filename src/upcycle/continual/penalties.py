@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upcycle.continual.finetune import plain_recipe
+from upcycle.continual.finetune import bounds, plain_recipe
 from upcycle.continual.fisher import fisher
 from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past, follow, of_task, problems, restore, start
 from upcycle.core.collective import average_gradients
 from upcycle.core.errors import require
 from upcycle.core.losses import cross_entropy
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -167,6 +167,10 @@ class EWC(Method):
         """The classifier must be replaceable, and the images must fit."""
         return problems(self, data)
 
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
+
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""
         net = start(self, data)
@@ -246,6 +250,10 @@ class SI(Method):
     def check(self, data: Stream) -> list[str]:
         """The classifier must be replaceable, and the images must fit."""
         return problems(self, data)
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.continual.finetune import plain_recipe
+from upcycle.continual.finetune import bounds, plain_recipe
 from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past, follow, problems, start
 from upcycle.core.errors import require
 from upcycle.core.losses import cross_entropy
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -74,6 +74,10 @@ class ER(Method):
     def check(self, data: Stream) -> list[str]:
         """The classifier must be replaceable, the images must fit, the memory must hold one of each class."""
         return problems(self, data, memory=self.memory)
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""
@@ -160,6 +164,10 @@ class DERpp(Method):
     def check(self, data: Stream) -> list[str]:
         """The classifier must be replaceable, the images must fit, the memory must hold one of each class."""
         return problems(self, data, memory=self.memory)
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""

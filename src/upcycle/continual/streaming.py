@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from upcycle.continual.finetune import bounds
 from upcycle.continual.probing import Probing, union
 from upcycle.continual.scores import Scores
 from upcycle.continual.ssl import Objective, Projection, Views
 from upcycle.continual.tasks import Past, follow, learnt, problems, start
 from upcycle.core.errors import require, unknown
 from upcycle.core.heads import classifier
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -200,6 +201,10 @@ class StreamingSSL(Method):
     def work(self, n: int, teacher: int, student: int) -> float:
         """Two views of each image."""
         return 2 * super().work(n, teacher, student)
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the encoder with a linear probe as its classifier."""

@@ -11,12 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from upcycle.continual.finetune import bounds
 from upcycle.continual.scores import Scores
 from upcycle.continual.tasks import Past, follow, learnt, problems, start
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits, undisturbed
 from upcycle.core.heads import classifier
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -274,6 +275,10 @@ class VPR(Method):
                 found.append(f"what was kept is {self.past.streams[0]['scenario']}-incremental and the stream is "
                              f"{data.scenario}-incremental; go on as it began")  # fmt: skip
         return found
+
+    def controls(self) -> dict[str, Control]:
+        """Fine-tuning and joint training, as long as this."""
+        return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""

@@ -61,6 +61,21 @@ class Card:
     published: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Another way to the same end, run beside a method so that one sees what the method adds.
+
+    Args:
+        method: on the same networks and with as much training.
+        role: what it is in a comparison: control, lower bound or upper bound.
+        words: what was done with the network, behind its name: ``resnet20, linear probe``.
+    """
+
+    method: Method
+    role: str = "control"
+    words: str
+
+
 class Method:
     """Base of all methods: a dataclass of hyper-parameters with a :class:`Card` and a ``fit``.
 
@@ -127,6 +142,10 @@ class Method:
     def models(self, role: str, data: Any) -> list[Model]:
         """The networks in a ``role`` that takes several; see :meth:`model`."""
         return [_fitted(found, data, f"{role}{i}") for i, found in enumerate(getattr(self, role), 1)]
+
+    def controls(self) -> dict[str, Control]:
+        """What a verb runs beside this method with the same seed, by the name of its run; none by default."""
+        return {}
 
     def require(self, data: Any) -> None:
         """Raise :class:`UserError` with all problems that :meth:`check` finds."""

@@ -183,6 +183,11 @@ def copy_of(module: nn.Module) -> nn.Module:
         raise UserError(f"{type(module).__name__} cannot be copied: {one_line(error)}.") from error
 
 
+def own_copy(found: Model | nn.Module) -> Model | nn.Module:
+    """The same with a copy of its network, for another method to train."""
+    return replace(found, module=copy_of(found.module)) if isinstance(found, Model) else copy_of(found)
+
+
 def fresh_copy_of(module: nn.Module) -> nn.Module:
     """A copy of a network with new random weights, by each submodule's own ``reset_parameters``."""
     made = copy.deepcopy(module)

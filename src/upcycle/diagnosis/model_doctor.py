@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.losses import ce_loss
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of, fresh_copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -181,9 +181,9 @@ class ModelDoctor(Method):
         require(self.n >= 1, f"n must be at least 1 image a class, not {self.n}.")
         require(self.act in ("relu", "abs"), f"act must be relu or abs, not '{self.act}'.")
 
-    def control(self) -> ModelDoctor:
+    def controls(self) -> dict[str, Control]:
         """Plain continued training with the same recipe: what a gain must be compared with."""
-        return dataclasses.replace(self, a=0.0, b=0.0, noise=0.0)
+        return {"control": Control(method=dataclasses.replace(self, a=0.0, b=0.0, noise=0.0), words="trained on")}
 
     def work(self, n: int, teacher: int, student: int) -> float:
         """Training, and two forwards of every training image for the diagnoses before and after."""

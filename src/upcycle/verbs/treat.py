@@ -63,7 +63,7 @@ def treat(
                   for other in beside.values()]  # fmt: skip
         return [*lines, row(f"{source.name}, treated", "product", job.measured(product, images), product)]
 
-    control = {"control": (made.control(), seen)} if job.setting.control else {}  # type: ignore[attr-defined]
+    control = {name: (c.method, seen) for name, c in made.controls().items()} if job.setting.control else {}  # type: ignore[attr-defined]
     return job.do(made, seen, [("source", source)], rows, positional=("model",), sentence=_sentence,
                   beside=control)  # fmt: skip
 
