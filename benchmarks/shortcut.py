@@ -110,9 +110,10 @@ def treatment(sick: Model, data: Images, label: int, area: tuple[int, int, int, 
         for number in data.train.ids[data.train.labels == label].tolist():
             masks.save(Path(folder) / f"{number}.png")
         treat = ModelDoctor(source=sick, a=0.0, b=B, layer="conv1", masks=folder, from_scratch=True, recipe=RECIPE)
-        further = dataclasses.replace(treat.controls()["control"].method, from_scratch=False)
-        return {"treated, anew": train(treat, data, SEED), "plain, anew": train(treat.controls()["control"].method, data, SEED),
-                "plain, further": train(further, data, SEED)}  # fmt: skip
+        plain = treat.controls()["control"].method
+        further = dataclasses.replace(plain, from_scratch=False)
+        arms = {"treated, anew": treat, "plain, anew": plain, "plain, further": further}
+        return {name: train(arm, data, SEED) for name, arm in arms.items()}
 
 
 def main() -> None:

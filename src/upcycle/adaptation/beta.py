@@ -352,8 +352,15 @@ class BETA(Method):
             start = self.model("student", data)
             seed_everything(run.seed, name)
             module = fresh_copy_of(start.module) if i and self.fresh else copy_of(start.module)
-            made.append(WithBottleneck(dataclasses.replace(start, module=module), len(data.classes), self.bottleneck, norm=True,
-                               weight_norm=True))  # fmt: skip
+            made.append(
+                WithBottleneck(
+                    dataclasses.replace(start, module=module),
+                    len(data.classes),
+                    self.bottleneck,
+                    norm=True,
+                    weight_norm=True,
+                )
+            )
         return made[0], made[1]
 
     def _set_up(self, run: Run, name: str, network: WithBottleneck) -> Student:

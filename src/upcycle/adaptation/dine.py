@@ -320,8 +320,13 @@ class DINE(Method):
         P = ask(run, self.predictors, data, self.r).to(run.device)
         start = self.model("student", data)
         seed_everything(run.seed, "head")  # whatever has been asked before
-        network = WithBottleneck(dataclasses.replace(start, module=copy_of(start.module)), len(data.classes), self.bottleneck,
-                         norm=True, weight_norm=True)  # fmt: skip
+        network = WithBottleneck(
+            dataclasses.replace(start, module=copy_of(start.module)),
+            len(data.classes),
+            self.bottleneck,
+            norm=True,
+            weight_norm=True,
+        )
 
         def distil() -> dict[str, Tensor]:
             _, optimizer = run.setup(network, lambda network: groups(network, self.recipe, self.backbone_rate))
