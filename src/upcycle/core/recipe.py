@@ -18,14 +18,14 @@ class Recipe:
     Args:
         epochs: passes over the training data.
         batch_size: samples a step, over all processes together.
-        optimizer: sgd (Nesterov momentum), adam or adamw.
+        optimizer: sgd (with Nesterov momentum), adam or adamw.
         lr: the highest learning rate.
-        momentum: for sgd.
-        weight_decay: on every parameter, as the papers of this field have it.
+        momentum: the momentum of sgd, from 0 to below 1.
+        weight_decay: the decay of every parameter, as the papers of this field have it.
         schedule: cosine (to zero), step (times ``decay`` at each milestone) or constant.
         warmup: epochs of linear warm-up from zero.
         milestones: epochs at which the step schedule decays.
-        decay: factor of the step schedule.
+        decay: the factor of the step schedule at each milestone.
     """
 
     epochs: int = 30
