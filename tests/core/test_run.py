@@ -155,8 +155,11 @@ def test_save_within_refuses_a_loop_after_another() -> None:
                 pass
 
 
+@pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_on_an_accelerator_a_nan_step_is_skipped_without_waiting(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_an_accelerator_a_nan_step_is_skipped_without_waiting(
+    kind: str, clip: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The device is not asked each step; until it is, what is not finite must leave weights and momenta alone."""
     run = Run(None, accelerator="cpu")
     model, optimizer = run.setup(net(), Recipe(optimizer=kind, lr=0.1, weight_decay=0.1))  # type: ignore[arg-type]
@@ -164,15 +167,15 @@ def test_on_an_accelerator_a_nan_step_is_skipped_without_waiting(kind: str, monk
 
     def step(x: torch.Tensor) -> None:
         run.backward(nn.functional.cross_entropy(model(x), y))
-        run.update(optimizer)
+        run.update(optimizer, clip)
 
-    monkeypatch.setattr(run, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(run._updates, "device", SimpleNamespace(type="cuda"))
     step(x)
     before = {k: v.clone() for k, v in model.named_parameters()}
     step(x * float("nan"))
     assert all(torch.equal(before[k], v) for k, v in model.named_parameters())
     with pytest.raises(UserError, match="not a finite number"):
-        run._raise_if_bad()
+        run._updates.check()
     step(x)
     assert not any(torch.equal(before[k], v) for k, v in model.named_parameters())
 

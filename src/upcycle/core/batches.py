@@ -38,6 +38,15 @@ class Split(Protocol):
         ...
 
 
+_PASS = 1_000_003  # apart from each other in the numbering of views: an epoch's further passes over a split
+
+
+def view_of(epoch: int, number: int, views: int) -> int:
+    """The number of the view of pass ``number`` over a split in an epoch; if ``views`` is positive, they repeat."""
+    view = epoch + number * _PASS
+    return view % views if views else view
+
+
 def divide(
     n: int, batch_size: int, steps: int | None, least: int, order: Callable[[int, int], Tensor]
 ) -> list[tuple[int, Tensor]]:

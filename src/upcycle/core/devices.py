@@ -55,7 +55,7 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype, precision
     """Put a module on the device, its ``forward`` wrapped in ``precision``, its BatchNorm synchronised; see `plain`."""
     module.to(device=device, dtype=dtype)
     if any(p.dim() == 4 for p in module.parameters()):
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(memory_format=torch.channels_last)
     if world_size > 1:
         collective.sync_batchnorm(module)
     if precision == "bf16-mixed":
@@ -80,12 +80,3 @@ def match_layout(optimizer: torch.optim.Optimizer) -> None:
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == p.shape:
                 state[key] = torch.empty_like(p).copy_(value)
-
-
-def void_step(optimizer: torch.optim.Optimizer, grads: list[Tensor], bad: Tensor) -> None:
-    """Let the optimiser's next step change nothing where ``bad`` (bool scalar), without asking the device for it."""
-    if all(group.get("fused") for group in optimizer.param_groups):
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what a gradient scaler leaves there
-    else:  # a step of zeros
-        for g in grads:
-            g.masked_fill_(bad, 0.0)

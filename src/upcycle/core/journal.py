@@ -42,20 +42,22 @@ class Journal:
         self._files: dict[str, dict[str, Any]] = {}  # digest records by name
         self._saves = 0
 
-    def open(self, resume: bool, machine: dict[str, Any], config: dict[str, Any] | None) -> dict[str, Any]:
+    def open(self, resume: bool, precision: str, world_size: int, config: dict[str, Any] | None) -> dict[str, Any]:
         """Begin the directory, or go on from what it holds.
 
         Args:
             resume: go on where there is something to go on from.
-            machine: precision, threads and number of processes here.
+            precision: the number format to train in.
+            world_size: number of processes.
             config: what is asked for; a run that goes on must have been begun with the same.
 
         Returns:
-            the machine as it is to be: where a run goes on, the one that it was begun on.
+            what else decides the bits: precision, threads and number of processes, of the begun run where it goes on.
 
         Raises:
             UserError: other options or another number of processes than it was begun with, or damage.
         """
+        machine = {"precision": precision, "threads": torch.get_num_threads(), "world_size": world_size}
         if self.directory is None:
             return machine
         file = self.directory / "config.yaml"
@@ -65,9 +67,9 @@ class Journal:
             recorded = yaml.safe_load(file.read_text())
             begun = {**machine, **recorded.pop("machine", {})}
             require(
-                begun["world_size"] == machine["world_size"],
+                begun["world_size"] == world_size,
                 f"{self.directory} was begun on {begun['world_size']} processes, so it goes on with as many, not "
-                f"{machine['world_size']}.",
+                f"{world_size}.",
             )
             torch.set_num_threads(begun["threads"])
             if config is not None:

@@ -20,7 +20,6 @@ epoch), every sample's augmentation from (seed, epoch, sample). So nothing about
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,25 +29,25 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import collective, store
-from upcycle.core.batches import Batch, Split, divide, endless
-from upcycle.core.devices import launch, make_deterministic, place, plain, void_step
-from upcycle.core.errors import UserError, require
+from upcycle.core.batches import Batch, Split, divide, endless, view_of
+from upcycle.core.devices import launch, make_deterministic, place, plain
+from upcycle.core.errors import require
+from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.frozen import Frozen, frozen_for
 from upcycle.core.interrupt import Interrupted, catching
 from upcycle.core.journal import Journal
 from upcycle.core.log import Log
 from upcycle.core.precision import Precision, choose
 from upcycle.core.recipe import Recipe
-from upcycle.core.seeds import seed_everything, seed_of
-from upcycle.core.stage import Stage
+from upcycle.core.seeds import seed_of
+from upcycle.core.stage import Stage, Stages
+from upcycle.core.updates import Updates
 
 if TYPE_CHECKING:
-    from upcycle.core.evaluate import Evaluation
-    from upcycle.core.frozen import Frozen
     from upcycle.core.models import Model
 
 Network = TypeVar("Network", bound=nn.Module)
 ROOT = "main"
-_PASS = 1_000_003  # apart from each other in the numbering of views: an epoch's further passes over a split
 
 
 class Run:
@@ -84,80 +83,57 @@ class Run:
         quiet: bool = False,
     ) -> None:
         self.directory = Path(directory) if directory is not None else None
-        self.seed, self.save_every, self.compile = seed, save_every, compile
-        self.teacher_precision = teacher_precision
+        self.seed, self.compile, self.teacher_precision = seed, compile, teacher_precision
         self.fabric = launch(devices, accelerator)
         self.rank, self.world_size = self.fabric.global_rank, self.fabric.world_size
         self.device: torch.device = self.fabric.device
         make_deterministic(self.device)
         self.journal = Journal(self.directory, self.rank == 0)
-        here = {
-            "precision": choose(precision, self.device),
-            "threads": torch.get_num_threads(),
-            "world_size": self.world_size,
-        }
-        self.machine = self.journal.open(resume, here, config)
+        self.machine = self.journal.open(resume, choose(precision, self.device), self.world_size, config)
         self.fabric.barrier()
         self.precision: str = self.machine["precision"]
         self.notes = self.journal.notes
         self._log = Log(self.journal, quiet or self.rank > 0)
         self.left: dict[str, Any] = {}  # see leave
         self.interrupt: int | None = None  # the signal that asked for an end
-        self.updates = 0  # optimiser steps so far, in all stages
-        self.view = 0  # of the batch at hand, see batches
-        self.count = 0  # samples of the batch at hand, over all processes
+        self.view = self.count = 0  # of the batch at hand: see batches; its samples, over all processes
         self._index = torch.empty(0, dtype=torch.int64)  # of its samples on this process
         self._share = 1.0  # of this process in it, times the number of processes
-        self._bad: Tensor | None = None  # a gradient was not finite
-        self._last_save = time.monotonic()
-        self._done: set[str] = set()  # stages that this process has run or recalled
-        self._stack: list[Stage] = []
-        self._enter(ROOT)
+        self._updates = Updates(self.device, self.world_size, self._place)
+        self._stages = Stages(self.journal, self._updates, self.fabric, seed, save_every)
+        self._stages.enter(ROOT)
 
     # -- stages -------------------------------------------------------------------------------------------------
 
     @property
     def _stage(self) -> Stage:
-        return self._stack[-1]
+        return self._stages.top
 
     @property
     def _path(self) -> str:
-        return "/".join(s.name for s in self._stack)
+        return self._stages.path
 
     def stage(self, name: str, fn: Callable[[], Any]) -> Any:
-        """Run ``fn`` once and store what it returns; on resume return that.
+        """Run ``fn`` once and store what it returns; on resume return that. Tensors come back detached, on the CPU.
 
         Args:
             name: unique within the enclosing stage.
             fn: returns tensors and plain data, nested in dict, list and tuple.
-
-        Returns:
-            what ``fn`` returned, as stored: detached tensors on the CPU.
         """
-        if self._is_stored(name):
-            return self._recall(name)
-        self._begin(name)
+        if self._stages.is_stored(name):
+            return self._stages.recall(name)
+        self._stages.begin(name)
         return self._end(fn())
 
     def stored(self, name: str) -> Any:
-        """What the stage ``name`` left, or ``None`` where it has yet to run: then open it with :meth:`open_stage`.
-
-        Returns:
-            as stored: detached tensors on the CPU.
-        """
-        return self._recall(name) if self._is_stored(name) else None
+        """What the stage ``name`` left; ``None`` where it has yet to run: then open it with :meth:`open_stage`."""
+        return self._stages.recall(name) if self._stages.is_stored(name) else None
 
     @contextlib.contextmanager
     def open_stage(self, name: str) -> Iterator[dict[str, Any]]:
         """A stage whose body is that of the ``with`` block; what it fills the dict with is stored when the block ends.
 
-        ::
-
-            found = run.stored("first")
-            if found is None:
-                with run.open_stage("first") as found:
-                    ...
-                    found["network"] = student.state_dict()
+        Opened where :meth:`stored` gives ``None``: ``with run.open_stage(name) as found: ... found |= {...}``.
 
         Args:
             name: unique within the enclosing stage.
@@ -166,7 +142,7 @@ class Run:
             an empty dict, for tensors and plain data; after the block it holds what was stored of them, as
             :meth:`stored` returns it.
         """
-        self._begin(name)
+        self._stages.begin(name)
         left: dict[str, Any] = {}
         yield left
         stored = self._end(dict(left))
@@ -184,42 +160,15 @@ class Run:
         """
         self._stage.register(name, thing)
 
-    def _is_stored(self, name: str) -> bool:
-        return f"{self._path}/{name}" in self.journal.stages
-
-    def _once(self, name: str) -> str:
-        """The path of a stage that is about to run or to be recalled, for the first time here."""
-        self._stage.require_outside_loop(name)
-        path = f"{self._path}/{name}"
-        if path in self._done:
-            raise RuntimeError(f"stage '{path}' runs twice")
-        self._done.add(path)
-        return path
-
-    def _recall(self, name: str) -> Any:
-        result, self.updates = self.journal.recall(self._once(name))
-        seed_everything(self.seed, self._path, "after", name)
-        return result
-
-    def _begin(self, name: str) -> None:
-        self._once(name)
-        self._enter(name)
-
-    def _enter(self, name: str) -> None:
-        self._stack.append(Stage(name, self.device))
-        seed_everything(self.seed, self._path)
-
     def _end(self, result: Any) -> Any:
         result = store.unpack(*store.pack(result))
-        path, stage = self._path, self._stack.pop()
+        path, name = self._stages.leave()
         self._finish_stage(path, result)
-        seed_everything(self.seed, self._path, "after", stage.name)
+        self._stages.seed("after", name)
         return result
 
     def _finish_stage(self, path: str, result: Any) -> None:
-        self._raise_if_bad()
-        self.journal.finish(path, result, self.updates)
-        self.fabric.barrier()
+        self._stages.finish(path, result)
 
     # -- loops --------------------------------------------------------------------------------------------------
 
@@ -229,6 +178,11 @@ class Run:
         return torch.float64 if self.precision == "64-true" else torch.float32
 
     @property
+    def updates(self) -> int:
+        """Optimiser steps so far, in all stages."""
+        return self._updates.count
+
+    @property
     def progress(self) -> float:
         """The share of this stage's outermost loop that is done, from 0 to below 1."""
         return self._stage.progress
@@ -236,18 +190,16 @@ class Run:
     def epochs(self, n: int) -> Iterator[int]:
         """The outermost loop: epochs 0 to n - 1, from where a resumed run stopped, with save points between."""
         stage = self._stage
-        self._start_loop(n)
+        self._stages.start_loop(n)
         for epoch in range(stage.epoch, n):
             stage.start_epoch(epoch)
-            seed_everything(self.seed, self._path, epoch, "epoch", self.rank)
+            self._stages.seed(epoch, "epoch", self.rank)
             self._log.show(self._path, epoch, n)
             yield epoch
-            self._log_tracked()
-            stage.epoch, stage.step = epoch + 1, 0
-            self._save_if_due()
-        self._raise_if_bad()
-        if len(self._stack) == 1:  # so that a run that comes back finds itself done
-            self._save()
+            self._end_epoch()
+        self._updates.check()
+        if self._path == ROOT:  # so that a run that comes back finds itself done
+            self._stages.save()
 
     def batches(
         self,
@@ -282,43 +234,32 @@ class Run:
         stage = self._stage
         outermost = not stage.looping
         if outermost:
-            self._start_loop(1)
+            self._stages.start_loop(1)
             if stage.epoch:  # a resumed run that had finished it
                 return
-        if stage.batch_loop:
-            raise RuntimeError("a batch loop runs inside another: read the second split with split.batch(...)")
-        clean = outermost or (stage.clean and (save_within is False or stage.unchanged()))
-        if save_within and not clean:
-            raise RuntimeError("save_within needs a batch loop that nothing before it in the epoch changes state")
-        save_within = outermost or (clean if save_within is None else save_within)
         if shuffle is None:
             shuffle = not getattr(split, "ordered", False)
-        order = partial(self._order, stage.epoch) if shuffle else lambda n, number: torch.arange(n)
+        order = partial(self._stages.order, stage.epoch, "") if shuffle else lambda n, number: torch.arange(n)
         batches = divide(len(split), batch_size, steps, max(2, self.world_size), order)
+        save_within = stage.start_batches(outermost, save_within)
+        first = 0
         if save_within:
-            stage.steps = len(batches)
-        first, stage.resume_step = (stage.resume_step, 0) if save_within else (0, stage.resume_step)
-        stage.batch_loop, stage.within = True, save_within
+            first, stage.resume_step, stage.steps = stage.resume_step, 0, len(batches)
         try:
-            for step in range(first, len(batches)):
-                if save_within:
-                    stage.step = step
-                seed_everything(self.seed, self._path, stage.epoch, step, self.rank)
-                number, samples = batches[step]
-                mine = self._index = samples.tensor_split(self.world_size)[self.rank]
+            for step, (number, samples) in enumerate(batches[first:], first):
+                stage.step = step if save_within else stage.step
+                self._stages.seed(stage.epoch, step, self.rank)
+                mine = self._index = self._mine(samples)
                 self._share, self.count = len(mine) * self.world_size / len(samples), len(samples)
-                self.view = stage.epoch + number * _PASS
-                self.view = self.view % views if views else self.view
+                self.view = view_of(stage.epoch, number, views)
                 yield self._read(split, mine, (self.seed, self.view) if augment else None)
                 if save_within and step + 1 < len(batches):
                     stage.step = step + 1
-                    self._save_if_due(every=16)
+                    self.interrupt = self._stages.save_if_due(self.interrupt, every=16)
         finally:
-            stage.batch_loop, stage.within, stage.clean = False, False, False
+            stage.end_batches()
         if outermost:
-            self._log_tracked()
-            stage.epoch, stage.step = 1, 0
-            self._save_if_due()
+            self._end_epoch()
 
     def others(
         self, split: Split, batch_size: int, name: str, *, among: Tensor | None = None, augment: bool = True
@@ -337,80 +278,43 @@ class Run:
         self._stage.clean = False
         places = torch.arange(len(split)) if among is None else among
         require(len(places) > 0, f"There are no samples for the batches of {name}.")
-        return self._endless(split, batch_size, name, places, augment)
-
-    def _endless(self, split: Split, batch_size: int, name: str, places: Tensor, augment: bool) -> Iterator[Batch]:
         epoch = self._stage.epoch
-        for number, samples in endless(places, batch_size, partial(self._order, epoch, name=name)):
-            mine = samples.tensor_split(self.world_size)[self.rank]
-            if not self._stage.batch_loop:
-                self._index = mine
-            view = (self.seed, seed_of(name, epoch, number) % 2**31) if augment else None
-            yield self._read(split, mine, view)
+        return (
+            self._read(split, self._mine(samples), (self.seed, seed_of(name, epoch, i) % 2**31) if augment else None)
+            for i, samples in endless(places, batch_size, partial(self._stages.order, epoch, name))
+        )
 
     def _read(self, split: Split, samples: Tensor, view: tuple[int, int] | None) -> Batch:
+        if not self._stage.batch_loop:
+            self._index = samples
         batch = split.batch(samples, device=self.device, view=view)
         return batch._replace(images=batch.images.double()) if self.precision == "64-true" else batch
 
-    def _order(self, epoch: int, n: int, number: int, name: str | None = None) -> Tensor:
-        """A permutation of ``n`` samples for pass ``number`` of this epoch, or of the stream ``name`` in it."""
-        first = number == 0 and name is None
-        return torch.randperm(
-            n, generator=self._drawing(epoch, *([] if first else [number]), *([name] if name else []), "order")
-        )
+    def _mine(self, samples: Tensor) -> Tensor:
+        return samples.tensor_split(self.world_size)[self.rank]
 
     def generator(self, name: str) -> torch.Generator:
         """Random numbers for ``name`` in this stage and epoch, the same on every process and after a resume.
 
         For what all processes must draw alike, such as a global batch of noise; it lives on the CPU.
         """
-        return self._drawing(self._stage.epoch, "generator", name)
-
-    def _drawing(self, *parts: object) -> torch.Generator:
-        return torch.Generator().manual_seed(seed_of(self.seed, self._path, *parts))
+        return self._stages.generator(self._stage.epoch, "generator", name)
 
     def mine(self, n: int) -> Tensor:
         """This process' share of ``n`` things that every process holds: positions, int64; equally many on each."""
-        require(
-            n % self.world_size == 0, f"{n} samples do not divide among {self.world_size} processes; take a multiple."
-        )
-        self._index = torch.arange(n).tensor_split(self.world_size)[self.rank]
+        problem = f"{n} samples do not divide among {self.world_size} processes; take a multiple."
+        require(n % self.world_size == 0, problem)
+        self._index = self._mine(torch.arange(n))
         return self._index
 
-    def _start_loop(self, length: int) -> None:
-        stage = self._stage
-        stage.start_loop(length)
-        if (saved := self.journal.saved(self._path)) is not None:
-            state, where = saved
-            names = ", ".join(name for name in state if name != "tracked")
-            require(
-                set(state) == {*stage.state, "tracked"},
-                f"{self.directory} holds other state ({names}) than this version of the method registers "
-                f"({', '.join(stage.state)}); start anew in another --out.",
-            )
-            stage.load_state_dict(state, where["epoch"], where["step"])
-            self.updates = where["updates"]
-
-    def _save(self) -> None:
-        """A save point: the registered state and where its loop stands."""
-        self._last_save = time.monotonic()
-        self._raise_if_bad()
-        stage = self._stage
-        if self.journal.writes:
-            where = {"epoch": stage.epoch, "step": stage.step, "updates": self.updates}
-            self.journal.save(self._path, stage.state_dict(), **where)
-        self.fabric.barrier()
-
-    def _save_if_due(self, every: int = 1) -> None:
-        due = time.monotonic() - self._last_save >= self.save_every or self.interrupt is not None
-        if self.world_size > 1:  # the first process' clock decides for all, and asking costs a message
-            if self._stage.step % every:
-                return
-            due, self.interrupt = self.fabric.broadcast((due, self.interrupt))
-        if due:
-            self._save()
-        if self.interrupt is not None:
-            raise Interrupted(self.interrupt)
+    def _end_epoch(self) -> None:
+        means = self._stage.means()
+        if self.world_size > 1:
+            means = {name: self.fabric.all_reduce(mean) for name, mean in means.items()}  # type: ignore[misc]
+        if means:
+            self.log(**means)
+        self._stage.end_epoch()
+        self.interrupt = self._stages.save_if_due(self.interrupt)
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -439,18 +343,9 @@ class Run:
             split: whose batches the teacher will see; renormalised when the teacher expects other statistics.
                 ``None`` where there are no data: it is checked on noise, and sees its own normalisation.
         """
-        from upcycle.core.frozen import frozen
-
-        if split is None:
-            images = model.example(256).to(self.device)
-        else:
-            images = split.batch(torch.arange(min(256, len(split))), device=self.device).images
-        own = (getattr(split, "mean", model.mean), getattr(split, "std", model.std))
-        dtype = "64-true" if self.precision == "64-true" else self.teacher_precision
-        made = frozen(model.module, images, input_grad=input_grad, keep_bn=keep_bn,
-                      precision=dtype, renormalise=(own, (model.mean, model.std)))  # fmt: skip
-        self.machine[model.name] = (f"{made.precision}, {made.folded} BatchNorm folded with error {made.error:.1e}, "
-                                    f"top-1 agreement {made.agreement:.1%}")  # fmt: skip
+        precision = "64-true" if self.precision == "64-true" else self.teacher_precision
+        made = frozen_for(split, model, self.device, precision, input_grad=input_grad, keep_bn=keep_bn)
+        self.machine[model.name] = made.summary()
         return made
 
     def step(
@@ -497,43 +392,19 @@ class Run:
         """
         if self.interrupt is not None and not self._stage.within:  # the last save point is what there is
             raise Interrupted(self.interrupt)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if self.world_size > 1:
-            collective.average_gradients(parameters, self.world_size)
-        grads = [p.grad for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
-        self.updates += 1
-        bad = ~norm.isfinite()
-        self._bad = bad if self._bad is None else self._bad | bad
-        if self.device.type == "cpu":
-            self._raise_if_bad()
-        else:  # no host synchronisation in the loop: a bad step is skipped on the device, and reported soon
-            void_step(optimizer, grads, bad)
-            if self.updates % 50 == 0:
-                self._raise_if_bad()
-        if clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self._updates.step(optimizer, clip)
         self._stage.clean = False
 
-    def _raise_if_bad(self) -> None:
-        if self._bad is not None and bool(self._bad):
-            self._bad = None
-            samples = ", ".join(str(int(i)) for i in self._index[:4])
-            raise UserError(
-                f"The loss or its gradient is not a finite number at {self._path}, epoch {self._stage.epoch}, step "
-                f"{self._stage.step} (samples {samples}, ...). The weights were not touched; lower lr or look at "
-                "those samples."
-            )
+    def _place(self) -> str:
+        samples = ", ".join(str(int(i)) for i in self._index[:4])
+        return f"{self._path}, epoch {self._stage.epoch}, step {self._stage.step} (samples {samples}, ...)"
 
     def gather(self, x: Tensor) -> Tensor:
         """Concatenate ``x`` (b, ...) of all processes, differentiably; use with ``backward(..., "global")``."""
         return collective.gather(x, self.world_size)
 
     def plain(self, module: nn.Module) -> nn.Module:
-        """The module as an ordinary one: on the CPU, float32 (float64 in a float64 run), contiguous, in eval mode,
-        nothing wrapped."""
+        """The module as an ordinary one: on the CPU, in :attr:`dtype`, contiguous, in eval mode, nothing wrapped."""
         return plain(module, self.dtype)
 
     # -- what is seen -------------------------------------------------------------------------------------------
@@ -547,20 +418,11 @@ class Run:
         for name, value in values.items():
             self._stage.track(name, value)
 
-    def _log_tracked(self) -> None:
-        means = self._stage.means()
-        if self.world_size > 1:
-            means = {name: self.fabric.all_reduce(mean) for name, mean in means.items()}  # type: ignore[misc]
-        if means:
-            self.log(**means)
-
     def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Evaluation | None:
         """Measure accuracy and loss on a split and log them; touches neither randomness nor modes.
 
         Where no sample has a label there is nothing to measure with, and the answer is ``None``.
         """
-        from upcycle.core.evaluate import evaluate
-
         labels = getattr(split, "labels", None)
         if labels is not None and not bool((labels >= 0).any()):
             return None
