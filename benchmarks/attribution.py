@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.common import alternate, record
 from upcycle.core.frozen import Precision, fast_bf16
 from upcycle.core.models import resolve
-from upcycle.core.run import seed_everything
+from upcycle.core.seeds import seed_everything
 from upcycle.diagnosis.attribution import explain
 from upcycle.diagnosis.faithfulness import rank_correlation
 

@@ -31,7 +31,8 @@ from upcycle.continual.replay import dark, labelled
 from upcycle.core.losses import cross_entropy
 from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Run, seed_everything
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_everything
 from upcycle.data.buffer import Buffer
 from upcycle.data.images import ImageSplit
 

@@ -29,7 +29,7 @@ from upcycle.core.heads import classifier, with_classes
 from upcycle.core.losses import ce_loss
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import seed_everything
+from upcycle.core.seeds import seed_everything
 
 RECIPE = Recipe(optimizer="adamw", lr=1e-4, weight_decay=0.05)
 

@@ -13,7 +13,8 @@ from upcycle.core import lineage, store
 from upcycle.core.evaluate import evaluate
 from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Run, seed_everything
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_everything
 from upcycle.data import load
 from upcycle.distillation import KD
 

@@ -30,7 +30,8 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import WithBottleneck
 from upcycle.core.losses import entropy
 from upcycle.core.reversal import grad_reverse, ramp
-from upcycle.core.run import Run, seed_everything
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images
 from upcycle.report import figures
 

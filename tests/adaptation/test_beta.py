@@ -47,7 +47,7 @@ def method(**options: Any) -> BETA:
 
 
 def logged(run: Run, name: str) -> list[float]:
-    return [float(row[4]) for row in run._rows if row[3] == name]
+    return [float(row[4]) for row in run.journal.rows if row[3] == name]
 
 
 # -- dividing ----------------------------------------

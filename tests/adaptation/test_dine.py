@@ -239,7 +239,7 @@ def test_fine_tuning_ends_when_predictions_stay() -> None:
     tune(run, net, data, recipe=Recipe(epochs=1, batch_size=32, lr=1e-12), epochs=20, backbone_rate=1.0,
          schedule=late_rate, diversity=True)  # fmt: skip
     assert run.notes == ["Fine-tuning ended after 10% of its 20 epochs: the predictions no longer changed."]
-    assert run._updates == 10
+    assert run.updates == 10
 
 
 def test_tenths_are_counted_from_the_progress() -> None:

@@ -487,12 +487,12 @@ def test_it_learns_more_than_a_probe() -> None:
     recipe = Recipe(epochs=15, batch_size=32, optimizer="adamw", lr=0.02)
     run, probe = Watched(None), Watched(None)
     SSF(source=source, recipe=recipe).fit(run, data)
-    loss = {row[3]: float(row[4]) for row in run._rows}["loss"]
+    loss = {row[3]: float(row[4]) for row in run.journal.rows}["loss"]
     method = SSF(source=source, recipe=recipe)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Adapter, "parameters", lambda self: [])
         method.fit(probe, data)
-    assert loss < 0.8 * {row[3]: float(row[4]) for row in probe._rows}["loss"]
+    assert loss < 0.8 * {row[3]: float(row[4]) for row in probe.journal.rows}["loss"]
 
 
 # -- files and mistakes ----------------------------------------

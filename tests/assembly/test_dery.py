@@ -203,7 +203,7 @@ class Failing(Run):
     """Stops before an update, as a killed machine does."""
 
     def update(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
-        if self._updates == 7:
+        if self.updates == 7:
             raise Cut
         super().update(optimizer, clip)
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError
+from upcycle.core.interrupt import Interrupted
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Interrupted, Run
+from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 
 
@@ -154,8 +155,11 @@ def test_save_within_refuses_a_loop_after_another() -> None:
                 pass
 
 
+@pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_on_an_accelerator_a_nan_step_is_skipped_without_waiting(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_an_accelerator_a_nan_step_is_skipped_without_waiting(
+    kind: str, clip: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The device is not asked each step; until it is, what is not finite must leave weights and momenta alone."""
     run = Run(None, accelerator="cpu")
     model, optimizer = run.setup(net(), Recipe(optimizer=kind, lr=0.1, weight_decay=0.1))  # type: ignore[arg-type]
@@ -163,15 +167,15 @@ def test_on_an_accelerator_a_nan_step_is_skipped_without_waiting(kind: str, monk
 
     def step(x: torch.Tensor) -> None:
         run.backward(nn.functional.cross_entropy(model(x), y))
-        run.update(optimizer)
+        run.update(optimizer, clip)
 
-    monkeypatch.setattr(run, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(run._updates, "device", SimpleNamespace(type="cuda"))
     step(x)
     before = {k: v.clone() for k, v in model.named_parameters()}
     step(x * float("nan"))
     assert all(torch.equal(before[k], v) for k, v in model.named_parameters())
     with pytest.raises(UserError, match="not a finite number"):
-        run._raise_if_bad()
+        run._updates.check()
     step(x)
     assert not any(torch.equal(before[k], v) for k, v in model.named_parameters())
 
@@ -366,9 +370,9 @@ def test_an_interrupt_stops_a_long_epoch_at_the_next_update(tmp_path: Path) -> N
     run = Run(tmp_path, seed=5, save_every=0)
     with pytest.raises(Interrupted) as interrupted:
         descend(run, interrupt_at=13)  # in the second epoch
-    assert interrupted.value.signum == signal.SIGTERM and run._updates == 13  # not one more
+    assert interrupted.value.signum == signal.SIGTERM and run.updates == 13  # not one more
     resumed = Run(tmp_path, seed=5, save_every=0, resume=True)
-    state = resumed._current
+    state = resumed.journal.current
     assert state is not None and (state["epoch"], state["step"], state["updates"]) == (1, 0, 10)
     assert tensor_digest(descend(resumed)) == expected
 
@@ -377,7 +381,7 @@ def test_an_interrupt_before_the_first_save_point_begins_anew(tmp_path: Path) ->
     with pytest.raises(Interrupted):
         descend(Run(tmp_path, seed=5, save_every=1e9), interrupt_at=2)
     resumed = Run(tmp_path, seed=5, resume=True)
-    assert resumed._current is None
+    assert resumed.journal.current is None
     assert tensor_digest(descend(resumed)) == tensor_digest(descend(Run(None, seed=5)))
 
 
@@ -390,9 +394,9 @@ def test_an_interrupt_where_there_are_save_points_saves_first(tmp_path: Path) ->
             for x, y, _ in run.batches(split, 8, save_within=True):
                 run.backward(nn.functional.cross_entropy(model(x), y))
                 run.update(optimizer)
-                run.interrupt = signal.SIGINT if run._updates == 3 else None
+                run.interrupt = signal.SIGINT if run.updates == 3 else None
                 weights = {k: v.clone() for k, v in model.state_dict().items()}
-    assert run._updates == 3
+    assert run.updates == 3
     again = Run(tmp_path, seed=5, resume=True)
     restored, _ = again.setup(net(), RECIPE)
     for _ in again.epochs(2):
@@ -491,7 +495,7 @@ def test_a_step_is_schedule_backward_update_and_track(reduction: Any) -> None:
                     run.track(loss=loss)
                 else:
                     run.step(loss, optimizer, RECIPE, reduction, clip=0.5)
-        return run.plain(model).state_dict(), run._rows
+        return run.plain(model).state_dict(), run.journal.rows
 
     (a, rows), (b, others) = train(True), train(False)
     assert tensor_digest(a) == tensor_digest(b) and rows == others

@@ -24,7 +24,8 @@ from upcycle.core.losses import entropy
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.reversal import grad_reverse, ramp
-from upcycle.core.run import Run, seed_everything
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images
 
 TENTHS = 10

@@ -22,7 +22,8 @@ from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.norms import unrecorded
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Run, seed_everything
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_everything
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images

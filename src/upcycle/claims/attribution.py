@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.settings import short, test, train
 from upcycle.core.models import Model
-from upcycle.core.run import seed_everything
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, ImageSplit, load
 from upcycle.diagnosis.attribution import explain
 from upcycle.diagnosis.faithfulness import BLUR, deletion, insertion, pointing_game

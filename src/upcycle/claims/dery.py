@@ -20,7 +20,8 @@ from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.settings import cifar10, test
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Run, seed_everything
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
 from upcycle.measure.cost import Budget
 from upcycle.surgery.blocks import Chain, chain

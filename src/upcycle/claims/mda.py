@@ -17,7 +17,7 @@ from upcycle.claims.settings import cifar10, test, train
 from upcycle.core.evaluate import evaluate
 from upcycle.core.models import Model, copy_of, resolve
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import seed_everything
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
 from upcycle.data.images import ImageSplit, joined
 from upcycle.distillation import KD

@@ -11,7 +11,7 @@ from upcycle.assembly.nes import NES
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import short, test, train
 from upcycle.core.models import Model
-from upcycle.core.run import seed_everything
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
 from upcycle.distillation import KD
 from upcycle.measure.cost import count

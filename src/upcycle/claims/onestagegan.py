@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from upcycle.claims import Check, Claim, Measured
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import seed_everything
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, ImageSplit, load
 from upcycle.training import NON_SATURATING, PAIRS, Pair, one_stage
 from upcycle.zoo.convnet import ConvNet

@@ -11,7 +11,8 @@ from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.method import Method
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Run, seed_everything
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
 
 

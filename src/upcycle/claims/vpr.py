@@ -16,7 +16,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import classifier
 from upcycle.core.models import copy_of
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import seed_of
+from upcycle.core.seeds import seed_of
 from upcycle.data import load
 from upcycle.data.streams import Stream, stream
 

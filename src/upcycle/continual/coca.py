@@ -19,7 +19,8 @@ from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Run, seed_everything
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_everything
 from upcycle.core.taps import Taps
 from upcycle.data.augment import uniform
 from upcycle.data.buffer import Buffer, Policy

@@ -33,7 +33,8 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, source_of
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Run, seed_of
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_of
 from upcycle.data.images import Images
 from upcycle.data.streams import Stream
 

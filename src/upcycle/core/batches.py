@@ -1,9 +1,14 @@
-"""What ``Run`` asks of a data split."""
+"""What ``Run`` asks of a data split, and how a split is divided into batches."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from upcycle.core.errors import require
 
 
 class Batch(NamedTuple):
@@ -31,3 +36,57 @@ class Split(Protocol):
                 it does not depend on the batch, the worker or the process; ``None`` for no augmentation.
         """
         ...
+
+
+_PASS = 1_000_003  # apart from each other in the numbering of views: an epoch's further passes over a split
+
+
+def view_of(epoch: int, number: int, views: int) -> int:
+    """The number of the view of pass ``number`` over a split in an epoch; if ``views`` is positive, they repeat."""
+    view = epoch + number * _PASS
+    return view % views if views else view
+
+
+def divide(
+    n: int, batch_size: int, steps: int | None, least: int, order: Callable[[int, int], Tensor]
+) -> list[tuple[int, Tensor]]:
+    """The batches of one pass over ``n`` samples, or of as many passes as ``steps`` batches take.
+
+    Args:
+        least: samples in a batch; smaller ones are dropped.
+        order: of the samples in a pass, from ``n`` and the number of the pass.
+
+    Returns:
+        for each batch the number of its pass, and its samples.
+
+    Raises:
+        UserError: a pass has no batch.
+    """
+    batches: list[tuple[int, Tensor]] = []
+    number = 0
+    while not batches or (steps is not None and len(batches) < steps):
+        fit = [b for b in order(n, number).split(batch_size) if len(b) >= least]
+        require(bool(fit), f"{n} samples are too few for one batch.")
+        batches += [(number, b) for b in fit]
+        number += 1
+    return batches[:steps]
+
+
+def endless(places: Tensor, batch_size: int, order: Callable[[int, int], Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Whole batches of ``places`` without end; what is left at the end of a pass joins the next one.
+
+    Args:
+        places: of samples, int64.
+        order: of the places in a pass, from their number and that of the pass.
+
+    Yields:
+        how many passes had begun before the batch, and its samples.
+    """
+    left, number = places[:0], 0
+    while True:
+        begun = number
+        while len(left) < batch_size:
+            left = torch.cat([left, places[order(len(places), number)]])
+            number += 1
+        yield begun, left[:batch_size]
+        left = left[batch_size:]

@@ -10,7 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,10 @@ from torch import Tensor, fx, nn
 
 from upcycle.core.cut import optional
 from upcycle.core.errors import UserError, require
+
+if TYPE_CHECKING:
+    from upcycle.core.batches import Split
+    from upcycle.core.models import Model
 
 Precision = Literal["auto", "32-true", "bf16", "64-true"]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -108,6 +112,11 @@ class Frozen(nn.Module):
 
         return super()._apply(move, recurse)
 
+    def summary(self) -> str:
+        """A phrase on what was made of the original, for a person to read."""
+        folded = f"{self.folded} BatchNorm folded with error {self.error:.1e}"
+        return f"{self.precision}, {folded}, top-1 agreement {self.agreement:.1%}"
+
     def extra_repr(self) -> str:
         return f"precision={self.precision}, folded={self.folded}, input_grad={self.input_grad}"
 
@@ -176,6 +185,21 @@ def frozen(
     result.folded, result.error = count, error
     result.agreement = _agreement(_answers(result, example), reference)
     return result
+
+
+def frozen_for(
+    split: Split | None, model: Model, device: torch.device, precision: Precision, *, input_grad: bool, keep_bn: bool
+) -> Frozen:
+    """A frozen copy of ``model`` that takes the images of ``split`` (``None``: noise), checked on up to 256 of them."""
+    if split is None:
+        images = model.example(256).to(device)
+    else:
+        images = split.batch(torch.arange(min(256, len(split))), device=device).images
+    own = (getattr(split, "mean", model.mean), getattr(split, "std", model.std))
+    renormalise = (own, (model.mean, model.std))
+    return frozen(
+        model.module, images, input_grad=input_grad, keep_bn=keep_bn, precision=precision, renormalise=renormalise
+    )
 
 
 def _slope(network: Frozen, example: Tensor) -> Tensor:

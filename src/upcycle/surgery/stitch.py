@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.models import Model, source_of
-from upcycle.core.run import seed_of
+from upcycle.core.seeds import seed_of
 from upcycle.surgery.blocks import Chain, Layout, Signal, chain, pooled
 
 SLOPE = 0.1

@@ -21,7 +21,7 @@ from upcycle.core.lineage import Node, node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import seed_everything
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, ImageSplit, check_reference, describe
 from upcycle.data.labels import relabelled
 from upcycle.distillation import KD

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upcycle.core import models, store
+from upcycle.core.devices import device_of
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import evaluate as measure
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.outputs import Columns
-from upcycle.core.run import device_of
 from upcycle.measure.cost import bytes_, count, duration, latency, peak_memory, si
 from upcycle.measure.export import export as write_export
 from upcycle.verbs.methods import add_plugin, all_methods

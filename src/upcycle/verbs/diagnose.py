@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from upcycle.core import lineage, models, store
+from upcycle.core.devices import device_of
 from upcycle.core.errors import require, unknown
 from upcycle.core.evaluate import Evaluation, judged, predict_logits
 from upcycle.core.models import Model
-from upcycle.core.run import device_of
 from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
 from upcycle.data.labels import relabelled

@@ -20,7 +20,8 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import Run, seed_everything
+from upcycle.core.run import Run
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, describe
 from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map

@@ -25,7 +25,7 @@ from upcycle.core.heads import grow_classifier
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
-from upcycle.core.run import seed_everything
+from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
 from upcycle.data.streams import Stream, check_stream, scenario_of

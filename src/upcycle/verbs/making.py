@@ -16,12 +16,13 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from upcycle.core import lineage, models, store
+from upcycle.core.devices import device_of
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.frozen import fast_bf16
 from upcycle.core.method import Method
 from upcycle.core.models import Model
-from upcycle.core.run import Run, device_of
+from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.data.streams import Stream
 from upcycle.measure.cost import bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si

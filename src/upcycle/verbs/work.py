@@ -14,10 +14,10 @@ from torch import nn
 from upcycle.core import models
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.journal import require_same_config
 from upcycle.core.lineage import Node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
-from upcycle.core.run import require_same_config
 from upcycle.data import Images, check_reference
 from upcycle.data import load as load_data
 from upcycle.data.labels import relabelled

@@ -1,0 +1,82 @@
+"""Processes and devices, and a network's way onto them and back."""
+
+from __future__ import annotations
+
+import logging
+import os
+from types import MethodType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from upcycle.core import collective
+from upcycle.core.errors import UserError
+from upcycle.core.precision import autocast, double
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def launch(devices: int, accelerator: str) -> Fabric:
+    """Start the processes of a run; ``devices`` and ``accelerator`` as in Lightning Fabric.
+
+    Raises:
+        UserError: this machine has no such devices.
+    """
+    from lightning_fabric import Fabric
+
+    try:
+        # Fabric's ddp only to start processes and find devices: modules stay unwrapped.
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # advice about tensor cores on every start
+        fabric = Fabric(devices=devices, accelerator=accelerator, strategy="ddp" if devices > 1 else "auto")
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"Cannot use devices={devices} with accelerator='{accelerator}': {error}") from error
+    fabric.launch()
+    return fabric
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that a run of one process has, for measuring outside of it; ``accelerator`` as in ``Run``."""
+    if accelerator != "auto":
+        return torch.device(accelerator)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Make a GPU give the same bits again; only warns of operations that have no such form."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first matrix product
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def place(module: nn.Module, device: torch.device, dtype: torch.dtype, precision: str, world_size: int) -> None:
+    """Put a module on the device, its ``forward`` wrapped in ``precision``, its BatchNorm synchronised; see `plain`."""
+    module.to(device=device, dtype=dtype)
+    if any(p.dim() == 4 for p in module.parameters()):
+        module.to(memory_format=torch.channels_last)
+    if world_size > 1:
+        collective.sync_batchnorm(module)
+    if precision == "bf16-mixed":
+        module.forward = MethodType(autocast(device.type), module)
+    elif precision == "64-true":
+        module.forward = MethodType(double, module)
+
+
+def plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Undo :func:`place`: on the CPU, contiguous, in eval mode, without gradients, nothing wrapped or compiled."""
+    for m in module.modules():
+        if getattr(m.__dict__.get("forward"), "upcycle", False):
+            del m.forward
+        m._compiled_call_impl = None
+    module.zero_grad(set_to_none=True)
+    return module.to("cpu", dtype, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded state the memory format of its parameter: fused optimisers walk both in memory order."""
+    for p, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                state[key] = torch.empty_like(p).copy_(value)

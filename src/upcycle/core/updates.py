@@ -1,0 +1,66 @@
+"""Optimiser steps, the same on one process and on several, and none by a gradient that is not a finite number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from upcycle.core.collective import average_gradients
+from upcycle.core.errors import UserError
+
+
+class Updates:
+    """The optimiser steps of a run.
+
+    Args:
+        device: that the networks are on.
+        world_size: number of processes.
+        place: says in words where the run is, for an error.
+
+    Attributes:
+        count: steps so far, in all stages.
+    """
+
+    def __init__(self, device: torch.device, world_size: int, place: Callable[[], str]) -> None:
+        self.device, self.world_size, self._place = device, world_size, place
+        self.count = 0
+        self._bad: Tensor | None = None  # a gradient was not finite
+
+    def step(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
+        """Average gradients over processes, clip their norm, step, and clear them."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if self.world_size > 1:
+            average_gradients(parameters, self.world_size)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        self.count += 1
+        bad = ~norm.isfinite()
+        self._bad = bad if self._bad is None else self._bad | bad
+        if self.device.type == "cpu" or self.count % 50 == 0:  # elsewhere, to ask is to wait for the device
+            self.check()
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        if self.device.type != "cpu":
+            _void(optimizer, grads, bad)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def check(self) -> None:
+        """Raise :class:`UserError` if a gradient was not finite since this was last asked; waits for the device."""
+        bad, self._bad = self._bad, None
+        if bad is not None and bool(bad):
+            raise UserError(
+                f"The loss or its gradient is not a finite number at {self._place()}. The weights were not touched; "
+                "lower lr or look at those samples."
+            )
+
+
+def _void(optimizer: torch.optim.Optimizer, grads: list[Tensor], bad: Tensor) -> None:
+    """Let the next step change nothing where ``bad`` (bool scalar), without asking the device for it."""
+    if all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what a gradient scaler leaves there
+    else:  # a step of zeros
+        for g in grads:
+            g.masked_fill_(bad, 0.0)
