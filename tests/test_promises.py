@@ -27,7 +27,7 @@ class Killed(Exception):
 class StopsAfter(Run):
     """A run that dies after so many updates and stages, as if the process were killed."""
 
-    left = done = 0
+    due = done = 0
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         super().update(*args, **kwargs)
@@ -38,9 +38,9 @@ class StopsAfter(Run):
         self._count()
 
     def _count(self) -> None:
-        self.left -= 1
+        self.due -= 1
         self.done += 1
-        if self.left == 0:
+        if self.due == 0:
             raise Killed
 
 
@@ -65,7 +65,7 @@ def test_p1_killed_anywhere_the_same_bits(name: str, tmp_path: Path) -> None:
     for share in (0.1, 0.55, 0.97):
         out = tmp_path / str(share)
         run = StopsAfter(out, seed=4, save_every=0)
-        run.left = max(1, int(share * n))
+        run.due = max(1, int(share * n))
         with pytest.raises(Killed):
             fit(name, run)
         assert tensor_digest(fit(name, Run(out, seed=4, save_every=0, resume=True))) == expected
