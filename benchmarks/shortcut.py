@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from benchmarks.common import record
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.evaluate import evaluate
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, ImageSplit, load
@@ -127,7 +128,7 @@ def main() -> None:
     data = dataclasses.replace(clean, train=planted(clean.train, label, SHARE),
                                validation=clean.validation.subset(torch.arange(2500)))  # fmt: skip
     new = fresh("zoo:resnet8", data, SEED)
-    plain = KD(teacher=new, student=new, w_kd=0.0, w_ce=1.0, cache="off", recipe=RECIPE)
+    plain = KD(teacher=new, student=new, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=RECIPE)
     sick = dataclasses.replace(new, module=train(plain, data, SEED), name="sick")
 
     worst, gap, rows, heat = suspect(sick, data)

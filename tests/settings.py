@@ -18,6 +18,7 @@ from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDivers
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
 from upcycle.continual import BLIP, ER, EWC, MEAT, SI, VPR, CoCa, DERpp, Finetune, Joint, LwF, StreamingSSL
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.losses import Terms
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -141,7 +142,7 @@ def parts() -> tuple[Model, ...]:
 def _trained(seed: int, width: int) -> dict[str, torch.Tensor]:
     """The weights of a tiny network after twenty epochs of cross-entropy on 160 digits."""
     model, recipe = tiny_model("fitted", seed, width), Recipe(epochs=20, batch_size=32, lr=0.1)
-    method = KD(teacher=model, student=model, w_kd=0.0, w_ce=1.0, recipe=recipe, cache="off")
+    method = KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), recipe=recipe, cache="off")
     return method.fit(Run(None, seed=seed, quiet=True), tiny_data()).state_dict()
 
 
@@ -219,7 +220,7 @@ _EPISODE_WORDS = ("--recipe.epochs=2", "--episodes=8", "--later=3", "--draws=3",
 ROWS = {
     "kd": Row(KD, {"recipe": _RECIPE}, _WORDS),
     "kd-views": Row(
-        KD, {"recipe": _RECIPE, "views": 2, "cache": "on", "w_ce": 0.0, "w_kd": 1.0}, (*_WORDS, "--views=2")
+        KD, {"recipe": _RECIPE, "views": 2, "cache": "on", "terms": Terms(w_ce=0.0, w_kd=1.0)}, (*_WORDS, "--views=2")
     ),
     "tfkd": Row(TfKD, {"recipe": _RECIPE, "variant": "self"}, _WORDS, teacher=False),
     "tfkd-reg": Row(TfKD, {"recipe": _RECIPE, "variant": "reg"}, (*_WORDS, "--variant=reg"), teacher=False),
@@ -458,5 +459,7 @@ ROWS = {
     ),
     "probe": Row(LinearProbe, {"recipe": _RECIPE}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
     "nes": Row(NES, {"recipe": _RECIPE}, _WORDS, teacher=False),
-    "nes-tile": Row(NES, {"recipe": _RECIPE, "mode": "tile", "w_kd": 0.5}, (*_WORDS, "--mode=tile")),
+    "nes-tile": Row(
+        NES, {"recipe": _RECIPE, "mode": "tile", "terms": Terms(w_kd=0.5, w_ce=0.5)}, (*_WORDS, "--mode=tile")
+    ),
 }

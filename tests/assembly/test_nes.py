@@ -16,6 +16,7 @@ from upcycle.assembly.nes import NES
 from upcycle.core.cut import cut
 from upcycle.core.errors import UserError
 from upcycle.core.frozen import frozen
+from upcycle.core.losses import Terms
 from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -279,8 +280,7 @@ def test_it_can_be_traced_cut_frozen_and_rebuilt() -> None:
 
 
 @pytest.mark.parametrize("options", [{"ratio": 0.0}, {"ratio": float("nan")}, {"ratio": 2.0},
-                                     {"momentum": 0.0}, {"lr_learner": -1.0}, {"w_kd": 1.5},
-                                     {"temperature": -1.0}])  # fmt: skip
+                                     {"momentum": 0.0}, {"lr_learner": -1.0}])  # fmt: skip
 def test_impossible_options(options: dict) -> None:
     with pytest.raises(UserError):
         NES(student=nn.Identity(), **options)
@@ -342,7 +342,9 @@ def test_it_learns(mode: str) -> None:
 def test_a_teacher_enters_by_its_weight() -> None:
     data, teacher = tiny_data(), tiny_model("teacher", 7, 24)
     alone, ignored, taught = (
-        tensor_digest(method(teacher=t, w_kd=w).fit(Run(None, precision="32-true"), data).state_dict())
+        tensor_digest(
+            method(teacher=t, terms=Terms(w_kd=w, w_ce=1 - w)).fit(Run(None, precision="32-true"), data).state_dict()
+        )
         for t, w in ((None, 0.9), (teacher, 0.0), (teacher, 0.9))
     )
     assert alone == ignored != taught

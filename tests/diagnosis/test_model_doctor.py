@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.settings import fitted, tiny_data, tiny_net
 from upcycle.core.errors import UserError
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -309,7 +310,7 @@ def control() -> dict[str, Tensor]:
 
 def test_without_penalties_it_is_plain_training_bit_for_bit(control: dict[str, Tensor]) -> None:
     model = fitted("source", 7)
-    plain = train(KD(teacher=model, student=model, w_kd=0.0, w_ce=1.0, cache="off", recipe=SHORT))
+    plain = train(KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=SHORT))
     assert all(torch.equal(plain[key], control[key]) for key in plain)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from tests.settings import tiny_data, tiny_net
 from upcycle.core.errors import UserError
 from upcycle.core.frozen import frozen
-from upcycle.core.losses import ce_loss, kd_loss, kd_objective
+from upcycle.core.losses import Terms, ce_loss, kd_loss, kd_objective
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
@@ -99,8 +99,8 @@ def fit(data=None, **options):  # type: ignore[no-untyped-def]
 
 def test_without_labels_the_labels_are_not_read() -> None:
     data = tiny_data()
-    a = fit(data, w_ce=0.0, w_kd=1.0)
-    b = fit(data.hide_labels(0, seed=0), w_ce=0.0, w_kd=1.0)
+    a = fit(data, terms=Terms(w_ce=0.0, w_kd=1.0))
+    b = fit(data.hide_labels(0, seed=0), terms=Terms(w_ce=0.0, w_kd=1.0))
     assert tensor_digest(a.state_dict()) == tensor_digest(b.state_dict())
 
 
@@ -117,8 +117,21 @@ def test_the_student_alone_moves() -> None:
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": float("nan")}, {"w_kd": -1.0},
-                                     {"w_kd": 0.0, "w_ce": 0.0}, {"views": -1}])  # fmt: skip
-def test_impossible_options(options: dict) -> None:
-    with pytest.raises(UserError):
-        KD(teacher=nn.Identity(), student=nn.Identity(), **options)
+def test_impossible_options() -> None:
+    with pytest.raises(UserError, match="views"):
+        KD(teacher=nn.Identity(), student=nn.Identity(), views=-1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"temperature": float("nan")}, {"w_kd": -1.0}, {"w_kd": 0.0, "w_ce": 0.0}]
+)
+def test_impossible_terms(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(options))):
+        Terms(**options)
+
+
+def test_terms_are_the_objective_with_their_weights() -> None:
+    z_s, z_t, y = logits()
+    found = Terms(temperature=2.0, w_kd=0.7, w_ce=0.3)(z_s, z_t, y, smoothing=0.1)
+    assert torch.allclose(found, 0.7 * kd_loss(z_s, z_t, 2.0) + 0.3 * ce_loss(z_s, y, 0.1))
+    assert torch.equal(Terms()(z_s, z_t, y), kd_objective(z_s, z_t, y, temperature=4.0, w_kd=0.9, w_ce=0.1))

@@ -147,12 +147,12 @@ def test_commands_name_options_that_exist():
             assert ("--stream" in options) == (verb == "extend")
             assert verb == "extend" or ("--data" in options) == (CARDS[choice.method].needs.data != "none")
             own = set(classes[choice.method].options()) if choice.method in classes else set()
-            assert {o.removeprefix("--") for o in options} <= of_the_verb | own
+            assert {o.removeprefix("--").split(".")[0] for o in options} <= of_the_verb | own
             needs_one = CARDS[choice.method].needs.teacher != "none"
             assert verb != "distill" or ("--teacher" in options) >= needs_one
             assert not ("--teacher" in options and have["teacher"] == "none")
             if have["data"] != "labelled":  # no command may count on labels that are not there
-                assert options.get("--w_ce", "0") == "0" and "--shots" not in options
+                assert options.get("--terms.w_ce", "0") == "0" and "--shots" not in options
             assert choice.command in ask(**have).text().replace("     ", "")
 
 
@@ -204,7 +204,7 @@ def test_who_extends_is_asked_for_by_its_goal():
 
 def test_label_free_kd_is_asked_for_without_labels():
     (kd,) = (c for c in ask(data="unlabelled", teacher="predictions").choices if c.method == "kd")
-    assert kd.command == "upcycle distill --teacher TEACHER --student STUDENT --data DATA --method kd --w_ce 0"
+    assert kd.command == "upcycle distill --teacher TEACHER --student STUDENT --data DATA --method kd --terms.w_ce 0"
 
 
 @pytest.mark.parametrize(

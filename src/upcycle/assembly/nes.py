@@ -11,7 +11,7 @@ from torch import nn
 
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import require
-from upcycle.core.losses import ce_loss, kd_objective
+from upcycle.core.losses import Terms, ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, source_of
 from upcycle.core.recipe import Recipe
@@ -36,7 +36,7 @@ class NES(Method):
     averaged anew over 16 batches and the learners are dropped. In mode tile E is repeated. The loss is cross-entropy,
     or with a teacher
 
-        L = (1 - w_kd) L_ce + w_kd T² mean_b KL(softmax(z_t / T) || softmax(z_s / T)).
+        L = w_ce L_ce + w_kd T² mean_b KL(softmax(z_t / T) || softmax(z_s / T)).
 
     The result computes with the epitomes: R_in times fewer multiply-adds in those layers (tile: R_in R_out times). That
     is faster where layers are wide; with learned offsets, blending the channels of narrow ones costs what it saves.
@@ -58,8 +58,7 @@ class NES(Method):
         mode: learned offsets, or tile.
         momentum: μ of the moving average of offsets.
         lr_learner: the learners' learning rate, as a share of the recipe's.
-        w_kd: share of the teacher in the loss; without a teacher it has no effect.
-        temperature: T.
+        terms: temperature and weights of the two terms; without a teacher they have no effect.
         recipe: ordinary training.
     """
 
@@ -69,8 +68,7 @@ class NES(Method):
     mode: Mode = "learned"
     momentum: float = 0.1
     lr_learner: float = 0.1
-    w_kd: float = 0.9
-    temperature: float = 4.0
+    terms: Terms = field(default_factory=Terms)
     recipe: Recipe = field(default_factory=Recipe)
 
     card = Card(
@@ -90,8 +88,6 @@ class NES(Method):
         require(0 < self.momentum <= 1, f"momentum must lie in (0, 1], not {self.momentum}.")
         require(0 <= self.lr_learner < float("inf"),
                 f"lr_learner must be zero or positive, not {self.lr_learner}.")  # fmt: skip
-        require(0 <= self.w_kd <= 1, f"w_kd must lie in [0, 1], not {self.w_kd}.")
-        require(0 < self.temperature < float("inf"), f"temperature must be positive, not {self.temperature}.")
 
     def check(self, data: Images) -> list[str]:
         """Every training image needs its label; a convolution to compress; a given teacher the student's classes."""
@@ -123,8 +119,7 @@ class NES(Method):
                 if teacher is None:
                     loss = ce_loss(z, y)
                 else:
-                    loss = kd_objective(z, teacher(images), y, temperature=self.temperature, w_kd=self.w_kd,
-                                        w_ce=1 - self.w_kd)  # fmt: skip
+                    loss = self.terms(z, teacher(images), y)
                 run.backward(loss)
                 run.update(optimizer)
                 run.track(loss=loss)

@@ -14,6 +14,7 @@ from upcycle.claims import Check, Claim, gain
 from upcycle.claims.digits import digits
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.evaluate import undisturbed
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.taps import Taps
@@ -109,7 +110,9 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     alone, whole = recipe(warm + inter), recipe(warm)
     plain = dataclasses.replace(student, module=copy_of(student.module))
     made = {
-        "ERM": train(KD(teacher=plain, student=plain, w_kd=0.0, w_ce=1.0, cache="off", recipe=alone), data, seed),
+        "ERM": train(
+            KD(teacher=plain, student=plain, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=alone), data, seed
+        ),
         "ERM, two logits": arm(recipe=alone, epochs_domain=0, w_intra=0.0),
         "Intra-ADR": arm(recipe=alone, epochs_domain=0),
         "I²-ADR": arm(recipe=whole, epochs_domain=domain, epochs_inter=inter, lr_inter=whole.lr / 16),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.settings import short, test, train
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, ImageSplit, load
@@ -86,7 +87,9 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     data, ink = setting(quick)
     model = cnn(data, seed)
     recipe = short(1 if quick else 2)
-    net = train(KD(teacher=model, student=model, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe), data, seed).eval()
+    net = train(
+        KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe), data, seed
+    ).eval()
     figures = {"accuracy (%)": 100 * test(net, data).accuracy}
     n = 8 if quick else 100
     x = data.test.batch(torch.arange(n), device=torch.device("cpu")).images

@@ -12,6 +12,7 @@ from upcycle.claims import Check, Claim, gain
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import fresh, short, test, train
 from upcycle.core.evaluate import evaluate
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of
 from upcycle.core.run import Run
 from upcycle.data import Images, ImageSplit
@@ -48,7 +49,9 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     joint = ISO(source=model, source_data=data, recipe=recipe).train_jointly(
         Run(None, seed=seed, quiet=True), model, data
     )
-    alone = train(KD(teacher=model, student=model, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe), data, seed)
+    alone = train(
+        KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe), data, seed
+    )
     shifted = dataclasses.replace(data, test=pale(data.test, seed))
     figures = {}
     for where, images in (("shifted", shifted), ("as it is", data)):

@@ -11,6 +11,7 @@ from torch import nn
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import cifar10, fresh, short, test, train
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
@@ -40,8 +41,9 @@ def missing_class(seed: int, quick: bool) -> dict[str, float]:
         return predict_logits(module, data.test, device=cpu)
 
     hard = train(_supervised(fresh("zoo:mlp_small", data, seed), recipe), without, seed)
-    soft = train(KD(teacher=teacher, student=fresh("zoo:mlp_small", data, seed), temperature=20.0, w_kd=1.0, w_ce=0.0,
-                    recipe=recipe), without, seed)  # fmt: skip
+    terms = Terms(temperature=20.0, w_kd=1.0, w_ce=0.0)
+    distilled = KD(teacher=teacher, student=fresh("zoo:mlp_small", data, seed), terms=terms, recipe=recipe)
+    soft = train(distilled, without, seed)
     y, z = data.test.labels, threes(soft)
     held = data.validation.subset(torch.arange(1000))
     z_t, z_s = (predict_logits(m, held, device=cpu) for m in (teacher.module, soft))
@@ -66,7 +68,9 @@ def _bias_for(z: torch.Tensor, mass: float) -> float:
 
 
 def _supervised(student: Model, recipe: Recipe, views: int = 0) -> KD:
-    return KD(teacher=student, student=student, w_kd=0.0, w_ce=1.0, cache="off", views=views, recipe=recipe)
+    return KD(
+        teacher=student, student=student, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", views=views, recipe=recipe
+    )
 
 
 @cache

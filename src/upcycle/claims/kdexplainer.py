@@ -10,6 +10,7 @@ from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.data_free import teacher
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import fresh, test
+from upcycle.core.losses import Terms
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import read_json
@@ -30,8 +31,8 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     shoes = [data.classes.index(name) for name in SHOES]
     figures = {}
     for name, (w_kd, w_ce) in ARMS.items():
-        method = KDExplainer(teacher=known, student=fresh("zoo:tree_small", data, seed), w_kd=w_kd, w_ce=w_ce,
-                             epochs_soft=soft, recipe=recipe)  # fmt: skip
+        student, terms = fresh("zoo:tree_small", data, seed), Terms(w_kd=w_kd, w_ce=w_ce)
+        method = KDExplainer(teacher=known, student=student, terms=terms, epochs_soft=soft, recipe=recipe)
         method.require(data)
         with tempfile.TemporaryDirectory() as place:
             run = Run(place, seed=seed, save_every=math.inf, quiet=True)

@@ -15,6 +15,7 @@ from upcycle.assembly.routing import routes
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import cifar10, test, train
 from upcycle.core.evaluate import evaluate
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_everything
@@ -45,7 +46,7 @@ class SmallVGG(nn.Module):
 
 def supervised(model: Model, recipe: Recipe) -> KD:
     """Ordinary training with labels."""
-    return KD(teacher=model, student=model, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe)
+    return KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe)
 
 
 def source(name: str, seed: int, quick: bool) -> tuple[Model, Images]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import cifar10, fresh, test, train
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, ImageSplit
@@ -136,7 +137,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
 
 
 def _plain(model: Model, recipe: Recipe) -> KD:
-    return KD(teacher=model, student=model, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe)
+    return KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe)
 
 
 def _sized(data: Images, n_test: int) -> Images:

@@ -10,6 +10,7 @@ from torch import nn
 from upcycle.assembly.nes import NES
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import short, test, train
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
@@ -50,7 +51,9 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
 
     def plain(widths: tuple[int, int, int]) -> nn.Module:
         model = net(widths, data, seed)
-        return train(KD(teacher=model, student=model, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe), data, seed)
+        return train(
+            KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe), data, seed
+        )
 
     trained = {
         "NES learned": train(NES(student=net(WHOLE, data, seed), recipe=recipe), data, seed),

@@ -13,6 +13,7 @@ from upcycle.adaptation.ssf import SSF, attach
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import test, train
 from upcycle.core.heads import classifier, with_classes
+from upcycle.core.losses import Terms
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
@@ -50,7 +51,9 @@ def arm(name: str, seed: int, quick: bool, lr: float) -> nn.Module:
         return train(LinearProbe(source=source, recipe=recipe(lr, quick)), data, seed)
     if name == "full":
         start = with_classes(source, data.classes)
-        method = KD(teacher=start, student=start, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe(lr, quick))
+        method = KD(
+            teacher=start, student=start, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe(lr, quick)
+        )
         return train(method, data, seed)
     return train(SSF(source=source, recipe=recipe(lr, quick)), data, seed)
 

@@ -11,6 +11,7 @@ from torch import nn
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.kd import cifar_setting
 from upcycle.claims.settings import fresh, test, train
+from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -64,7 +65,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
 
     plain = net()
     arms = {
-        "cross-entropy": KD(teacher=plain, student=plain, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe),
+        "cross-entropy": KD(teacher=plain, student=plain, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe),
         "label smoothing": LabelSmoothing(student=net(), recipe=recipe),
         "Tf-KD reg": TfKD(student=net(), variant="reg", recipe=recipe),
         "Tf-KD self": TfKD(student=net(), variant="self", recipe=recipe),

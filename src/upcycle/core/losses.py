@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from upcycle.core.errors import require
+from upcycle.core.ranges import ranges
 
 EPS = 1e-5
 """Inside the logarithm of entropies, as in the code of SHOT and DINE."""
@@ -68,14 +73,49 @@ def ce_loss(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], smoothing: float = 0.
     return F.cross_entropy(z.to(wide), y, ignore_index=-1, label_smoothing=smoothing, reduction="sum") / len(y)
 
 
-def kd_objective(z_s: Tensor, z_t: Tensor, y: Tensor, *, temperature: float, w_kd: float, w_ce: float) -> Tensor:
+def kd_objective(
+    z_s: Tensor, z_t: Tensor, y: Tensor, *, temperature: float, w_kd: float, w_ce: float, smoothing: float = 0.0
+) -> Tensor:
     """L = w_ce L_ce + w_kd L_kd. A term with weight zero is not computed, so ``w_ce = 0`` needs no labels."""
     terms = []
     if w_ce:
-        terms.append(w_ce * ce_loss(z_s, y))
+        terms.append(w_ce * ce_loss(z_s, y, smoothing))
     if w_kd:
         terms.append(w_kd * kd_loss(z_s, z_t, temperature))
     return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+
+@dataclass(kw_only=True)
+class Terms:
+    """The two terms of distillation from logits: L = w_ce L_ce + w_kd L_kd, see :func:`kd_objective`.
+
+    Args:
+        temperature: T, which softens both networks' probabilities in L_kd; 4 is the field's convention (RepDistiller).
+        w_kd: weight of the teacher's term, not negative; at 0 the teacher is not asked.
+        w_ce: weight of the labels' term, not negative; at 0 no label is used. The defaults are those of KDExplainer's
+            published configurations.
+    """
+
+    temperature: float = 4.0
+    w_kd: float = 0.9
+    w_ce: float = 0.1
+
+    def __post_init__(self) -> None:
+        ranges(self, positive=("temperature",), not_negative=("w_kd", "w_ce"))
+        require(self.w_kd + self.w_ce > 0, "w_kd and w_ce must not both be zero.")
+
+    def __call__(self, z_s: Tensor, z_t: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+        """L of a batch.
+
+        Args:
+            z_s: logits of the student.
+            z_t: logits of the teacher; not looked at where ``w_kd`` is 0.
+            y: labels, -1 where there is none.
+            smoothing: share of the target of L_ce that is spread over all classes.
+        """
+        return kd_objective(
+            z_s, z_t, y, temperature=self.temperature, w_kd=self.w_kd, w_ce=self.w_ce, smoothing=smoothing
+        )
 
 
 def cross_entropy(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], total: int) -> Float[Tensor, ""]:

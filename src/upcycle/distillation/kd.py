@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
 from upcycle.core.checks import same_classes
-from upcycle.core.errors import require
-from upcycle.core.losses import kd_objective
+from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 
@@ -62,8 +62,7 @@ class KD(Method):
     Args:
         teacher: a trained classifier; only its logits are used.
         student: any network with the same classes.
-        temperature: T; 4 is the field's convention (RepDistiller).
-        w_kd, w_ce: weights of the two terms (0.9 and 0.1: KDExplainer's published configurations).
+        terms: temperature and weights of the two terms.
         cache: keep the teacher's outputs instead of computing them each epoch: auto does where inputs repeat.
         views: let the augmentation repeat after so many epochs, so that outputs can be kept; 0 never repeats.
         recipe: ordinary training of the student.
@@ -71,9 +70,7 @@ class KD(Method):
 
     teacher: Model | nn.Module
     student: Model | nn.Module
-    temperature: float = 4.0
-    w_kd: float = 0.9
-    w_ce: float = 0.1
+    terms: Terms = field(default_factory=Terms)
     cache: Literal["auto", "on", "off"] = "auto"
     views: int = 0
     recipe: Recipe = field(default_factory=Recipe)
@@ -90,15 +87,12 @@ class KD(Method):
     )
 
     def __post_init__(self) -> None:
-        require(0 < self.temperature < float("inf"), f"temperature must be positive, not {self.temperature}.")
-        require(0 <= self.w_kd < float("inf") and 0 <= self.w_ce < float("inf") and self.w_kd + self.w_ce > 0,
-                f"w_kd and w_ce must not be negative nor both zero: they are {self.w_kd} and {self.w_ce}.")  # fmt: skip
-        require(self.views >= 0, f"views must not be negative: it is {self.views}.")
+        ranges(self, not_negative=("views",))
 
     def check(self, data: Images) -> list[str]:
         """Classes and channels of teacher, student and data must agree; ``w_ce > 0`` alone needs labels."""
         problems = same_classes(self.model("teacher", data), self.model("student", data))
-        if not self.w_kd and not (data.train.labels >= 0).any():
+        if not self.terms.w_kd and not (data.train.labels >= 0).any():
             problems.append("w_kd is 0 and there are no labels, so nothing is left to learn from")
         if self.cache == "on" and data.train.augment and not self.views:
             problems.append("cache=on needs inputs that repeat: give --views 8, or --augment none")
@@ -112,13 +106,9 @@ class KD(Method):
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
         for epoch in run.epochs(self.recipe.epochs):
             student.train()
-            for batch in run.batches(data.train, self.recipe.batch_size, views=self.views, save_within=True):
-                self.recipe.schedule_rate(optimizer, run.progress)
+            for batch in run.batches(data.train, self.recipe.batch_size, views=self.views):
                 z_s = student(batch.images)
-                loss = kd_objective(z_s, z_t(batch, epoch) if self.w_kd else z_s, batch.labels,
-                                    temperature=self.temperature, w_kd=self.w_kd, w_ce=self.w_ce)  # fmt: skip
-                run.backward(loss)
-                run.update(optimizer)
-                run.track(loss=loss)
+                loss = self.terms(z_s, z_t(batch, epoch) if self.terms.w_kd else z_s, batch.labels)
+                run.step(loss, optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student)

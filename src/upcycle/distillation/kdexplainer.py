@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from upcycle.core.batches import Batch
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError, require
-from upcycle.core.losses import ce_loss, kd_loss
+from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.zoo.tree import Tree, routing
@@ -86,8 +87,7 @@ class KDExplainer(Method):
     Args:
         teacher: a trained classifier; only its logits are used.
         student: ``zoo:tree``, ``zoo:tree_small`` or another Tree.
-        temperature: T of the soft targets.
-        w_kd, w_ce: weights of the two terms; ``w_kd = 0`` is ordinary training.
+        terms: temperature of the soft targets and weights of the two terms; ``w_kd = 0`` is ordinary training.
         smoothing: label smoothing of L_ce, the paper's third arm (with ``w_kd = 0``).
         epochs_soft: of stage 1 (300 in the code).
         lr_soft, lr_branching: Adam's, for weights and for S, under the published schedule.
@@ -98,9 +98,7 @@ class KDExplainer(Method):
 
     teacher: Model | nn.Module
     student: Model | nn.Module
-    temperature: float = 4.0
-    w_kd: float = 0.9
-    w_ce: float = 0.1
+    terms: Terms = field(default_factory=Terms)
     smoothing: float = 0.0
     epochs_soft: int = 30
     lr_soft: float = 0.05
@@ -123,15 +121,9 @@ class KDExplainer(Method):
     )
 
     def __post_init__(self) -> None:
-        require(0 < self.temperature < float("inf"), f"temperature must be positive, not {self.temperature}.")
-        require(0 <= self.w_kd < float("inf") and 0 <= self.w_ce < float("inf") and self.w_kd + self.w_ce > 0,
-                f"w_kd and w_ce must not be negative nor both zero: they are {self.w_kd} and {self.w_ce}.")  # fmt: skip
-        require(0 <= self.smoothing < 1, f"smoothing must lie in [0, 1), not {self.smoothing}.")
+        ranges(self, below_one=("smoothing",), positive=("lr_soft", "lr_branching", "tau"))
         require(self.epochs_soft >= 3, "epochs_soft must be at least 3, since branching matrices learn from the third "
                 f"epoch; it is {self.epochs_soft}.")  # fmt: skip
-        for name in ("lr_soft", "lr_branching", "tau"):
-            value = getattr(self, name)
-            require(0 < value < float("inf"), f"{name} must be positive, not {value}.")
 
     def check(self, data: Images) -> list[str]:
         """The student must be a tree, with the teacher's classes; ``w_ce > 0`` needs labels."""
@@ -140,8 +132,8 @@ class KDExplainer(Method):
         if not isinstance(student.module, Tree):
             problems.append(f"it explains trees of experts, and the student is a {type(student.module).__name__}: give "
                             "--student zoo:tree, or zoo:tree_small")  # fmt: skip
-        if self.w_ce and not (data.train.labels >= 0).any():
-            problems.append("no training image has a label; --w_ce 0 learns from the teacher alone")
+        if self.terms.w_ce and not (data.train.labels >= 0).any():
+            problems.append("no training image has a label; --terms.w_ce 0 learns from the teacher alone")
         return problems
 
     def steps(self, n: int) -> int:
@@ -165,12 +157,8 @@ class KDExplainer(Method):
         student, optimizer = run.setup(tree, lambda m: self.recipe.make(m.weights()))
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for batch in run.batches(data.train, self.recipe.batch_size, save_within=True):
-                self.recipe.schedule_rate(optimizer, run.progress)
-                loss = self._loss(student, teacher, batch)
-                run.backward(loss)
-                run.update(optimizer)
-                run.track(loss=loss)
+            for batch in run.batches(data.train, self.recipe.batch_size):
+                run.step(self._loss(student, teacher, batch), optimizer, self.recipe)
             run.evaluate(student, data.validation)
         for S in tree.branching:
             S.requires_grad_(True)
@@ -178,26 +166,14 @@ class KDExplainer(Method):
 
     def _soft(self, run: Run, data: Images, teacher: Frozen, tree: Tree) -> dict[str, Any]:
         """Stage 1: the branching matrices, and the entropies of each epoch."""
-        rates = self.lr_soft, self.lr_branching
-
-        def adam(tree: Tree) -> torch.optim.Optimizer:
-            groups = [{"params": p, "lr": lr} for p, lr in zip((tree.weights(), tree.branching), rates, strict=True)]
-            return torch.optim.Adam(groups, weight_decay=self.recipe.weight_decay, fused=True)
-
-        student, optimizer = run.setup(tree, adam)
+        student, optimizer = run.setup(tree, self._adam)
         entropies = torch.zeros(self.epochs_soft, 2, len(tree.branching))  # of pi and of A
         run.register("entropies", entropies)
         for epoch in run.epochs(self.epochs_soft):
             student.train()
-            student.t.fill_(self.tau / (epoch + 1))
-            factors = soft_factors(epoch + 1, self.epochs_soft)
-            for group, lr, factor in zip(optimizer.param_groups, rates, factors, strict=True):
-                group["lr"] = lr * factor
-            for batch in run.batches(data.train, self.recipe.batch_size, save_within=True):
-                loss = self._loss(student, teacher, batch)
-                run.backward(loss)
-                run.update(optimizer)
-                run.track(loss=loss)
+            for batch in run.batches(data.train, self.recipe.batch_size):
+                self._anneal(student, optimizer, epoch + 1)  # in here, so that the epoch has save points within
+                run.step(self._loss(student, teacher, batch), optimizer)
             run.evaluate(student, data.validation)
             for i, S in enumerate(student.branching):
                 entropies[epoch, 0, i] = pi = entropy(routing(S.detach(), 1.0)).cpu()
@@ -205,15 +181,26 @@ class KDExplainer(Method):
                 run.log(**{f"entropy_pi_{i + 1}": pi, f"entropy_a_{i + 1}": a})
         return {"branching": [S.detach() for S in student.branching], "entropies": entropies}
 
+    def _adam(self, tree: Tree) -> torch.optim.Optimizer:
+        """The optimiser of stage 1, with a group for the weights and one for the branching matrices."""
+        groups = [
+            {"params": tree.weights(), "lr": self.lr_soft},
+            {"params": tree.branching, "lr": self.lr_branching},
+        ]
+        return torch.optim.Adam(groups, weight_decay=self.recipe.weight_decay, fused=True)
+
+    def _anneal(self, tree: Tree, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        """Set t and the learning rates of stage 1 for ``epoch``, counted from 1."""
+        tree.t.fill_(self.tau / epoch)
+        rates, factors = (self.lr_soft, self.lr_branching), soft_factors(epoch, self.epochs_soft)
+        for group, lr, factor in zip(optimizer.param_groups, rates, factors, strict=True):
+            group["lr"] = lr * factor
+
     def _loss(self, student: Tree, teacher: Frozen, batch: Batch) -> Tensor:
         """L = w_ce L_ce + w_kd L_kd; labels of -1 add nothing to L_ce."""
-        z, y = student(batch.images), batch.labels
-        loss = z.new_zeros(())
-        if self.w_ce:
-            loss = loss + self.w_ce * ce_loss(z, y, self.smoothing)
-        if self.w_kd:
-            loss = loss + self.w_kd * kd_loss(z, teacher(batch.images), self.temperature)
-        return loss
+        z = student(batch.images)
+        z_t = teacher(batch.images) if self.terms.w_kd else z
+        return self.terms(z, z_t, batch.labels, self.smoothing)
 
     def _show(self, run: Run, tree: Tree, classes: tuple[str, ...], entropies: Tensor) -> None:
         """The pictures: the hard tree, the branching matrices that it was read from, and their entropies."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import require
-from upcycle.core.losses import ce_loss, kd_objective
+from upcycle.core.losses import Terms, ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, fresh_copy_of
 from upcycle.core.recipe import Recipe
@@ -127,22 +127,20 @@ class TfKD(Method):
 
     def _train(self, run: Run, data: Images, network: nn.Module, teacher: Model | None) -> nn.Module:
         reg = self.variant == "reg"
+        terms = Terms(temperature=self.temperature, w_kd=self.a, w_ce=1 - self.a)
         t = run.frozen(teacher, data.validation) if teacher else None
         network, optimizer = run.setup(network, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             network.train()
-            for images, y, _ in run.batches(data.train, self.recipe.batch_size, save_within=True):
-                self.recipe.schedule_rate(optimizer, run.progress)
+            for images, y, _ in run.batches(data.train, self.recipe.batch_size):
                 z = network(images)
                 if t is not None:
-                    loss = kd_objective(z, t(images), y, temperature=self.temperature, w_kd=self.a, w_ce=1 - self.a)
+                    loss = terms(z, t(images), y)
                 elif reg:
                     loss = reg_loss(z, y, a=self.a, temperature=self.temperature,
                                     student_temperature=self.student_temperature)  # fmt: skip
                 else:  # the plain training of M
                     loss = ce_loss(z, y)
-                run.backward(loss)
-                run.update(optimizer)
-                run.track(loss=loss)
+                run.step(loss, optimizer, self.recipe)
             run.evaluate(network, data.validation)
         return run.plain(network)

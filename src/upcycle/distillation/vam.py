@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from upcycle.core.checks import same_classes
-from upcycle.core.errors import UserError, require
-from upcycle.core.losses import kd_objective
+from upcycle.core.errors import UserError
+from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 
@@ -94,7 +95,7 @@ class VAM(Method):
 
     Args:
         teacher, student: as for KD; the student needs a convolution of at least two virtual blocks.
-        temperature, w_kd, w_ce: as for KD.
+        terms: temperature and weights of the two terms of KD.
         gamma: γ, the weight of the entropy.
         block: v, channels in a virtual block; 0 takes 16, or 8 for narrow layers.
         recipe: ordinary training of the student.
@@ -102,9 +103,7 @@ class VAM(Method):
 
     teacher: Model | nn.Module
     student: Model | nn.Module
-    temperature: float = 4.0
-    w_kd: float = 0.9
-    w_ce: float = 0.1
+    terms: Terms = field(default_factory=Terms)
     gamma: float = 0.01
     block: int = 0
     recipe: Recipe = field(default_factory=Recipe)
@@ -121,11 +120,7 @@ class VAM(Method):
     )
 
     def __post_init__(self) -> None:
-        require(0 < self.temperature < float("inf"), f"temperature must be positive, not {self.temperature}.")
-        require(0 <= self.w_kd < float("inf") and 0 <= self.w_ce < float("inf") and self.w_kd + self.w_ce > 0,
-                f"w_kd and w_ce must not be negative nor both zero: they are {self.w_kd} and {self.w_ce}.")  # fmt: skip
-        require(0 <= self.gamma < float("inf"), f"gamma must not be negative, it is {self.gamma}.")
-        require(self.block >= 0, f"block must not be negative, it is {self.block}.")
+        ranges(self, not_negative=("gamma", "block"))
 
     def check(self, data: Images) -> list[str]:
         """KD's conditions, and a convolution of at least two virtual blocks in the student."""
@@ -153,11 +148,10 @@ class VAM(Method):
         student, optimizer = run.setup(network, optimizer_of)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for images, y, _ in run.batches(data.train, self.recipe.batch_size, save_within=True):
+            for images, y, _ in run.batches(data.train, self.recipe.batch_size):
                 self.recipe.schedule_rate(optimizer, run.progress)
                 z_s = student(images)
-                loss = kd_objective(z_s, teacher(images), y, temperature=self.temperature,
-                                    w_kd=self.w_kd, w_ce=self.w_ce)  # fmt: skip
+                loss = self.terms(z_s, teacher(images), y)
                 entropy = torch.stack([a.entropy() for a in attentions]).mean()
                 run.backward(loss + self.gamma * entropy)
                 run.update(optimizer)

@@ -18,6 +18,7 @@ from upcycle.core.errors import require
 from upcycle.core.evaluate import judged
 from upcycle.core.heads import with_classes
 from upcycle.core.lineage import Node, node
+from upcycle.core.losses import Terms
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -378,7 +379,7 @@ def _supervised(student: Model, method: Any, data: Images) -> Method:
     epochs = max(1, math.ceil(updates / math.ceil(n / recipe.batch_size)))
     recipe = dataclasses.replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
     student = dataclasses.replace(student, module=models.copy_of(student.module))
-    return KD(teacher=student, student=student, w_kd=0.0, w_ce=1.0, cache="off", recipe=recipe)
+    return KD(teacher=student, student=student, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe)
 
 
 def _sentence(rows: list[dict[str, Any]], product: Model, data: Images) -> str:

@@ -432,16 +432,16 @@ def _kd(have: _Have) -> _Fit | str:
     if have.data == "few":
         reason = (
             "weak on a few images, which crop and flip stretch but do not replace; a folder of any public "
-            "images of the same kind serves better. If yours have labels, leave out --w_ce 0."
+            "images of the same kind serves better. If yours have labels, leave out --terms.w_ce 0."
         )
-        return _Fit(30, reason, "--w_ce 0")
+        return _Fit(30, reason, "--terms.w_ce 0")
     stronger = " It helps most when the teacher is the stronger network." if have.goal == "better" else ""
     if have.data == "unlabelled":
         reason = (
             "the student learns the teacher's predictions on your images, without any label. If a part of "
-            "them has labels, leave out --w_ce 0 and these count."
+            "them has labels, leave out --terms.w_ce 0 and these count."
         )
-        return _Fit(10, reason + stronger, "--w_ce 0")
+        return _Fit(10, reason + stronger, "--terms.w_ce 0")
     reason = "the student learns from your labels and from the teacher's predictions on the same images."
     return _Fit(10, reason + stronger)
 
@@ -456,7 +456,7 @@ def _vam(have: _Have) -> _Fit | str:
         f"kd{condition} with attention over groups of filters while training, folded away afterwards. Its published "
         "gain is some tenths of a point, which did not show here: try it after kd."
     )
-    return _Fit(20, reason, "" if have.data == "labelled" else "--w_ce 0")
+    return _Fit(20, reason, "" if have.data == "labelled" else "--terms.w_ce 0")
 
 
 def _netgraft(have: _Have) -> _Fit | str:

@@ -16,6 +16,7 @@ from torch import nn
 from upcycle.core import lineage, models
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate, predict_logits
+from upcycle.core.losses import Terms
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
@@ -527,7 +528,7 @@ def _alone(method: Method, student: Model, data: Images) -> tuple[Method, Images
         milestones=tuple(round(m / recipe.epochs * epochs) for m in recipe.milestones),
     )
     data = dataclasses.replace(data, train=data.train.subset(known))
-    return KD(teacher=student, student=student, w_kd=0.0, w_ce=1.0, recipe=recipe, cache="off"), data
+    return KD(teacher=student, student=student, terms=Terms(w_kd=0.0, w_ce=1.0), recipe=recipe, cache="off"), data
 
 
 def _sentence(rows: list[dict[str, Any]], data: Images, *, agreement: bool) -> str:
