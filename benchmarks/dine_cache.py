@@ -18,6 +18,7 @@ from tests.predictor_server import serve
 
 from benchmarks.common import record
 from upcycle.adaptation import DINE
+from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.claims.digits import digits, trained
 from upcycle.claims.settings import fresh, train
 from upcycle.core.recipe import Recipe
@@ -33,8 +34,13 @@ def measure(n: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, serve(source, top=1) as url:
         for _ in range(2):
             box = Http(url, cache=Path(folder))
-            method = DINE(predictors=(box,), student=fresh("zoo:lenet", target, 0), backbone_rate=1.0, epochs_tune=1,
-                          recipe=Recipe(epochs=2, batch_size=64, lr=0.005, weight_decay=1e-3))  # fmt: skip
+            method = DINE(
+                predictors=(box,),
+                student=fresh("zoo:lenet", target, 0),
+                bottleneck=Bottleneck(backbone_rate=1.0),
+                epochs_tune=1,
+                recipe=Recipe(epochs=2, batch_size=64, lr=0.005, weight_decay=1e-3),
+            )
             weights = tensor_digest(train(method, target, 0).state_dict())
             runs.append({"queries": box.queries, "cached": box.cached, "weights": weights})
         served = url.images

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
+from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
 from upcycle.continual import BLIP, ER, EWC, MEAT, SI, VPR, CoCa, DERpp, Finetune, Joint, LwF, StreamingSSL
 from upcycle.core.evaluate import predict_logits
@@ -212,8 +213,14 @@ _INVERT_WORDS = (*_WORDS, "--rounds=3", "--batch=32", "--kd_steps=4")
 _GENERATE_WORDS = (*_INVERT_WORDS, "--nz=16", "--ngf=8")
 
 _REASSEMBLE = {"blocks": 2, "probe": 64, "runs": 5, "candidates": 4, "score_batches": 1}
-_PARTIAL = {"iterations": 30, "batch_size": 13, "mu": 3, "bottleneck": 16, "hidden": 16, "backbone_rate": 1.0}
-_PARTIAL_WORDS = ("--iterations=20", "--batch_size=16", "--bottleneck=16", "--hidden=16")
+_PARTIAL = {
+    "iterations": 30,
+    "batch_size": 13,
+    "mu": 3,
+    "bottleneck": Bottleneck(width=16, backbone_rate=1.0),
+    "hidden": 16,
+}
+_PARTIAL_WORDS = ("--iterations=20", "--batch_size=16", "--bottleneck.width=16", "--hidden=16")
 _EPISODES = {"recipe": _LEARN, "episodes": 8, "later": 3, "draws": 3, "width": 8, "images": 4}
 _EPISODE_WORDS = ("--recipe.epochs=2", "--episodes=8", "--later=3", "--draws=3", "--width=8")
 
@@ -297,14 +304,20 @@ ROWS = {
     ),
     "dine": Row(
         DINE,
-        {"recipe": _RECIPE, "epochs_tune": 2, "bottleneck": 16},
-        (*_WORDS, "--epochs_tune=2", "--bottleneck=16"),
+        {"recipe": _RECIPE, "epochs_tune": 2, "bottleneck": Bottleneck(width=16)},
+        (*_WORDS, "--epochs_tune=2", "--bottleneck.width=16"),
         networks=lambda: {"predictors": (Said(fitted("api", 7)),), "student": tiny_model("student", 100)},
     ),
     "dine-partial": Row(
         DINE,
-        {"recipe": _RECIPE, "epochs_tune": 2, "bottleneck": 16, "partial": True, "r": 0, "backbone_rate": 1.0},
-        (*_WORDS, "--epochs_tune=2", "--bottleneck=16", "--partial", "--r=0"),
+        {
+            "recipe": _RECIPE,
+            "epochs_tune": 2,
+            "bottleneck": Bottleneck(width=16, backbone_rate=1.0),
+            "partial": True,
+            "r": 0,
+        },
+        (*_WORDS, "--epochs_tune=2", "--bottleneck.width=16", "--partial", "--r=0"),
         networks=lambda: {
             "predictors": (Said(fitted("api", 7), 10), Said(fitted("second", 8), 3)),
             "student": tiny_model("student", 100),
@@ -312,8 +325,8 @@ ROWS = {
     ),
     "beta": Row(
         BETA,
-        {"recipe": _BETA, "epochs_tune": 2, "bottleneck": 16},
-        (*_WORDS, "--epochs_tune=2", "--bottleneck=16"),
+        {"recipe": _BETA, "epochs_tune": 2, "bottleneck": Bottleneck(width=16)},
+        (*_WORDS, "--epochs_tune=2", "--bottleneck.width=16"),
         networks=lambda: {"predictors": (Said(fitted("api", 7)),), "student": tiny_model("student", 100)},
     ),
     "beta-all": Row(
@@ -321,14 +334,14 @@ ROWS = {
         {
             "recipe": _BETA,
             "epochs_tune": 2,
-            "bottleneck": 16,
+            "bottleneck": Bottleneck(width=16),
             "warmup": 1,
             "lambda_u": 10.0,
             "lambda_t": 1.0,
             "fresh": True,
             "tau": 0.5,
         },
-        (*_WORDS, "--epochs_tune=2", "--bottleneck=16", "--warmup=1", "--lambda_u=10", "--lambda_t=1", "--fresh"),
+        (*_WORDS, "--epochs_tune=2", "--bottleneck.width=16", "--warmup=1", "--lambda_u=10", "--lambda_t=1", "--fresh"),
         networks=lambda: {"predictors": (Said(fitted("api", 7), 10),), "student": tiny_model("student", 100)},
     ),
     "lora": Row(LoRA, {"recipe": _TUNE, "rank": 2}, (*_WORDS, "--rank=2"), networks=lambda: {"source": fitted("s", 7)}),

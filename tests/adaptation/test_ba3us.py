@@ -17,7 +17,7 @@ from upcycle.adaptation.ba3us import (
     BA3US,
     Discriminator,
     alignment_loss,
-    balanced,
+    balance_weights,
     certainty,
     class_weights,
     complement,
@@ -25,6 +25,7 @@ from upcycle.adaptation.ba3us import (
     middle_size,
     suppression_loss,
 )
+from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import WithBottleneck
@@ -40,7 +41,12 @@ P_S = torch.randn(13, 10, generator=G, dtype=torch.float64).softmax(1)
 P_T = torch.randn(9, 10, generator=G, dtype=torch.float64).softmax(1)
 Y = torch.randint(10, (13,), generator=G)
 M = torch.rand(10, generator=G, dtype=torch.float64).softmax(0)
-TINY: dict[str, Any] = {"iterations": 30, "batch_size": 16, "bottleneck": 16, "hidden": 16, "backbone_rate": 1.0}
+TINY: dict[str, Any] = {
+    "iterations": 30,
+    "batch_size": 16,
+    "hidden": 16,
+    "bottleneck": Bottleneck(width=16, backbone_rate=1.0),
+}
 DANN: dict[str, Any] = {"mu": 0, "class_weights": False, "conditioning": False, "eta_t": 0.0, "eta_a": 0.0}
 
 
@@ -64,7 +70,7 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
 def test_uniform_weights_are_the_mean_of_both_domains() -> None:
     z_s, z_t, uniform = torch.randn(9, 4, generator=G), torch.randn(9, 4, generator=G), torch.full((9,), 0.1)
     weight = torch.randn(4, generator=G)
-    omega = balanced(torch.ones(9), uniform, torch.ones(9))
+    omega = balance_weights(torch.ones(9), uniform, torch.ones(9))
     found = alignment_loss(lambda z: z @ weight, z_s, z_t, *omega, kappa=1.0)
     d = torch.cat([torch.ones(9), torch.zeros(9)])
     assert torch.allclose(found, F.binary_cross_entropy_with_logits(torch.cat([z_s, z_t]) @ weight, d))
@@ -166,7 +172,7 @@ def test_without_reversal_the_target_teaches_nothing() -> None:
 
 
 def test_weights_sum_to_one_and_the_share_of_the_source() -> None:
-    omega_s, omega_t = balanced(certainty(P_S, 0.3), M[Y], certainty(P_T, 0.3))
+    omega_s, omega_t = balance_weights(certainty(P_S, 0.3), M[Y], certainty(P_T, 0.3))
     assert float(omega_s.sum()) == pytest.approx(1 + 4 / 9, abs=1e-12)
     assert float(omega_t.sum()) == pytest.approx(1, abs=1e-12)
     assert torch.allclose(omega_s[0] / omega_s[1], certainty(P_S, 0.0)[0] * M[Y[0]] / certainty(P_S, 0.0)[1] / M[Y[1]])
@@ -175,7 +181,7 @@ def test_weights_sum_to_one_and_the_share_of_the_source() -> None:
 def test_sums_that_weights_are_divided_by_carry_no_gradient() -> None:
     p_s, p_t = P_S.clone().requires_grad_(), P_T.clone().requires_grad_()
     u_s, u_t = certainty(p_s, 1.0), certainty(p_t, 1.0)
-    omega_s, omega_t = balanced(u_s, M[Y], u_t)
+    omega_s, omega_t = balance_weights(u_s, M[Y], u_t)
     found = torch.autograd.grad(omega_s.sum() + omega_t.sum(), [p_s, p_t], retain_graph=True)
     w_s = u_s * M[Y]
     expected = torch.autograd.grad(13 / 9 * w_s.sum() / w_s.sum().item() + u_t.sum() / u_t.sum().item(), [p_s, p_t])
@@ -277,7 +283,7 @@ def gradients(kappa: float) -> tuple[Tensor, Tensor, Tensor]:
     D = Discriminator(4, 8, 0.0).double()
     z_s, z_t = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (13, 9))
     p_s = P_S.clone().requires_grad_()
-    omega = balanced(certainty(p_s, kappa), M[Y], certainty(P_T, kappa))
+    omega = balance_weights(certainty(p_s, kappa), M[Y], certainty(P_T, kappa))
     loss = alignment_loss(partial(D, generator=torch.Generator()), z_s, z_t, *omega, kappa)
     z, p, d = torch.autograd.grad(loss, [z_s, p_s, D.layers[0].weight])  # type: ignore[list-item]
     return z, p, d
@@ -363,7 +369,7 @@ def test_what_cannot_be_is_refused() -> None:
         ({"eta_a": -1.0}, "eta_a"),
         ({"eta_t": math.nan}, "eta_t"),
         ({"dropout": 1.0}, "dropout"),
-        ({"bottleneck": 0}, "bottleneck"),
+        ({"hidden": 0}, "hidden"),
         ({"lr": 0.0}, "lr"),
     ],
 )

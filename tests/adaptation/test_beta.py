@@ -15,19 +15,19 @@ from tests.settings import ROWS, Said, fitted, tiny_data, tiny_model
 from upcycle.adaptation import BETA
 from upcycle.adaptation import beta as module
 from upcycle.adaptation.beta import (
-    divided,
-    easiness,
+    draw_major_share,
     ensemble,
     imbalance,
-    major_share,
-    refined,
-    sharpened,
+    refine_labels,
+    sharpen,
     soft_cross_entropy,
     squared_error,
-    strong,
 )
-from upcycle.adaptation.black_box import beta
-from upcycle.adaptation.dine import ask, distil_loss, groups, rate, set_rate
+from upcycle.adaptation.black_box.answers import ask
+from upcycle.adaptation.black_box.bottleneck import Bottleneck
+from upcycle.adaptation.black_box.division import easiness, split_easy_hard
+from upcycle.adaptation.black_box.strong_view import strong_augment
+from upcycle.adaptation.black_box.training import distil_loss, draw_beta, rate, set_rate
 from upcycle.core.errors import UserError
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -42,7 +42,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def method(**options: Any) -> BETA:
-    given = {"recipe": RECIPE, "bottleneck": 16, "epochs_tune": 0, **options}
+    given = {"recipe": RECIPE, "bottleneck": Bottleneck(width=16), "epochs_tune": 0, **options}
     return BETA(predictors=(Said(fitted("api", 7)),), student=tiny_model("student", 100), **given)
 
 
@@ -56,10 +56,10 @@ def logged(run: Run, name: str) -> list[float]:
 def test_easy_and_hard_partition_the_set() -> None:
     w = torch.rand(50, generator=torch.Generator().manual_seed(0))
     for tau in (0.0, 0.3, 0.8, 1.0, 1.5):
-        easy, hard = divided(w, tau)
+        easy, hard = split_easy_hard(w, tau)
         assert torch.equal(torch.cat([easy, hard]).sort().values, torch.arange(50))
         assert (w[easy] >= tau).all() and (w[hard] < tau).all()
-    assert len(divided(w, 0.0)[0]) == 50 and len(divided(w, 1.01)[1]) == 50
+    assert len(split_easy_hard(w, 0.0)[0]) == 50 and len(split_easy_hard(w, 1.01)[1]) == 50
 
 
 def test_small_losses_are_easy_and_large_ones_hard() -> None:
@@ -96,9 +96,9 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
 
 def test_full_trust_keeps_the_label_and_none_takes_the_answer() -> None:
     labels, q = torch.arange(5), draw(5, 6).softmax(1)
-    assert torch.equal(refined(labels, torch.ones(5), q, 1.0), torch.eye(6)[:5])
-    assert torch.allclose(refined(labels, torch.zeros(5), q, 1.0), q)
-    half = refined(labels, torch.full((5,), 0.25), q, 1.0)
+    assert torch.equal(refine_labels(labels, torch.ones(5), q, 1.0), torch.eye(6)[:5])
+    assert torch.allclose(refine_labels(labels, torch.zeros(5), q, 1.0), q)
+    half = refine_labels(labels, torch.full((5,), 0.25), q, 1.0)
     assert torch.allclose(half, 0.25 * torch.eye(6)[:5] + 0.75 * q)
 
 
@@ -106,7 +106,7 @@ def test_full_trust_keeps_the_label_and_none_takes_the_answer() -> None:
 @given(st.integers(0, 10_000), st.floats(0.1, 1.0))
 def test_sharpened_rows_sum_to_one_and_keep_their_arg_max(seed: int, temperature: float) -> None:
     p = draw(4, 7, seed=seed).double().softmax(1)
-    sharp = sharpened(p, temperature)
+    sharp = sharpen(p, temperature)
     assert torch.allclose(sharp.sum(1), torch.ones(4, dtype=torch.float64))
     assert torch.equal(sharp.argmax(1), p.argmax(1))
     assert (sharp.max(1).values >= p.max(1).values - 1e-12).all()
@@ -114,8 +114,8 @@ def test_sharpened_rows_sum_to_one_and_keep_their_arg_max(seed: int, temperature
 
 def test_at_temperature_one_sharpening_is_the_identity() -> None:
     p = draw(4, 7).softmax(1)
-    assert torch.allclose(sharpened(p, 1.0), p)
-    assert torch.allclose(sharpened(torch.tensor([[0.8, 0.2]]), 0.5), torch.tensor([[0.64, 0.04]]) / 0.68)
+    assert torch.allclose(sharpen(p, 1.0), p)
+    assert torch.allclose(sharpen(torch.tensor([[0.8, 0.2]]), 0.5), torch.tensor([[0.64, 0.04]]) / 0.68)
 
 
 def test_imbalance_is_zero_only_for_a_uniform_mean() -> None:
@@ -142,7 +142,7 @@ def test_the_two_losses_of_mixed_samples() -> None:
 
 def test_the_major_share_is_at_least_one_half() -> None:
     g = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([major_share(alpha, g) for alpha in (0.3, 1.0, 4.0) for _ in range(200)])
+    drawn = torch.tensor([draw_major_share(alpha, g) for alpha in (0.3, 1.0, 4.0) for _ in range(200)])
     assert drawn.min() >= 0.5 and drawn.max() <= 1
     uniform = drawn[200:400]  # of α = 1: uniform from one half to one
     assert abs(float(uniform.mean()) - 0.75) < 0.03
@@ -151,15 +151,15 @@ def test_the_major_share_is_at_least_one_half() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_strong_view_is_decided_by_each_samples_own_numbers(channels: int) -> None:
     images, u = draw(6, channels, 12, 16), torch.rand(6, 9, generator=torch.Generator().manual_seed(1))
-    seen = strong(images, u)
+    seen = strong_augment(images, u)
     assert seen.shape == images.shape and seen.isfinite().all()
     assert (seen - images).flatten(1).abs().amax(1).min() > 0.1
-    assert torch.allclose(strong(images[2:4], u[2:4]), seen[2:4], atol=1e-6)
+    assert torch.allclose(strong_augment(images[2:4], u[2:4]), seen[2:4], atol=1e-6)
 
 
 def test_in_the_middle_of_all_ranges_only_the_cut_out_remains() -> None:
     images = draw(2, 1, 16, 16)
-    seen = strong(images, torch.full((2, 9), 0.5))
+    seen = strong_augment(images, torch.full((2, 9), 0.5))
     hole = torch.zeros(16, 16, dtype=torch.bool)
     hole[6:10, 6:10] = True
     assert (seen[:, :, hole] == 0).all()
@@ -179,13 +179,13 @@ def test_with_no_easy_sample_each_network_is_distilled_alone() -> None:
         f = m._networks(alone, data)[i]
 
         def distilled(f: Any = f, run: Run = alone, P: Tensor = P, name: str = module.NAMES[i]) -> Any:
-            f, optimizer = run.setup(f, lambda f: groups(f, RECIPE, 0.1))
+            f, optimizer = run.setup(f, lambda f: m.bottleneck.optimizer(f, RECIPE))
             for epoch in run.epochs(3):
                 f.train()
                 set_rate(optimizer, rate((epoch + 1) / 3))
                 g = run.generator(f"distil, {name}")
                 for _, (x, _, index) in zip(range(4), run.others(data.train, 16, f"distil, {name}"), strict=False):
-                    order, lam = torch.randperm(16, generator=g), beta(0.3, g)
+                    order, lam = torch.randperm(16, generator=g), draw_beta(0.3, g)
                     run.backward(distil_loss(f, x, P[index], order=order, lam=lam, mix=1.0, diversity=True))
                     run.update(optimizer)
             return f.state_dict()
@@ -261,7 +261,12 @@ class Confused:
 def test_easy_labels_are_more_often_right_than_the_predictors() -> None:
     data, run = tiny_data(320), Run(None, seed=0)
     recipe = Recipe(epochs=10, batch_size=32, lr=0.05)
-    m = BETA(predictors=(Confused(),), student=tiny_model("s", 100), recipe=recipe, bottleneck=32, backbone_rate=1.0)
+    m = BETA(
+        predictors=(Confused(),),
+        student=tiny_model("s", 100),
+        recipe=recipe,
+        bottleneck=Bottleneck(width=32, backbone_rate=1.0),
+    )
     networks = m.adapt(run, data)
     assert logged(run, "easy_label_accuracy")[-1] >= 2 / 3 + 0.1
     found = ensemble(networks, data.train).argmax(1)
@@ -280,18 +285,17 @@ def test_the_product_is_the_student_whole_with_one_linear_classifier() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tau": -0.1}, "tau must be zero or positive"),
-        ({"tau": math.nan}, "tau must be zero or positive"),
-        ({"lambda_u": -1.0}, "lambda_u must be zero or positive"),
-        ({"lambda_t": math.inf}, "lambda_t must be zero or positive"),
+        ({"tau": -0.1}, "tau must not be negative"),
+        ({"tau": math.nan}, "tau must not be negative"),
+        ({"lambda_u": -1.0}, "lambda_u must not be negative"),
+        ({"lambda_t": math.inf}, "lambda_t must not be negative"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"alpha": 0.0}, "alpha must be positive"),
-        ({"gamma": 1.5}, "gamma must lie in"),
+        ({"gamma": 1.5}, "gamma must lie between 0 and 1"),
         ({"warmup": 4}, "between 0 and the 3 epochs"),
-        ({"rampup": -1}, "rampup must be zero or more"),
-        ({"epochs_tune": -1}, "epochs_tune must be zero or more"),
-        ({"r": -1}, "r must be at least 1"),
-        ({"bottleneck": 0}, "bottleneck must be at least 1"),
+        ({"rampup": -1}, "rampup must not be negative"),
+        ({"epochs_tune": -1}, "epochs_tune must not be negative"),
+        ({"r": -1}, "r must not be negative"),
     ],
 )
 def test_wrong_values_are_named(options: dict[str, Any], words: str) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from tests.predictor_server import serve
 from tests.settings import Said, fitted, tiny_data, tiny_model
-from upcycle.adaptation.black_box import adaptive_smoothing
-from upcycle.adaptation.dine import DINE, ask, distil_loss, due, late_rate, rate, tune
+from upcycle.adaptation.black_box.answers import adaptive_smoothing, ask
+from upcycle.adaptation.black_box.bottleneck import Bottleneck
+from upcycle.adaptation.black_box.training import distil_loss, due, late_rate, rate, tune
+from upcycle.adaptation.dine import DINE
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate, predict_logits
 from upcycle.core.heads import WithBottleneck
@@ -42,7 +44,7 @@ def targets() -> Tensor:
 
 def dine(*predictors: Any, **options: Any) -> DINE:
     given = predictors or (Said(fitted("api", 7)),)
-    options = {"recipe": RECIPE, "epochs_tune": 1, "bottleneck": 8} | options
+    options = {"recipe": RECIPE, "epochs_tune": 1, "bottleneck": Bottleneck(width=8)} | options
     return DINE(predictors=given, student=tiny_model("student", 100), **options)
 
 
@@ -171,7 +173,7 @@ def test_the_backbone_learns_at_its_share_of_the_rate() -> None:
             rates.append([group["lr"] for group in optimizer.param_groups])
             super().update(optimizer, clip)
 
-    fit(dine(backbone_rate=0.2), Watched(None, seed=3))
+    fit(dine(bottleneck=Bottleneck(width=8, backbone_rate=0.2)), Watched(None, seed=3))
     assert rates[0] == pytest.approx([0.01, 0.05])
     assert rates[5] == pytest.approx([0.01 * rate(0.5), 0.05 * rate(0.5)])
     assert rates[10] == pytest.approx([0.01 * late_rate(0.0), 0.05 * late_rate(0.0)])
@@ -236,8 +238,8 @@ def test_fine_tuning_ends_when_predictions_stay() -> None:
     for m in batchnorms(net):
         m.momentum = 0.0
     # Nothing moves at this rate: the second evaluation, at a tenth of 20 epochs, is the first one again.
-    tune(run, net, data, recipe=Recipe(epochs=1, batch_size=32, lr=1e-12), epochs=20, backbone_rate=1.0,
-         schedule=late_rate, diversity=True)  # fmt: skip
+    recipe, bottleneck = Recipe(epochs=1, batch_size=32, lr=1e-12), Bottleneck(backbone_rate=1.0)
+    tune(run, net, data, recipe=recipe, epochs=20, bottleneck=bottleneck, schedule=late_rate, diversity=True)
     assert run.notes == ["Fine-tuning ended after 10% of its 20 epochs: the predictions no longer changed."]
     assert run.updates == 10
 
@@ -257,7 +259,12 @@ def test_tenths_are_counted_from_the_progress() -> None:
 def test_on_digits_the_student_learns_from_labels_alone_of_a_box() -> None:
     data = tiny_data(400)
     box = Said(fitted("api", 7))
-    method = dine(box, recipe=Recipe(epochs=12, batch_size=32, lr=0.1), epochs_tune=3, bottleneck=16, backbone_rate=1.0)
+    method = dine(
+        box,
+        recipe=Recipe(epochs=12, batch_size=32, lr=0.1),
+        epochs_tune=3,
+        bottleneck=Bottleneck(width=16, backbone_rate=1.0),
+    )
     student = evaluate(method.fit(Run(None, quiet=True), data), data.test).accuracy
     assert student > 0.7
 
@@ -313,11 +320,16 @@ def test_what_does_not_fit_is_said_before_any_work() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"r": -1}, {"gamma": 1.5}, {"mix": -1.0}, {"mix_beta": 0.0}, {"bottleneck": 0}, {"backbone_rate": 0.0}],
+    [{"r": -1}, {"gamma": 1.5}, {"mix": -1.0}, {"mix_beta": 0.0}, {"epochs_tune": -1}],
 )
 def test_a_value_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         dine(**options)
+
+
+def test_the_backbone_must_learn() -> None:
+    with pytest.raises(UserError, match="backbone_rate must be positive"):
+        dine(bottleneck=Bottleneck(width=8, backbone_rate=0.0))
 
 
 def test_fewer_answers_than_are_to_stay_are_noted() -> None:

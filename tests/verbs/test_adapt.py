@@ -22,7 +22,7 @@ from upcycle.verbs.adapt import adapt, pooled
 
 TEACHER = "zoo:digits_teacher"
 QUICK = {"recipe": {"epochs": 1, "batch_size": 64}, "quiet": True}
-SMALL = {"student": "zoo:convnet_small", "epochs_tune": 1, "bottleneck": 16, "backbone_rate": 1.0}
+SMALL = {"student": "zoo:convnet_small", "epochs_tune": 1, "bottleneck": {"width": 16, "backbone_rate": 1.0}}
 
 
 def rows(result: upcycle.Result) -> dict[str, float | None]:
@@ -87,7 +87,7 @@ def test_a_network_stands_in_for_an_endpoint_and_a_loss_is_called_one(tmp_path: 
 def test_source_and_target(tmp_path: Path) -> None:
     some = upcycle.load_data("digits").only(("0", "1", "2"))
     result = adapt(student="zoo:convnet_small", method="ba3us", source_data="digits", data=some, iterations=20,
-                   batch_size=16, bottleneck=16, hidden=16, out=tmp_path / "run", quiet=True)  # fmt: skip
+                   batch_size=16, bottleneck={"width": 16}, hidden=16, out=tmp_path / "run", quiet=True)  # fmt: skip
     assert [line["role"] for line in result.rows] == ["source", "oracle", "product"]
     assert result.model.classes == tuple("0123456789")
     assert result.rows[-1]["per_class"][5] is None  # which does not occur in the target
@@ -113,7 +113,7 @@ def test_a_folder_without_a_single_label_will_do(method: str, tmp_path: Path) ->
     data = upcycle.load_data("digits")
     for i, image in enumerate(data.train.images[:120]):
         Image.fromarray(image[..., 0].numpy()).save(photos / f"{i}.png")
-    out = {"data": str(photos), "size": 8, "out": tmp_path / "run", "quiet": True, "bottleneck": 16}
+    out = {"data": str(photos), "size": 8, "out": tmp_path / "run", "quiet": True, "bottleneck": {"width": 16}}
     if method == "ba3us":
         result = adapt(student="zoo:convnet_small", method=method, source_data="digits", iterations=20, batch_size=16,
                        hidden=16, **out)  # fmt: skip

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -16,13 +16,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from upcycle.adaptation.black_box.bottleneck import Bottleneck
+from upcycle.adaptation.black_box.training import set_rate
 from upcycle.core.checks import problems_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
-from upcycle.core.heads import WithBottleneck, with_classes
+from upcycle.core.heads import with_classes
 from upcycle.core.losses import entropy
 from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model, copy_of
+from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.reversal import grad_reverse, ramp
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
@@ -33,16 +36,17 @@ TENTHS = 10
 
 
 def middle_size(batch: int, mu: int, tenth: int) -> int:
-    """ρ(e) = ⌊⌊B / μ⌋ (1 - e / E)⌋; none for μ = 0, always ⌊B / |μ|⌋ for μ < 0."""
+    """Give the number of middle images ρ(e) = ⌊⌊B / μ⌋ (1 - e / E)⌋; none for μ = 0, always ⌊B / |μ|⌋ for μ < 0."""
     if mu <= 0:
         return batch // -mu if mu else 0
     return batch // mu * (TENTHS - tenth) // TENTHS
 
 
 def class_weights(p: Float[Tensor, "n k"], floor: float = 1e-6) -> Float[Tensor, " k"]:
-    """m = normalise(Σ_i p_i) over the target's images; sums to 1 and has no gradient.
+    """Estimate m = normalise(Σ_i p_i) over the target's images; it sums to 1 and has no gradient.
 
     Args:
+        p: class probabilities of each image.
         floor: the least weight of a class, so that an early mistake can be mended and no batch weighs nothing.
     """
     m = p.detach().sum(0)
@@ -51,17 +55,18 @@ def class_weights(p: Float[Tensor, "n k"], floor: float = 1e-6) -> Float[Tensor,
 
 
 def certainty(p: Float[Tensor, "n k"], kappa: float) -> Float[Tensor, " n"]:
-    """u = 1 + exp(-H(p)), whose gradient to H comes back multiplied by -κ (entropy conditioning, as in CDAN+E)."""
+    """Give u = 1 + exp(-H(p)), whose gradient to H comes back multiplied by -κ (entropy conditioning, as in CDAN+E)."""
     return 1 + (-grad_reverse(entropy(p), kappa)).exp()
 
 
-def balanced(
+def balance_weights(
     u_s: Float[Tensor, " s"], c: Float[Tensor, " s"], u_t: Float[Tensor, " t"]
 ) -> tuple[Float[Tensor, " s"], Float[Tensor, " t"]]:
-    """The weights ω of source and middle, which sum to s / t = 1 + ρ / B, and of the target, which sum to 1.
+    """Weigh source and middle by ω, which sum to s / t = 1 + ρ / B, and the target by ω, which sum to 1.
 
     Args:
-        u_s, u_t: certainties, of s = B + ρ images of the source and t = B of the target.
+        u_s: certainties of the s = B + ρ images of the source.
+        u_t: certainties of the t = B images of the target.
         c: weight m of each source image's class.
 
     No gradient goes through the sums that they are divided by.
@@ -78,12 +83,15 @@ def alignment_loss(
     omega_t: Float[Tensor, " t"],
     kappa: float,
 ) -> Float[Tensor, ""]:
-    """L_adv = Σ ω BCE(D(reverse_κ(z)), d) / Σ ω: d = 1 for the first t source images, 0 for the middle and the target.
+    """Give L_adv = Σ ω BCE(D(reverse_κ(z)), d) / Σ ω: d = 1 for the first t source images, 0 for all others.
 
     Args:
-        discriminator: D, from features (s + t, width) to logits (s + t,).
+        discriminator: the network D, from features (s + t, width) to logits (s + t,).
         z_s: features of the source images, the ρ = s - t middle ones last.
-        omega_s, omega_t: of :func:`balanced`.
+        z_t: features of the target's images.
+        omega_s: weights of the source images, see :func:`balance_weights`.
+        omega_t: weights of the target's images.
+        kappa: coefficient κ of the reversed gradient.
     """
     d = (torch.arange(len(z_s) + len(z_t), device=z_s.device) < len(z_t)).to(z_s.dtype)
     omega = torch.cat([omega_s, omega_t])
@@ -92,15 +100,17 @@ def alignment_loss(
 
 
 def complement(p: Float[Tensor, "n k"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """ℓ = Σ_{c≠y} p̃_c log p̃_c / log(k - 1) with p̃ = p / (1 - p_y): -1 where all wrong classes are equal, 0 where one
-    has all that is left (complement entropy; Chen et al., ICLR 2019). Needs k >= 3."""
+    """Give the complement entropy ℓ = Σ_{c≠y} p̃_c log p̃_c / log(k - 1) with p̃ = p / (1 - p_y), for k >= 3.
+
+    It is -1 where all wrong classes are equal and 0 where one has all that is left (Chen et al., ICLR 2019).
+    """
     rest = p / (1 - p.gather(1, y[:, None]) + 1e-7)
     terms = (rest * (rest + 1e-10).log()).scatter(1, y[:, None], 0.0)
     return terms.sum(1) / math.log(p.shape[1] - 1)
 
 
 def doubt(p: Float[Tensor, "n k"], y: Int[Tensor, " n"], m: Float[Tensor, " k"], alpha: float) -> Float[Tensor, " n"]:
-    """a = m_y (1 - p_y)^α, normalised to sum 1 (all zero if every p_y is 1); no gradient."""
+    """Give a = m_y (1 - p_y)^α, normalised to sum 1 (all zero if every p_y is 1); no gradient."""
     a = m[y] * (1 - p.detach().gather(1, y[:, None])[:, 0]).clamp_min(0) ** alpha
     return a / a.sum().clamp_min(torch.finfo(a.dtype).tiny)
 
@@ -108,7 +118,7 @@ def doubt(p: Float[Tensor, "n k"], y: Int[Tensor, " n"], m: Float[Tensor, " k"],
 def suppression_loss(
     p: Float[Tensor, "n k"], y: Int[Tensor, " n"], m: Float[Tensor, " k"], alpha: float
 ) -> Float[Tensor, ""]:
-    """L_aus = Σ a ℓ, see :func:`complement` and :func:`doubt`: small where the wrong classes are equally unlikely."""
+    """Give L_aus = Σ a ℓ of :func:`complement` and :func:`doubt`: small where wrong classes are equally unlikely."""
     return (doubt(p, y, m, alpha) * complement(p, y)).sum()
 
 
@@ -116,7 +126,8 @@ class Discriminator(nn.Module):
     """Linear, ReLU, dropout twice, and a linear layer: from features (n, inputs) to logits (n,) of "source".
 
     Args:
-        inputs, hidden: widths.
+        inputs: width of the features.
+        hidden: width of both hidden layers.
         dropout: share of activations that are dropped; always, as it is never used but to train.
     """
 
@@ -150,7 +161,7 @@ class BA3US(Method):
     L_s: cross-entropy of the B source images, Σ m_y CE / Σ m_y.
     L_adv: balanced adversarial alignment. A discriminator D tells source (1) from target (0) and the gradient of z
         is reversed by κ = 2 / (1 + exp(-γ i / I)) - 1. The ρ "middle" images are source images that are called
-        target, so that early both sides hold all classes. Weights ω: :func:`balanced`, :func:`certainty`.
+        target, so that early both sides hold all classes. Weights ω: :func:`balance_weights`, :func:`certainty`.
     L_t: mean entropy of p on the target.
     L_aus: adaptive uncertainty suppression on the source, :func:`suppression_loss`.
 
@@ -170,18 +181,21 @@ class BA3US(Method):
         student: of any architecture that ends in a linear layer, which is replaced; pretrained on something or fresh.
         source_data: labelled images, with the target's classes in the same order and the same normalisation; only
             its train split is used.
-        iterations: I, updates in all; a multiple of 10 (Office-Home: 5000, Office-31: 2000).
-        batch_size: B, of each domain.
-        mu: μ; 0 draws no middle images, and μ < 0 always B / |μ|.
-        alpha: α, how much uncertain samples weigh more in L_aus.
-        eta_a: η_a (Office-31: 5). eta_t: η_t.
-        gamma: how fast κ rises.
+        iterations: number I of all updates; a multiple of 10 (Office-Home: 5000, Office-31: 2000).
+        batch_size: number B of images of each domain in a step.
+        mu: divisor μ of B in the number of middle images; 0 draws none, and μ < 0 always B / |μ|.
+        alpha: exponent α, by which uncertain samples weigh more in L_aus.
+        eta_a: weight η_a of the uncertainty suppression L_aus (Office-31: 5); 0 leaves it out.
+        eta_t: weight η_t of the mean entropy L_t on the target.
+        gamma: steepness γ with which κ rises; 0 reverses no gradient.
         class_weights: weigh by m; otherwise all classes alike, and m is only reported.
         conditioning: weigh by certainty; otherwise u = 1.
-        bottleneck: width of z. hidden: of the discriminator's two layers. dropout: in the discriminator.
-        lr: of bottleneck, classifier and D, ten times the paper's lr0; falls as (1 + 0.001 i)^-0.75.
-        backbone_rate: the backbone's learning rate over ``lr``; 1 suits a fresh network.
-        momentum, weight_decay: of SGD, with Nesterov's momentum.
+        bottleneck: width of the features z, and the backbone's share of the learning rate.
+        hidden: width of the discriminator's two hidden layers.
+        dropout: share of the discriminator's activations that are dropped, from 0 to below 1.
+        lr: learning rate of bottleneck, classifier and D, ten times the paper's lr0; it falls as (1 + 0.001 i)^-0.75.
+        momentum: Nesterov's momentum of SGD, from 0 to below 1.
+        weight_decay: weight decay of SGD, on every parameter.
         select: the model after the last update, or the one of lowest mean entropy on the target among the ten. Low
             entropy needs no label, and prefers collapsed models.
     """
@@ -197,11 +211,10 @@ class BA3US(Method):
     gamma: float = 10.0
     class_weights: bool = True
     conditioning: bool = True
-    bottleneck: int = 256
+    bottleneck: Bottleneck = field(default_factory=Bottleneck)
     hidden: int = 1024
     dropout: float = 0.5
     lr: float = 0.01
-    backbone_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-3
     select: Literal["last", "entropy"] = "last"
@@ -221,35 +234,40 @@ class BA3US(Method):
     )
 
     def __post_init__(self) -> None:
-        require(self.iterations >= TENTHS and self.iterations % TENTHS == 0,
-                f"iterations must be a positive multiple of {TENTHS}, not {self.iterations}.")  # fmt: skip
-        require(self.batch_size >= 2, f"batch_size must be at least 2, not {self.batch_size}.")
-        for name in ("alpha", "eta_a", "eta_t", "gamma", "backbone_rate", "weight_decay"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{name} must be zero or positive, not {value}.")
-        for name in ("bottleneck", "hidden"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("dropout", "momentum"):
-            require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}.")
-        require(0 < self.lr < math.inf, f"lr must be a positive number, not {self.lr}.")
+        require(
+            self.iterations >= TENTHS and self.iterations % TENTHS == 0,
+            f"iterations must be a positive multiple of {TENTHS}, not {self.iterations}.",
+        )
+        ranges(
+            self,
+            at_least={"batch_size": 2, "hidden": 1},
+            not_negative=("alpha", "eta_a", "eta_t", "gamma", "weight_decay"),
+            below_one=("dropout", "momentum"),
+            positive=("lr",),
+        )
 
     def check(self, data: Images) -> list[str]:
         """Source, target and student must fit each other; the source must be labelled."""
         source, problems = self.source_data, []
         if source.classes != data.classes:
-            problems.append(f"{source.name} and {data.name} must have the same classes in the same order; the target "
-                            "takes all of the source's, also those that it may have no image of")  # fmt: skip
+            problems.append(
+                f"{source.name} and {data.name} must have the same classes in the same order; the target "
+                "takes all of the source's, also those that it may have no image of"
+            )
         if len(source.classes) < 3 and self.eta_a > 0:
-            problems.append("uncertainty suppression compares wrong classes, and with two classes there is one; "
-                            "give --eta_a 0")  # fmt: skip
+            problems.append(
+                "uncertainty suppression compares wrong classes, and with two classes there is one; give --eta_a 0"
+            )
         for name, split in ((source.name, source.train), (data.name, data.train)):
             if not len(split):
                 problems.append(f"{name} has no training images")
         if (source.train.labels < 0).any():
             problems.append(f"{source.name} has training images without labels; the source needs all of them")
         if source.shape != data.shape:
-            problems.append(f"the images of {source.name} are {source.shape} (channels, height, width) and those of "
-                            f"{data.name} {data.shape}; --size brings images to one size")  # fmt: skip
+            problems.append(
+                f"the images of {source.name} are {source.shape} (channels, height, width) and those of "
+                f"{data.name} {data.shape}; --size brings images to one size"
+            )
         elif (source.train.mean, source.train.std) != (data.train.mean, data.train.std):
             problems.append(f"{source.name} and {data.name} are normalised differently; normalise both alike")
         return problems + problems_of(self.model("student", data), data.shape[0])
@@ -266,11 +284,9 @@ class BA3US(Method):
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""
         B, k, steps = self.batch_size, len(data.classes), self.iterations // TENTHS
-        start = self.model("student", data)
         seed_everything(run.seed, "head")
-        net = WithBottleneck(dataclasses.replace(start, module=copy_of(start.module)), k, self.bottleneck,
-                     norm=False, weight_norm=False)  # fmt: skip
-        D = Discriminator(self.bottleneck, self.hidden, self.dropout)
+        net = self.bottleneck.place(self.model("student", data), k, norm=False, weight_norm=False)
+        D = Discriminator(self.bottleneck.width, self.hidden, self.dropout)
         run.setup(net.backbone)  # by itself, so that the run's precision reaches it
         _, optimizer = run.setup(nn.ModuleList([net.head, D]), lambda heads: self._optimizer(net.backbone, heads))
         estimates = next(net.head.parameters()).new_full((TENTHS + 1, k), 1 / k)  # m of each part, and at the end
@@ -289,8 +305,7 @@ class BA3US(Method):
             net.train()
             for step, (x_s, y, _), (x_t, _, _) in zip(range(steps), source, target, strict=False):
                 i = e * steps + step
-                for group in optimizer.param_groups:
-                    group["lr"] = group["initial_lr"] * (1 + 0.001 * i) ** -0.75
+                set_rate(optimizer, (1 + 0.001 * i) ** -0.75)
                 kappa = ramp(i / self.iterations, self.gamma)
                 # The sums run over the whole batch, so every process computes the loss of all of it.
                 z_s, logits_s = map(run.gather, net.parts(x_s))
@@ -298,7 +313,7 @@ class BA3US(Method):
                 y, p_s, p_t = run.gather(y), logits_s.softmax(1), logits_t.softmax(1)
                 L_s = F.cross_entropy(logits_s[:B], y[:B], weight=m)
                 u_s, u_t = (certainty(p, kappa) if self.conditioning else torch.ones_like(p[:, 0]) for p in (p_s, p_t))
-                L_adv = alignment_loss(partial(D, generator=draws), z_s, z_t, *balanced(u_s, m[y], u_t), kappa)
+                L_adv = alignment_loss(partial(D, generator=draws), z_s, z_t, *balance_weights(u_s, m[y], u_t), kappa)
                 loss = L_s + L_adv + self.eta_t * entropy(p_t).mean()
                 if self.eta_a:
                     loss = loss + self.eta_a * suppression_loss(p_s[:B], y[:B], m, self.alpha)
@@ -314,33 +329,49 @@ class BA3US(Method):
                 kept.load_state_dict(net.state_dict())
             run.evaluate(net, data.validation)
         _pictures(run, estimates.cpu(), data.classes)
-        plain = run.plain(kept)
-        assert isinstance(plain, WithBottleneck)
-        return plain.folded()
+        run.plain(kept)
+        return kept.folded()
 
     def product(self, module: nn.Module, data: Images) -> Model:
         """The student with new weights and the classes of the data."""
         return dataclasses.replace(with_classes(self.model("student", data), data.classes), module=module)
 
     def _optimizer(self, backbone: nn.Module, heads: nn.Module) -> torch.optim.Optimizer:
-        groups = [{"params": [p for p in part.parameters() if p.requires_grad], "initial_lr": rate, "lr": rate}
-                  for part, rate in ((backbone, self.backbone_rate * self.lr), (heads, self.lr))]  # fmt: skip
-        return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.momentum > 0,
-                               weight_decay=self.weight_decay, fused=True)  # fmt: skip
+        return torch.optim.SGD(
+            self.bottleneck.groups(backbone, heads, self.lr),
+            momentum=self.momentum,
+            nesterov=self.momentum > 0,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
 
 
 def _pictures(run: Run, estimates: Float[Tensor, "parts k"], classes: tuple[str, ...]) -> None:
     """The final class weights as bars, and their way there as lines; of many classes the heaviest."""
     order = estimates[-1].argsort(descending=True, stable=True).tolist()
     less = " (the heaviest classes)"
-    run.picture("1-classes", {
-        "kind": "bars", "title": "Classes found in the target" + less * (len(order) > 30),
-        "caption": "Share of each class in what the network says of all target images, at the end. "
-                   f"If all were alike, each would have {1 / len(order):.3g}.",
-        "items": [{"name": classes[c], "value": float(estimates[-1, c])} for c in sorted(order[:30])]})  # fmt: skip
-    run.picture("2-class-weights", {
-        "kind": "lines", "title": "Class weights over the training" + less * (len(order) > 10),
-        "caption": "From equal weights towards the classes that the target has.",
-        "x": "tenth of the updates", "y": "weight", "unit": "percent",
-        "series": [{"name": classes[c], "x": list(range(len(estimates))), "y": estimates[:, c].tolist()}
-                   for c in sorted(order[:10])]})  # fmt: skip
+    run.picture(
+        "1-classes",
+        {
+            "kind": "bars",
+            "title": "Classes found in the target" + less * (len(order) > 30),
+            "caption": "Share of each class in what the network says of all target images, at the end. "
+            f"If all were alike, each would have {1 / len(order):.3g}.",
+            "items": [{"name": classes[c], "value": float(estimates[-1, c])} for c in sorted(order[:30])],
+        },
+    )
+    run.picture(
+        "2-class-weights",
+        {
+            "kind": "lines",
+            "title": "Class weights over the training" + less * (len(order) > 10),
+            "caption": "From equal weights towards the classes that the target has.",
+            "x": "tenth of the updates",
+            "y": "weight",
+            "unit": "percent",
+            "series": [
+                {"name": classes[c], "x": list(range(len(estimates))), "y": estimates[:, c].tolist()}
+                for c in sorted(order[:10])
+            ],
+        },
+    )

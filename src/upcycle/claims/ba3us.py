@@ -6,6 +6,7 @@ from typing import Any
 
 from upcycle.adaptation import BA3US
 from upcycle.adaptation.ba3us import class_weights
+from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.digits import digits, first
 from upcycle.claims.dine import below
@@ -25,9 +26,15 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     target = first(target, 200) if quick else target
     figures = {}
     for name, options in ARMS.items():
-        method = BA3US(student=fresh("zoo:lenet", source, seed), source_data=source,
-                       iterations=30 if quick else 1500, lr=1e-2, backbone_rate=1.0, bottleneck=64, hidden=128,
-                       **options)  # fmt: skip
+        method = BA3US(
+            student=fresh("zoo:lenet", source, seed),
+            source_data=source,
+            iterations=30 if quick else 1500,
+            lr=1e-2,
+            bottleneck=Bottleneck(width=64, backbone_rate=1.0),
+            hidden=128,
+            **options,
+        )
         net = train(method, target, seed)
         figures[f"{name} (%)"] = 100 * test(net, target).accuracy
         m = class_weights(predict_logits(net, target.train).softmax(1))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.adaptation.beta import BETA
+from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.adaptation.dine import DINE
 from upcycle.claims import Check, Claim, gain
 from upcycle.claims.digits import digits, first, trained
@@ -43,8 +44,12 @@ def setting(seed: int, quick: bool) -> tuple[Model, Images]:
 
 def shared(source: Model, target: Images, seed: int, epochs: int, lr: float) -> dict[str, Any]:
     """What all students have alike: the box, the first weights, the optimiser; the whole network learns at one rate."""
-    return {"predictors": (Local(source, top=1),), "student": fresh("zoo:lenet", target, seed), "bottleneck": WIDTH,
-            "backbone_rate": 1.0, "recipe": Recipe(epochs=epochs, batch_size=64, lr=lr, weight_decay=1e-3)}  # fmt: skip
+    return {
+        "predictors": (Local(source, top=1),),
+        "student": fresh("zoo:lenet", target, seed),
+        "bottleneck": Bottleneck(width=WIDTH, backbone_rate=1.0),
+        "recipe": Recipe(epochs=epochs, batch_size=64, lr=lr, weight_decay=1e-3),
+    }
 
 
 def beta(

@@ -6,6 +6,7 @@ import dataclasses
 
 from torch import nn
 
+from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.adaptation.dine import DINE
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.digits import digits, first, trained
@@ -52,8 +53,15 @@ def dine(
 ) -> nn.Module:  # fmt: skip
     """DINE with a fresh student, whose backbone learns at the head's rate."""
     tuning = (1 if quick else TUNE) if steps == 2 else 0
-    method = DINE(predictors=boxes, student=student(target, seed), r=r, partial=partial, bottleneck=WIDTH,
-                  backbone_rate=1.0, epochs_tune=tuning, recipe=recipe(lr, 1 if quick else DISTIL))  # fmt: skip
+    method = DINE(
+        predictors=boxes,
+        student=student(target, seed),
+        r=r,
+        partial=partial,
+        bottleneck=Bottleneck(width=WIDTH, backbone_rate=1.0),
+        epochs_tune=tuning,
+        recipe=recipe(lr, 1 if quick else DISTIL),
+    )
     return train(method, target, seed)
 
 
