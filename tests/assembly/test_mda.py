@@ -18,7 +18,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, load
 from upcycle.distillation import KD
-from upcycle.surgery.channels import follow
+from upcycle.surgery.following import follow_channels
 from upcycle.zoo.convnet import ConvNet
 from upcycle.zoo.resnet import ResNet
 
@@ -175,7 +175,7 @@ def by_hand(
 def test_routes_are_those_of_the_algorithm_by_hand(digits: Images) -> None:
     net = seen(Flat(4), seed=3)
     split = digits.train.normalised((0.3,), (0.4,))
-    channels = follow(net, torch.randn(2, 1, 8, 8))
+    channels = follow_channels(net, torch.randn(2, 1, 8, 8))
     samples = {2: torch.arange(0, 90), 0: torch.arange(90, 100)}  # classes that share a batch, and more than one
     thresholds = (0.2, 0.7, 0.3, 0.6)
     a, b, al, bl = thresholds
@@ -196,7 +196,7 @@ def test_routes_are_those_of_the_algorithm_by_hand(digits: Images) -> None:
 def test_a_sum_wants_what_any_consumer_wants() -> None:
     """conv2 and stem are summed: a channel that only fc wants is kept in both."""
     net = Gated(3)
-    channels = follow(net, torch.randn(2, 1, 8, 8))
+    channels = follow_channels(net, torch.randn(2, 1, 8, 8))
     layers = {x.name: x for x in channels.layers}
     s = {x.name: torch.ones(len(x.outputs), len(x.inputs)) for x in channels.layers if x.groups == 1}
     s["head"] = torch.zeros(3, 12)
@@ -211,7 +211,7 @@ def test_a_sum_wants_what_any_consumer_wants() -> None:
 
 
 def test_a_route_never_ends() -> None:
-    channels = follow(Flat(2), torch.randn(2, 1, 8, 8))
+    channels = follow_channels(Flat(2), torch.randn(2, 1, 8, 8))
     s = {x.name: torch.zeros(len(x.outputs), len(x.inputs)) for x in channels.layers}
     thresholds = dict.fromkeys(s, 0.99)
     found = routing.route(channels, s, 0, thresholds, thresholds)
@@ -232,7 +232,7 @@ def test_the_slope_of_a_sure_answer_is_not_cancelled() -> None:
 def test_gradient_scores_are_those_of_autograd(digits: Images) -> None:
     net = seen(Flat(4), seed=3)
     split = digits.train.normalised((0.3,), (0.4,))
-    channels = follow(net, torch.randn(2, 1, 8, 8))
+    channels = follow_channels(net, torch.randn(2, 1, 8, 8))
     meter = routing._Gradients(copy.deepcopy(net).requires_grad_(False), channels)
     found = meter(split, {2: torch.arange(70)}, CPU)[2]
     images = split.batch(torch.arange(70), device=CPU).images
@@ -283,7 +283,7 @@ def test_components_on_digits(teacher: Model, digits: Images) -> None:
 
 def test_masks_of_a_union_are_joined(teacher: Model, digits: Images) -> None:
     split = digits.train.normalised(teacher.mean, teacher.std)
-    channels = follow(teacher.module, teacher.example(2))
+    channels = follow_channels(teacher.module, teacher.example(2))
     samples = mda.confident(teacher.module, split, {c: c for c in range(10)}, 20)
     found = routing.routes(teacher.module, channels, split, samples)
     left, right = (mda.component(teacher.module, channels, found[rows], rows, example=teacher.example(4))
@@ -328,7 +328,7 @@ def test_a_component_is_a_student(teacher: Model, digits: Images) -> None:
 def some_part(kind: type[nn.Module], seed: int, share: float, **facts: object) -> Model:
     """A component with random routes."""
     whole = model(seen(kind(), seed))
-    channels = follow(whole.module, whole.example(2))
+    channels = follow_channels(whole.module, whole.example(2))
     g = torch.Generator().manual_seed(seed)
     keep = torch.rand(2, channels.n, generator=g) < share
     for layer in channels.layers:
@@ -385,7 +385,7 @@ def test_parts_with_other_normalisations_see_their_own_images(kind: type[nn.Modu
     nested = assemble((assemble(parts[1:]), parts[0]))
     assert torch.allclose(nested.module((raw - 0.5) / 0.25), right[:, [2, 3, 4, 5, 0, 1]], atol=1e-4)
     # What was assembled can be taken apart again.
-    channels = follow(whole.module, whole.example(2))
+    channels = follow_channels(whole.module, whole.example(2))
     again = mda.component(
         whole.module, channels, torch.ones(1, channels.n, dtype=torch.bool), [4, 0], example=whole.example(4)
     )

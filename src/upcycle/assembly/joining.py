@@ -19,8 +19,10 @@ from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of, source_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.surgery.channels import Channels, Renormalise, Step, follow
-from upcycle.surgery.resizing import TOLERANCE, Widths, joined, resized, widths
+from upcycle.surgery.channels import Channels, Step
+from upcycle.surgery.following import follow_channels
+from upcycle.surgery.joined_layers import Renormalise
+from upcycle.surgery.resizing import TOLERANCE, Widths, join_networks, resized, widths
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -37,7 +39,7 @@ def assemble(models: Sequence[Model]) -> Model:
     Every layer is block diagonal with zeros between the parts, so that nothing changes for any of them: a part added
     later leaves the old logits as they were. Depthwise convolutions get more groups. First layers see the same image:
     their filters are stacked. Where parts expect it normalised differently, a
-    :class:`~upcycle.surgery.channels.Renormalise` in front gives each its own copy, and the first layer is block
+    :class:`~upcycle.surgery.joined_layers.Renormalise` in front gives each its own copy, and the first layer is block
     diagonal too. (The paper's code assumes one normalisation; folding another into a first convolution would be wrong
     at its zero padding.)
 
@@ -86,10 +88,10 @@ def _join(models: Sequence[Model], modules: Sequence[nn.Module]) -> tuple[nn.Mod
     cores = [_core(module) for module in modules]
     c, h, w = first.input_shape
     images = [torch.zeros(2, c * (front.copies if (front := _front(m)) else 1), h, w) for m in modules]
-    channels = [follow(core, x) for core, x in zip(cores, images, strict=True)]
+    channels = [follow_channels(core, x) for core, x in zip(cores, images, strict=True)]
     for model, found in zip(models[1:], channels[1:], strict=True):
         _same_steps(first.name, channels[0], model.name, found)
-    return joined(cores, channels, shared, example=images[0] if shared else torch.cat(images, dim=1)), shared
+    return join_networks(cores, channels, shared, example=images[0] if shared else torch.cat(images, dim=1)), shared
 
 
 def _same_steps(name: str, steps: Channels, other: str, theirs: Channels) -> None:
@@ -182,7 +184,7 @@ def rebuild_resized(
     Args:
         source: the architecture that it came from.
         widths: of its layers, see :func:`~upcycle.surgery.resizing.widths`.
-        copies: how often :class:`~upcycle.surgery.channels.Renormalise` in front gives the image; 0 for none.
+        copies: how often :class:`~upcycle.surgery.joined_layers.Renormalise` in front gives the image; 0 for none.
         rebuild: builds ``source``.
 
     Raises:
@@ -243,7 +245,7 @@ def scaled(model: Model, r: Float[Tensor, " k"]) -> Model:
         UserError: its logits do not come from a last layer alone.
     """
     module = copy_of(model.module)
-    channels = follow(module, model.example(2))
+    channels = follow_channels(module, model.example(2))
     last = [x for x in channels.layers if channels.makes_logits(x)]
     between = any(bool(torch.isin(o, channels.logits).any()) for _, o in channels.passes.values())
     require(len(last) > 0 and not between, f"The logits of {model.name} cannot be scaled: they do not come from a last "

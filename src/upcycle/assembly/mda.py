@@ -30,7 +30,8 @@ from upcycle.core.outputs import Columns
 from upcycle.core.run import Run
 from upcycle.data.labels import match_classes
 from upcycle.measure.cost import si
-from upcycle.surgery.channels import Channels, follow
+from upcycle.surgery.channels import Channels
+from upcycle.surgery.following import follow_channels
 from upcycle.surgery.resizing import shrink
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class MDA(Method):
         source = self.model("source", data)
         try:
             labels, _ = self._labels(source, data)
-            follow(source.module, source.example(2))
+            follow_channels(source.module, source.example(2))
         except UserError as error:
             return [str(error).rstrip(".")]
         problems = []
@@ -211,7 +212,7 @@ class MDA(Method):
         labels, note = self._labels(source, data)
         split = data.train.normalised(source.mean, source.std)
         module = copy_of(source.module).to(dtype=torch.float64 if run.precision == "64-true" else torch.float32)
-        channels = follow(module, source.example(2))
+        channels = follow_channels(module, source.example(2))
 
         def surest() -> dict[str, Tensor]:
             found = confident(run.frozen(source, split), split, labels, self.samples, run.device)

@@ -21,7 +21,8 @@ from upcycle.core.run import seed_everything
 from upcycle.data import Images, load
 from upcycle.data.images import ImageSplit, joined
 from upcycle.distillation import KD
-from upcycle.surgery.channels import Channels, follow
+from upcycle.surgery.channels import Channels
+from upcycle.surgery.following import follow_channels
 
 BETAS = (0.1, 0.2, 0.4, 0.6)
 """Of convolutions; the second is the default."""
@@ -103,7 +104,7 @@ class Pruner:
     @classmethod
     def sweep(cls, model: Model, data: Images, betas: tuple[float, ...], samples: int = 50) -> dict[float, Pruner]:
         """All routes of a network, for several beta of convolutions."""
-        channels = follow(model.module, model.example(2))
+        channels = follow_channels(model.module, model.example(2))
         split = data.train.normalised(model.mean, model.std)
         found = confident(model.module, split, {c: c for c in range(len(model.classes))}, samples)
         return {b: cls(model, channels, routes(model.module, channels, split, found, beta=b), data) for b in betas}
@@ -143,7 +144,7 @@ class Pruner:
 def tightest(model: Model, data: Images, classes: tuple[str, ...], seed: int) -> dict[str, float]:
     """The component of the largest alpha whose validation accuracy falls by no more than two points."""
     made = train(MDA(source=model, classes=classes, tolerance=0.02), data, seed)
-    channels = follow(model.module, model.example(2))
+    channels = follow_channels(model.module, model.example(2))
     keep = torch.zeros(channels.n, dtype=torch.bool)
     for layer in channels.layers:  # as many of each kind of channel, whichever they are
         if not channels.makes_logits(layer):
