@@ -13,7 +13,8 @@ import sys
 import torch
 
 from benchmarks.common import alternate, record
-from upcycle.assembly.routing import CHUNK, routes
+from upcycle.assembly.disassembly.meters import CHUNK
+from upcycle.assembly.disassembly.routes import find_routes
 from upcycle.core.models import resolve
 from upcycle.data import load
 from upcycle.measure.cost import count, matmul_rate
@@ -38,8 +39,8 @@ def main() -> None:
                 model.module(split.batch(index, device=device).images)
 
     times = alternate({
-        "routes by contribution": lambda: routes(model.module, channels, split, samples),
-        "routes by gradient": lambda: routes(model.module, channels, split, samples, score="gradient"),
+        "routes by contribution": lambda: find_routes(model.module, channels, split, samples),
+        "routes by gradient": lambda: find_routes(model.module, channels, split, samples, score="gradient"),
         "forward alone": forward,
         "channels followed": lambda: follow_channels(model.module, model.example(2)),
     }, REPETITIONS)  # fmt: skip

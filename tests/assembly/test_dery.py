@@ -16,9 +16,9 @@ from torch import nn
 from tests.settings import seen, tiny_data
 from tests.surgery.test_blocks import model
 from upcycle.assembly.dery import DeRy, block_table, mixed, score_all, similarities
-from upcycle.assembly.naswot import naswot
-from upcycle.assembly.partition import partition, values
-from upcycle.assembly.search import Search
+from upcycle.assembly.reassembly.naswot import naswot
+from upcycle.assembly.reassembly.partition import partition, values
+from upcycle.assembly.reassembly.search import Search
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss

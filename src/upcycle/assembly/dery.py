@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from upcycle.assembly.naswot import naswot, scores
-from upcycle.assembly.partition import Partition, partition, values
-from upcycle.assembly.search import Block, Passage, Search, Size
+from upcycle.assembly.reassembly.naswot import naswot, scores
+from upcycle.assembly.reassembly.partition import Partition, partition, values
+from upcycle.assembly.reassembly.search import Block, Passage, Search, Size
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss
@@ -106,7 +106,7 @@ def score_all(
     chains: Sequence[Chain], candidates: Sequence[Sequence[Choice]], classes: int, split: ImageSplit,
     seed: int, batches: int, device: torch.device | str = "cpu",
 ) -> list[float]:  # fmt: skip
-    """The training-free score (:mod:`upcycle.assembly.naswot`) of stitched, untuned networks.
+    """The training-free score (:mod:`upcycle.assembly.reassembly.naswot`) of stitched, untuned networks.
 
     Args:
         candidates: the blocks of each.
