@@ -25,7 +25,8 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.measure.cost import Budget, amount, count, si
 from upcycle.measure.similarity import Kind, Similarity
-from upcycle.surgery.blocks import Chain, Signal, chain, features
+from upcycle.surgery.blocks import Chain, chain, node_features
+from upcycle.surgery.signals import Signal
 from upcycle.surgery.stitch import Stitched, pieces, plan, stitched
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def similarities(chains: Sequence[Chain], split: ImageSplit, kind: Kind, device:
         kind: see :class:`~upcycle.measure.similarity.Similarity`.
     """
     gathered = Similarity(kind)
-    for rows in zip(*(features(c, split, BATCH, device) for c in chains), strict=True):
+    for rows in zip(*(node_features(c, split, BATCH, device) for c in chains), strict=True):
         gathered.add([x for row in rows for x in row])
     return gathered.map().cpu()
 
