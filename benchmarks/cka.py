@@ -19,7 +19,7 @@ from benchmarks.common import alternate, record
 from upcycle.core.models import resolve
 from upcycle.data import load
 from upcycle.measure.similarity import similarity_map
-from upcycle.surgery.blocks import chain, features
+from upcycle.surgery.blocks import chain, node_features
 
 NETWORK, NODES, IMAGES, BATCH, REPETITIONS = "zoo:cifar10_resnet56", 27, 2000, 250, 3
 
@@ -59,7 +59,7 @@ def main() -> None:
     torch.set_num_threads(2)
     split = load("cifar10").train.subset(torch.arange(IMAGES))
     with torch.no_grad():
-        batches = list(features(chain(resolve(NETWORK)), split, BATCH))
+        batches = list(node_features(chain(resolve(NETWORK)), split, BATCH))
     xs = [torch.cat(parts) for parts in zip(*batches, strict=True)][-NODES:]
     apart = (similarity_map(xs, batch=BATCH) - pair_by_pair(xs)).abs().max().item()
     if apart > 1e-6:

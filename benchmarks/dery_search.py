@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.common import alternate, record
 from upcycle.assembly.dery import block_table, mixed
-from upcycle.assembly.partition import partition
-from upcycle.assembly.search import Candidate, Search
+from upcycle.assembly.reassembly.partition import partition
+from upcycle.assembly.reassembly.search import Candidate, Search
 from upcycle.core.models import resolve
 from upcycle.measure.cost import Budget, count
 from upcycle.surgery.blocks import Chain, chain

@@ -13,11 +13,12 @@ import sys
 import torch
 
 from benchmarks.common import alternate, record
-from upcycle.assembly.routing import CHUNK, routes
+from upcycle.assembly.disassembly.meters import CHUNK
+from upcycle.assembly.disassembly.routes import find_routes
 from upcycle.core.models import resolve
 from upcycle.data import load
 from upcycle.measure.cost import count, matmul_rate
-from upcycle.surgery.channels import follow
+from upcycle.surgery.following import follow_channels
 
 PER_CLASS, REPETITIONS, ASKED = 50, 5, 30.0
 
@@ -30,7 +31,7 @@ def main() -> None:
     data = load("cifar10").few(PER_CLASS, 0).normalised(model.mean, model.std)
     split, device = data.train, torch.device("cpu")
     samples = {c: (split.labels == c).nonzero().flatten() for c in range(10)}
-    channels = follow(model.module, model.example(2))
+    channels = follow_channels(model.module, model.example(2))
 
     def forward() -> None:
         with torch.no_grad():
@@ -38,10 +39,10 @@ def main() -> None:
                 model.module(split.batch(index, device=device).images)
 
     times = alternate({
-        "routes by contribution": lambda: routes(model.module, channels, split, samples),
-        "routes by gradient": lambda: routes(model.module, channels, split, samples, score="gradient"),
+        "routes by contribution": lambda: find_routes(model.module, channels, split, samples),
+        "routes by gradient": lambda: find_routes(model.module, channels, split, samples, score="gradient"),
         "forward alone": forward,
-        "channels followed": lambda: follow(model.module, model.example(2)),
+        "channels followed": lambda: follow_channels(model.module, model.example(2)),
     }, REPETITIONS)  # fmt: skip
     floor = 2 * count(model.module, model.input_shape).macs * len(split) / matmul_rate()
     best = {name: min(seconds) for name, seconds in times.items()}

@@ -16,9 +16,9 @@ from torch import nn
 from tests.settings import seen, tiny_data
 from tests.surgery.test_blocks import model
 from upcycle.assembly.dery import DeRy, block_table, mixed, score_all, similarities
-from upcycle.assembly.naswot import naswot
-from upcycle.assembly.partition import partition, values
-from upcycle.assembly.search import Search
+from upcycle.assembly.reassembly.naswot import naswot
+from upcycle.assembly.reassembly.partition import partition, values
+from upcycle.assembly.reassembly.search import Search
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss
@@ -28,7 +28,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import load
 from upcycle.measure.cost import Budget, count
-from upcycle.surgery.blocks import chain, features
+from upcycle.surgery.blocks import chain, node_features
 from upcycle.surgery.stitch import Stitched, plan, stitched
 from upcycle.zoo.convnet import MLP, ConvNet
 from upcycle.zoo.resnet import ResNet
@@ -259,5 +259,5 @@ def test_real_networks_agree_where_they_are_equally_deep(cifar10: Path) -> None:
     assert made.sets == ((0, 1, 2), (0, 1, 2))
     own, blocks = mixed(chains, [(0, 0, 3), (1, 6, 10), (0, 7, 9)])
     network = stitched(plan(own, blocks, 10), own)
-    assert isinstance(network.stitches[0], nn.Module) and len(list(features(chains[0], images))) == 1
+    assert isinstance(network.stitches[0], nn.Module) and len(list(node_features(chains[0], images))) == 1
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)

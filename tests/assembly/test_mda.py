@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from upcycle.assembly import MDA, MDAAssembly, joining, mda, routing
-from upcycle.assembly.joining import assemble
+from upcycle.assembly import MDA, MDAAssembly
+from upcycle.assembly.disassembly import component, contribution, meters, routes
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.models import Model, resolve
@@ -18,7 +18,9 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, load
 from upcycle.distillation import KD
-from upcycle.surgery.channels import follow
+from upcycle.surgery.assembling import assemble, rebuild_resized, zero_blocks
+from upcycle.surgery.following import follow_channels
+from upcycle.surgery.logits import logit_scales, scale_logits
 from upcycle.zoo.convnet import ConvNet
 from upcycle.zoo.resnet import ResNet
 
@@ -104,38 +106,38 @@ def test_contributions_are_those_of_explicit_convolutions_and_sum_to_the_output(
 ) -> None:
     torch.manual_seed(0)
     x, m = torch.randn(3, 4, 9, 11), nn.Conv2d(4, 5, size, stride, padding, dilation)
-    found = routing.contribution_conv(x, m.weight, stride, padding, dilation)
+    found = contribution.contribution_conv(x, m.weight, stride, padding, dilation)
     for k in range(5):
         for p in range(4):
             one = F.conv2d(x[:, p : p + 1], m.weight[k : k + 1, p : p + 1], None, stride, padding, dilation)
             assert torch.allclose(found[:, k, p], one.sum((1, 2, 3)), atol=1e-4)
     y = m(x)
     assert torch.allclose(found.sum(2) + y[0, 0].numel() * m.bias, y.sum((2, 3)), atol=1e-3)
-    z = routing.tap_sums(x, size, stride, padding, dilation)
-    summed = routing.summed_contribution(z.flatten(2), m.weight.flatten(2))
+    z = contribution.tap_sums(x, size, stride, padding, dilation)
+    summed = contribution.summed_contribution(z.flatten(2), m.weight.flatten(2))
     assert torch.allclose(summed, found.relu().sum(0), atol=1e-4)
 
 
 def test_linear_contributions_need_no_array_of_all_samples() -> None:
     torch.manual_seed(0)
     x, m = torch.randn(6, 7), nn.Linear(7, 3)
-    each = routing.contribution_linear(x, m.weight)
+    each = contribution.contribution_linear(x, m.weight)
     assert torch.allclose(each.sum(2) + m.bias, m(x), atol=1e-5)
     assert torch.allclose(
-        routing.summed_contribution(x[:, :, None], m.weight[:, :, None]), each.relu().sum(0), atol=1e-5
+        contribution.summed_contribution(x[:, :, None], m.weight[:, :, None]), each.relu().sum(0), atol=1e-5
     )
 
 
 def test_relative_contribution_is_a_min_max_over_the_inputs() -> None:
     s = torch.tensor([[0.0, 5.0, 10.0], [3.0, 3.0, 3.0]])
-    assert torch.allclose(routing.relative(s), torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]]), atol=1e-5)
+    assert torch.allclose(contribution.relative(s), torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]]), atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["same", "reflect"])
 def test_other_paddings(padding: str) -> None:
     mode = {"padding": "same"} if padding == "same" else {"padding": 1, "padding_mode": "reflect"}
     m, x = nn.Conv2d(2, 3, (2, 3) if padding == "same" else 3, bias=False, **mode), torch.randn(2, 2, 6, 6)
-    z = routing._tap_sums_of(m, x)
+    z = contribution.layer_tap_sums(m, x)
     assert torch.allclose(torch.einsum("bit,oit->bo", z, m.weight.flatten(2)), m(x).sum((2, 3)), atol=1e-4)
 
 
@@ -175,11 +177,11 @@ def by_hand(
 def test_routes_are_those_of_the_algorithm_by_hand(digits: Images) -> None:
     net = seen(Flat(4), seed=3)
     split = digits.train.normalised((0.3,), (0.4,))
-    channels = follow(net, torch.randn(2, 1, 8, 8))
+    channels = follow_channels(net, torch.randn(2, 1, 8, 8))
     samples = {2: torch.arange(0, 90), 0: torch.arange(90, 100)}  # classes that share a batch, and more than one
     thresholds = (0.2, 0.7, 0.3, 0.6)
     a, b, al, bl = thresholds
-    found = routing.routes(net, channels, split, samples, alpha=a, beta=b, alpha_linear=al, beta_linear=bl)
+    found = routes.find_routes(net, channels, split, samples, alpha=a, beta=b, alpha_linear=al, beta_linear=bl)
     conv1, conv2, fc1, _fc2 = channels.layers
     for row, (target, index) in zip(found, samples.items(), strict=True):
         images = split.batch(index, device=CPU).images
@@ -189,14 +191,14 @@ def test_routes_are_those_of_the_algorithm_by_hand(digits: Images) -> None:
         assert row[conv1.outputs].tolist() == m2
         assert row[channels.logits].tolist() == [c == target for c in range(4)]
     # Masks of classes do not depend on which others are asked for.
-    alone = routing.routes(net, channels, split, {0: samples[0]}, alpha=a, beta=b, alpha_linear=al, beta_linear=bl)
+    alone = routes.find_routes(net, channels, split, {0: samples[0]}, alpha=a, beta=b, alpha_linear=al, beta_linear=bl)
     assert torch.equal(alone[0], found[1])
 
 
 def test_a_sum_wants_what_any_consumer_wants() -> None:
     """conv2 and stem are summed: a channel that only fc wants is kept in both."""
     net = Gated(3)
-    channels = follow(net, torch.randn(2, 1, 8, 8))
+    channels = follow_channels(net, torch.randn(2, 1, 8, 8))
     layers = {x.name: x for x in channels.layers}
     s = {x.name: torch.ones(len(x.outputs), len(x.inputs)) for x in channels.layers if x.groups == 1}
     s["head"] = torch.zeros(3, 12)
@@ -204,17 +206,17 @@ def test_a_sum_wants_what_any_consumer_wants() -> None:
     s["up"] = torch.zeros(12, 6)
     s["up"][:, 2] = 1.0  # and the block reads channel 2
     thresholds = dict.fromkeys(layers, 0.2)
-    found = routing.route(channels, s, 1, thresholds, thresholds)
+    found = routes.contribution_route(channels, s, 1, thresholds, thresholds)
     assert found[layers["stem"].outputs].nonzero().flatten().tolist() == [2, 4]
     assert torch.equal(found[layers["down"].outputs], found[layers["stem"].outputs])
     assert torch.equal(found[layers["depthwise"].inputs], found[layers["depthwise"].outputs])
 
 
 def test_a_route_never_ends() -> None:
-    channels = follow(Flat(2), torch.randn(2, 1, 8, 8))
+    channels = follow_channels(Flat(2), torch.randn(2, 1, 8, 8))
     s = {x.name: torch.zeros(len(x.outputs), len(x.inputs)) for x in channels.layers}
     thresholds = dict.fromkeys(s, 0.99)
-    found = routing.route(channels, s, 0, thresholds, thresholds)
+    found = routes.contribution_route(channels, s, 0, thresholds, thresholds)
     assert all(found[layer.outputs].any() for layer in channels.layers)
 
 
@@ -223,7 +225,7 @@ def test_the_slope_of_a_sure_answer_is_not_cancelled() -> None:
     exact = z.double().requires_grad_()
     exact.softmax(1).gather(1, y[:, None]).sum().backward()
     assert exact.grad is not None
-    found = routing._softmax_slope(z, y)
+    found = meters._softmax_slope(z, y)
     assert torch.allclose(found[1].double(), exact.grad[1], rtol=1e-5)
     assert found[0, 0] == pytest.approx(torch.tensor([-30.0, -35.0]).exp().sum().item(), rel=1e-4)
     assert found[0, 0] > 0 > found[0, 1]
@@ -232,8 +234,8 @@ def test_the_slope_of_a_sure_answer_is_not_cancelled() -> None:
 def test_gradient_scores_are_those_of_autograd(digits: Images) -> None:
     net = seen(Flat(4), seed=3)
     split = digits.train.normalised((0.3,), (0.4,))
-    channels = follow(net, torch.randn(2, 1, 8, 8))
-    meter = routing._Gradients(copy.deepcopy(net).requires_grad_(False), channels)
+    channels = follow_channels(net, torch.randn(2, 1, 8, 8))
+    meter = meters.GradientMeter(copy.deepcopy(net).requires_grad_(False), channels)
     found = meter(split, {2: torch.arange(70)}, CPU)[2]
     images = split.batch(torch.arange(70), device=CPU).images
     maps = net.bn(net.conv1(images)).relu()
@@ -241,7 +243,7 @@ def test_gradient_scores_are_those_of_autograd(digits: Images) -> None:
     p = net.fc2(net.fc1(kept.relu().flatten(1)).relu()).softmax(1)[:, 2].sum()
     slope = torch.autograd.grad(p, kept)[0]
     assert torch.allclose(found["conv2"], slope.relu().sum((0, 2, 3)), rtol=1e-3, atol=1e-7)
-    rows = routing.routes(net, channels, split, {2: torch.arange(70)}, score="gradient")
+    rows = routes.find_routes(net, channels, split, {2: torch.arange(70)}, score="gradient")
     assert all(rows[0, layer.outputs].any() for layer in channels.layers)
     assert not rows.all()
 
@@ -271,7 +273,7 @@ def test_components_on_digits(teacher: Model, digits: Images) -> None:
     assert count(fewer) <= count(half) < count(teacher)
     assert next(m for m in half.module.modules() if isinstance(m, nn.Conv2d)).in_channels == 1
     joint = digits.only(half.classes).normalised(half.mean, half.std)
-    limited = mda.restricted(teacher, names[5:])
+    limited = component.restrict(teacher, names[5:])
     right = evaluate(limited.module, joint.test).accuracy
     found = evaluate(half.module, joint.test).accuracy
     assert right > 0.95
@@ -283,18 +285,18 @@ def test_components_on_digits(teacher: Model, digits: Images) -> None:
 
 def test_masks_of_a_union_are_joined(teacher: Model, digits: Images) -> None:
     split = digits.train.normalised(teacher.mean, teacher.std)
-    channels = follow(teacher.module, teacher.example(2))
-    samples = mda.confident(teacher.module, split, {c: c for c in range(10)}, 20)
-    found = routing.routes(teacher.module, channels, split, samples)
-    left, right = (mda.component(teacher.module, channels, found[rows], rows, example=teacher.example(4))
+    channels = follow_channels(teacher.module, teacher.example(2))
+    samples = component.find_confident(teacher.module, split, {c: c for c in range(10)}, 20)
+    found = routes.find_routes(teacher.module, channels, split, samples)
+    left, right = (component.cut_component(teacher.module, channels, found[rows], rows, example=teacher.example(4))
                    for rows in ([0, 1, 2], [3, 4]))  # fmt: skip
-    both = mda.component(teacher.module, channels, found[:5], range(5), example=teacher.example(4))
+    both = component.cut_component(teacher.module, channels, found[:5], range(5), example=teacher.example(4))
     for layer in channels.layers:
         a, b, c = (m.get_submodule(layer.name).weight.shape[1] for m in (left, right, both))
         assert max(a, b) <= c <= a + b
         if not channels.reads_image(layer):
             assert c == int((found[:3, layer.inputs].any(0) | found[3:5, layer.inputs].any(0)).sum())
-    picture = routing.route_picture(channels, found, teacher.classes)
+    picture = routes.route_picture(channels, found, teacher.classes)
     assert [x["name"] for x in picture["layers"]] == [x.name for x in channels.layers[:-1]]
     for drawn, layer in zip(picture["layers"], channels.layers, strict=False):
         assert sum(g["count"] for g in drawn["groups"]) == len(layer.outputs)
@@ -303,7 +305,7 @@ def test_masks_of_a_union_are_joined(teacher: Model, digits: Images) -> None:
 
 def test_the_surest_images_that_are_right(teacher: Model, digits: Images) -> None:
     split = digits.train.normalised(teacher.mean, teacher.std)
-    found = mda.confident(teacher.module, split, {3: 3, 8: 8}, 15)
+    found = component.find_confident(teacher.module, split, {3: 3, 8: 8}, 15)
     with torch.no_grad():
         z = teacher.module(split.batch(torch.arange(len(split)), device=CPU).images)
     own = ((split.labels == 3) & (z.argmax(1) == 3)).nonzero().flatten()
@@ -316,7 +318,7 @@ def test_the_surest_images_that_are_right(teacher: Model, digits: Images) -> Non
 def test_a_component_is_a_student(teacher: Model, digits: Images) -> None:
     part = part_of(teacher, digits, classes=("0", "1", "2"))
     data = digits.only(part.classes).normalised(part.mean, part.std)
-    method = KD(teacher=mda.restricted(teacher, part.classes), student=part,
+    method = KD(teacher=component.restrict(teacher, part.classes), student=part,
                 recipe=Recipe(epochs=1, batch_size=64, lr=0.01))  # fmt: skip
     method.require(data)
     assert evaluate(method.fit(run(), data), data.test).accuracy > 0.9
@@ -328,12 +330,12 @@ def test_a_component_is_a_student(teacher: Model, digits: Images) -> None:
 def some_part(kind: type[nn.Module], seed: int, share: float, **facts: object) -> Model:
     """A component with random routes."""
     whole = model(seen(kind(), seed))
-    channels = follow(whole.module, whole.example(2))
+    channels = follow_channels(whole.module, whole.example(2))
     g = torch.Generator().manual_seed(seed)
     keep = torch.rand(2, channels.n, generator=g) < share
     for layer in channels.layers:
         keep[:, layer.outputs[0]] = True
-    made = mda.component(whole.module, channels, keep, [3, 1], example=whole.example(4))
+    made = component.cut_component(whole.module, channels, keep, [3, 1], example=whole.example(4))
     return dataclasses.replace(whole, module=made, **facts)  # type: ignore[arg-type]
 
 
@@ -361,7 +363,7 @@ def test_assembled_logits_are_those_of_the_parts(kind: type[nn.Module]) -> None:
     assert type(whole.module) is kind
     right = torch.cat([part.module(x) for part in parts], 1)
     assert torch.allclose(whole.module(x), right, atol=1e-5 * float(right.abs().max()))
-    zeros = joining.zero_blocks(parts)
+    zeros = zero_blocks(parts)
     count = sum(p.numel() for p in whole.module.parameters()) - sum(int(m.sum()) for m in zeros.values())
     shared_slopes = sum(m.weight.numel() for m in whole.module.modules() if isinstance(m, nn.PReLU))
     alone = sum(p.numel() for part in parts for p in part.module.parameters())
@@ -385,8 +387,8 @@ def test_parts_with_other_normalisations_see_their_own_images(kind: type[nn.Modu
     nested = assemble((assemble(parts[1:]), parts[0]))
     assert torch.allclose(nested.module((raw - 0.5) / 0.25), right[:, [2, 3, 4, 5, 0, 1]], atol=1e-4)
     # What was assembled can be taken apart again.
-    channels = follow(whole.module, whole.example(2))
-    again = mda.component(
+    channels = follow_channels(whole.module, whole.example(2))
+    again = component.cut_component(
         whole.module, channels, torch.ones(1, channels.n, dtype=torch.bool), [4, 0], example=whole.example(4)
     )
     assert torch.allclose(again((raw - 0.3) / 0.4), right[:, [4, 0]], atol=1e-4)
@@ -417,8 +419,8 @@ def test_parts_that_do_not_fit_are_named() -> None:
 
 def test_after_scaling_the_mean_winning_logit_is_one(teacher: Model, digits: Images) -> None:
     part = part_of(teacher, digits, classes=("1", "4", "7"))
-    r = joining.logit_scales(part, digits, per_class=40)
-    made = joining.scaled(part, r)
+    r = logit_scales(part, digits, per_class=40)
+    made = scale_logits(part, r)
     split = digits.train.normalised(part.mean, part.std)
     for c, label in enumerate((1, 4, 7)):
         index = (split.labels == label).nonzero().flatten()[:40]
@@ -429,7 +431,7 @@ def test_after_scaling_the_mean_winning_logit_is_one(teacher: Model, digits: Ima
     x = split.batch(torch.arange(200), device=CPU).images
     with torch.no_grad():
         assert torch.allclose(made.module(x), part.module(x) * r, atol=1e-4)
-        assert torch.equal(joining.scaled(part, 3 * r).module(x).argmax(1), made.module(x).argmax(1))
+        assert torch.equal(scale_logits(part, 3 * r).module(x).argmax(1), made.module(x).argmax(1))
 
 
 def test_a_class_without_a_positive_mean_is_not_scaled(teacher: Model, digits: Images) -> None:
@@ -438,15 +440,15 @@ def test_a_class_without_a_positive_mean_is_not_scaled(teacher: Model, digits: I
     with torch.no_grad():
         last.bias[0] -= 1000.0  # never wins
         last.bias[1] -= 500.0  # wins with a negative logit
-    assert joining.logit_scales(part, digits).tolist() == [1.0, 1.0]
+    assert logit_scales(part, digits).tolist() == [1.0, 1.0]
     strange = dataclasses.replace(part, classes=("1", "no digit"))
-    assert joining.logit_scales(strange, digits).tolist() == [1.0, 1.0]
+    assert logit_scales(strange, digits).tolist() == [1.0, 1.0]
 
 
 def test_logits_behind_a_norm_are_not_scaled() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.BatchNorm1d(2)).eval()
     with pytest.raises(UserError, match="cannot be scaled"):
-        joining.scaled(model(net, "ab"), torch.ones(2))
+        scale_logits(model(net, "ab"), torch.ones(2))
 
 
 # -- the methods ----------------------------------------
@@ -463,7 +465,7 @@ def test_as_much_is_cut_as_validation_accuracy_allows(teacher: Model, digits: Im
         sizes.append(sum(p.numel() for p in made.module.parameters()))
         accuracies.append(evaluate(made.module, held).accuracy)
         assert "validation accuracy falls by no more than" in watched.notes[0]
-    source = evaluate(mda.restricted(teacher, ("3", "5", "8")).module, held).accuracy
+    source = evaluate(component.restrict(teacher, ("3", "5", "8")).module, held).accuracy
     assert accuracies[0] >= source - 0.01 and accuracies[1] >= source - 0.3
     assert sizes[1] < sizes[0]
     blind = dataclasses.replace(digits, validation=digits.validation.subset(torch.arange(0)))
@@ -491,7 +493,7 @@ def test_assembly_on_digits(halves: tuple[Model, Model], digits: Images) -> None
 
 def test_zero_blocks_stay_zero_where_asked(halves: tuple[Model, Model], digits: Images) -> None:
     recipe = Recipe(epochs=1, batch_size=100, lr=0.05)
-    masks = joining.zero_blocks(halves)
+    masks = zero_blocks(halves)
     assert masks
     for keep in (True, False):
         method = MDAAssembly(parts=halves, tune=True, keep_zeros=keep, recipe=recipe)
@@ -509,7 +511,7 @@ def test_products_are_rebuilt_from_their_record(halves: tuple[Model, Model], tea
             assert source["reference"] == teacher.reference
             return resolve(source["reference"], pretrained=False)
 
-        again = joining.rebuild_resized(**options, rebuild=rebuild)
+        again = rebuild_resized(**options, rebuild=rebuild)
         again.load_state_dict(made.module.state_dict())
         x = made.example(3)
         assert torch.equal(again.eval()(x), made.module.eval()(x))
@@ -518,7 +520,7 @@ def test_products_are_rebuilt_from_their_record(halves: tuple[Model, Model], tea
                 layer = next(iter(options["widths"]))
                 value = {**options["widths"], layer: [*options["widths"][layer][:-2], 3, 1]}
             with pytest.raises((ValueError, KeyError, TypeError, AttributeError, UserError)):
-                joining.rebuild_resized(**{**options, name: value}, rebuild=rebuild)
+                rebuild_resized(**{**options, name: value}, rebuild=rebuild)
     bare = dataclasses.replace(teacher, reference=None)
     assert part_of(bare, digits, classes=("3",)).reference is None
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.assembly.naswot import agreement, log_det, naswot, scores
+from upcycle.assembly.reassembly.naswot import agreement, log_det, naswot, scores
 
 
 def images(n: int, seed: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upcycle.assembly.partition import Ascent, Partition, _table, assembles, partition, size_limit, values
+from upcycle.assembly.reassembly.partition import Ascent, Partition, _table, assembles, partition, size_limit, values
 from upcycle.core.errors import UserError
 from upcycle.core.models import resolve
 from upcycle.data import load

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from upcycle.assembly.search import Block, Passage, Search, Stitch, stitch
+from upcycle.assembly.reassembly.search import Block, Passage, Search, Stitch, stitch
 from upcycle.core.errors import UserError
 from upcycle.measure.cost import UNLIMITED, Budget, count
 

@@ -15,7 +15,8 @@ from upcycle.core.errors import UserError
 from upcycle.core.models import Model, resolve
 from upcycle.core.taps import Taps
 from upcycle.measure.cost import count
-from upcycle.surgery.blocks import BlockCost, Chain, Signal, chain, features
+from upcycle.surgery.blocks import BlockCost, Chain, chain, node_features
+from upcycle.surgery.signals import Signal
 from upcycle.zoo.convnet import MLP, ConvNet
 from upcycle.zoo.resnet import ResNet
 
@@ -222,7 +223,7 @@ def test_features_are_pooled_outputs() -> None:
     made = chain(resnet(1, 1, 1))
     split = tiny_data(41).train
     names = ["layer1.0", "layer2.0", "layer3.0"]
-    found: list[Any] = list(features(made, split, batch_size=16))
+    found: list[Any] = list(node_features(made, split, batch_size=16))
     assert [len(rows[0]) for rows in found] == [14, 14, 13]
     own = split.normalised(made.model.mean, made.model.std)
     images = own.batch(torch.arange(41), device=torch.device("cpu")).images
@@ -238,7 +239,7 @@ def test_features_in_the_networks_own_normalisation() -> None:
     one = resnet(1, 1, 1)
     other = dataclasses.replace(one, mean=(0.5,), std=(0.1,))
     split = tiny_data(8).train
-    a, b = (next(features(chain(m), split))[0] for m in (one, other))
+    a, b = (next(node_features(chain(m), split))[0] for m in (one, other))
     assert not torch.allclose(a, b)
-    again = next(features(chain(one), split.normalised((0.9,), (0.2,))))[0]
+    again = next(node_features(chain(one), split.normalised((0.9,), (0.2,))))[0]
     torch.testing.assert_close(again, a, rtol=0, atol=0)

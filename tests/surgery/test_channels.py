@@ -8,7 +8,9 @@ import torchvision
 from torch import nn
 
 from upcycle.core.errors import UserError
-from upcycle.surgery.channels import Channels, Scatter, follow
+from upcycle.surgery.channels import Channels
+from upcycle.surgery.following import follow_channels
+from upcycle.surgery.joined_layers import Scatter
 from upcycle.surgery.resizing import resized, shrink, widths
 from upcycle.zoo.convnet import MLP
 from upcycle.zoo.resnet import PadShortcut, ResNet
@@ -64,7 +66,7 @@ def some(channels: Channels, share: float = 0.6) -> torch.Tensor:
 def test_a_narrower_network_computes_what_the_source_does_without_the_removed_channels(name: str) -> None:
     torch.manual_seed(0)
     net, x = seen(NETWORKS[name]()), torch.randn(2, 3, 32, 32)
-    channels = follow(net, x)
+    channels = follow_channels(net, x)
     whole = shrink(net, channels, torch.ones(channels.n, dtype=torch.bool), example=x)
     right = net(x)
     assert (whole(x) - right).abs().max() <= 1e-5 * right.abs().max()
@@ -88,7 +90,7 @@ def test_a_narrower_network_computes_what_the_source_does_without_the_removed_ch
 
 def test_a_sum_couples_its_terms_and_padding_couples_nothing() -> None:
     net = ResNet((2, 1, 1), 10)
-    channels = follow(net, torch.randn(2, 3, 16, 16))
+    channels = follow_channels(net, torch.randn(2, 3, 16, 16))
     by_name = {layer.name: layer for layer in channels.layers}
     stem, last = by_name["conv1"].outputs, by_name["layer1.1.conv2"].outputs
     assert torch.equal(stem, last)
@@ -116,7 +118,7 @@ class Shuffled(nn.Module):
 
 def test_a_shuffle_is_followed_where_widths_allow_it() -> None:
     net, x = seen(Shuffled()), torch.randn(2, 3, 4, 4)
-    channels = follow(net, x)
+    channels = follow_channels(net, x)
     first, second = channels.layers
     assert torch.equal(second.inputs, first.outputs[[0, 4, 1, 5, 2, 6, 3, 7]])
     keep = torch.zeros(channels.n, dtype=torch.bool)
@@ -144,7 +146,7 @@ class Branches(nn.Module):
 
 
 def test_concatenation_halves_gates_and_flatten() -> None:
-    channels = follow(Branches(), torch.randn(2, 1, 3, 3))
+    channels = follow_channels(Branches(), torch.randn(2, 1, 3, 3))
     a, b, c, gate, linear = channels.layers
     assert torch.equal(c.inputs, torch.cat([a.outputs, b.outputs]))
     assert torch.equal(gate.outputs, c.outputs)
@@ -156,7 +158,7 @@ def test_concatenation_halves_gates_and_flatten() -> None:
 def test_depthwise_couples_input_and_output_and_groups_stay_whole() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.Conv2d(8, 4, 1, groups=2),
                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))  # fmt: skip
-    channels = follow(net, torch.randn(2, 3, 5, 5))
+    channels = follow_channels(net, torch.randn(2, 3, 5, 5))
     first, depthwise, grouped, _ = channels.layers
     assert torch.equal(depthwise.outputs, first.outputs.repeat_interleave(2)[:8])
     assert len(grouped.outputs.unique()) == 2
@@ -194,14 +196,14 @@ class Twice(nn.Module):
 )  # fmt: skip
 def test_what_is_not_understood_is_named(make: object, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
-        follow(make(), torch.randn(2, 3, 32, 32))  # type: ignore[operator]
+        follow_channels(make(), torch.randn(2, 3, 32, 32))  # type: ignore[operator]
     assert "\n" not in str(error.value)
     assert "cannot be cut into channels" in str(error.value)
 
 
 def test_a_layer_must_keep_a_channel() -> None:
     net, x = Branches(), torch.randn(2, 1, 3, 3)
-    channels = follow(net, x)
+    channels = follow_channels(net, x)
     with pytest.raises(UserError, match="Layer 'a' must keep at least one channel"):
         shrink(net, channels, torch.zeros(channels.n, dtype=torch.bool), example=x)
 
@@ -225,7 +227,7 @@ def test_recorded_widths_that_are_none_are_refused(wrong: dict[str, list[int]]) 
 def test_a_timm_network_is_followed() -> None:
     timm = pytest.importorskip("timm")
     net, x = seen(timm.create_model("resnet10t", num_classes=5)), torch.randn(2, 3, 32, 32)
-    channels = follow(net, x)
+    channels = follow_channels(net, x)
     small = shrink(net, channels, some(channels), example=x)
     assert small(x).shape == (2, 5)
     assert widths(small)["fc"][0] < widths(net)["fc"][0]

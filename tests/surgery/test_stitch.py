@@ -15,7 +15,8 @@ from tests.surgery.test_blocks import model, resnet
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model, resolve, source_of
 from upcycle.measure.cost import count
-from upcycle.surgery.blocks import Chain, Signal, chain
+from upcycle.surgery.blocks import Chain, chain
+from upcycle.surgery.signals import Signal
 from upcycle.surgery.stitch import Stitch, plan, rebuild_stitched, stitched
 from upcycle.zoo.convnet import ConvNet
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from upcycle.assembly.naswot import naswot, scores
-from upcycle.assembly.partition import Partition, partition, values
-from upcycle.assembly.search import Block, Passage, Search, Size
+from upcycle.assembly.reassembly.naswot import naswot, scores
+from upcycle.assembly.reassembly.partition import Partition, partition, values
+from upcycle.assembly.reassembly.search import Block, Passage, Search, Size
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss
@@ -25,7 +25,8 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.measure.cost import Budget, amount, count, si
 from upcycle.measure.similarity import Kind, Similarity
-from upcycle.surgery.blocks import Chain, Signal, chain, features
+from upcycle.surgery.blocks import Chain, chain, node_features
+from upcycle.surgery.signals import Signal
 from upcycle.surgery.stitch import Stitched, pieces, plan, stitched
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def similarities(chains: Sequence[Chain], split: ImageSplit, kind: Kind, device:
         kind: see :class:`~upcycle.measure.similarity.Similarity`.
     """
     gathered = Similarity(kind)
-    for rows in zip(*(features(c, split, BATCH, device) for c in chains), strict=True):
+    for rows in zip(*(node_features(c, split, BATCH, device) for c in chains), strict=True):
         gathered.add([x for row in rows for x in row])
     return gathered.map().cpu()
 
@@ -106,7 +107,7 @@ def score_all(
     chains: Sequence[Chain], candidates: Sequence[Sequence[Choice]], classes: int, split: ImageSplit,
     seed: int, batches: int, device: torch.device | str = "cpu",
 ) -> list[float]:  # fmt: skip
-    """The training-free score (:mod:`upcycle.assembly.naswot`) of stitched, untuned networks.
+    """The training-free score (:mod:`upcycle.assembly.reassembly.naswot`) of stitched, untuned networks.
 
     Args:
         candidates: the blocks of each.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.assembly.dery import DeRy, block_table, mixed, score_all, similarities
-from upcycle.assembly.partition import Partition, partition, values
-from upcycle.assembly.search import Search
+from upcycle.assembly.reassembly.partition import Partition, partition, values
+from upcycle.assembly.reassembly.search import Search
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.settings import cifar10, test
 from upcycle.core.models import Model, resolve

@@ -9,9 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from upcycle.assembly.joining import MDAAssembly
-from upcycle.assembly.mda import MDA, chosen_classes, component, confident, restricted
-from upcycle.assembly.routing import routes
+from upcycle.assembly.disassembly.component import class_indices, cut_component, find_confident, restrict
+from upcycle.assembly.disassembly.routes import find_routes
+from upcycle.assembly.mda import MDA
+from upcycle.assembly.mdaassembly import MDAAssembly
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import cifar10, test, train
 from upcycle.core.evaluate import evaluate
@@ -22,7 +23,8 @@ from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
 from upcycle.data.images import ImageSplit, joined
 from upcycle.distillation import KD
-from upcycle.surgery.channels import Channels, follow
+from upcycle.surgery.channels import Channels
+from upcycle.surgery.following import follow_channels
 
 BETAS = (0.1, 0.2, 0.4, 0.6)
 """Of convolutions; the second is the default."""
@@ -104,19 +106,19 @@ class Pruner:
     @classmethod
     def sweep(cls, model: Model, data: Images, betas: tuple[float, ...], samples: int = 50) -> dict[float, Pruner]:
         """All routes of a network, for several beta of convolutions."""
-        channels = follow(model.module, model.example(2))
+        channels = follow_channels(model.module, model.example(2))
         split = data.train.normalised(model.mean, model.std)
-        found = confident(model.module, split, {c: c for c in range(len(model.classes))}, samples)
-        return {b: cls(model, channels, routes(model.module, channels, split, found, beta=b), data) for b in betas}
+        found = find_confident(model.module, split, {c: c for c in range(len(model.classes))}, samples)
+        return {b: cls(model, channels, find_routes(model.module, channels, split, found, beta=b), data) for b in betas}
 
     def accuracies(self, classes: tuple[str, ...], seed: int, without: tuple[str, ...] = ()) -> dict[str, float]:
         """Among these classes, in per cent: the source, its component, and two of the same widths."""
-        rows = chosen_classes(self.model, classes)
+        rows = class_indices(self.model, classes)
         on = self.routes[rows]
         keep = on.any(0)
         draw = torch.rand(self.channels.n, generator=torch.Generator().manual_seed(seed))
         arms: dict[str, Callable[[], nn.Module]] = {
-            "source restricted": lambda: restricted(self.model, [self.model.classes[c] for c in rows]).module,
+            "source restricted": lambda: restrict(self.model, [self.model.classes[c] for c in rows]).module,
             "component": lambda: self._cut(on, rows),
             "random": lambda: self._cut(as_many(self.channels, keep, draw)[None], rows),
             "L1": lambda: self._cut(as_many(self.channels, keep, l1(self.model.module, self.channels))[None], rows),
@@ -130,7 +132,7 @@ class Pruner:
         return self.data.only(names).normalised(self.model.mean, self.model.std).test
 
     def _cut(self, on: Tensor, rows: list[int]) -> nn.Module:
-        return component(self.model.module, self.channels, on, rows, example=self.model.example(4))
+        return cut_component(self.model.module, self.channels, on, rows, example=self.model.example(4))
 
     def kept(self) -> dict[str, float]:
         """The share of channels on some route, in per cent: inside residual blocks, and in the sums between them."""
@@ -144,12 +146,12 @@ class Pruner:
 def tightest(model: Model, data: Images, classes: tuple[str, ...], seed: int) -> dict[str, float]:
     """The component of the largest alpha whose validation accuracy falls by no more than two points."""
     made = train(MDA(source=model, classes=classes, tolerance=0.02), data, seed)
-    channels = follow(model.module, model.example(2))
+    channels = follow_channels(model.module, model.example(2))
     keep = torch.zeros(channels.n, dtype=torch.bool)
     for layer in channels.layers:  # as many of each kind of channel, whichever they are
         if not channels.makes_logits(layer):
             keep[layer.outputs[: len(made.get_submodule(layer.name).weight)]] = True  # type: ignore[arg-type]
-    rows = chosen_classes(model, classes)
+    rows = class_indices(model, classes)
     pruner = Pruner(model, channels, keep.expand(len(model.classes), -1), data)
     return {**pruner.accuracies(classes, seed, without=("component",)),
             "component": 100 * evaluate(made, pruner.images(rows)).accuracy}  # fmt: skip

@@ -12,7 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.errors import one_line, require
 from upcycle.core.models import copy_of
-from upcycle.surgery.channels import Channels, Layer, Scatter, follow
+from upcycle.surgery.channels import Channels, Layer
+from upcycle.surgery.following import follow_channels
+from upcycle.surgery.joined_layers import Scatter
 from upcycle.zoo.resnet import PadShortcut
 
 TOLERANCE = 1e-5
@@ -38,7 +40,7 @@ def shrink(
     ``example`` in float64.
 
     Args:
-        channels: what :func:`follow` found.
+        channels: what :func:`~upcycle.surgery.following.follow_channels` found.
         keep: of each id, whether it stays; those of the image always do.
         rows: which logits stay, in their new order; ``None`` keeps all.
         example: images that the network takes.
@@ -152,7 +154,7 @@ def _resize(network: nn.Module, name: str, m: nn.Module, numbers: list[int]) -> 
 
 
 @torch.no_grad()
-def joined(
+def join_networks(
     modules: Sequence[nn.Module], channels: Sequence[Channels], shared: bool, *, example: Float[Tensor, "b c h w"]
 ) -> nn.Module:
     """Several networks with one sequence of layers as one, whose logits are theirs one after the other.
@@ -162,7 +164,7 @@ def joined(
 
     Args:
         modules: the networks; forward and settings are those of the first.
-        channels: of each, from :func:`follow`.
+        channels: of each, from :func:`~upcycle.surgery.following.follow_channels`.
         shared: all look at the same image channels; otherwise each has its own, one after the other.
         example: images that the joined network takes.
 
@@ -188,7 +190,7 @@ def joined(
         size = (sum(len(x.outputs) for x in together), inputs // groups, *m.weight.shape[2:])
         set_layer(m, m.weight.new_zeros(size), inputs, groups)
 
-    whole = follow(made, example)
+    whole = follow_channels(made, example)
     own = _correspondence(whole, channels, shared)
     for i, layer in enumerate(whole.layers):
         m = _layer_of(made, layer)

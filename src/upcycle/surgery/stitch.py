@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from upcycle.core.errors import UserError, require
 from upcycle.core.models import Model, source_of
 from upcycle.core.seeds import seed_of
-from upcycle.surgery.blocks import Chain, Layout, Signal, chain, pooled
+from upcycle.surgery.blocks import Chain, chain
+from upcycle.surgery.signals import Layout, Signal, global_pool
 
 SLOPE = 0.1
 """Of the LeakyReLU that ends a stitch."""
@@ -26,17 +26,17 @@ MOST = 100
 
 
 class Stitch(nn.Module):
-    """From what one block gives to what another takes, with new weights.
+    """A layer with new weights from what one block gives to what another takes.
 
     - map to map: BatchNorm(a), t x t convolution a -> b with stride t and no bias, LeakyReLU(0.1);
     - map to tokens: the same, then (b, c, h, w) to (b, h w, c);
     - tokens to tokens: LayerNorm(a), Linear(a, b) without bias, LeakyReLU(0.1), on all tokens;
     - tokens to map: those of the patches go back to their places (h, w), then as map to map.
 
-    Arguments:
-        takes: what comes in.
-        gives: what goes out.
-        stride: t.
+    Args:
+        takes: the signal that comes in.
+        gives: the signal that goes out.
+        stride: t, of the convolution, whose kernel is t x t.
 
     Yang et al., arXiv:2210.17409, and its code. Where a class token has no place to go, it is dropped.
     """
@@ -64,7 +64,7 @@ class Stitch(nn.Module):
         return x.flatten(2).transpose(1, 2) if self.gives.layout == "tokens" else x
 
 
-class Head(nn.Module):
+class PoolingHead(nn.Module):
     """Global average pooling (over all tokens, where there are tokens) and a linear layer."""
 
     def __init__(self, channels: int, layout: Layout, classes: int) -> None:
@@ -73,7 +73,7 @@ class Head(nn.Module):
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(pooled(x, self.layout))
+        return self.linear(global_pool(x, self.layout))
 
 
 def stem(channels: int, to: int, stride: int) -> nn.Sequential:
@@ -88,10 +88,14 @@ def stem(channels: int, to: int, stride: int) -> nn.Sequential:
 
 
 class Stitched(nn.Module):
-    """stem -> block -> stitch -> block -> ... -> head; images (b, c, h, w) to logits (b, k).
+    """A network of blocks, stem -> block -> stitch -> block -> ... -> head; images (b, c, h, w) to logits (b, k).
 
-    ``blocks`` come from trained networks, all else is new, but for the head of a network that was put together
-    again as it was. ``recipe`` is what it was built from.
+    Args:
+        stem: in front of the first block; new, or an identity.
+        blocks: from trained networks.
+        stitches: between them, one fewer; new, or identities.
+        head: behind the last block; new, but for a network that was put together again as it was.
+        recipe: plain data that it is built from.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class Stitched(nn.Module):
 
 
 def plan(chains: Sequence[Chain], blocks: Sequence[tuple[int, int, int]], classes: int | None) -> dict[str, Any]:
-    """The recipe of a network from blocks: plain data, from which :func:`stitched` builds it.
+    """Write the recipe of a network from blocks: plain data, from which :func:`stitched` builds it.
 
     Blocks that are neighbours in their network meet without a stitch. t is the largest stride after which a map is
     no smaller than what the next block was trained on, and at least 1. A new stem is made only where the first block
@@ -147,7 +151,7 @@ def plan(chains: Sequence[Chain], blocks: Sequence[tuple[int, int, int]], classe
         elif i > 0:
             made = _between(signal, native)
             stitches.append(made)
-            signal = _signal(made["gives"])
+            signal = Signal.from_record(made["gives"])
         cost = own.cost(first, last, signal)
         if cost is None:
             before = _name(chains[blocks[i - 1][0]], *blocks[i - 1][1:]) if i else "the stem"
@@ -181,7 +185,7 @@ def _between(takes: Signal, native: Signal) -> dict[str, Any]:
         stride = max(1, min(have // want for have, want in zip(takes.size, native.size, strict=True)))
         size = (takes.size[0] // stride, takes.size[1] // stride)
     gives = Signal(native.layout, native.channels, size, extra)
-    return {"takes": _record(takes), "gives": _record(gives), "stride": stride}
+    return {"takes": takes.record(), "gives": gives.record(), "stride": stride}
 
 
 Piece = tuple[tuple[Any, ...], Callable[[], nn.Module]]
@@ -244,13 +248,14 @@ def pieces(recipe: dict[str, Any], chains: Sequence[Chain], seed: int) -> list[P
     else:
         gives = chains[source].nodes[last].gives
         _sizes(gives.channels, ending["classes"])
-        linear = functools.partial(Head, gives.channels, gives.layout, ending["classes"])
+        linear = functools.partial(PoolingHead, gives.channels, gives.layout, ending["classes"])
         made.append(fresh(("head", chains[source].model.name, last, ending["classes"]), linear))
     return made
 
 
 def _stitch(joint: dict[str, Any], before: Chain, last: int, after: Chain, first: int) -> Callable[[], nn.Module]:
-    takes, gives, stride = _signal(joint["takes"]), _signal(joint["gives"]), joint["stride"]
+    takes, gives = Signal.from_record(joint["takes"]), Signal.from_record(joint["gives"])
+    stride = joint["stride"]
     given, needed = before.nodes[last].gives, after.nodes[first].takes
     if (takes.layout, takes.channels, gives.layout, gives.channels) != (
         given.layout, given.channels, needed.layout, needed.channels
@@ -258,15 +263,6 @@ def _stitch(joint: dict[str, Any], before: Chain, last: int, after: Chain, first
         raise ValueError("a stitch that does not fit its blocks")
     _sizes(takes.channels, gives.channels, stride, kernel=stride)
     return functools.partial(Stitch, takes, gives, stride)
-
-
-def _record(signal: Signal) -> dict[str, Any]:
-    return {**dataclasses.asdict(signal), "size": list(signal.size)}
-
-
-def _signal(record: dict[str, Any]) -> Signal:
-    h, w = map(int, record["size"])
-    return Signal(record["layout"], int(record["channels"]), (h, w), int(record["extra"]))
 
 
 def _sizes(*numbers: Any, kernel: int = 1) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from upcycle.assembly.joining import rebuild_resized
+from upcycle.surgery.assembling import rebuild_resized
 from upcycle.surgery.epitome import rebuild_epitome
 from upcycle.surgery.stitch import rebuild_stitched
 

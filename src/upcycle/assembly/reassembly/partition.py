@@ -120,7 +120,7 @@ def size_limit(n: int, K: int, eps: float) -> int:
 
 
 def values(similarity: ArrayLike, lengths: Sequence[int], made: Partition) -> tuple[Numbers, Numbers]:
-    """What :class:`upcycle.assembly.search.Search` adds up, for the blocks of one network after another.
+    """What :class:`upcycle.assembly.reassembly.search.Search` adds up, for the blocks of one network after another.
 
     Returns:
         unary, (blocks,): S of each block with its anchor; and pairwise, (blocks, blocks): s between what block i

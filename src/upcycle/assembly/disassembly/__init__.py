@@ -1,0 +1,1 @@
+"""The steps of disassembling a classifier: contributions of channels, decision routes, components."""

@@ -1,0 +1,128 @@
+"""A network's forward traced for cutting: the graph, the shapes in it, and what does not depend on the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from upcycle.core.cut import Tracer, optional
+from upcycle.core.errors import UserError, one_line
+from upcycle.core.evaluate import undisturbed
+from upcycle.core.models import Model
+
+BATCH = 2
+"""Images that shapes are taken with."""
+
+
+class _BlockTracer(Tracer):
+    """A tracer that remembers in which submodule it failed.
+
+    What has no children stays whole, so that a layer asks for its own shapes and its own mode; so does every BatchNorm.
+
+    Args:
+        kept: further submodules that stay whole.
+    """
+
+    def __init__(self, kept: set[str]) -> None:
+        super().__init__()
+        self.kept = kept
+        self.failed: str | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = isinstance(m, _BatchNorm) or not any(m.children()) or module_qualified_name in self.kept
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
+
+
+def trace_blocks(root: nn.Module, name: str) -> fx.Graph:
+    """Trace a network, with each submodule that cannot be traced as one operation.
+
+    Args:
+        root: the network, in evaluation mode.
+        name: of the network, for the error.
+
+    Raises:
+        UserError: the forward of the network itself cannot be traced.
+    """
+    defaults = optional(root)
+    kept: set[str] = set()
+    while True:
+        tracer = _BlockTracer(kept)
+        try:
+            return _of_images_alone(tracer.trace(root, defaults))
+        except Exception as error:  # whatever a stranger's forward does with a proxy
+            if not tracer.failed or tracer.failed in kept:
+                raise UserError(
+                    f"{name} cannot be cut into blocks: torch.fx cannot trace its forward ({one_line(error)})."
+                ) from error
+            kept.add(tracer.failed)
+
+
+def _of_images_alone(graph: fx.Graph) -> fx.Graph:
+    """The graph without optional arguments, which have their defaults, and without the tracer's checks of them."""
+    unused = {n for n in graph.nodes if n.op == "placeholder"} - {next(iter(graph.nodes))}
+    for n in graph.nodes:
+        if unused.intersection(n.all_input_nodes):
+            unused.add(n)
+    for n in reversed(graph.nodes):
+        if n in unused:
+            graph.erase_node(n)
+    return graph
+
+
+class _Shapes(fx.Interpreter):
+    """An interpreter that remembers the shape of every tensor in the graph."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(fx.GraphModule(root, graph))
+        self.found: dict[str, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.found[n.name] = tuple(value.shape)
+        return value
+
+
+def shapes_of(root: nn.Module, graph: fx.Graph, model: Model) -> dict[fx.Node, tuple[int, ...]]:
+    """Find the shape of every tensor in a graph on images of the model's size.
+
+    Args:
+        root: whose forward the graph is.
+        graph: from :func:`trace_blocks`.
+        model: what ``root`` is a copy of.
+
+    Raises:
+        UserError: the network does not take such images.
+    """
+    runner = _Shapes(root, graph)
+    images = cast_like(model.example(BATCH), root)
+    try:
+        with undisturbed(root):
+            runner.run(images)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"{model.name} does not take images of its input_shape: {one_line(error)}.") from error
+    return {n: runner.found[n.name] for n in graph.nodes if n.name in runner.found}
+
+
+def constants_of(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Find what does not depend on the image: parameters, and what is made of them alone."""
+    found: set[fx.Node] = set()
+    first = next(n for n in graph.nodes if n.op == "placeholder")
+    for n in graph.nodes:
+        if n is not first and n.op != "output" and all(a in found for a in n.all_input_nodes):
+            found.add(n)
+    return frozenset(found)
+
+
+def cast_like(images: Tensor, root: nn.Module) -> Tensor:
+    """Give images the precision and device of a network's parameters."""
+    return images.to(next((t for t in root.parameters() if t.is_floating_point()), images))
