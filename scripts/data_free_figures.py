@@ -24,7 +24,8 @@ from upcycle.core.frozen import frozen
 from upcycle.core.models import resolve
 from upcycle.data import load_pool
 from upcycle.distillation.gallery import strip
-from upcycle.report import plots
+from upcycle.report import svg
+from upcycle.report.lines import Series, line_plot
 
 ROOT = Path(__file__).parents[1]
 RESULTS, ASSETS = ROOT / "benchmarks" / "results", ROOT / "docs" / "assets"
@@ -56,25 +57,25 @@ def accuracy_svg(results: list[dict[str, Any]]) -> str:
     for result in results:
         # Noise costs no synthesis, so it has no place on a logarithm of seconds; the table has it.
         curves = {name: found for name, found in result["figures"]["curves"].items() if found[0][-1][0] >= 1}
-        tones = {method: plots.tone_of(methods.index(method)) for method in curves}
-        series = [plots.Series(f"{method}, seed {seed}" if len(curves[method]) > 1 else method,
+        tones = {method: svg.tone_of(methods.index(method)) for method in curves}
+        series = [Series(f"{method}, seed {seed}" if len(curves[method]) > 1 else method,
                                [point[0] for point in curve], [point[2] for point in curve], tones[method])
                   for method in curves for seed, curve in enumerate(curves[method])]  # fmt: skip
         title = str(result["settings"].get("title", result["benchmark"]))
         parts.append(Markup('<text class="heading" x="{}" y="{}">{}</text>').format(MARGIN, top + 12, title))
         key, rows = _key(tones, top + HEAD)
-        body = plots.lines(series, label=f"{title}: student accuracy over the seconds of synthesis",
-                           x="seconds of synthesis", y="student accuracy", show=plots.percent, height=PLOT,
+        body = line_plot(series, label=f"{title}: student accuracy over the seconds of synthesis",
+                           x="seconds of synthesis", y="student accuracy", show=svg.percent, height=PLOT,
                            log=True)  # fmt: skip
         top += HEAD + KEY * rows
         inner = Markup(
             str(body).replace(
-                "<svg ", f'<svg x="{MARGIN}" y="{top}" width="{plots.WIDTH}" height="{PLOT}" overflow="visible" ', 1
+                "<svg ", f'<svg x="{MARGIN}" y="{top}" width="{svg.WIDTH}" height="{PLOT}" overflow="visible" ', 1
             )
         )
         parts += [key, inner]
         top += PLOT + 2 * MARGIN
-    width = plots.WIDTH + 2 * MARGIN
+    width = svg.WIDTH + 2 * MARGIN
     label = "Student accuracy over the seconds of synthesis: " + ", ".join(methods)
     return Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" '
                   'aria-label="{2}"><style>{3}</style><rect width="{0}" height="{1}" fill="{4}"/>{5}</svg>\n').format(
@@ -86,7 +87,7 @@ def _key(tones: dict[str, str], top: float) -> tuple[Markup, int]:
     parts, x, row = [], float(MARGIN), 0
     for name, tone in tones.items():
         width = 7 * len(name) + 34
-        if x > MARGIN and x + width > plots.WIDTH + MARGIN:
+        if x > MARGIN and x + width > svg.WIDTH + MARGIN:
             x, row = MARGIN, row + 1
         y = top + KEY * row
         parts.append(Markup('<circle class="dot tone-{}" cx="{:.0f}" cy="{}" r="5"/><text x="{:.0f}" y="{}">{}</text>')
@@ -133,10 +134,10 @@ def main() -> None:
         grid(given.pool, given.teacher).save(ASSETS / "synthesised.png", optimize=True)
         return
     results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("data_free*.json"))]
-    svg = accuracy_svg(results)
-    if not re.search(r"<polyline", svg):
+    drawn = accuracy_svg(results)
+    if not re.search(r"<polyline", drawn):
         parser.error(f"no file data_free*.json in {RESULTS} has curves")
-    (ASSETS / "data_free_accuracy.svg").write_text(svg, encoding="utf-8")
+    (ASSETS / "data_free_accuracy.svg").write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

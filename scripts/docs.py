@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from upcycle.claims import CLAIMS, find
+from upcycle.claims import all_claims, find
 from upcycle.cli import SUMMARY
 from upcycle.core.lineage import TERMS
 from upcycle.core.models import resolve
@@ -261,8 +261,8 @@ def _split_mnist(claim: dict[str, Any]) -> str:
 
 def claimed() -> list[str]:
     """The names of the claims: those of methods in their order, then those of what is no method. None twice."""
-    names = [method.card.name for method in all_methods()]
-    return [name for name in dict.fromkeys([*names, *CLAIMS]) if find(name).method == name]
+    found = all_claims()
+    return [name for name in dict.fromkeys([*(method.card.name for method in all_methods()), *found]) if name in found]
 
 
 def claims() -> str:

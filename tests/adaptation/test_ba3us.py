@@ -34,7 +34,7 @@ from upcycle.core.reversal import grad_reverse, ramp
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images
-from upcycle.report import figures
+from upcycle.report import pictures
 
 G = torch.Generator().manual_seed(0)
 P_S = torch.randn(13, 10, generator=G, dtype=torch.float64).softmax(1)
@@ -269,7 +269,7 @@ def test_class_weights_find_the_classes_of_the_target(tmp_path: Path) -> None:
     m = class_weights(predict_logits(net, data.train).softmax(1))
     assert float(m[:5].sum()) > 0.9
     run.close()
-    drawn = [figures.picture(file) for file in sorted((tmp_path / "pictures").iterdir())]
+    drawn = [pictures.picture(file) for file in sorted((tmp_path / "pictures").iterdir())]
     assert len(drawn) == 2 and not any("cannot be drawn" in figure.caption for figure in drawn)
     assert str(drawn[1].body).count("<polyline") + str(drawn[1].body).count("<path") >= 10
 

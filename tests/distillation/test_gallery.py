@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from upcycle.core.models import Model, resolve
 from upcycle.data import Images, Pool, load, pool_lineage, save_pool
 from upcycle.distillation import gallery
-from upcycle.report import figures, plots
+from upcycle.report import pictures
+from upcycle.report.lines import Series, line_plot
 
 
 @dataclass
@@ -153,7 +154,7 @@ def test_every_picture_is_there_and_can_be_drawn(teacher: Model, digits: Images,
                                        "6-diversity-real"]  # fmt: skip
     for name, picture in made.run.pictures.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(picture))
-        figure = figures.picture(tmp_path / f"{name}.json")
+        figure = pictures.picture(tmp_path / f"{name}.json")
         assert figure.title == picture["title"] and "cannot be drawn" not in figure.caption and figure.body
     rows = made.run.pictures["1-classes"]["items"]
     assert [row["label"] for row in rows] == list(teacher.classes)
@@ -269,17 +270,17 @@ def test_rows_of_images_are_told_to_those_who_cannot_see_them(tmp_path: Path) ->
     item = {"png": base64.b64encode(file.getvalue()).decode(), "label": "cat", "alt": 'eight "cats"'}
     picture = {"kind": "images", "layout": "rows", "title": "t", "items": [item]}
     (tmp_path / "p.json").write_text(json.dumps(picture))
-    body = str(figures.picture(tmp_path / "p.json").body)
+    body = str(pictures.picture(tmp_path / "p.json").body)
     assert '<ul class="images rows">' in body and 'alt="eight &#34;cats&#34;"' in body and "<span>cat</span>" in body
 
 
 def test_a_logarithmic_axis_is_even_in_ratios() -> None:
-    svg = str(plots.lines([plots.Series("s", [1, 10, 100, 30], [0, 1, 2, 3])], label="l", log=True))
+    svg = str(line_plot([Series("s", [1, 10, 100, 30], [0, 1, 2, 3])], label="l", log=True))
     x = [float(part.split('"')[0]) for part in svg.split('cx="')[1:]]
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.11)
     assert x[3] - x[1] == pytest.approx((x[2] - x[1]) * math.log10(3), abs=0.11)
     for value in (3.0, 0.02):  # a single point has an axis too
-        assert "nan" not in str(plots.lines([plots.Series("s", [value], [1])], label="l", log=True))
+        assert "nan" not in str(line_plot([Series("s", [value], [1])], label="l", log=True))
 
 
 # -- the pictures of the documentation ------------------------------------------------------------------------

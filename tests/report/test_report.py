@@ -22,7 +22,13 @@ from sklearn.datasets import load_digits
 from tests.browser import Browser, find_chromium, open_browser
 from upcycle.core import lineage
 from upcycle.core.errors import UserError
-from upcycle.report import figures, plots, write_report
+from upcycle.report import figures, pictures, write_report
+from upcycle.report.bars import Bar, bar_chart, starts_late
+from upcycle.report.lines import Series, line_plot
+from upcycle.report.matrices import heatmap
+from upcycle.report.scatter import Point, scatter_plot
+from upcycle.report.svg import WIDTH, ticks
+from upcycle.report.trees import tree
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ALIKE = {(3, 5): 0.6, (5, 3): 0.6, (1, 9): 0.5, (9, 1): 0.4, (0, 8): 0.35, (4, 7): 0.3, (2, 0): 0.2}
@@ -435,7 +441,7 @@ finite = st.floats(-1e6, 1e6, allow_subnormal=False).filter(lambda v: v == 0 or 
 @given(finite, finite, st.integers(2, 8))
 def test_ticks_enclose_their_range_evenly(a: float, b: float, count: int) -> None:
     low, high = min(a, b), max(a, b)
-    found = plots.ticks(low, high, count)
+    found = ticks(low, high, count)
     width = (high - low) or abs(low) or 1
     assert found[0] <= low + 1e-6 * width and found[-1] >= high - 1e-6 * width
     steps = np.diff(found)
@@ -448,32 +454,32 @@ def marks(svg: str, tag: str, *names: str) -> list[tuple[float, ...]]:
 
 @given(st.lists(st.tuples(st.integers(0, 300), finite), min_size=1, max_size=30))
 def test_lines_stay_in_their_frame(points: list[tuple[int, float]]) -> None:
-    svg = plots.lines([plots.Series("s", [p[0] for p in points], [p[1] for p in points])], label="l")
+    svg = line_plot([Series("s", [p[0] for p in points], [p[1] for p in points])], label="l")
     dots = marks(svg, "circle", "cx", "cy")
     assert len(dots) == len(points)
-    assert all(0 <= x <= plots.WIDTH and 0 <= y <= 230 for x, y in dots)
+    assert all(0 <= x <= WIDTH and 0 <= y <= 230 for x, y in dots)
 
 
 def test_bars_have_the_lengths_of_their_values() -> None:
-    items = [plots.Bar("a", 10.0), plots.Bar("b", 40.0), plots.Bar("c", -20.0)]
-    (xa, wa), (xb, wb), (xc, wc) = marks(plots.bars(items, label="l"), "rect", "x", "width")
+    items = [Bar("a", 10.0), Bar("b", 40.0), Bar("c", -20.0)]
+    (xa, wa), (xb, wb), (xc, wc) = marks(bar_chart(items, label="l"), "rect", "x", "width")
     assert wb == pytest.approx(4 * wa, abs=0.5) and wc == pytest.approx(2 * wa, abs=0.5)
     assert xa == xb and xc + wc == pytest.approx(xa, abs=0.2)
 
 
 def test_bars_never_pretend_a_length_on_a_cut_axis() -> None:
-    close = [plots.Bar("a", 0.95, (0.94, 0.96), 0.01), plots.Bar("b", 0.93)]
-    svg = plots.bars(close, label="l", top=1.0)
-    assert plots.starts_late(close) and not marks(svg, "rect", "x") and len(marks(svg, "circle", "cx")) == 2
-    far = [plots.Bar("a", 0.95), plots.Bar("b", 0.5)]
-    assert not plots.starts_late(far) and len(marks(plots.bars(far, label="l"), "rect", "x")) == 2
+    close = [Bar("a", 0.95, (0.94, 0.96), 0.01), Bar("b", 0.93)]
+    svg = bar_chart(close, label="l", top=1.0)
+    assert starts_late(close) and not marks(svg, "rect", "x") and len(marks(svg, "circle", "cx")) == 2
+    far = [Bar("a", 0.95), Bar("b", 0.5)]
+    assert not starts_late(far) and len(marks(bar_chart(far, label="l"), "rect", "x")) == 2
 
 
 def test_a_heat_map_is_strongest_where_its_value_is() -> None:
-    svg = plots.heatmap(["r1", "r2"], ["c1", "c2"], [[0.0, -2.0], [1.0, None]], label="l")
+    svg = heatmap(["r1", "r2"], ["c1", "c2"], [[0.0, -2.0], [1.0, None]], label="l")
     cells = [(a["class"], float(a["fill-opacity"] or 0)) for a in Tags(svg).named("rect")]
     assert cells == [("cell", 0.06), ("cell negative", 1.0), ("cell", 0.53)]
-    hidden = plots.heatmap(["a", "b"], ["a", "b"], [[90.0, 10.0], [5.0, 95.0]], label="l", diagonal=False)
+    hidden = heatmap(["a", "b"], ["a", "b"], [[90.0, 10.0], [5.0, 95.0]], label="l", diagonal=False)
     assert [a["class"] for a in Tags(hidden).named("rect")] == ["cell muted", "cell", "cell", "cell muted"]
     assert Tags(hidden).named("rect")[1]["fill-opacity"] == "1.00"
 
@@ -510,7 +516,7 @@ def test_what_rows_are_compared_with_and_how_they_are_told_apart() -> None:
 def drawn(directory: Path, **picture: Any) -> figures.Figure:
     file = directory / "picture.json"
     file.write_text(json.dumps(picture))
-    return figures.picture(file)
+    return pictures.picture(file)
 
 
 @pytest.mark.parametrize("count", [5, 16, 17, 56])
@@ -562,14 +568,14 @@ plane = st.tuples(st.floats(1, 1e7), st.floats(0, 100), st.booleans(), st.intege
 @example([(1.0, 5e-324, False, 1)], False)
 @given(st.lists(plane, min_size=1, max_size=40), st.booleans())
 def test_names_in_a_scatter_plot_cover_nothing(points: list[tuple[float, float, bool, int]], log: bool) -> None:
-    items = [plots.Point("n" * size, x, y, front=front) for x, y, front, size in points]
-    svg = plots.scatter(items, label="l", x="x", y="y", log=log)
+    items = [Point("n" * size, x, y, front=front) for x, y, front, size in points]
+    svg = scatter_plot(items, label="l", x="x", y="y", log=log)
     dots = marks(svg, "circle", "cx", "cy")
-    assert len(dots) == len(items) and all(0 <= x <= plots.WIDTH and 0 <= y <= 320 for x, y in dots)
+    assert len(dots) == len(items) and all(0 <= x <= WIDTH and 0 <= y <= 320 for x, y in dots)
     found = boxes(svg)
     assert len(found) <= 12 and (found or len(items) > 1)
     for i, (left, top, right, bottom) in enumerate(found):
-        assert left >= 0 and right <= plots.WIDTH
+        assert left >= 0 and right <= WIDTH
         assert not any(left < x < right and top < y < bottom for x, y in dots)
         assert not any(left < c and a < right and top < d and b < bottom for a, b, c, d in found[:i])
 
@@ -647,7 +653,7 @@ def test_a_tree_joins_leaves_and_crosses_nothing(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=60))
 def test_nodes_and_leaves_of_a_tree_cover_nothing(paths: list[tuple[int, int]]) -> None:
-    svg = plots.tree(["one", "two"], [("n" * 40, path) for path in paths], label="l", leaf="class")
+    svg = tree(["one", "two"], [("n" * 40, path) for path in paths], label="l", leaf="class")
     nodes = sorted(marks(svg, "rect", "x", "y", "height"))
     assert len(nodes) == len({p[:1] for p in paths}) + len(set(paths))
     assert all(b[1] >= a[1] + a[2] for a, b in pairwise(nodes) if a[0] == b[0])

@@ -16,7 +16,7 @@ from tests.browser import Browser, find_chromium, open_browser
 from upcycle import cli
 from upcycle.core.models import load, resolve
 from upcycle.data import load as load_data
-from upcycle.report import figures
+from upcycle.report import pictures
 from upcycle.verbs.looks import as_heat, encoded
 
 TEACHER = "zoo:digits_teacher"
@@ -137,7 +137,7 @@ def overlay(methods: int) -> dict[str, object]:
 def test_more_methods_than_the_page_has_styles_for_are_refused(tmp_path: Path) -> None:
     for methods, drawn in ((8, True), (9, False), (0, False)):
         (tmp_path / "p.json").write_text(json.dumps(overlay(methods)))
-        assert ("cannot be drawn" not in figures.picture(tmp_path / "p.json").caption) == drawn
+        assert ("cannot be drawn" not in pictures.picture(tmp_path / "p.json").caption) == drawn
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,19 @@
-"""What each method promises, in a form that can fail: run by ``upcycle prove NAME``."""
+"""The claims of methods, in a form that can fail: run by ``upcycle prove NAME``.
+
+A claim is a file here with a ``CLAIM``, named like the method that makes it; :func:`find` needs no list.
+"""
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from upcycle.core.errors import unknown
+
 Measured = dict[str, list[float]]  # arm -> one figure per seed
-CLAIMS = {name: f"upcycle.claims.{name}" for name in
-          ("kd", "tfkd", "netgraft", "vam", "kdexplainer", "fastdfkd", "cmi", "deepinversion", "onestagegan", "mda",
-           "dery", "nes", "modeldoctor", "attribution", "ssf", "dine", "beta", "ba3us", "attentiondiversification",
-           "iso", "coca", "streaming", "meat", "blip", "vpr", "derpp")}  # fmt: skip
-CLAIMS |= {"mdaassembly": CLAIMS["mda"], **dict.fromkeys(("lora", "ia3", "probe"), CLAIMS["ssf"])}
-CLAIMS |= dict.fromkeys(("finetune", "joint", "er", "oewc", "si", "lwf"), CLAIMS["derpp"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Claim:
         measure: from a seed and whether to run the miniature, the figure of each arm in per cent (or another unit
             that the arm's name says), after the last epoch, on test data.
         checks: what must hold over the seeds.
+        covers: further methods that this claim measures beside its own, and which have no claim of their own.
     """
 
     method: str
@@ -57,6 +58,7 @@ class Claim:
     data: tuple[str, ...]
     measure: Callable[[int, bool], dict[str, float]]
     checks: tuple[Check, ...]
+    covers: tuple[str, ...] = ()
 
 
 def mean(measured: Measured, arm: str) -> float:
@@ -70,5 +72,30 @@ def gain(arm: str, baseline: str) -> Callable[[Measured], float]:
 
 
 def find(name: str) -> Claim:
-    """The claim of a method."""
-    return importlib.import_module(CLAIMS[name]).CLAIM
+    """The claim of a method: that in the file of its name, or else the one that covers it.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if name in _files() and (own := _in_file(name)):
+        return own
+    claims = all_claims()
+    for claim in claims.values():
+        if name in claim.covers:
+            return claim
+    raise unknown("claim", name, [*claims, *(other for claim in claims.values() for other in claim.covers)])
+
+
+def all_claims() -> dict[str, Claim]:
+    """Every claim by the name of its file; this imports them all."""
+    return {name: claim for name in _files() if (claim := _in_file(name))}
+
+
+def _files() -> list[str]:
+    return sorted(file.name for file in pkgutil.iter_modules(__path__))
+
+
+def _in_file(name: str) -> Claim | None:
+    """The claim of a file here; ``None`` for one that holds what several claims share."""
+    claim: Claim | None = getattr(importlib.import_module(f"{__name__}.{name}"), "CLAIM", None)
+    return claim

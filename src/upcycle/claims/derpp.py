@@ -45,6 +45,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     method="derpp",
+    covers=("finetune", "joint", "er", "oewc", "si", "lwf"),
     sentence="When new classes come, a memory of 200 images keeps most of what plain training forgets, and stored "
     "logits do no worse than labels alone; penalties on the weights and distillation without images keep next to "
     "nothing where the task of an image is not told.",

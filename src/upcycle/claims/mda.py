@@ -237,6 +237,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     method="mda",
+    covers=("mdaassembly",),
     sentence="The part of a network that knows some classes can be cut out, and such parts make a classifier without "
     "training.",
     published="v1: an assembled classifier is close to the source without fine-tuning and above it after one epoch; "

@@ -71,6 +71,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     method="ssf",
+    covers=("lora", "ia3", "probe"),
     sentence="Scales and shifts behind the layers of a frozen network, folded into it afterwards, bring it far closer "
     "to full fine-tuning than a new classifier alone does, from under a hundredth of its weights.",
     published="ViT-B/16, mean of 5 fine-grained sets 90.72 against 88.54 of full fine-tuning, mean of 19 VTAB-1k tasks "

@@ -16,6 +16,7 @@ from upcycle.core.store import read_json, write_atomic
 from upcycle.measure.cost import bytes_, duration, si
 from upcycle.report import figures
 from upcycle.report.figures import Arm
+from upcycle.report.pictures import picture
 
 __all__ = ["write_report"]
 
@@ -39,7 +40,7 @@ def write_report(run_directory: Path) -> Path:
     family = read_json(tree) if tree.exists() else None
     classes = [str(c) for c in data.get("classes", [])]
     by_class = [*figures.per_class(classes, arms), *figures.confusion(classes, arms, figures.product(arms))]
-    pictures = [figures.picture(file) for file in sorted(run_directory.glob("pictures/*.json"))]
+    pictures = [picture(file) for file in sorted(run_directory.glob("pictures/*.json"))]
     sections = [
         ("training", "Training", figures.training(figures.curves(run_directory), arms)),
         ("classes", "Class by class", by_class),

@@ -1,27 +1,23 @@
-"""The figures of a report: from the records of a run to pictures with a title and a caption."""
+"""The figures that every report has, from ``result.json`` and the log: accuracy, training, classes, calibration."""
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
 import math
 import re
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from upcycle.core.errors import UserError
-from upcycle.core.store import read_json
-from upcycle.measure.cost import si
-from upcycle.report import plots
-from upcycle.report.plots import HUES, Bar, Piece, Point, Series, percent
+from upcycle.report import svg
+from upcycle.report.bars import Bar, bar_chart, dumbbells, starts_late
+from upcycle.report.lines import Bin, Series, line_plot, reliability_diagram
+from upcycle.report.matrices import heatmap
+from upcycle.report.svg import HUES, percent
 
-OVERLAYS = 8  # as many heat maps over one image as the page has styles for
 MANY = 30  # more classes than that are not drawn in full
 Table = tuple[list[str], list[list[str]]]  # heads, and rows with their names
 
@@ -80,13 +76,14 @@ def product(arms: list[Arm]) -> Arm | None:
 
 
 def headline(arms: list[Arm], figure: str) -> Figure | None:
+    """The accuracy of every arm as bars, under the name ``figure``; nothing where none was measured."""
     items = [_accuracy_bar(arm) for arm in arms if arm.row.get("accuracy")]
     if not items:
         return None
     caption = "Dots are seeds, whiskers one standard deviation. " if any(b.spread for b in items) else ""
-    caption += "The axis does not start at zero." if plots.starts_late(items) else ""
+    caption += "The axis does not start at zero." if starts_late(items) else ""
     label = f"{figure}: " + ", ".join(f"{b.name} {percent(b.value)}" for b in items)
-    return Figure(figure, caption.strip(), plots.bars(items, label=label, show=percent, top=1.0))
+    return Figure(figure, caption.strip(), bar_chart(items, label=label, show=percent, top=1.0))
 
 
 def _accuracy_bar(arm: Arm) -> Bar:
@@ -112,6 +109,7 @@ class Curve:
 
 
 def curves(directory: Path) -> list[Curve]:
+    """All logged values of a run: of its first seed, and of further seeds and arms below ``more``."""
     curves = _read_curves(directory / "metrics.csv", "student", "")
     for file in sorted(directory.glob("more/*/metrics.csv")):
         arm, _, seed = file.parent.name.rpartition("-")
@@ -158,26 +156,24 @@ def training(logged: list[Curve], arms: list[Arm]) -> list[Figure]:
     accuracy = [c for c in logged if "accuracy" in c.name]
     if accuracy:
         kinds = list(dict.fromkeys((c.arm, c.stage, c.name) for c in accuracy))
-        tones = {
-            k: roles[k[0]].tone if k[0] in roles and not several else plots.tone_of(i) for i, k in enumerate(kinds)
-        }
+        tones = {k: roles[k[0]].tone if k[0] in roles and not several else svg.tone_of(i) for i, k in enumerate(kinds)}
         names = {k: title(*k[:2]) + ("" if k[2] == "validation_accuracy" else f", {_words(k[2])}") for k in kinds}
         series = [
             Series(_seeded(names[k], c.seed), c.x, c.y, tones[k]) for c in accuracy if (k := (c.arm, c.stage, c.name))
         ]
-        body = plots.lines(series, label="Accuracy over the epochs", x=accuracy[0].unit, y="accuracy", show=percent)
-        key = plots.legend([(names[k], tones[k]) for k in kinds])
+        body = line_plot(series, label="Accuracy over the epochs", x=accuracy[0].unit, y="accuracy", show=percent)
+        key = svg.legend([(names[k], tones[k]) for k in kinds])
         figures.append(Figure("Validation accuracy", _one_line(accuracy), key + body))
     for arm, stage in stages[:12]:
         losses = [c for c in logged if (c.arm, _home(c, tasks)) == (arm, stage) and "loss" in c.name]
         if losses:
             called = {c: _words(c.name) + (f", task {tasks[c.stage]}" if c.stage in tasks else "") for c in losses}
             names_here = list(dict.fromkeys(called.values()))
-            tones_here = {name: plots.tone_of(i) for i, name in enumerate(names_here)}
+            tones_here = {name: svg.tone_of(i) for i, name in enumerate(names_here)}
             series = [Series(_seeded(called[c], c.seed), c.x, c.y, tones_here[called[c]]) for c in losses]
             label = f"Loss of {title(arm, stage)} over the epochs"
-            body = plots.lines(series, label=label, x=losses[0].unit, y="loss")
-            key = plots.legend(list(tones_here.items()))
+            body = line_plot(series, label=label, x=losses[0].unit, y="loss")
+            key = svg.legend(list(tones_here.items()))
             figures.append(Figure(f"Loss: {title(arm, stage)}", _one_line(losses), key + body))
     if len(stages) > 12:
         figures[-1] = Figure(figures[-1].title, f"{len(stages) - 12} more stages are in metrics.csv.", figures[-1].body)
@@ -205,10 +201,11 @@ def _one_line(curves: list[Curve]) -> str:
 
 
 def per_class(classes: list[str], arms: list[Arm]) -> list[Figure]:
+    """Accuracy by class, of all arms that have it."""
     with_classes = [a for a in arms if len(a.row.get("per_class") or ()) == len(classes) > 0]
     if not with_classes:
         return []
-    values = [[v if _is_number(v) else None for v in a.row["per_class"]] for a in with_classes]
+    values = [[v if is_number(v) else None for v in a.row["per_class"]] for a in with_classes]
     found = {i: [x for v in values if (x := v[i]) is not None] for i in range(len(classes))}
     order = [i for i in found if found[i]]
     caption = "Share of each class that is recognised" + _first_seed(with_classes) + "."
@@ -223,14 +220,15 @@ def per_class(classes: list[str], arms: list[Arm]) -> list[Figure]:
         for name, _, shares in drawn
         if (known := [x for x in shares if x is not None])
     )
-    body = plots.legend([(a.name, a.tone) for a in with_classes])
-    body += plots.dumbbells([classes[i] for i in order], drawn, label=label)
+    body = svg.legend([(a.name, a.tone) for a in with_classes])
+    body += dumbbells([classes[i] for i in order], drawn, label=label)
     cells = [[classes[i], *("" if (x := v[i]) is None else percent(x) for v in values)] for i in order]
     heads = ["class", *(a.name for a in with_classes)]
     return [Figure("Accuracy by class", caption, body, table=(heads, cells))]
 
 
 def confusion(classes: list[str], arms: list[Arm], student: Arm | None) -> list[Figure]:
+    """The confusion matrix of what the run made, and its five most frequent errors in words."""
     if student is None or not (matrix := student.row.get("confusion")) or len(matrix) != len(classes):
         return []
     model = reference(arms)
@@ -252,7 +250,7 @@ def confusion(classes: list[str], arms: list[Arm], student: Arm | None) -> list[
     if len(chosen) < 2:
         return []
     names = [classes[i] for i in chosen]
-    body = plots.heatmap(
+    body = heatmap(
         names,
         names,
         [[100 * shares[i][j] for j in chosen] for i in chosen],
@@ -280,11 +278,12 @@ def _first_seed(arms: list[Arm]) -> str:
 
 
 def calibration(arms: list[Arm]) -> list[Figure]:
+    """The reliability diagram of all arms that have one."""
     curves = [(a, bins) for a in arms if (bins := _bins(a.row.get("reliability")))]
     if not curves:
         return []
     label = "Reliability: accuracy against confidence of " + ", ".join(a.name for a, _ in curves)
-    body = plots.reliability([(a.name, a.tone, bins) for a, bins in curves], label=label)
+    body = reliability_diagram([(a.name, a.tone, bins) for a, bins in curves], label=label)
     caption = (
         "On the line, a network is right as often as its confidence says; below it, it is too sure. "
         "The larger a dot, the more samples" + _first_seed(arms) + "."
@@ -292,13 +291,13 @@ def calibration(arms: list[Arm]) -> list[Figure]:
     notes = [
         Markup("<b>{}</b> is off by {} on average (expected calibration error)").format(a.name, percent(a.row["ece"]))
         for a in arms
-        if _is_number(a.row.get("ece"))
+        if is_number(a.row.get("ece"))
     ]
-    key = plots.legend([(a.name, a.tone) for a, _ in curves])
+    key = svg.legend([(a.name, a.tone) for a, _ in curves])
     return [Figure("Confidence and accuracy", caption, key + body, tuple(notes))]
 
 
-def _bins(found: Any) -> list[plots.Bin]:
+def _bins(found: Any) -> list[Bin]:
     if isinstance(found, dict):  # three lists, as an Evaluation has them
         found = [
             {"confidence": c, "accuracy": a, "count": n}
@@ -307,255 +306,6 @@ def _bins(found: Any) -> list[plots.Bin]:
     return [(b["confidence"], b["accuracy"], b["count"]) for b in found or () if b["count"]]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-# -- the method's own pictures -------------------------------------------------------------------------------
-
-
-def picture(file: Path) -> Figure:
-    try:
-        data = read_json(file)
-        drawn = _KINDS[data["kind"]](data)
-        body, table = drawn if isinstance(drawn, tuple) else (drawn, None)
-        notes = tuple(Markup("{}").format(str(note).rstrip(".")) for note in data.get("notes", ()))
-        return Figure(str(data.get("title", file.stem)), str(data.get("caption", "")), body, notes, table)
-    except (UserError, KeyError, TypeError, ValueError, IndexError) as error:
-        # A picture must not cost a person the report of a long run, nor be missed in silence.
-        return Figure(file.stem, f"This picture cannot be drawn: {type(error).__name__}: {error}.", Markup(""))
-
-
-def _images(data: dict[str, Any]) -> Markup:
-    """Small images side by side; with ``layout: rows`` wide ones below each other, their labels on the left."""
-    rows = data.get("layout") == "rows"
-    items = []
-    for item in data["items"]:
-        label = str(item.get("label", ""))
-        picture = _png(item["png"], str(item.get("alt", label)))
-        items.append(Markup("<li>{}<span>{}</span></li>").format(picture, label))
-    return Markup('<ul class="images{}">{}</ul>').format(" rows" if rows else "", Markup("").join(items))
-
-
-def _png(encoded: str, alt: str, kind: str = "") -> Markup:
-    content = base64.b64decode(encoded, validate=True)
-    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise ValueError("an item is no PNG image")
-    size = "small" if int.from_bytes(content[16:20], "big") <= 96 else "large"
-    template = Markup('<img class="{}" src="data:image/png;base64,{}" alt="{}">')
-    return template.format(f"{size} {kind}".strip(), base64.b64encode(content).decode(), alt)
-
-
-def _overlay(data: dict[str, Any]) -> Markup:
-    """Images with heat maps over them, one of several methods at a time; a switch of radio buttons chooses which.
-
-    The page has no script: the choice is style alone, so arrow keys move it, and what is not shown is not read out.
-    """
-    methods = [str(m) for m in data["methods"]]
-    name = f"overlay-{hashlib.sha256(_label(data).encode()).hexdigest()[:8]}"
-    if not 1 <= len(methods) <= OVERLAYS:
-        raise ValueError(f"from 1 to {OVERLAYS} methods can be drawn over images, not {len(methods)}")
-    buttons = []
-    for i, method in enumerate([*methods, "image alone"]):
-        template = '<input type="radio" name="{0}" id="{0}-{1}"{2}><label for="{0}-{1}">{3}</label>'
-        buttons.append(Markup(template).format(name, i, Markup(" checked") if i == 0 else "", method))
-    items = []
-    for item in data["items"]:
-        label = str(item.get("label", ""))
-        maps = [_png(item["maps"][m], f"where {m} sees the reason", "over") for m in methods]
-        below = _png(item["png"], str(item.get("alt", label)))
-        template = '<li><span class="stack">{}{}</span><span>{}</span></li>'
-        items.append(Markup(template).format(below, Markup("").join(maps), label))
-    return Markup('<fieldset class="overlay"><legend>Drawn over the images</legend>{}<ul class="images">{}</ul>'
-                  "</fieldset>").format(Markup("").join(buttons), Markup("").join(items))  # fmt: skip
-
-
-def _heat(data: dict[str, Any]) -> Markup:
-    rows, columns = [str(r) for r in data["rows"]], [str(c) for c in data["columns"]]
-    digits = data.get("digits")
-
-    def show(value: float) -> str:
-        return plots.number(round(value, 3)) if digits is None else f"{value:.{int(digits)}f}".replace("-", "−")
-
-    return plots.heatmap(rows, columns, data["values"], label=_label(data), show=show)
-
-
-def _lines(data: dict[str, Any]) -> Markup:
-    series = [Series(str(s["name"]), s["x"], s["y"], plots.tone_of(i)) for i, s in enumerate(data["series"]) if s["x"]]
-    show = percent if data.get("unit") == "percent" else plots.number
-    body = plots.lines(series, label=_label(data), x=str(data.get("x", "")), y=str(data.get("y", "")), show=show)
-    return plots.legend([(s.name, s.tone) for s in series]) + body
-
-
-def _bars(data: dict[str, Any]) -> Markup:
-    items = [Bar(str(i["name"]), float(i["value"]), spread=i.get("spread")) for i in data["items"]]
-    return plots.bars(items, label=_label(data))
-
-
-def _routes(data: dict[str, Any]) -> tuple[Markup, Table]:
-    """Which channels of each layer are private to a class, shared and unused; many classes count as one group."""
-    layers = [
-        (str(layer["name"]), {str(group["label"]): _count(group["count"]) for group in layer["groups"]})
-        for layer in data["layers"]
-    ]
-    found = list(dict.fromkeys(label for _, groups in layers for label in groups))
-    private = [label for label in found if label not in ("shared", "unused")]
-    if len(private) > len(HUES):
-        layers = [(name, _together(groups, private)) for name, groups in layers]
-        private = ["of one class only"]
-    tones = dict(zip(private, HUES, strict=False)) | {label: label for label in ("shared", "unused") if label in found}
-    totals = {label: sum(groups.get(label, 0) for _, groups in layers) for label in tones}
-    bars = [(name, _layer(name, groups, tones), f"{sum(groups.values()):,}") for name, groups in layers]
-    whole = sum(totals.values()) or 1
-    said = ", ".join(f"{label} {percent(count / whole)}" for label, count in totals.items())
-    body = plots.legend(list(tones.items())) + plots.routes(bars, label=f"{_label(data)}. Of all channels: {said}")
-    cells = [
-        [name, *(f"{groups.get(label, 0):,}" for label in tones), f"{sum(groups.values()):,}"]
-        for name, groups in layers
-    ]
-    return body, (["layer", *tones, "channels"], cells)
-
-
-def _count(value: Any) -> int:
-    if not _is_number(value) or value < 0:
-        raise ValueError(f"{value!r} is no number of channels")
-    return int(value)
-
-
-def _together(groups: dict[str, int], private: list[str]) -> dict[str, int]:
-    others = {label: count for label, count in groups.items() if label not in private}
-    return {"of one class only": sum(groups.get(label, 0) for label in private), **others}
-
-
-def _layer(name: str, groups: dict[str, int], tones: dict[str, str]) -> list[Piece]:
-    total = sum(groups.values())
-    return [
-        Piece(count, tone, f"{name}, {label}: {count:,} of {total:,} channels ({percent(count / total)})")
-        for label, tone in tones.items()
-        if (count := groups.get(label, 0))
-    ]
-
-
-def _scatter(data: dict[str, Any]) -> tuple[Markup, Table]:
-    x, y, log = str(data["x"]), str(data["y"]), bool(data.get("log"))
-    items = [i for i in data["items"] if _is_number(i["x"]) and _is_number(i["y"])]
-    if log and any(i["x"] <= 0 for i in items):
-        raise ValueError("a logarithmic axis has no room for zero or less")
-    large = max(abs(i["x"]) for i in items) >= 10_000
-    show = si if large else plots.number
-    groups = list(dict.fromkeys(str(i.get("group", "")) for i in items))
-    tones = {group: HUES[i % len(HUES)] for i, group in enumerate(groups)}
-    points, cells = [], []
-    for item in items:
-        name, group, front = str(item["name"]), str(item.get("group", "")), bool(item.get("front"))
-        words = [
-            name,
-            group,
-            f"{x} {show(item['x'])}",
-            f"{y} {plots.number(item['y'])}",
-            "on the front" if front else "",
-        ]
-        hint = ", ".join(word for word in words if word)
-        points.append(Point(name, item["x"], item["y"], tones[group], front, hint))
-        cells.append([name, group, show(item["x"]), plots.number(item["y"]), "yes" if front else ""])
-    best = [p.name for p in sorted(points, key=lambda p: p.x) if p.front]
-    label = f"{_label(data)}: {y} against {x} of {len(points)} networks" + (
-        f"; on the front {', '.join(best)}" if best else ""
-    )
-    key = plots.legend([(group, tone) for group, tone in tones.items() if group])
-    body = key + plots.scatter(points, label=label, x=x, y=y, show_x=_round if large else show, log=log)
-    return body, (["name", "group", x, y, "on the front"], cells)
-
-
-def _round(value: float) -> str:
-    """A large value on an axis: ``2 M`` where a table says ``2.00 M``."""
-    digits, *unit = si(value).split()
-    return " ".join([f"{float(digits):g}", *unit])
-
-
-def _map(data: dict[str, Any]) -> tuple[Markup, Table]:
-    rows, columns = [str(r) for r in data["rows"]], [str(c) for c in data["columns"]]
-    x, y = str(data.get("x", "")), str(data.get("y", ""))
-    body = plots.mosaic(
-        rows,
-        columns,
-        data["values"],
-        label=f"{_label(data)}: {len(rows)} rows"
-        + f" of {y}" * bool(y)
-        + f", {len(columns)} columns"
-        + f" of {x}" * bool(x),
-        low=float(data.get("low", 0)),
-        high=float(data.get("high", 1)),
-        row_breaks=[int(i) for i in data.get("row_breaks", ())],
-        column_breaks=[int(i) for i in data.get("column_breaks", ())],
-        x=f"{x} →" if x else "",
-        y=f"← {y}" if y else "",
-        show=_hundredths,
-    )
-    cells = []
-    for name, line in zip(rows, data["values"], strict=True):
-        value, best = max(((v, c) for v, c in zip(line, columns, strict=True) if _is_number(v)), default=(None, ""))
-        cells.append([name, best, "" if value is None else _hundredths(value)])
-    return body, ([y or "row", f"largest in {x}" if x else "largest in column", "value"], cells)
-
-
-def _hundredths(value: float) -> str:
-    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-
-
-def _blocks(data: dict[str, Any]) -> tuple[Markup, Table]:
-    """Networks cut into blocks; those of the same set can stand in for each other and have the same colour."""
-    sets = sorted({int(b["set"]) for network in data["networks"] for b in network["blocks"]})
-    tones = {number: HUES[i % len(HUES)] for i, number in enumerate(sets)}
-    networks, cells, said = [], [], []
-    for network in data["networks"]:
-        name, found = str(network["name"]), network["blocks"]
-        if not all(_is_number(b["width"]) and b["width"] >= 0 for b in found):
-            raise ValueError(f"a block of {name} has no width")
-        whole = sum(b["width"] for b in found) or 1
-        pieces = []
-        for b in found:
-            label, share, number = str(b["label"]), percent(b["width"] / whole), int(b["set"])
-            hint = f"{name}, {label}: set {number}, {share} of the network"
-            pieces.append(Piece(b["width"], tones[number], hint, label))
-            cells.append([name, label, str(number), share])
-        networks.append((name, pieces))
-        said.append(f"{name} in {len(found)} blocks of the sets {', '.join(str(int(b['set'])) for b in found)}")
-    key = [(f"set {number}", tone) for number, tone in tones.items()] if len(sets) <= len(HUES) else []
-    body = plots.legend(key) + plots.blocks(networks, label=f"{_label(data)}: {'; '.join(said)}")
-    return body, (["network", "block", "set", "share"], cells)
-
-
-def _tree(data: dict[str, Any]) -> tuple[Markup, Table]:
-    """Leaves, each with the number of its node at every level; those below one node have the same way to there."""
-    levels, leaves = [str(name) for name in data["levels"]], [str(name) for name in data["leaves"]]
-    paths = [[int(number) for number in path] for path in data["paths"]]
-    if not levels or not leaves or any(len(path) != len(levels) for path in paths):
-        raise ValueError(f"each leaf needs the number of its node at each of {len(levels)} levels")
-    named = list(zip(leaves, paths, strict=True))
-    heading = str(data.get("leaf", "leaf"))
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for name, path in named:
-        groups.setdefault(tuple(path), []).append(name)
-    said = "; ".join(f"{' and '.join(map(str, path))} has {', '.join(groups[path])}" for path in sorted(groups))
-    body = plots.tree(levels, named, label=f"{_label(data)}. {', '.join(levels)}: {said}", leaf=heading)
-    cells = [[name, *map(str, path)] for name, path in sorted(named, key=lambda pair: pair[1])]
-    return body, ([heading, *levels], cells)
-
-
-def _label(data: dict[str, Any]) -> str:
-    return str(data.get("title") or data["kind"])
-
-
-_KINDS: dict[str, Callable[[dict[str, Any]], Markup | tuple[Markup, Table]]] = {
-    "images": _images,
-    "overlay": _overlay,
-    "heatmap": _heat,
-    "lines": _lines,
-    "bars": _bars,
-    "routes": _routes,
-    "scatter": _scatter,
-    "map": _map,
-    "blocks": _blocks,
-    "tree": _tree,
-}

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upcycle.claims import CLAIMS, Claim, Measured, find
+from upcycle.claims import Claim, Measured, find
 from upcycle.core import store
-from upcycle.core.errors import require, unknown
+from upcycle.core.errors import require
 from upcycle.core.lineage import versions
 from upcycle.measure.cost import machine
 
@@ -82,14 +82,13 @@ def prove(
         say: where progress goes.
 
     Raises:
-        UserError: if the method is unknown, or its data are not at hand.
+        UserError: if no claim has or covers the method, or its data are not at hand.
     """
     from upcycle.data import load
 
-    if method not in CLAIMS:
-        raise unknown("claim", method, CLAIMS)
+    claim = find(method)
     require(seeds >= 1, f"seeds must be at least 1, not {seeds}.")
-    claim, start = find(method), time.time()
+    start = time.time()
     for name in claim.data:
         load(name)
     measured: Measured = {}
