@@ -31,7 +31,8 @@ from upcycle.core.run import Run
 from upcycle.core.store import read_json
 from upcycle.data import Images, load
 from upcycle.distillation import CMI, FastDFKD, fastdfkd
-from upcycle.distillation.synthesis import Synthesis
+from upcycle.distillation.data_free.making import Making
+from upcycle.distillation.data_free.synthesis import Synthesis
 
 SEED = 0
 NOISE_EPOCHS = 85  # 8,500 updates, for the 7,000 and the synthesis of the hour
@@ -56,24 +57,27 @@ def method(arm: str, data: Images) -> Method:
         return fresh(f"zoo:{name}", data.normalised(teacher.mean, teacher.std), SEED)
 
     if arm == "wrn":
-        return FastDFKD(teacher=teacher, student=student("wrn16_1"), rounds=220, warmup=20, kd_steps=WRN_STEPS, views=0,
+        making = Making(rounds=220, warmup=20, kd_steps=WRN_STEPS, views=0)
+        return FastDFKD(teacher=teacher, student=student("wrn16_1"), making=making,
                         recipe=Recipe(epochs=200, batch_size=256, lr=0.2, weight_decay=1e-4))  # fmt: skip
     hour = FastDFKD(teacher=teacher, student=student("resnet20"))  # its defaults are made for this hour
     if arm == "fastdfkd":
         return hour
     if arm == "memory":
         fastdfkd.Synthesis = Full  # type: ignore[misc,attr-defined]
-        return FastDFKD(teacher=teacher, student=student("resnet20"), rounds=1, warmup=0, kd_steps=20,
+        making = dataclasses.replace(hour.making, rounds=1, warmup=0, kd_steps=20)
+        return FastDFKD(teacher=teacher, student=student("resnet20"), making=making,
                         recipe=dataclasses.replace(hour.recipe, epochs=1))  # fmt: skip
     if arm == "noise":
         longer = dataclasses.replace(hour.recipe, epochs=NOISE_EPOCHS)
-        return NoiseImages(teacher=teacher, student=student("resnet20"), rounds=hour.rounds, batch=hour.batch,
-                           kd_steps=hour.kd_steps, views=hour.views, recipe=longer)  # fmt: skip
+        making = dataclasses.replace(hour.making, warmup=0)
+        return NoiseImages(teacher=teacher, student=student("resnet20"), making=making, recipe=longer)
     if arm == "fast20":
-        return FastDFKD(teacher=teacher, student=student("resnet8"), rounds=40, warmup=10, batch=128, kd_steps=80,
-                        views=8, recipe=SHORT)  # fmt: skip
-    return CMI(teacher=teacher, student=student("resnet8"), rounds=16, g_steps=100, batch=128, n_neg=1024, kd_steps=150,
-               views=8, recipe=dataclasses.replace(SHORT, epochs=16))  # fmt: skip
+        making = Making(rounds=40, warmup=10, batch=128, kd_steps=80, views=8)
+        return FastDFKD(teacher=teacher, student=student("resnet8"), making=making, recipe=SHORT)
+    making = Making(rounds=16, batch=128, kd_steps=150, views=8)
+    shorter = dataclasses.replace(SHORT, epochs=16)
+    return CMI(teacher=teacher, student=student("resnet8"), making=making, g_steps=100, n_neg=1024, recipe=shorter)
 
 
 class Full(Synthesis):

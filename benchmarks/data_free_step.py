@@ -20,8 +20,10 @@ from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, load
-from upcycle.distillation import CMI, FastDFKD, synthesis
-from upcycle.distillation.inversion import only_inputs
+from upcycle.distillation import CMI, FastDFKD
+from upcycle.distillation.data_free import synthesis
+from upcycle.distillation.data_free.inversion import only_inputs
+from upcycle.distillation.data_free.making import Making
 from upcycle.measure.cost import count, matmul_rate
 from upcycle.zoo.generator import Generator
 
@@ -55,9 +57,8 @@ def main() -> None:
     def whole(method: str) -> Callable[[], None]:
         def once() -> None:
             student = fresh("zoo:resnet20", data, 0)
-            recipe = Recipe(epochs=1, batch_size=BATCH)
-            options: dict[str, Any] = {"teacher": teacher, "student": student, "batch": BATCH, "kd_steps": 1,
-                                       "warmup": 0, "recipe": recipe, "rounds": 1}  # fmt: skip
+            making, recipe = Making(rounds=1, batch=BATCH, kd_steps=1), Recipe(epochs=1, batch_size=BATCH)
+            options: dict[str, Any] = {"teacher": teacher, "student": student, "making": making, "recipe": recipe}
             made = CMI(g_steps=STEPS, **options) if method == "cmi" else FastDFKD(k=STEPS, reset=-1, **options)
             seconds[method].append(_synthesis_seconds(made, nothing) / STEPS)
 

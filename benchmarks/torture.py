@@ -43,8 +43,9 @@ KINDS = {
     "few-shot (netgraft)": [*DIGITS, TEACHER, "--method=netgraft", "--shots=6", "--cuts=block2.0,block3.0,block3",
                             "--epochs_block=12", "--epochs_chain=10", "--batch_size=20"],
     "data-free (fastdfkd)": ["distill", "--method=fastdfkd", "--test_data=digits", "--student=zoo:convnet_small",
-                             "--save_every=0", "--quiet", TEACHER, "--rounds=20", "--warmup=3", "--batch=64",
-                             "--ngf=16", "--kd_steps=10", "--recipe.epochs=20", "--recipe.batch_size=64"],
+                             "--save_every=0", "--quiet", TEACHER, "--making.rounds=20", "--making.warmup=3",
+                             "--making.batch=64", "--making.kd_steps=10", "--ngf=16",
+                             "--recipe.epochs=20", "--recipe.batch_size=64"],
 }  # fmt: skip
 Tally = dict[str, dict[str, int]]
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from upcycle.core.frozen import frozen
 from upcycle.core.models import resolve
 from upcycle.data import load_pool
-from upcycle.distillation.gallery import strip
+from upcycle.distillation.data_free.gallery import strip
 from upcycle.report import svg
 from upcycle.report.lines import Series, line_plot
 

@@ -262,7 +262,7 @@ def _as_words(config: dict[str, Any]) -> list[str] | None:
     words: list[str] = []
     for key, value in config.items():
         if isinstance(value, dict):
-            if not all(isinstance(k, str) for k in value) or key not in ("recipe", "terms"):
+            if not all(isinstance(k, str) for k in value) or key not in ("recipe", "terms", "making"):
                 return None
             pairs = [(f"{key}.{k}", v) for k, v in value.items()]
         else:

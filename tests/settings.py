@@ -28,6 +28,7 @@ from upcycle.data import Images, ImageSplit, load
 from upcycle.data.streams import Stream, stream
 from upcycle.diagnosis import ModelDoctor
 from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, KDExplainer, NetGraft, OneStageGAN, TfKD
+from upcycle.distillation.data_free.making import Making
 from upcycle.predictors import Answers
 from upcycle.zoo.convnet import ConvNet
 from upcycle.zoo.tree import Tree
@@ -207,10 +208,11 @@ _LEARN = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0
 _PRETRAIN = Recipe(epochs=2, batch_size=16, optimizer="adam", lr=1e-3, weight_decay=0.0)
 _BETA = Recipe(epochs=3, batch_size=16, lr=0.05)  # small batches, so that there are some of hard images
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
-_INVERT = {"recipe": _RECIPE, "rounds": 4, "batch": 32, "kd_steps": 4, "capacity": 128}
+_MAKING = Making(rounds=4, batch=32, kd_steps=4, capacity=128)
+_WARMING = dataclasses.replace(_MAKING, warmup=1)
 _GENERATE = {"nz": 16, "ngf": 8}
-_INVERT_WORDS = (*_WORDS, "--rounds=3", "--batch=32", "--kd_steps=4")
-_GENERATE_WORDS = (*_INVERT_WORDS, "--nz=16", "--ngf=8")
+_MAKING_WORDS = (*_WORDS, "--making.rounds=3", "--making.batch=32", "--making.kd_steps=4")
+_GENERATE_WORDS = (*_MAKING_WORDS, "--nz=16", "--ngf=8")
 
 _REASSEMBLE = {"blocks": 2, "probe": 64, "runs": 5, "candidates": 4, "score_batches": 1}
 _PARTIAL = {
@@ -246,23 +248,29 @@ ROWS = {
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
     "fastdfkd": Row(
         FastDFKD,
-        {**_INVERT, **_GENERATE, "warmup": 1, "k": 2, "reset": 1},
-        (*_GENERATE_WORDS, "--warmup=1", "--k=2"),
+        {"recipe": _RECIPE, "making": dataclasses.replace(_WARMING, views=12), **_GENERATE, "k": 2, "reset": 1},
+        (*_GENERATE_WORDS, "--making.warmup=1", "--k=2"),
     ),
     "fastdfkd-reptile": Row(
         FastDFKD,
-        {**_INVERT, **_GENERATE, "warmup": 1, "k": 2, "reuse": "reptile", "views": 2},
-        (*_GENERATE_WORDS, "--warmup=1", "--k=2", "--reuse=reptile", "--views=2"),
+        {"recipe": _RECIPE, "making": dataclasses.replace(_WARMING, views=2), **_GENERATE, "k": 2, "reuse": "reptile"},
+        (*_GENERATE_WORDS, "--making.warmup=1", "--k=2", "--reuse=reptile", "--making.views=2"),
     ),
     "cmi": Row(
         CMI,
-        {**_INVERT, **_GENERATE, "warmup": 1, "g_steps": 3, "n_neg": 16, "bank": 64, "bank_every": 2},
-        (*_GENERATE_WORDS, "--warmup=1", "--g_steps=3", "--n_neg=16", "--bank=64"),
+        {"recipe": _RECIPE, "making": _WARMING, **_GENERATE, "g_steps": 3, "n_neg": 16, "bank": 64, "bank_every": 2},
+        (*_GENERATE_WORDS, "--making.warmup=1", "--g_steps=3", "--n_neg=16", "--bank=64"),
     ),
     "deepinversion": Row(
-        DeepInversion, {**_INVERT, "warmup": 1, "g_steps": 3}, (*_INVERT_WORDS, "--warmup=1", "--g_steps=3")
+        DeepInversion,
+        {"recipe": _RECIPE, "making": _WARMING, "g_steps": 3},
+        (*_MAKING_WORDS, "--making.warmup=1", "--g_steps=3"),
     ),
-    "onestagegan": Row(OneStageGAN, {**_INVERT, **_GENERATE, "g_steps": 3}, (*_GENERATE_WORDS, "--g_steps=3")),
+    "onestagegan": Row(
+        OneStageGAN,
+        {"recipe": _RECIPE, "making": _MAKING, **_GENERATE, "g_steps": 3},
+        (*_GENERATE_WORDS, "--g_steps=3"),
+    ),
     "mda": Row(
         MDA,
         {"classes": ("3", "5", "8"), "samples": 8},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +20,9 @@ from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 from upcycle.distillation import cmi
 from upcycle.distillation.cmi import CMI, Bank, Head, contrastive_loss
-from upcycle.distillation.inversion import Normalise, Statistics, bn_loss, crop_flip, decision_adversarial
-from upcycle.distillation.synthesis import Synthesis
+from upcycle.distillation.data_free.inversion import Normalise, Statistics, bn_loss, crop_flip, decision_adversarial
+from upcycle.distillation.data_free.making import Making
+from upcycle.distillation.data_free.synthesis import Synthesis
 from upcycle.zoo.generator import Generator
 
 
@@ -33,9 +35,10 @@ def units(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 def tiny(**options: Any) -> CMI:
-    options = {"rounds": 3, "warmup": 0, "g_steps": 3, "batch": 16, "nz": 8, "ngf": 4, "kd_steps": 2, "capacity": 64,
-               "n_neg": 8, "bank": 32, "bank_every": 1, "recipe": Recipe(epochs=3, batch_size=16, lr=0.05),
-               **options}  # fmt: skip
+    making = {"rounds": 3, "batch": 16, "kd_steps": 2, "capacity": 64}
+    making |= {name: options.pop(name) for name in dataclasses.asdict(Making()) if name in options}
+    own = {"g_steps": 3, "nz": 8, "ngf": 4, "n_neg": 8, "bank": 32, "bank_every": 1}
+    options = {**own, "recipe": Recipe(epochs=3, batch_size=16, lr=0.05), **options, "making": Making(**making)}
     return CMI(teacher=seen(tiny_model("teacher", 7)), student=tiny_model("student", 1), **options)
 
 
@@ -326,7 +329,7 @@ def test_each_round_begins_with_a_fresh_generator_and_an_older_head() -> None:
 
 @pytest.mark.parametrize("cr", [0.0, 0.8])
 def test_synthesis_leaves_teacher_and_student_as_they_were(cr: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Synthesis, "learn", lambda self, student, *rest: student.train())
+    monkeypatch.setattr(Synthesis, "distil", lambda self, student, *rest: student.train())
     method = tiny(cr=cr, adv=1.0)
     teacher, student = method.model("teacher", None).module, method.model("student", None).module
     before = tensor_digest(teacher.state_dict()), tensor_digest(student.state_dict())
@@ -371,7 +374,7 @@ def test_contrast_changes_the_images() -> None:
         ({"n_neg": 0}, "n_neg must be at least 1"),
         ({"cr": -0.1}, "cr must be"),
         ({"tau": 0.0}, "tau must be positive"),
-        ({"batch": 33}, "at most capacity"),
+        ({"batch": 33}, "at most bank"),
         ({"warmup": 4}, "warmup must lie between"),
         ({"views": -1}, "views must not be negative"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,15 +19,16 @@ from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 from upcycle.data import Images
 from upcycle.distillation import fastdfkd
-from upcycle.distillation.fastdfkd import FastDFKD, Momentum, copy_state
-from upcycle.distillation.inversion import (
+from upcycle.distillation.data_free.inversion import (
     Normalise,
     Statistics,
     bn_loss,
     crop_flip,
     decision_adversarial,
 )
-from upcycle.distillation.synthesis import Synthesis
+from upcycle.distillation.data_free.making import Making
+from upcycle.distillation.data_free.synthesis import Synthesis
+from upcycle.distillation.fastdfkd import FastDFKD, Momentum, copy_state
 from upcycle.zoo.generator import Generator
 
 
@@ -87,8 +89,10 @@ def nothing() -> Images:
 
 
 def tiny(**options: Any) -> FastDFKD:
-    options = {"rounds": 3, "warmup": 1, "k": 3, "batch": 16, "nz": 8, "ngf": 4, "kd_steps": 2, "capacity": 64,
-               "recipe": Recipe(epochs=2, batch_size=16, lr=0.05), **options}  # fmt: skip
+    making = {"rounds": 3, "warmup": 1, "batch": 16, "kd_steps": 2, "capacity": 64, "views": 12}
+    making |= {name: options.pop(name) for name in dataclasses.asdict(Making()) if name in options}
+    options = {"k": 3, "nz": 8, "ngf": 4, "recipe": Recipe(epochs=2, batch_size=16, lr=0.05), **options}
+    options["making"] = Making(**making)
     return FastDFKD(teacher=seen(tiny_model("teacher", 7)), student=tiny_model("student", 1), **options)
 
 
@@ -420,7 +424,7 @@ def test_the_images_with_the_lowest_loss_are_kept(adv: float, monkeypatch: pytes
 
 @pytest.mark.parametrize("reuse", ["meta", "reptile", "sequential", "none"])
 def test_synthesis_leaves_teacher_and_student_as_they_were(reuse: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Synthesis, "learn", lambda self, student, *rest: student.train())
+    monkeypatch.setattr(Synthesis, "distil", lambda self, student, *rest: student.train())
     method = tiny(reuse=reuse, warmup=0)
     teacher, student = method.model("teacher", None).module, method.model("student", None).module
     before = tensor_digest(teacher.state_dict()), tensor_digest(student.state_dict())
@@ -458,12 +462,12 @@ def test_the_losses_go_down() -> None:
         ({"k": 0}, "k must be at least 1"),
         ({"bn": -1.0}, "bn must be"),
         ({"adv": float("nan")}, "adv must be"),
-        ({"bn_mmt": 1.0}, "bn_mmt must lie in"),
+        ({"bn_mmt": 1.0}, "bn_mmt must be at least 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"batch": 1}, "batch must be at least 2"),
         ({"batch": 100}, "at most capacity"),
         ({"warmup": 4}, "warmup must lie between"),
-        ({"reset": -2}, "reset must be -1"),
+        ({"reset": -2}, "reset must be at least -1"),
         ({"views": -1}, "views must not be negative"),
     ],
 )

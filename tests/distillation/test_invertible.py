@@ -15,6 +15,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.distillation import CMI, DeepInversion, FastDFKD, OneStageGAN
+from upcycle.distillation.data_free.making import Making
 
 NETWORKS = [
     ("torchvision:shufflenet_v2_x0_5", (3, 64, 64)),
@@ -24,11 +25,12 @@ NETWORKS = [
     ("zoo:resnet8", (1, 28, 28)),
 ]
 METHODS = {
-    FastDFKD: {"k": 2, "warmup": 1, "ngf": 8, "nz": 16},
+    FastDFKD: {"k": 2, "ngf": 8, "nz": 16, "making": Making(rounds=2, warmup=1, batch=8, kd_steps=2, views=1)},
     CMI: {"g_steps": 2, "ngf": 8, "nz": 16, "n_neg": 8, "bank": 16},
     DeepInversion: {"g_steps": 2},
     OneStageGAN: {"g_steps": 2, "ngf": 8, "nz": 16},
 }
+OPTIONS = {"making": Making(rounds=2, batch=8, kd_steps=2, views=1), "recipe": Recipe(epochs=2, batch_size=8)}
 
 
 def trained(model: Model) -> Model:
@@ -52,8 +54,7 @@ def network(reference: str, shape: tuple[int, int, int]) -> Model:
 @pytest.mark.parametrize(("reference", "shape"), NETWORKS, ids=[f"{r}-{s[1]}" for r, s in NETWORKS])
 def test_networks_of_others(reference: str, shape: tuple[int, int, int]) -> None:
     student = resolve("zoo:resnet8", pretrained=False, num_classes=5, input_shape=shape)
-    options = {"rounds": 2, "batch": 8, "kd_steps": 2, "views": 1, "recipe": Recipe(epochs=2, batch_size=8)}
-    method = FastDFKD(teacher=network(reference, shape), student=student, **METHODS[FastDFKD], **options)
+    method = FastDFKD(teacher=network(reference, shape), student=student, **OPTIONS | METHODS[FastDFKD])
     nothing = Images.none(shape, tuple("abcde"), student.mean, student.std)
     method.require(nothing)
     net = method.fit(Run(None, seed=0), nothing)
@@ -79,8 +80,7 @@ def test_a_teacher_that_answers_with_a_tuple(method: type) -> None:
     student = Model(module=TinyNet(8), input_shape=(1, 8, 8), mean=teacher.mean, std=teacher.std,
                     classes=teacher.classes)  # fmt: skip
     nothing = Images.none((1, 8, 8), teacher.classes, teacher.mean, teacher.std)
-    options = {"rounds": 2, "batch": 8, "kd_steps": 2, "views": 1, "recipe": Recipe(epochs=2, batch_size=8)}
-    made = method(teacher=trained(teacher), student=student, **METHODS[method], **options)
+    made = method(teacher=trained(teacher), student=student, **OPTIONS | METHODS[method])
     made.require(nothing)
     net = made.fit(Run(None, seed=0), nothing)
     assert all(math.isfinite(float(p.detach().abs().sum())) for p in net.parameters())

@@ -24,8 +24,9 @@ from upcycle.core.taps import Taps
 from upcycle.data import load
 from upcycle.data.pool_files import load_pool
 from upcycle.distillation import CMI, KD, DeepInversion, FastDFKD, OneStageGAN
-from upcycle.distillation.gallery import similarity
-from upcycle.distillation.synthesis import Synthesis
+from upcycle.distillation.data_free.gallery import similarity
+from upcycle.distillation.data_free.making import Making
+from upcycle.distillation.data_free.synthesis import Synthesis
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -81,11 +82,7 @@ class NoiseImages(Method):
 
     teacher: Model | nn.Module
     student: Model | nn.Module
-    rounds: int = 12
-    batch: int = 128
-    kd_steps: int = 200
-    temperature: float = 20.0
-    views: int = 0
+    making: Making = field(default_factory=lambda: Making(rounds=12, batch=128, kd_steps=200, views=0))
     recipe: Recipe = field(default_factory=Recipe)
 
     card = Card(
@@ -101,51 +98,78 @@ class NoiseImages(Method):
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """Rounds of noise into the pool, and the student's training on it."""
-        model = self.model("teacher", data)
+        made, N = Synthesis(run, self, data), self.making.batch
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
-        made = Synthesis(run, self, model, data, capacity=self.rounds * self.batch, views=self.views)
-        for e in run.epochs(self.recipe.epochs):
-            if e < self.rounds:
-                with made.clock():
-                    x = torch.rand(self.batch, *model.input_shape, generator=run.generator("noise"))
-                made.append(x[run.mine(self.batch)], torch.full((self.batch,), -1))
-            made.learn(student, optimizer, self.recipe, e, self.kd_steps, self.temperature)
+        for _ in made.rounds(student, optimizer):
+            with made.clock():
+                x = torch.rand(N, *made.model.input_shape, generator=run.generator("noise"))
+            made.append(x[run.mine(N)], torch.full((N,), -1))
         return made.finish(student)
 
 
 def cmi(seed: int, quick: bool, **options: Any) -> CMI:
     """CMI: 12 batches of 100 steps, 2,400 updates of the student."""
     rounds, steps, kd = (2, 3, 5) if quick else (12, 100, 200)
-    return CMI(teacher=teacher(quick), student=student(seed), rounds=rounds, g_steps=steps, batch=128, ngf=32,
-               kd_steps=kd, views=0, recipe=recipe(rounds), **options)  # fmt: skip
+    making = Making(rounds=rounds, batch=128, kd_steps=kd, views=0)
+    return CMI(
+        teacher=teacher(quick),
+        student=student(seed),
+        making=making,
+        g_steps=steps,
+        ngf=32,
+        recipe=recipe(rounds),
+        **options,
+    )
 
 
 def fastdfkd(seed: int, quick: bool, **options: Any) -> FastDFKD:
     """FastDFKD: 40 batches of 5 steps, 1,750 updates of the student after 5 rounds of warm-up."""
     rounds, warmup, kd = (4, 1, 5) if quick else (40, 5, 50)
-    return FastDFKD(teacher=teacher(quick), student=student(seed), k=5, rounds=rounds, warmup=warmup, reset=-1,
-                    batch=128, ngf=32, bn=10.0, oh=0.5, adv=0.5, kd_steps=kd, views=0, recipe=recipe(rounds - warmup),
-                    **options)  # fmt: skip
+    making = Making(rounds=rounds, warmup=warmup, batch=128, kd_steps=kd, views=0)
+    return FastDFKD(
+        teacher=teacher(quick),
+        student=student(seed),
+        making=making,
+        k=5,
+        reset=-1,
+        ngf=32,
+        bn=10.0,
+        oh=0.5,
+        adv=0.5,
+        recipe=recipe(rounds - warmup),
+        **options,
+    )
 
 
 def deepinversion(seed: int, quick: bool, **options: Any) -> DeepInversion:
     """DeepInversion: as many batches, steps and updates as CMI."""
     rounds, steps, kd = (2, 3, 5) if quick else (12, 100, 200)
-    return DeepInversion(teacher=teacher(quick), student=student(seed), rounds=rounds, g_steps=steps, batch=128,
-                         kd_steps=kd, views=0, recipe=recipe(rounds), **options)  # fmt: skip
+    making = Making(rounds=rounds, batch=128, kd_steps=kd, views=0)
+    return DeepInversion(
+        teacher=teacher(quick), student=student(seed), making=making, g_steps=steps, recipe=recipe(rounds), **options
+    )
 
 
 def onestagegan(seed: int, quick: bool, **options: Any) -> OneStageGAN:
     """OneStageGAN: 12 rounds of 20 steps, as many updates on the pool as CMI."""
     rounds, steps, kd = (2, 3, 5) if quick else (12, 20, 200)
-    return OneStageGAN(teacher=teacher(quick), student=student(seed), rounds=rounds, g_steps=steps, batch=128, ngf=32,
-                       kd_steps=kd, views=0, recipe=recipe(rounds), **options)  # fmt: skip
+    making = Making(rounds=rounds, batch=128, kd_steps=kd, views=0)
+    return OneStageGAN(
+        teacher=teacher(quick),
+        student=student(seed),
+        making=making,
+        g_steps=steps,
+        ngf=32,
+        recipe=recipe(rounds),
+        **options,
+    )
 
 
 def noise(seed: int, quick: bool) -> NoiseImages:
     """Noise: as many images and updates as CMI."""
     rounds, kd = (2, 5) if quick else (12, 200)
-    return NoiseImages(teacher=teacher(quick), student=student(seed), rounds=rounds, kd_steps=kd, recipe=recipe(rounds))
+    making = Making(rounds=rounds, batch=128, kd_steps=kd, views=0)
+    return NoiseImages(teacher=teacher(quick), student=student(seed), making=making, recipe=recipe(rounds))
 
 
 @dataclass(frozen=True, kw_only=True)

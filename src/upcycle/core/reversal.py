@@ -20,7 +20,7 @@ class _Reverse(torch.autograd.Function):
         return -ctx.kappa * grad, None
 
 
-def grad_reverse(x: Tensor, kappa: float) -> Tensor:
+def grad_reverse(x: Tensor, kappa: float = 1.0) -> Tensor:
     """``x`` as it is, whose gradient comes back multiplied by -κ."""
     return _Reverse.apply(x, kappa)
 

@@ -13,23 +13,20 @@ from torch import Tensor, nn
 from upcycle.core.errors import require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.inversion import (
-    Normalise,
-    Statistics,
+from upcycle.distillation.data_free.inversion import (
+    Best,
     adam,
     bn_loss,
     check_teacher,
-    check_values,
     crop_flip,
     decision_adversarial,
-    only_inputs,
     resized_crop,
-    work,
 )
-from upcycle.distillation.synthesis import Synthesis
-from upcycle.measure.cost import count
+from upcycle.distillation.data_free.making import Making, generator_work
+from upcycle.distillation.data_free.synthesis import Synthesis
 from upcycle.zoo.generator import Generator
 
 if TYPE_CHECKING:
@@ -104,42 +101,37 @@ class CMI(Method):
     cross-entropy to y, L_adv = -mean 1{s = t} KL(p_t || p_s), each on a global view (crop and flip). L_cr tells
     images apart: the features of a local view (resized crop) must find those of the same image's global view
     among all images' of this batch and ``n_neg`` earlier ones, projected by a head h that is trained along. The
-    x with the lowest L go to the pool, and the student takes ``kd_steps`` steps on all made so far.
+    x with the lowest L go to the pool, and the student takes ``making.kd_steps`` steps on all made so far.
 
     Gradients reach the images only through the rows of the batch at hand. The rows of earlier images train the
     head alone; they, and the projections of their keys, are computed every ``bank_every`` steps (the paper: each).
 
     The paper's schedule is 200 rounds and no repeating views: ``recipes/cmi_cifar10_paper.yaml``.
 
-    Departures: Nesterov's momentum; views of the pool repeat (``views``) so that the teacher answers each once.
+    Departures: Nesterov's momentum; views of the pool repeat (``making.views``) so that the teacher answers each once.
 
     Args:
         teacher: a trained classifier with BatchNorm.
         student: any network with the same classes.
-        rounds: batches of images to make, as long as the student trains.
-        warmup: rounds before the student's training and the adversarial term begin.
-        batch: N, images a round.
-        g_steps: steps a batch; 200 in the authors' scripts, 500 in their timing.
-        lr_g: rate of generator, noise and head.
-        bn, oh, adv, cr: weights of the four losses. The paper's best figure, on top of images inverted before, takes
-            oh = 0.5.
+        making: rounds of N images, and the student's training on them.
+        g_steps: steps of descent for each batch; 200 in the authors' scripts, 500 in their timing.
+        lr_g: learning rate of generator, noise and head.
+        bn: weight of L_bn.
+        oh: weight of L_oh. The paper's best figure, on top of images inverted before, takes 0.5.
+        adv: weight of L_adv; 0 leaves it out.
+        cr: weight of L_cr; 0 leaves it out, which halves the teacher's work.
         tau: temperature of L_cr.
-        n_neg: earlier images that each one is told from.
-        bank: how many earlier images' features are kept.
-        bank_every: see above.
-        nz, ngf: length of the noise and base width of the generator.
-        kd_steps: the student's updates a round.
-        temperature: T of the student's loss.
-        capacity: the most images that the pool keeps.
-        views: let the student's augmentation repeat after so many passes; 0 never repeats.
-        recipe: of the student; ``epochs`` counts rounds with training.
+        n_neg: number of earlier images that each one is told from.
+        bank: number of earlier images whose features are kept; at least N.
+        bank_every: steps between two computations of the rows and keys of earlier images.
+        nz: length of the noise.
+        ngf: base width of the generator.
+        recipe: training of the student; ``epochs`` counts rounds with training.
     """
 
     teacher: Model | nn.Module
     student: Model | nn.Module
-    rounds: int = 40
-    warmup: int = 0
-    batch: int = 256
+    making: Making = field(default_factory=Making)
     g_steps: int = 200
     lr_g: float = 1e-3
     bn: float = 1.0
@@ -152,10 +144,6 @@ class CMI(Method):
     bank_every: int = 5
     nz: int = 256
     ngf: int = 64
-    kd_steps: int = 400
-    temperature: float = 20.0
-    capacity: int = 65_536
-    views: int = 16
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=40, batch_size=128, lr=0.1, weight_decay=1e-4))
 
     card = Card(
@@ -171,12 +159,14 @@ class CMI(Method):
     )
 
     def __post_init__(self) -> None:
-        check_values(self, counts=("rounds", "g_steps", "n_neg", "bank", "bank_every", "nz", "ngf", "kd_steps"),
-                     weights=("bn", "oh", "adv", "cr", "lr_g"))  # fmt: skip
-        require(0 < self.tau < float("inf"), f"tau must be positive, not {self.tau}.")
-        require(
-            self.batch <= self.bank, f"batch must be at most capacity and at most bank ({self.bank}), not {self.batch}."
+        ranges(
+            self,
+            at_least=dict.fromkeys(("g_steps", "n_neg", "bank", "bank_every", "nz", "ngf"), 1),
+            not_negative=("bn", "oh", "adv", "cr", "lr_g"),
+            positive=("tau",),
         )
+        N = self.making.batch
+        require(self.bank >= N, f"batch must be at most bank ({self.bank}), and it is {N}.")
 
     def check(self, data: Images) -> list[str]:
         """The teacher must have BatchNorm with statistics; classes and channels must agree."""
@@ -184,76 +174,60 @@ class CMI(Method):
 
     def steps(self, n: int) -> int:
         """The student's updates."""
-        return self.recipe.epochs * self.kd_steps
+        return self.making.steps(self.recipe)
 
     def work(self, n: int, teacher: float, student: float) -> float:
         """Multiply-adds of synthesis (forward and input gradients) and of the student's training."""
-        shape = self.teacher.input_shape if isinstance(self.teacher, Model) else (3, 32, 32)
-        generator = count(Generator(shape, self.nz, self.ngf), (self.nz,)).macs
+        generator = generator_work(self.teacher, self.nz, self.ngf)
         image = self.g_steps * (3 * generator + (4 if self.cr else 2) * teacher + 2 * student)
-        return work(self, image, teacher, student)
+        return self.making.work(self.recipe, image, teacher, student)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""
-        model = self.model("teacher", data)
-        teacher, normalise = run.frozen(model, None, input_grad=True, keep_bn=True), Normalise(model.mean, model.std)
+        made = Synthesis(run, self, data)
+        teacher, statistics, normalise, N = made.teacher, made.statistics, made.normalise, self.making.batch
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
-        made = Synthesis(run, self, model, data, capacity=self.capacity, views=self.views)
-        statistics = Statistics(teacher, run.gather)
-        g, _ = run.setup(Generator(model.input_shape, self.nz, self.ngf))
+        g, _ = run.setup(Generator(made.model.input_shape, self.nz, self.ngf))
         c = sum(len(mean) for mean, _ in statistics.running())
         h, head_optimizer = run.setup(Head(c), lambda h: torch.optim.Adam(h.parameters(), lr=self.lr_g, fused=True))
         bank = Bank(self.bank, c)
         run.register("bank", bank)
 
-        def inverted(e: int) -> tuple[Tensor, Tensor]:
-            """Round ``e``: the images kept, and the classes of all."""
-            g.reset(run.generator("weights"))
-            mine, random, drawn = run.mine(self.batch), run.generator("views"), run.generator("bank")
-            z = nn.Parameter(torch.randn(self.batch, self.nz, generator=run.generator("noise"))
-                             .to(next(g.parameters())))  # fmt: skip
-            y = torch.randint(len(model.classes), (self.batch,), generator=run.generator("classes")).to(run.device)
-            optimizer_g = adam([*g.parameters(), z], self.lr_g)
-            lowest, keys = torch.full((), torch.inf, device=run.device), torch.empty(0, 256, device=run.device)
-            kept: list[Tensor] = []  # x and its features in both views, where L was lowest
-            for i in range(self.g_steps):
-                x = g(z[mine])
-                glo = normalise(crop_flip(x, random, mine, self.batch))
-                z_t = run.gather(teacher(glo))
-                L = self.bn * bn_loss(statistics.read(), statistics.running()) + self.oh * F.cross_entropy(z_t, y)
-                if self.adv and e >= self.warmup:
-                    L = L + self.adv * decision_adversarial(z_t, run.gather(student(glo)))
-                now, L_head = [x.detach()], torch.zeros((), device=run.device)
-                if self.cr:
-                    v_glo = run.gather(statistics.features().detach())
-                    teacher(normalise(resized_crop(x, random, mine, self.batch)))
-                    v_loc = run.gather(statistics.features())
-                    with torch.no_grad():
-                        w = h(v_glo)
-                    if len(bank) and i % self.bank_every == 0:
-                        v_loc_n, v_glo_n = bank.draw(self.n_neg, drawn).to(run.device, v_glo.dtype)
+        for e in made.rounds(student, optimizer):
+            with made.inverting(student):
+                g.reset(run.generator("weights"))
+                mine, random, drawn = run.mine(N), run.generator("views"), run.generator("bank")
+                z, y = made.noise(self.nz, like=g), made.classes()
+                optimizer_g = adam([*g.parameters(), z], self.lr_g)
+                best, keys = Best(), torch.empty(0, 256, device=run.device)
+                for i in range(self.g_steps):
+                    x = g(z[mine])
+                    glo = normalise(crop_flip(x, random, mine, N))
+                    z_t = run.gather(teacher(glo))
+                    L = self.bn * bn_loss(statistics.read(), statistics.running()) + self.oh * F.cross_entropy(z_t, y)
+                    if self.adv and e >= self.making.warmup:
+                        L = L + self.adv * decision_adversarial(z_t, run.gather(student(glo)))
+                    now, L_head = [x.detach()], torch.zeros((), device=run.device)
+                    if self.cr:
+                        v_glo = run.gather(statistics.features().detach())
+                        teacher(normalise(resized_crop(x, random, mine, N)))
+                        v_loc = run.gather(statistics.features())
                         with torch.no_grad():
-                            keys = h(v_glo_n)
-                        # Rows of earlier images train the head alone: the images have no part in their loss.
-                        L_head = self.cr * contrastive_loss(h(v_loc_n), torch.cat([w, keys]), self.tau, first=len(w))
-                    L = L + self.cr * contrastive_loss(h(v_loc), torch.cat([w, keys.to(w)]), self.tau)
-                    now += [v_loc.detach(), v_glo]
-                better = L.detach() < lowest
-                kept = [torch.where(better, new, old) for new, old in zip(now, kept or now, strict=True)]
-                lowest = torch.minimum(L.detach(), lowest)
-                run.backward(L + L_head, reduction="global")
-                run.update(optimizer_g)
+                            w = h(v_glo)
+                        if len(bank) and i % self.bank_every == 0:
+                            v_loc_n, v_glo_n = bank.draw(self.n_neg, drawn).to(run.device, v_glo.dtype)
+                            with torch.no_grad():
+                                keys = h(v_glo_n)
+                            # Rows of earlier images train the head alone: the images have no part in their loss.
+                            L_head = self.cr * contrastive_loss(h(v_loc_n), torch.cat([w, keys]), self.tau, len(w))
+                        L = L + self.cr * contrastive_loss(h(v_loc), torch.cat([w, keys.to(w)]), self.tau)
+                        now += [v_loc.detach(), v_glo]
+                    best.keep(L, *now)
+                    run.backward(L + L_head, reduction="global")
+                    run.update(optimizer_g)
+                    if self.cr:
+                        run.update(head_optimizer)
                 if self.cr:
-                    run.update(head_optimizer)
-            if self.cr:
-                bank.append(*kept[1:])
-            return kept[0], y
-
-        for e in run.epochs(self.warmup + self.recipe.epochs):
-            if e < self.rounds:
-                with made.clock(), only_inputs(student), statistics:
-                    images, classes = inverted(e)
-                made.append(images, classes)
-            if e >= self.warmup:
-                made.learn(student, optimizer, self.recipe, e - self.warmup, self.kd_steps, self.temperature)
+                    bank.append(*best.kept[1:])
+            made.append(best.kept[0], y)
         return made.finish(student)

@@ -12,18 +12,16 @@ from torch import Tensor, nn
 
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.inversion import (
-    Normalise,
-    Statistics,
+from upcycle.distillation.data_free.inversion import (
+    Best,
     bn_loss,
     check_teacher,
-    check_values,
-    only_inputs,
-    work,
 )
-from upcycle.distillation.synthesis import Synthesis
+from upcycle.distillation.data_free.making import Making
+from upcycle.distillation.data_free.synthesis import Synthesis
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -62,7 +60,7 @@ class DeepInversion(Method):
 
     of x rolled and mirrored at random: L_bn is the distance of the activations' statistics to the teacher's, L_oh
     the teacher's cross-entropy to y, R_tv the total variation. Pixels are clipped to what an image can be. The x
-    with the lowest loss go to the pool, and the student takes ``kd_steps`` steps on all made so far.
+    with the lowest loss go to the pool, and the student takes ``making.kd_steps`` steps on all made so far.
 
     It is the baseline that generators are measured against: no image helps to make the next. The benchmark's
     schedule is 200 rounds; the default makes a tenth of these images.
@@ -73,34 +71,25 @@ class DeepInversion(Method):
     Args:
         teacher: a trained classifier with BatchNorm.
         student: any network with the same classes.
-        rounds: batches of images to make, as long as the student trains.
-        warmup: rounds before the student's training and the adversarial term begin.
-        batch: images a round.
-        g_steps: steps a batch; 1000 to 2000 in the papers.
-        lr_x: rate of the pixels.
-        bn, oh, adv, tv: weights of the four terms.
-        kd_steps: the student's updates a round.
-        temperature: T of the student's loss.
-        capacity: the most images that the pool keeps.
-        views: let the student's augmentation repeat after so many passes; 0 never repeats.
-        recipe: of the student; ``epochs`` counts rounds with training.
+        making: rounds of images, and the student's training on them.
+        g_steps: steps of descent for each batch; 1000 to 2000 in the papers.
+        lr_x: learning rate of the pixels.
+        bn: weight of L_bn.
+        oh: weight of L_oh.
+        adv: weight of the divergence from the student, after the warm-up; 0 leaves it out.
+        tv: weight of R_tv; 0 leaves it out.
+        recipe: training of the student; ``epochs`` counts rounds with training.
     """
 
     teacher: Model | nn.Module
     student: Model | nn.Module
-    rounds: int = 20
-    warmup: int = 0
-    batch: int = 256
+    making: Making = field(default_factory=lambda: Making(rounds=20))
     g_steps: int = 1000
     lr_x: float = 0.1
     bn: float = 10.0
     oh: float = 1.0
     adv: float = 1.0
     tv: float = 1e-3
-    kd_steps: int = 400
-    temperature: float = 20.0
-    capacity: int = 65_536
-    views: int = 16
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, batch_size=128, lr=0.1, weight_decay=1e-4))
 
     card = Card(
@@ -116,7 +105,7 @@ class DeepInversion(Method):
     )
 
     def __post_init__(self) -> None:
-        check_values(self, counts=("rounds", "g_steps", "kd_steps"), weights=("bn", "oh", "adv", "tv", "lr_x"))
+        ranges(self, at_least={"g_steps": 1}, not_negative=("bn", "oh", "adv", "tv", "lr_x"))
 
     def check(self, data: Images) -> list[str]:
         """The teacher must have BatchNorm with statistics; classes and channels must agree."""
@@ -124,53 +113,43 @@ class DeepInversion(Method):
 
     def steps(self, n: int) -> int:
         """The student's updates."""
-        return self.recipe.epochs * self.kd_steps
+        return self.making.steps(self.recipe)
 
     def work(self, n: int, teacher: float, student: float) -> float:
         """Multiply-adds of synthesis (forward and input gradients) and of the student's training."""
-        return work(self, self.g_steps * (2 * teacher + 2 * student), teacher, student)
+        image = self.g_steps * (2 * teacher + 2 * student)
+        return self.making.work(self.recipe, image, teacher, student)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""
-        model = self.model("teacher", data)
-        teacher, normalise = run.frozen(model, None, input_grad=True, keep_bn=True), Normalise(model.mean, model.std)
+        made = Synthesis(run, self, data)
+        teacher, statistics, normalise, N = made.teacher, made.statistics, made.normalise, self.making.batch
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
-        made = Synthesis(run, self, model, data, capacity=self.capacity, views=self.views)
-        statistics = Statistics(teacher, run.gather)
-        shape = (self.batch, *model.input_shape)
-        zero = torch.zeros(1, *model.input_shape, dtype=torch.float64 if run.precision == "64-true" else torch.float32)
+        zero = torch.zeros(1, *made.model.input_shape, dtype=run.dtype)
         black, white = normalise(zero).to(run.device), normalise(zero + 1).to(run.device)
 
-        def inverted(e: int) -> tuple[Tensor, Tensor]:
-            """Round ``e``: the images kept, and the classes of all."""
-            mine, random = run.mine(self.batch), run.generator("views")
-            x = nn.Parameter(torch.randn(shape, generator=run.generator("noise")).to(black))
-            y = torch.randint(len(model.classes), (self.batch,), generator=run.generator("classes")).to(run.device)
-            descent = torch.optim.Adam([x], lr=self.lr_x, betas=BETAS, fused=True)
-            lowest, kept = torch.full((), torch.inf, device=run.device), x.detach()
-            for _ in range(self.g_steps):
-                view = jittered(x[mine], random)
-                z_t = run.gather(teacher(view))
-                L = self.bn * bn_loss(statistics.read(), statistics.running()) + self.oh * F.cross_entropy(z_t, y)
-                if self.adv and e >= self.warmup:
-                    L = L - self.adv * js_divergence(run.gather(student(view)), z_t)
-                if self.tv:
-                    L = L + self.tv * run.gather(total_variation(view)[None]).mean()
-                kept = torch.where(L.detach() < lowest, x.detach(), kept)
-                lowest = torch.minimum(L.detach(), lowest)
-                run.backward(L, reduction="global")
-                run.update(descent)
-                with torch.no_grad():
-                    x.copy_(torch.minimum(torch.maximum(x, black), white))
-            return normalise.inverse(kept[mine]), y
-
-        for e in run.epochs(self.warmup + self.recipe.epochs):
-            if e < self.rounds:
-                with made.clock(), only_inputs(student), statistics:
-                    images, classes = inverted(e)
-                made.append(images, classes)
-            if e >= self.warmup:
-                made.learn(student, optimizer, self.recipe, e - self.warmup, self.kd_steps, self.temperature)
+        for e in made.rounds(student, optimizer):
+            with made.inverting(student):
+                mine, random, y = run.mine(N), run.generator("views"), made.classes()
+                noise = torch.randn(N, *made.model.input_shape, generator=run.generator("noise"))
+                x = nn.Parameter(noise.to(black))
+                descent = torch.optim.Adam([x], lr=self.lr_x, betas=BETAS, fused=True)
+                best = Best()
+                for _ in range(self.g_steps):
+                    view = jittered(x[mine], random)
+                    z_t = run.gather(teacher(view))
+                    L = self.bn * bn_loss(statistics.read(), statistics.running()) + self.oh * F.cross_entropy(z_t, y)
+                    if self.adv and e >= self.making.warmup:
+                        L = L - self.adv * js_divergence(run.gather(student(view)), z_t)
+                    if self.tv:
+                        L = L + self.tv * run.gather(total_variation(view)[None]).mean()
+                    best.keep(L, x.detach())
+                    run.backward(L, reduction="global")
+                    run.update(descent)
+                    with torch.no_grad():
+                        x.copy_(torch.minimum(torch.maximum(x, black), white))
+                images = normalise.inverse(best.kept[0][mine])
+            made.append(images, y)
         return made.finish(student)
 
 

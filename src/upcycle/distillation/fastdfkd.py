@@ -10,25 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.core.errors import require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation.inversion import (
-    Normalise,
-    Statistics,
+from upcycle.distillation.data_free.inversion import (
+    Best,
     adam,
     bn_loss,
     check_teacher,
-    check_values,
     crop_flip,
     decision_adversarial,
-    only_inputs,
-    work,
 )
-from upcycle.distillation.synthesis import Synthesis
-from upcycle.measure.cost import count
+from upcycle.distillation.data_free.making import Making, generator_work
+from upcycle.distillation.data_free.synthesis import Synthesis
 from upcycle.zoo.generator import Generator
 
 if TYPE_CHECKING:
@@ -85,9 +81,8 @@ class FastDFKD(Method):
        textbook form takes the last summand alone) or with theta - theta'_k (``reptile``).
 
     L_bn compares the teacher's BatchNorm statistics with those of the stream of batches (``bn_mmt``), L_oh is the
-    teacher's cross-entropy to y, and L_adv = -mean 1{s = t} KL(p_t || p_s) begins after ``warmup`` rounds, as does
-    the student's training: ``kd_steps`` a round on all images made so far. Synthesis ends after ``rounds``, the
-    student's training after ``warmup + recipe.epochs``; so a budget can make fewer images and train on.
+    teacher's cross-entropy to y, and L_adv = -mean 1{s = t} KL(p_t || p_s) begins after ``making.warmup`` rounds,
+    as does the student's training on all images made so far.
 
     With ``reuse="sequential"`` the generator is trained on from batch to batch; with ``none`` it is drawn anew for
     each, as in CMI: the paper's ablations.
@@ -95,40 +90,36 @@ class FastDFKD(Method):
     The schedule is cut down to what two cores can do; the paper's is 220 rounds, 20 of
     them warm-up, 400 updates a round and no repeating views: ``recipes/fastdfkd_cifar10_paper.yaml``.
 
-    Departures: the augmented views of the pool repeat (``views``), so that the teacher answers each once; the
+    Departures: the augmented views of the pool repeat (``making.views``), so that the teacher answers each once; the
     momentum is Nesterov's; cosine ends at 0 instead of 2e-4. Reptile's factor c = 67 is left out, since Adam
     divides it away but for its epsilon.
 
     Args:
         teacher: a trained classifier with BatchNorm.
         student: any network with the same classes.
-        k: inner steps a batch; the paper's are 2, 5 and 10.
-        reuse: what is carried from batch to batch.
-        rounds: batches of images to make, as long as the student trains.
-        warmup: rounds before the student's training and the adversarial term begin.
-        reset: rounds after ``warmup`` at which the generator's first layers are drawn anew, where there are so many; -1
-            for never.
-        batch: N, images a round.
+        making: rounds of N images, and the student's training on them.
+        k: inner steps for each batch; the paper's are 2, 5 and 10.
+        reuse: part of the generator that goes from batch to batch: meta-learned weights (meta, reptile), the last
+            weights (sequential), or none.
+        reset: rounds after the warm-up at which the generator's first layers are drawn anew, where there are so many;
+            -1 for never.
         lr_g: inner rate of the generator; the meta rate is k times it. The paper's: 5e-3, 3e-3, 2e-3 for k = 2, 5, 10.
-        lr_z: inner rate of the noise. The paper's: 0.015, 0.01, 0.01.
-        bn, oh, adv: weights of the three losses (the paper's for a WRN-40-2 teacher).
-        bn_mmt: m, momentum of the statistics of the stream.
-        nz, ngf: length of the noise and base width of the generator.
-        kd_steps: the student's updates a round.
-        temperature: T of the student's loss.
-        capacity: the most images that the pool keeps.
-        views: see above; 0 never repeats.
-        recipe: of the student; ``epochs`` counts rounds with training.
+        lr_z: inner rate of the noise. The paper's: 0.015, 0.01, 0.01 for k = 2, 5, 10.
+        bn: weight of L_bn; the defaults of this and the next two are the paper's for a WRN-40-2 teacher.
+        oh: weight of L_oh.
+        adv: weight of L_adv; 0 leaves it out.
+        bn_mmt: m, momentum of the statistics of the stream; 0 takes each batch by itself.
+        nz: length of the noise.
+        ngf: base width of the generator.
+        recipe: training of the student; ``epochs`` counts rounds with training.
     """
 
     teacher: Model | nn.Module
     student: Model | nn.Module
+    making: Making = field(default_factory=lambda: Making(rounds=70, warmup=10, kd_steps=100, views=12))
     k: int = 5
     reuse: Literal["meta", "reptile", "sequential", "none"] = "meta"
-    rounds: int = 70
-    warmup: int = 10
     reset: int = 120
-    batch: int = 256
     lr_g: float = 3e-3
     lr_z: float = 1e-2
     bn: float = 10.0
@@ -137,10 +128,6 @@ class FastDFKD(Method):
     bn_mmt: float = 0.9
     nz: int = 256
     ngf: int = 64
-    kd_steps: int = 100
-    temperature: float = 20.0
-    capacity: int = 65_536
-    views: int = 12
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=70, batch_size=256, lr=0.2, weight_decay=1e-4))
 
     card = Card(
@@ -156,9 +143,12 @@ class FastDFKD(Method):
     )
 
     def __post_init__(self) -> None:
-        check_values(self, counts=("k", "rounds", "nz", "ngf", "kd_steps"), weights=("bn", "oh", "adv", "lr_g", "lr_z"))
-        require(0 <= self.bn_mmt < 1, f"bn_mmt must lie in [0, 1), not {self.bn_mmt}.")
-        require(self.reset >= -1, f"reset must be -1 (never) or more, not {self.reset}.")
+        ranges(
+            self,
+            at_least={"k": 1, "nz": 1, "ngf": 1, "reset": -1},
+            not_negative=("bn", "oh", "adv", "lr_g", "lr_z"),
+            below_one=("bn_mmt",),
+        )
 
     def check(self, data: Images) -> list[str]:
         """The teacher must have BatchNorm with statistics; classes and channels must agree."""
@@ -166,76 +156,66 @@ class FastDFKD(Method):
 
     def steps(self, n: int) -> int:
         """The student's updates."""
-        return self.recipe.epochs * self.kd_steps
+        return self.making.steps(self.recipe)
 
     def work(self, n: int, teacher: float, student: float) -> float:
         """Multiply-adds of synthesis (forward and input gradients) and of the student's training."""
-        shape = self.teacher.input_shape if isinstance(self.teacher, Model) else (3, 32, 32)
-        generator = count(Generator(shape, self.nz, self.ngf), (self.nz,)).macs
+        generator = generator_work(self.teacher, self.nz, self.ngf)
         image = self.k * (3 * generator + 2 * teacher + 2 * student)
-        return work(self, image, teacher, student)
+        return self.making.work(self.recipe, image, teacher, student)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""
-        model = self.model("teacher", data)
-        teacher, normalise = run.frozen(model, None, input_grad=True, keep_bn=True), Normalise(model.mean, model.std)
+        made = Synthesis(run, self, data)
+        teacher, statistics, normalise, N = made.teacher, made.statistics, made.normalise, self.making.batch
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
-        made = Synthesis(run, self, model, data, capacity=self.capacity, views=self.views)
-        statistics = Statistics(teacher, run.gather)
         momentum = Momentum(self.bn_mmt, statistics.running())
         run.register("momentum", momentum)
-        G = Generator(model.input_shape, self.nz, self.ngf)
+        G = Generator(made.model.input_shape, self.nz, self.ngf)
         G, meta = run.setup(G, lambda G: adam(G.parameters(), self.lr_g * self.k))
         G.reset(run.generator("weights"))
         G_i = copy.deepcopy(G)
-        kind = next(G.parameters())
 
-        def inverted(e: int) -> tuple[Tensor, Tensor]:
-            """Steps 1 to 3 of round ``e``: the images kept, and the classes of all."""
-            if self.reset >= 0 and e == self.warmup + self.reset:
-                G.reset_first(run.generator("reset"))
-            if self.reuse == "none":
-                G.reset(run.generator("weights"))
-            copy_state(G, G_i)
-            mine, random = run.mine(self.batch), run.generator("views")
-            z = nn.Parameter(torch.randn(self.batch, self.nz, generator=run.generator("noise")).to(kind))
-            y = torch.randint(len(model.classes), (self.batch,), generator=run.generator("classes")).to(run.device)
-            inner = adam([{"params": G_i.parameters()}, {"params": [z], "lr": self.lr_z}], self.lr_g)
-            lowest, kept = torch.full((), torch.inf, device=run.device), torch.zeros(0, device=run.device)
-            for i in range(self.k):
-                x = G_i(z[mine])
-                view = normalise(crop_flip(x, random, mine, self.batch))
-                z_t = run.gather(teacher(view))
-                batch = statistics.read()
-                L = self.bn * bn_loss(momentum.blend(batch), statistics.running()) + self.oh * F.cross_entropy(z_t, y)
-                if self.adv and e >= self.warmup:
-                    L = L + self.adv * decision_adversarial(z_t, run.gather(student(view)))
-                kept = torch.where(L.detach() < lowest, x.detach(), kept) if i else x.detach()
-                lowest = torch.minimum(L.detach(), lowest)
-                run.backward(L, reduction="global")
-                if self.reuse == "meta":
+        for e in made.rounds(student, optimizer):
+            with made.inverting(student):
+                if self.reset >= 0 and e == self.making.warmup + self.reset:
+                    G.reset_first(run.generator("reset"))
+                if self.reuse == "none":
+                    G.reset(run.generator("weights"))
+                copy_state(G, G_i)  # step 1
+                mine, random = run.mine(N), run.generator("views")
+                z, y, best = made.noise(self.nz, like=G), made.classes(), Best()
+                inner = adam([{"params": G_i.parameters()}, {"params": [z], "lr": self.lr_z}], self.lr_g)
+                for _ in range(self.k):  # step 2
+                    x = G_i(z[mine])
+                    view = normalise(crop_flip(x, random, mine, N))
+                    z_t, batch = run.gather(teacher(view)), statistics.read()
+                    L_bn = bn_loss(momentum.blend(batch), statistics.running())
+                    L = self.bn * L_bn + self.oh * F.cross_entropy(z_t, y)
+                    if self.adv and e >= self.making.warmup:
+                        L = L + self.adv * decision_adversarial(z_t, run.gather(student(view)))
+                    best.keep(L, x.detach())
+                    run.backward(L, reduction="global")
+                    if self.reuse == "meta":
+                        add_gradients(G_i, G)
+                    run.update(inner)
+                momentum.update(batch)
+                if self.reuse == "reptile":
                     for p, q in zip(G.parameters(), G_i.parameters(), strict=True):
-                        assert q.grad is not None
-                        p.grad = q.grad.clone() if p.grad is None else p.grad + q.grad
-                run.update(inner)
-            momentum.update(batch)
-            if self.reuse == "reptile":
-                for p, q in zip(G.parameters(), G_i.parameters(), strict=True):
-                    p.grad = p.detach() - q.detach()
-            if self.reuse in ("meta", "reptile"):
-                run.update(meta)
-            if self.reuse == "sequential":
-                copy_state(G_i, G)
-            return kept, y
-
-        for e in run.epochs(self.warmup + self.recipe.epochs):
-            if e < self.rounds:
-                with made.clock(), only_inputs(student), statistics:
-                    images, classes = inverted(e)
-                made.append(images, classes)
-            if e >= self.warmup:
-                made.learn(student, optimizer, self.recipe, e - self.warmup, self.kd_steps, self.temperature)
+                        p.grad = p.detach() - q.detach()
+                if self.reuse in ("meta", "reptile"):
+                    run.update(meta)  # step 3
+                if self.reuse == "sequential":
+                    copy_state(G_i, G)
+            made.append(best.kept[0], y)
         return made.finish(student)
+
+
+def add_gradients(source: nn.Module, target: nn.Module) -> None:
+    """Add the gradients of ``source`` to those of ``target``, which has the same parameters."""
+    for p, q in zip(target.parameters(), source.parameters(), strict=True):
+        assert q.grad is not None
+        p.grad = q.grad.clone() if p.grad is None else p.grad + q.grad
 
 
 @torch.no_grad()

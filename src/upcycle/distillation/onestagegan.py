@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from upcycle.core.errors import require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
+from upcycle.core.reversal import grad_reverse
 from upcycle.core.run import Run
-from upcycle.distillation.inversion import Normalise, Statistics, adam, bn_loss, check_teacher, check_values, work
-from upcycle.distillation.synthesis import Synthesis
-from upcycle.measure.cost import count
-from upcycle.training.one_stage_gan import reverse
+from upcycle.distillation.data_free.inversion import adam, bn_loss, check_teacher
+from upcycle.distillation.data_free.making import Making, generator_work
+from upcycle.distillation.data_free.synthesis import Synthesis
 from upcycle.zoo.generator import Generator
 
 if TYPE_CHECKING:
@@ -45,33 +47,32 @@ class OneStageGAN(Method):
 
     the distance of BatchNorm statistics, the teacher's cross-entropy to its own top class, and the negative entropy
     of its mean prediction; their gradients at x are added with their own sign. Each round makes ``g_steps`` such
-    updates of both networks, leaves the last batch in the pool, and gives the student ``kd_steps`` on the pool.
+    updates of both networks, leaves the last batch in the pool, and gives the student ``making.kd_steps`` on the pool.
 
     The combination with R is reconstructed: the paper's distillation experiments were not published as code. Its
-    weights are those of DFQ in the benchmark of arXiv:2105.08584. ``kd_steps`` on a pool of earlier images is
+    weights are those of DFQ in the benchmark of arXiv:2105.08584. Training on a pool of earlier images is
     ours: without it the student forgets what G has left behind. The student's own part of a one-stage update cannot
     be told from the generator's, so it counts among the seconds of synthesis.
 
     Args:
         teacher: a trained classifier with BatchNorm.
         student: any network with the same classes.
-        rounds: of synthesis.
-        batch: images a step, and images that a round leaves in the pool.
-        g_steps: one-stage updates a round.
-        lr_g: rate of the generator.
-        adv, bn, oh, balance: weights of d and of the three terms of R.
-        nz, ngf: length of the noise and base width of the generator.
-        kd_steps: the student's further updates a round.
-        temperature: T of the student's loss on the pool.
-        capacity: the most images that the pool keeps.
-        views: let the student's augmentation repeat after so many passes; 0 never repeats.
-        recipe: of the student; ``epochs`` counts rounds.
+        making: rounds of images, and the student's further training on them. Its ``batch`` is that of a step, of
+            which the last one of a round goes to the pool; there is no warm-up, since the student makes the images.
+        g_steps: one-stage updates in each round.
+        lr_g: learning rate of the generator.
+        adv: weight of d.
+        bn: weight of L_bn in R.
+        oh: weight of L_oh in R.
+        balance: weight of the negative entropy in R.
+        nz: length of the noise.
+        ngf: base width of the generator.
+        recipe: training of the student; ``epochs`` counts rounds.
     """
 
     teacher: Model | nn.Module
     student: Model | nn.Module
-    rounds: int = 60
-    batch: int = 256
+    making: Making = field(default_factory=lambda: Making(rounds=60, kd_steps=100))
     g_steps: int = 40
     lr_g: float = 1e-3
     adv: float = 1.0
@@ -80,10 +81,6 @@ class OneStageGAN(Method):
     balance: float = 20.0
     nz: int = 256
     ngf: int = 64
-    kd_steps: int = 100
-    temperature: float = 20.0
-    capacity: int = 65_536
-    views: int = 16
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=100, batch_size=256, lr=0.1, weight_decay=1e-4))
 
     card = Card(
@@ -98,8 +95,8 @@ class OneStageGAN(Method):
     )
 
     def __post_init__(self) -> None:
-        check_values(self, counts=("rounds", "g_steps", "nz", "ngf", "kd_steps"),
-                     weights=("adv", "bn", "oh", "balance", "lr_g"))  # fmt: skip
+        ranges(self, at_least={"g_steps": 1, "nz": 1, "ngf": 1}, not_negative=("adv", "bn", "oh", "balance", "lr_g"))
+        require(self.making.warmup == 0, "onestagegan has no warm-up, since its student makes the images: warmup is 0.")
 
     def check(self, data: Images) -> list[str]:
         """The teacher must have BatchNorm with statistics; classes and channels must agree."""
@@ -107,45 +104,40 @@ class OneStageGAN(Method):
 
     def steps(self, n: int) -> int:
         """The student's updates."""
-        return self.recipe.epochs * self.kd_steps + min(self.rounds, self.recipe.epochs) * self.g_steps
+        return self.making.steps(self.recipe) + min(self.making.rounds, self.recipe.epochs) * self.g_steps
 
     def work(self, n: int, teacher: float, student: float) -> float:
         """Multiply-adds of the one-stage updates and of the student's training on the pool."""
-        shape = self.teacher.input_shape if isinstance(self.teacher, Model) else (3, 32, 32)
-        generator = count(Generator(shape, self.nz, self.ngf), (self.nz,)).macs
-        return work(self, self.g_steps * (3 * generator + 2 * teacher + 3 * student), teacher, student)
+        image = self.g_steps * (3 * generator_work(self.teacher, self.nz, self.ngf) + 2 * teacher + 3 * student)
+        return self.making.work(self.recipe, image, teacher, student)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""
-        model = self.model("teacher", data)
-        teacher, normalise = run.frozen(model, None, input_grad=True, keep_bn=True), Normalise(model.mean, model.std)
+        made = Synthesis(run, self, data)
+        teacher, statistics, N = made.teacher, made.statistics, self.making.batch
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
-        made = Synthesis(run, self, model, data, capacity=self.capacity, views=self.views)
-        statistics = Statistics(teacher, run.gather)
-        G = Generator(model.input_shape, self.nz, self.ngf)
+        G = Generator(made.model.input_shape, self.nz, self.ngf)
         G, g_optimizer = run.setup(G, lambda G: adam(G.parameters(), self.lr_g))
         G.reset(run.generator("weights"))
 
-        for e in run.epochs(self.recipe.epochs):
-            if e < self.rounds:
-                student.train()
-                mine, noise = run.mine(self.batch), run.generator("noise")
-                with made.clock(), statistics:
-                    for i in range(self.g_steps):
-                        self.recipe.schedule_rate(optimizer, (e + i / self.g_steps) / self.recipe.epochs)
-                        z = torch.randn(self.batch, self.nz, generator=noise)[mine].to(next(G.parameters()))
-                        x = G(z)
-                        inputs = normalise(x)
-                        t = teacher(inputs)
-                        R = self.bn * bn_loss(statistics.read(), statistics.running())
-                        z_t = run.gather(t)
-                        R = R + self.oh * F.cross_entropy(z_t, z_t.argmax(1)) + self.balance * balance_loss(z_t)
-                        # Behind T and before S the sign changes, so that S descends in d and G ascends.
-                        s = student(reverse(inputs))
-                        d = (run.gather(reverse(t)) - run.gather(s)).abs().mean()
-                        run.backward(self.adv * d + R, reduction="global")
-                        run.update(optimizer)
-                        run.update(g_optimizer)
-                made.append(x, z_t.argmax(1))
-            made.learn(student, optimizer, self.recipe, e, self.kd_steps, self.temperature)
+        for e in made.rounds(student, optimizer):
+            student.train()
+            mine, noise = run.mine(N), run.generator("noise")
+            with made.clock(), statistics:
+                for i in range(self.g_steps):
+                    self.recipe.schedule_rate(optimizer, (e + i / self.g_steps) / self.recipe.epochs)
+                    z = torch.randn(N, self.nz, generator=noise)[mine].to(next(G.parameters()))
+                    x = G(z)
+                    inputs = made.normalise(x)
+                    t = teacher(inputs)
+                    R = self.bn * bn_loss(statistics.read(), statistics.running())
+                    z_t = run.gather(t)
+                    R = R + self.oh * F.cross_entropy(z_t, z_t.argmax(1)) + self.balance * balance_loss(z_t)
+                    # Behind T and before S the sign changes, so that S descends in d and G ascends.
+                    s = student(grad_reverse(inputs))
+                    d = (run.gather(grad_reverse(t)) - run.gather(s)).abs().mean()
+                    run.backward(self.adv * d + R, reduction="global")
+                    run.update(optimizer)
+                    run.update(g_optimizer)
+            made.append(x, z_t.argmax(1))
         return made.finish(student)

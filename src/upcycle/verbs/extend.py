@@ -30,7 +30,7 @@ from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
 from upcycle.data.streams import Stream, check_stream, scenario_of
 from upcycle.data.streams import stream as make_stream
-from upcycle.distillation.gallery import strip
+from upcycle.distillation.data_free.gallery import strip
 from upcycle.measure.cost import bytes_, count
 from upcycle.verbs.making import (
     Result,

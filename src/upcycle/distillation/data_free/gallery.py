@@ -19,16 +19,20 @@ from upcycle.core.errors import UserError
 from upcycle.core.frozen import Frozen, frozen
 from upcycle.core.taps import Taps
 from upcycle.data.images import ImageSplit
-from upcycle.distillation.inversion import Statistics
+from upcycle.distillation.data_free.inversion import Statistics
 
 if TYPE_CHECKING:
-    from upcycle.distillation.synthesis import Synthesis
+    from upcycle.core.models import Model
+    from upcycle.core.run import Run
+    from upcycle.data.pool import Pool
 
 LOOKED_AT = 512
 """Of the newest images, of the real ones and of noise, so many are shown to the teacher."""
 ROWS, COLUMNS, MOMENTS = 10, 8, 6
 MANY = 30  # more classes than that are not compared with each other
 Moments = list[tuple[Tensor, Tensor]]
+Curve = list[tuple[float, float, float]]
+"""(seconds of synthesis, of everything, the student's accuracy), from the first measurement to the last."""
 
 
 # -- measures ---------------------------------------------------------------------------------------------------
@@ -131,20 +135,28 @@ def _look(teacher: Frozen, split: ImageSplit, device: torch.device) -> _Seen:
 # -- the pictures -----------------------------------------------------------------------------------------------
 
 
-def draw(synthesis: Synthesis) -> None:
+def draw(run: Run, pool: Pool, model: Model, validation: ImageSplit, curve: Curve) -> None:
     """Leave the pictures of a run's images for its report; to be called on one process, at the end.
 
     Draws no random number of the run. Pictures that cannot be made are named in the run's notes, because they must
     not cost a person the result.
+
+    Args:
+        run: takes the pictures.
+        pool: the images.
+        model: the network that they are made from.
+        validation: real images to compare with; may be empty.
+        curve: of the student's accuracy.
     """
     try:
-        _draw(synthesis)
+        if len(curve) > 1:
+            _draw_curve(run, curve)
+        _draw(run, pool, model, validation)
     except (UserError, RuntimeError, ValueError) as error:
-        synthesis.run.note(f"The pictures of the images could not be made: {type(error).__name__}: {error}")
+        run.note(f"The pictures of the images could not be made: {type(error).__name__}: {error}")
 
 
-def _draw(synthesis: Synthesis) -> None:
-    run, pool, model, validation = synthesis.run, synthesis.pool, synthesis.model, synthesis.data.validation
+def _draw(run: Run, pool: Pool, model: Model, validation: ImageSplit) -> None:
     classes, n = model.classes, len(pool)
     order = (pool.made - n + torch.arange(n)) % pool.capacity  # the oldest first
     newest = pool.split().subset(order[-LOOKED_AT:])
@@ -174,7 +186,7 @@ def _draw(synthesis: Synthesis) -> None:
     caption = f"Of the newest {len(newest):,} images, those of each class that the teacher is surest of." + some
     run.picture("1-classes", {"kind": "images", "layout": "rows", "title": "Synthesised images", "caption": caption,
                               "items": items})  # fmt: skip
-    _over_time(synthesis, order, shown)
+    _over_time(run, pool, classes, order, shown)
 
     caption = ("How far the mean and the spread of each layer's inputs are from those of the training images, as "
                "the teacher knows them: in standard deviations, the mean over the channels. 0 is equal.")  # fmt: skip
@@ -182,17 +194,6 @@ def _draw(synthesis: Synthesis) -> None:
               for name, look in looks.items()]  # fmt: skip
     run.picture("3-statistics", {"kind": "lines", "title": "Distance to the teacher's statistics", "caption": caption,
                                  "x": "BatchNorm layer", "y": "distance", "series": series})  # fmt: skip
-    if len(synthesis.curve) > 1:
-        spent, total, accuracy = (list(column) for column in zip(*synthesis.curve, strict=True))
-        series = [
-            {"name": "of synthesis", "x": spent, "y": accuracy},
-            {"name": "of everything", "x": total, "y": accuracy},
-        ]
-        caption = "The same student over the seconds of synthesis alone, and over all, its own training included."
-        run.picture("4-accuracy", {"kind": "lines", "title": "Accuracy over the seconds", "caption": caption,
-                                   "x": "seconds", "y": "validation accuracy", "unit": "percent",
-                                   "series": series})  # fmt: skip
-
     compared = list(range(len(classes))) if len(classes) <= MANY else shown
     caption = ("Mean cosine similarity of two images in the features before the teacher's last layer: of one class on "
                "the diagonal, of two classes elsewhere. At 1 they repeat each other.")  # fmt: skip
@@ -204,9 +205,20 @@ def _draw(synthesis: Synthesis) -> None:
         run.picture("6-diversity-real", _likeness("How alike real images are", caption, classes, compared, values))
 
 
-def _over_time(synthesis: Synthesis, order: Tensor, shown: list[int]) -> None:
+def _draw_curve(run: Run, curve: Curve) -> None:
+    spent, total, accuracy = (list(column) for column in zip(*curve, strict=True))
+    series = [
+        {"name": "of synthesis", "x": spent, "y": accuracy},
+        {"name": "of everything", "x": total, "y": accuracy},
+    ]
+    caption = "The same student over the seconds of synthesis alone, and over all, its own training included."
+    run.picture("4-accuracy", {"kind": "lines", "title": "Accuracy over the seconds", "caption": caption,
+                               "x": "seconds", "y": "validation accuracy", "unit": "percent",
+                               "series": series})  # fmt: skip
+
+
+def _over_time(run: Run, pool: Pool, classes: tuple[str, ...], order: Tensor, shown: list[int]) -> None:
     """Rows from the oldest images to the newest, none of them chosen: the first of each class from there on."""
-    pool, classes = synthesis.pool, synthesis.model.classes
     part = math.ceil(len(pool) / MOMENTS)
     columns = [pool.labels == c for c in shown]
     caption = f"Each column is a class: {', '.join(classes[c] for c in shown)}."
@@ -221,7 +233,7 @@ def _over_time(synthesis: Synthesis, order: Tensor, shown: list[int]) -> None:
             chosen = [pool.images[place[0]] if len(place) else None for place in found]
             items.append(_row(chosen, label, f"{len(chosen)} images from {label} on"))
     caption = f"From the oldest in the pool to the newest, as they came and not chosen. {caption}"
-    synthesis.run.picture("2-time", {"kind": "images", "layout": "rows", "title": "The images over time",
+    run.picture("2-time", {"kind": "images", "layout": "rows", "title": "The images over time",
                                      "caption": caption.strip(), "items": items})  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,49 +16,99 @@ from upcycle.core.losses import kd_loss
 from upcycle.core.store import write_json
 from upcycle.data.pool import Pool
 from upcycle.data.pool_files import pool_lineage, save_pool
-from upcycle.distillation import gallery
+from upcycle.distillation.data_free import gallery
+from upcycle.distillation.data_free.inversion import Normalise, Statistics, only_inputs
 from upcycle.measure.cost import duration
 
 if TYPE_CHECKING:
     from upcycle.core.batches import Batch
-    from upcycle.core.method import Method
+    from upcycle.core.method import Card
     from upcycle.core.models import Model
     from upcycle.core.recipe import Recipe
     from upcycle.core.run import Run
     from upcycle.data.images import Images
+    from upcycle.distillation.data_free.making import Making
 
 SAME = 1 / 255
 """A batch whose images differ from their mean by less than this, on average, has collapsed."""
 
 
+@runtime_checkable
+class DataFree(Protocol):
+    """A method that makes images: how many, and how the student learns from them."""
+
+    @property
+    def card(self) -> Card: ...
+    @property
+    def making(self) -> Making: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    def model(self, role: str, data: Any) -> Model: ...
+
+
 class Synthesis:
-    """What accumulates while images are made: the pool, the teacher's answers, the seconds; resumable.
+    """The frozen teacher, the pool of images, the teacher's answers to them and the seconds; resumable.
 
     Args:
         run: the run, whose save points it joins.
-        method: whose images these are, for its name in what is left behind.
-        teacher: the network that they are made from.
+        method: the method whose images these are.
         data: real images, only to measure with; may be empty. Its augmentation is what the student gets.
-        capacity: of the pool.
-        views: if positive, the student's augmentation repeats after so many passes, and the teacher's answers to
-            each view of an image are computed once.
+
+    Attributes:
+        model: the network that images are made from.
+        teacher: the same, frozen; gradients pass through it to images, and its BatchNorm layers are there to be read.
+        statistics: reader of the inputs of these layers.
+        normalise: from images in [0, 1] to the teacher's inputs.
+        folded: the teacher once more, with its BatchNorm folded, since it only answers here.
+        pool: the images made.
     """
 
-    def __init__(
-        self, run: Run, method: Method, teacher: Model, data: Images, *, capacity: int, views: int = 0
-    ) -> None:  # fmt: skip
-        self.run, self.method, self.model, self.data, self.views = run, method, teacher, data, views
-        self.pool = Pool(capacity, teacher.input_shape, teacher.mean, teacher.std, data.train.augment)
-        # It only answers, so its BatchNorm may be folded: another copy than the one that images come from.
-        self.teacher = run.frozen(teacher, None)
-        exact = run.precision == "64-true"
-        self._answers = torch.empty(views, capacity, len(teacher.classes), dtype=torch.float64 if exact else torch.half)
+    def __init__(self, run: Run, method: DataFree, data: Images) -> None:
+        self.run, self.method, self.making, self.data = run, method, method.making, data
+        self.model = model = method.model("teacher", data)
+        self.teacher = run.frozen(model, None, input_grad=True, keep_bn=True)
+        self.statistics = Statistics(self.teacher, run.gather)
+        self.normalise = Normalise(model.mean, model.std)
+        self.folded = run.frozen(model, None)
+        capacity, views = self.making.capacity, self.making.views
+        self.pool = Pool(capacity, model.input_shape, model.mean, model.std, data.train.augment)
+        dtype = torch.float64 if run.dtype == torch.float64 else torch.half
+        self._answers = torch.empty(views, capacity, len(model.classes), dtype=dtype)
         self.seconds = 0.0  # of synthesis
         self.total = 0.0  # of everything, the student's training included
-        self.curve: list[tuple[float, float, float]] = []  # (synthesis seconds, all seconds, accuracy)
+        self.curve: gallery.Curve = []
         self.collapsed = 0  # rounds in a row
         self._since = time.perf_counter()
         run.register("synthesis", self)
+
+    def rounds(self, student: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[int]:
+        """The outermost loop: each round that makes images, from 0; the student trains between them and on afterwards.
+
+        Args:
+            student: as :meth:`~upcycle.core.run.Run.setup` made it.
+            optimizer: likewise.
+        """
+        for e in self.run.epochs(self.making.warmup + self.method.recipe.epochs):
+            if e < self.making.rounds:
+                yield e
+            if e >= self.making.warmup:
+                self.distil(student, optimizer, e - self.making.warmup)
+
+    @contextmanager
+    def inverting(self, student: nn.Module) -> Iterator[None]:
+        """Within, images are made: the clock runs, statistics are read, and the student passes gradients on."""
+        with self.clock(), only_inputs(student), self.statistics:
+            yield
+
+    def noise(self, nz: int, like: nn.Module) -> nn.Parameter:
+        """z (N, nz) of a round, normal; as the parameters of ``like``."""
+        z = torch.randn(self.making.batch, nz, generator=self.run.generator("noise"))
+        return nn.Parameter(z.to(next(like.parameters())))
+
+    def classes(self) -> Int[Tensor, " n"]:
+        """The classes y of a round's images, drawn evenly."""
+        random = self.run.generator("classes")
+        return torch.randint(len(self.model.classes), (self.making.batch,), generator=random).to(self.run.device)
 
     @contextmanager
     def clock(self) -> Iterator[None]:
@@ -89,34 +139,33 @@ class Synthesis:
             return
         self.collapsed = 0
         places = self.pool.append(x, y)
-        for view in range(self.views):
+        for view in range(self.making.views):
             images = self.pool.batch(places, device=self.run.device, view=(self.run.seed, view)).images
-            self._answers[view, places] = self.teacher(images).to(self._answers.dtype).cpu()
+            self._answers[view, places] = self.folded(images).to(self._answers.dtype).cpu()
 
     def answers(self, batch: Batch) -> Float[Tensor, "b k"]:
         """The teacher's logits on a batch of the pool: looked up where views repeat, else computed."""
-        if not self.views:
-            return self.teacher(batch.images)
+        if not self.making.views:
+            return self.folded(batch.images)
         return self._answers[self.run.view].index_select(0, batch.index.cpu()).to(batch.images)
 
-    def learn(
-        self, student: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int, steps: int, T: float
-    ) -> None:  # fmt: skip
-        """``steps`` updates of the student on the whole pool, augmented: T² KL(p_t || p_s), no labels.
+    def distil(self, student: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        """``kd_steps`` updates of the student on the whole pool, augmented: T² KL(p_t || p_s), no labels.
 
         Args:
-            epoch: of the student's ``recipe.epochs``, each of so many steps.
-            T: temperature.
+            student: as :meth:`~upcycle.core.run.Run.setup` made it.
+            optimizer: likewise.
+            epoch: number of the student's epoch, of ``recipe.epochs``.
         """
+        recipe, steps, views = self.method.recipe, self.making.kd_steps, self.making.views
         require(len(self.pool) > 0, "There are no images to learn from: in every round so far all came out alike.")
         student.train()
-        batches = self.run.batches(self.pool, recipe.batch_size, steps=steps, views=self.views)
+        # The schedule counts the steps from the first, so a resumed run must not begin among them.
+        batches = self.run.batches(self.pool, recipe.batch_size, steps=steps, views=views, save_within=False)
         for step, batch in enumerate(batches):
             recipe.schedule_rate(optimizer, (epoch + step / steps) / recipe.epochs)
-            loss = kd_loss(student(batch.images), self.answers(batch), T)
-            self.run.backward(loss)
-            self.run.update(optimizer)
-            self.run.track(loss=loss)
+            loss = kd_loss(student(batch.images), self.answers(batch), self.making.temperature)
+            self.run.step(loss, optimizer)
         every = max(1, recipe.epochs // 20)
         if (epoch + 1) % every == 0 or epoch + 1 == recipe.epochs:
             found = self.run.evaluate(student, self.data.validation)
@@ -132,7 +181,7 @@ class Synthesis:
                  f"image; everything, the student's training included, {duration(self.total)}.")  # fmt: skip
         student = run.plain(student)
         if run.directory is not None and run.rank == 0:
-            gallery.draw(self)
+            gallery.draw(run, self.pool, self.model, self.data.validation, self.curve)
             card = self.method.card
             name = f"images from {self.model.name}"
             tree = pool_lineage(self.pool, self.model, name=name, method=card.name)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.checks import same_classes
-from upcycle.core.errors import require
 from upcycle.core.taps import Taps
 from upcycle.data.augment import padding
 
@@ -65,38 +64,19 @@ def adam(params: Iterable[Any], lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=lr, betas=(0.5, 0.999), fused=True)
 
 
-def check_values(method: Any, *, counts: tuple[str, ...], weights: tuple[str, ...]) -> None:
-    """Refuse hyper-parameters that no method of this family can take.
+class Best:
+    """The tensors that were at hand when the loss was lowest, in a descent of so many steps."""
 
-    Args:
-        method: has ``batch``, ``capacity``, ``temperature`` and ``views``, and perhaps ``warmup`` and ``rounds``.
-        counts: names of what must be at least 1.
-        weights: names of what must be a number that is not negative.
-    """
-    for name in counts:
-        require(getattr(method, name) >= 1, f"{name} must be at least 1, not {getattr(method, name)}.")
-    for name in weights:
-        value = getattr(method, name)
-        require(0 <= value < float("inf"), f"{name} must be a number that is not negative, not {value}.")
-    T, batch, warmup = method.temperature, method.batch, getattr(method, "warmup", 0)
-    require(0 < T < float("inf"), f"temperature must be positive, not {T}.")
-    require(2 <= batch <= method.capacity,
-            f"batch must be at least 2 and at most capacity ({method.capacity}), not {batch}.")  # fmt: skip
-    require(0 <= warmup <= method.rounds, f"warmup must lie between 0 and rounds, not {warmup}.")
-    require(method.views >= 0, f"views must not be negative: it is {method.views}.")
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+        self._lowest: Tensor | None = None
 
-
-def work(method: Any, image: float, teacher: float, student: float) -> float:
-    """The multiply-adds of a method's whole run.
-
-    Args:
-        image: multiply-adds that making one image takes.
-        teacher, student: those of one forward of one sample.
-    """
-    rounds = min(method.rounds, getattr(method, "warmup", 0) + method.recipe.epochs)
-    made = rounds * method.batch * (image + method.views * teacher)
-    sample = 3 * student + (0 if method.views else teacher)
-    return float(made + method.recipe.epochs * method.kd_steps * method.recipe.batch_size * sample)
+    def keep(self, loss: Float[Tensor, ""], *now: Tensor) -> None:
+        """Keep ``now`` where ``loss`` is below all before it; the device decides, without waiting."""
+        loss = loss.detach()
+        lowest = torch.full_like(loss, torch.inf) if self._lowest is None else self._lowest
+        self.kept = [torch.where(loss < lowest, new, old) for new, old in zip(now, self.kept or now, strict=True)]
+        self._lowest = torch.minimum(loss, lowest)
 
 
 # -- the statistics of a batch ----------------------------------------------------------------------------------

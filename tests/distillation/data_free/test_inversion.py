@@ -20,11 +20,10 @@ from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.data.images import ImageSplit
 from upcycle.data.pool import Pool
-from upcycle.distillation import inversion
-from upcycle.distillation import synthesis as synthesis_module
 from upcycle.distillation.cmi import CMI
-from upcycle.distillation.fastdfkd import FastDFKD
-from upcycle.distillation.inversion import (
+from upcycle.distillation.data_free import inversion
+from upcycle.distillation.data_free import synthesis as synthesis_module
+from upcycle.distillation.data_free.inversion import (
     Normalise,
     Statistics,
     bn_loss,
@@ -33,7 +32,9 @@ from upcycle.distillation.inversion import (
     only_inputs,
     resized_crop,
 )
-from upcycle.distillation.synthesis import Synthesis
+from upcycle.distillation.data_free.making import Making
+from upcycle.distillation.data_free.synthesis import Synthesis
+from upcycle.distillation.fastdfkd import FastDFKD
 
 CPU = torch.device("cpu")
 
@@ -364,9 +365,10 @@ def test_some_layers_with_statistics_are_enough(method: type) -> None:
 
 def synthesis(run: Run, capacity: int = 40, views: int = 0, augment: tuple[str, ...] = ()) -> Synthesis:
     teacher = seen(tiny_model("teacher", 7))
-    method = FastDFKD(teacher=teacher, student=tiny_model("student", 1))
+    making = Making(batch=16, capacity=capacity, views=views)
+    method = FastDFKD(teacher=teacher, student=tiny_model("student", 1), making=making)
     data = Images.none((1, 8, 8), teacher.classes, teacher.mean, teacher.std).augmented(augment)
-    return Synthesis(run, method, teacher, data, capacity=capacity, views=views)
+    return Synthesis(run, method, data)
 
 
 def batch(seed: int = 0, n: int = 16) -> tuple[Tensor, Tensor]:
@@ -409,7 +411,7 @@ def test_kept_answers_are_the_teachers_to_the_same_views(capacity: int) -> None:
         for found in run.batches(made.pool, 8, steps=12, views=3):
             answers = made.answers(found)
             assert answers.dtype == torch.float64
-            torch.testing.assert_close(answers, made.teacher(found.images), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(answers, made.folded(found.images), rtol=1e-5, atol=1e-6)
             met.add((epoch, run.view))
     assert {view for _, view in met} == {0, 1, 2}
 
@@ -420,7 +422,7 @@ def test_without_views_the_teacher_answers_anew() -> None:
     made.append(*batch())
     for _ in run.epochs(1):
         for found in run.batches(made.pool, 8):
-            assert torch.equal(made.answers(found), made.teacher(found.images))
+            assert torch.equal(made.answers(found), made.folded(found.images))
 
 
 def test_its_state_comes_back() -> None:
@@ -444,7 +446,7 @@ class Slow(TinyNet):
         return super().forward(x)
 
 
-TINY = {"rounds": 3, "warmup": 1, "batch": 16, "nz": 8, "ngf": 4, "kd_steps": 5, "capacity": 64}
+TINY = {"making": Making(rounds=3, warmup=1, batch=16, kd_steps=5, capacity=64), "nz": 8, "ngf": 4}
 
 
 @pytest.mark.parametrize(
