@@ -19,8 +19,8 @@ from upcycle.adaptation.attention_diversification import (
     find_maps,
     inter_losses,
     intra_loss,
-    selected,
-    union,
+    select_top,
+    union_attention,
 )
 from upcycle.core.errors import UserError
 from upcycle.core.losses import ce_loss
@@ -53,7 +53,7 @@ def made(**options: Any) -> AttentionDiversification:
 def test_attention_sums_to_one_and_everything_lies_between_nought_and_one(k: int) -> None:
     a = attention(drawn(5, 12, 4, 6) * 10)
     assert a.shape == (5, 12, 24) and torch.allclose(a.sum(2), torch.ones(5, 12))
-    r = selected(a, k)
+    r = select_top(a, k)
     assert r.shape == (5, 24) and float(r.min()) >= 0 and float(r.max()) <= 1
     assert 0 <= float(intra_loss(a, k)) <= 1
 
@@ -87,7 +87,7 @@ def test_descending_the_intra_loss_spreads_the_channels() -> None:
 def test_the_union_is_that_of_the_members_and_nought_without_one() -> None:
     v = stages(3).requires_grad_()
     members = torch.tensor([[1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0]]).bool()
-    u = union(v, members)
+    u = union_attention(v, members)
     assert not u.requires_grad
     assert torch.equal(u[0], torch.maximum(v[0, 0], v[1, 0])) and torch.equal(u[1], v[1, 1])
     assert torch.equal(u[2], torch.zeros(9)) and torch.equal(u[4], v[:, 4].amax(0))
@@ -113,7 +113,7 @@ def test_only_the_student_gets_a_gradient_and_the_unions_carry_none() -> None:
     (200 * direct - diverge).backward()
     for expert in leaves[1:]:
         assert expert.grad is not None and float(expert.grad.abs().max()) == 0
-    up, down = union(v, right), union(v, ~right)  # numbers
+    up, down = union_attention(v, right), union_attention(v, ~right)  # numbers
     expected = 2 * (200 * (v[0] * (up > 0) - up) * (up > 0) - (v[0] * (down > 0) - down) * (down > 0)) / v[0].numel()
     assert torch.allclose(leaves[0].grad, expected)
 
@@ -323,11 +323,11 @@ def test_the_coins_are_the_share_asked_for_and_fall_alike_again() -> None:
         ({"domains": DOMAINS.float()}, "int64"),
         ({"domains": DOMAINS - 1}, "from 0"),
         ({"domains": DOMAINS * 2}, "number 1 has fewer"),
-        ({"k": -1}, "k must be"),
+        ({"k": -1}, "k must not be negative"),
         ({"w_dir": -1.0}, "w_dir must not be negative"),
         ({"p_inter": 1.5}, "p_inter must lie"),
         ({"epochs_domain": -1}, "epochs_domain"),
-        ({"epochs_inter": 0}, "epochs_domain=0 leaves"),
+        ({"epochs_inter": 0}, "epochs_inter must be at least 1"),
         ({"lr_inter": 0.0}, "lr_inter"),
     ],
 )

@@ -13,15 +13,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.frozen import Frozen, frozen
-from upcycle.core.heads import classifier
+from upcycle.core.heads import classifier, linear
 from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.core.taps import Taps
+from upcycle.core.taps import Taps, observed
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit
@@ -33,28 +33,28 @@ POSITIONS = 49
 
 
 def attention(f: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c p"]:
-    """A: where each channel looks, softmax over the p = h w positions, in float32 or better."""
+    """Give A, where each channel looks: the softmax over the p = h w positions, in float32 or better."""
     wide = torch.float64 if f.dtype == torch.float64 else torch.float32
     return f.to(wide).flatten(2).softmax(2)
 
 
-def selected(a: Float[Tensor, "n c p"], k: int) -> Float[Tensor, "n p"]:
-    """R: at each position the mean of the k largest values over channels."""
+def select_top(a: Float[Tensor, "n c p"], k: int) -> Float[Tensor, "n p"]:
+    """Give R, at each position the mean of the k largest values over channels."""
     return a.topk(k, dim=1).values.mean(1)
 
 
 def intra_loss(a: Float[Tensor, "n c p"], k: int) -> Float[Tensor, ""]:
-    """L_intra = 1 - mean_{n,p} R, in [0, 1].
+    """Give L_intra = 1 - mean_{n,p} R, in [0, 1].
 
     0 when every position is the sole focus of k channels, 1 - 1/p when all channels have one and the same focus.
     """
-    return 1 - selected(a, k).mean()
+    return 1 - select_top(a, k).mean()
 
 
 def channels_each(c: int, h: int, w: int) -> int:
-    """k for a last map c x h x w: so many channels as there are for each of the 2h x 2w positions, at least 1.
+    """Choose k for a last map c x h x w: the channels that there are for each of 2h x 2w positions, at least 1.
 
-    Of ResNet-50's 2048 x 7 x 7 the paper's 10.
+    For ResNet-50's 2048 x 7 x 7 that is the paper's 10.
     """
     return max(1, round(c / (4 * h * w)))
 
@@ -62,8 +62,8 @@ def channels_each(c: int, h: int, w: int) -> int:
 # -- inter-model regulariser ----------------------------------------
 
 
-def union(v: Float[Tensor, "m n p"], members: Bool[Tensor, "m n"]) -> Float[Tensor, "n p"]:
-    """U: for each sample the largest attention among the member models, position by position; 0 without a member.
+def union_attention(v: Float[Tensor, "m n p"], members: Bool[Tensor, "m n"]) -> Float[Tensor, "n p"]:
+    """Give U, for each sample the largest attention among the member models, position by position; 0 without a member.
 
     No gradient goes there.
     """
@@ -73,18 +73,19 @@ def union(v: Float[Tensor, "m n p"], members: Bool[Tensor, "m n"]) -> Float[Tens
 def inter_losses(
     v: Float[Tensor, "m n p"], right: Bool[Tensor, "m n"], t: float = 1.0
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """L_dir and L_dvr of one stage, without its factor C_l: mean_{n,p} (V_0 1[U > 0] - t U)² with U⁺ (t = 1) and U⁻.
+    """Give L_dir and L_dvr of one stage: mean_{n,p} (V_0 1[U > 0] - t U)² with U⁺ (t = 1) and with U⁻.
 
-    As a softmax is positive, 1[U > 0] chooses samples, not positions.
+    The stage's factor C_l is not in them. As a softmax is positive, 1[U > 0] chooses samples, not positions.
 
     Args:
-        v: stage attention of the models; the first one is the student's, which alone gets a gradient.
-        right: whose most probable class is the label. U⁺ is the union of those that are right, U⁻ of the others.
-        t: 1 moves away from U⁻ when L_dvr is subtracted; 0 is the released code.
+        v: attention of the m models in this stage; the first one is the student's, which alone gets a gradient.
+        right: whether a model's most probable class is the label. U⁺ is the union of those that are right, U⁻ that
+            of the others.
+        t: factor of U⁻; 1 moves away from it when L_dvr is subtracted, 0 is the released code.
     """
 
     def gap(members: Tensor, t: float) -> Tensor:
-        u = union(v, members)
+        u = union_attention(v, members)
         return (v[0] * (u > 0) - t * u).square().mean()
 
     return gap(right, 1.0), gap(~right, t)
@@ -94,7 +95,7 @@ def inter_losses(
 
 
 class Maps(NamedTuple):
-    """What :func:`find_maps` found: submodules by name, and the size (c, h, w) of the last map X."""
+    """Submodules by name, as :func:`find_maps` finds them, and the size (c, h, w) of the last map X."""
 
     classifier: str
     last: str
@@ -103,39 +104,42 @@ class Maps(NamedTuple):
 
 
 def find_maps(model: Model, layers: tuple[str, ...] = ()) -> Maps:
-    """The classifier of ``model``, the map X whose mean it reads, and its stages.
+    """Find the classifier of ``model``, the map X whose mean it reads, and its stages.
 
     Args:
-        layers: the stages; by default for each of the last four resolutions the last map that has it.
+        model: the network; it is run once on an example.
+        layers: names of the stages; by default for each of the last four resolutions the last map that has it.
 
     Raises:
         UserError: the logits are not cls(GAP(X)) of a map X that some submodule gives, or a layer gives no map.
     """
-    module, head = model.module, classifier(model)
-    ran: list[tuple[str, Tensor]] = []
-    pooled: list[Tensor] = []
-    hooks = [m.register_forward_hook(lambda m, i, out, name=name: ran.append((name, out)))
-             for name, m in module.named_modules()]  # fmt: skip
-    hooks.append(module.get_submodule(head).register_forward_pre_hook(lambda m, args: pooled.append(args[0])))
-    try:
-        with undisturbed(module):
-            module(model.example().to(next(module.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-    calls = Counter(name for name, _ in ran)  # a submodule that runs twice has no one map
-    maps = {name: f for name, f in ran if isinstance(f, Tensor) and f.ndim == 4 and f[0, 0].numel() > 1
-            and calls[name] == 1}  # fmt: skip
-    ends = [name for name, f in maps.items() if f.shape[:2] == pooled[0].shape
-            and torch.allclose(f.mean((2, 3)), pooled[0], rtol=1e-3, atol=1e-5)]  # fmt: skip
-    require(bool(ends), f"The classifier '{head}' of {model.name} does not read the mean over positions of a map of "
-            "more than one position that a submodule gives; choose a network with global average pooling and larger "
-            "images, such as a ResNet.")  # fmt: skip
+    head = classifier(model)
+    calls = observed(model)
+    pooled = next(call.input for call in calls if call.name == head)
+    times = Counter(call.name for call in calls)  # a submodule that runs twice has no one map
+    maps = {
+        name: f
+        for name, _, _, f in calls
+        if isinstance(f, Tensor) and f.ndim == 4 and f[0, 0].numel() > 1 and times[name] == 1
+    }
+    ends = [
+        name
+        for name, f in maps.items()
+        if f.shape[:2] == pooled.shape and torch.allclose(f.mean((2, 3)), pooled, rtol=1e-3, atol=1e-5)
+    ]
+    require(
+        bool(ends),
+        f"The classifier '{head}' of {model.name} does not read the mean over positions of a map of "
+        "more than one position that a submodule gives; choose a network with global average pooling and larger "
+        "images, such as a ResNet.",
+    )
     before = list(maps)[: list(maps).index(ends[-1]) + 1]
     for name in layers:
-        require(name in maps, f"'{name}' is no submodule of {model.name} that runs once and gives a map (b, c, h, w); "
-                f"for example {', '.join(before[-3:])} are.")  # fmt: skip
+        require(
+            name in maps,
+            f"'{name}' is no submodule of {model.name} that runs once and gives a map (b, c, h, w); "
+            f"for example {', '.join(before[-3:])} are.",
+        )
     by_size = {maps[name].shape[2:]: name for name in before}
     c, h, w = maps[ends[-1]].shape[1:]
     return Maps(head, ends[-1], layers or tuple(by_size.values())[-4:], (c, h, w))
@@ -145,8 +149,8 @@ class Expanded(nn.Module):
     """A network with the training-only branch: Z = ReLU(InstanceNorm(ConvTranspose(X))), twice the height and width.
 
     Args:
-        network: taken over, not copied.
-        maps: of it.
+        network: the network, taken over and not copied.
+        maps: its classifier, last map and stages.
     """
 
     def __init__(self, network: nn.Module, maps: Maps) -> None:
@@ -160,7 +164,7 @@ class Expanded(nn.Module):
         with Taps(self.network, (self.maps.last, *self.maps.stages)) as taps:
             y = self.network(images)
         z = self.expansion(taps[self.maps.last])
-        y_z = self.network.get_submodule(self.maps.classifier)(z.mean((2, 3)))
+        y_z = linear(self.network, self.maps.classifier)(z.mean((2, 3)))
         return y, y_z, z, [taps[name] for name in self.maps.stages]
 
 
@@ -196,16 +200,19 @@ class AttentionDiversification(Method):
         student: a convolutional network, best a pretrained one, whose logits are a linear layer of the mean over
             positions of its last map.
         domains: int64 (n,), which of the domains 0 .. S-1 each training image comes from.
-        k: channels averaged at each position of L_intra; 0 takes :func:`channels_each` of the last map.
-        w_intra: the weight of L_intra.
-        p_intra, p_intra_inter: the fraction of iterations that it is added in, in stages 1 and 2, and in stage 3.
-        w_dir, w_dvr: the weights of L_dir and L_dvr on a last map of 49 positions.
-        p_inter: the fraction of the iterations of stage 3 that they are added in.
+        k: number of channels averaged at each position of L_intra; 0 takes :func:`channels_each` of the last map.
+        w_intra: weight of L_intra.
+        p_intra: share of the iterations of stages 1 and 2 in which L_intra is added, from 0 to 1.
+        p_intra_inter: share of the iterations of stage 3 in which L_intra is added, from 0 to 1.
+        w_dir: weight of L_dir on a last map of 49 positions.
+        w_dvr: weight of L_dvr on a last map of 49 positions.
+        p_inter: share of the iterations of stage 3 in which L_dir and L_dvr are added, from 0 to 1.
         dvr_target: union moves away from what misled the models that are wrong, zero sharpens the own attention there.
-        layers: the stages compared; by default the last map of each of the last four resolutions.
-        epochs_domain: of stage 1; 0 leaves out stages 1 and 3.
-        epochs_inter, lr_inter: of stage 3.
-        recipe: stage 2, and stage 1 with its own epochs.
+        layers: names of the stages compared; by default the last map of each of the last four resolutions.
+        epochs_domain: epochs of stage 1; 0 leaves out stages 1 and 3.
+        epochs_inter: epochs of stage 3, at least 1; ``epochs_domain=0`` leaves it out.
+        lr_inter: learning rate of stage 3.
+        recipe: ordinary training in stage 2, and in stage 1 with its own epochs.
     """
 
     student: Model | nn.Module
@@ -231,47 +238,57 @@ class AttentionDiversification(Method):
         title="Attention Diversification for Domain Generalization",
         paper="Meng, Li, Chen, Yang, Song, Wang, Zhang, Song, Xie, Pu; ECCV 2022; arXiv:2210.04206",
         verb="adapt",
-        needs=Needs(data="labelled", teacher="none",
-                    architectures="a CNN that ends in average pooling and one linear layer"),
+        needs=Needs(
+            data="labelled", teacher="none", architectures="a CNN that ends in average pooling and one linear layer"
+        ),
         summary="A classifier trained on several domains for one never seen: its channels look at different spots.",
         cost="two trainings of the network (one for each domain alone, one for all) and a short third",
         published="state of the art on PACS, Office-Home and others (abstract; no table could be read)",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         d = self.domains
-        require(d.ndim == 1 and d.dtype == torch.int64 and len(d) > 0 and int(d.min()) >= 0,
-                "domains must hold one whole number from 0 for each training image (int64).")  # fmt: skip
+        require(
+            d.ndim == 1 and d.dtype == torch.int64 and len(d) > 0 and int(d.min()) >= 0,
+            "domains must hold one whole number from 0 for each training image (int64).",
+        )
         counts = torch.bincount(d).tolist()
-        require(len(counts) >= 2, "domains names a single domain, and attention diversification compares at least two; "
-                "give images of a second one.")  # fmt: skip
+        require(
+            len(counts) >= 2,
+            "domains names a single domain, and attention diversification compares at least two; "
+            "give images of a second one.",
+        )
         few = [str(s) for s, n in enumerate(counts) if n < 2]
-        require(not few, f"Every domain needs two images or more; number {', '.join(few[:3])} has fewer. "
-                "Number the domains 0, 1, 2, ...")  # fmt: skip
-        require(self.k >= 0, f"k must be 0 (derived) or positive, not {self.k}.")
-        for name in ("w_intra", "w_dir", "w_dvr"):
-            value = getattr(self, name)
-            require(0 <= value < float("inf"), f"{name} must not be negative, it is {value}.")
-        for name in ("p_intra", "p_intra_inter", "p_inter"):
-            require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}.")
-        require(self.dvr_target in ("union", "zero"), f"dvr_target must be union or zero, not '{self.dvr_target}'.")
-        require(self.epochs_domain >= 0, f"epochs_domain must not be negative, it is {self.epochs_domain}.")
-        require(self.epochs_inter >= 1, f"epochs_inter must be at least 1, not {self.epochs_inter}; "
-                "epochs_domain=0 leaves stage 3 out.")  # fmt: skip
-        require(0 < self.lr_inter < float("inf"), f"lr_inter must be a positive number, not {self.lr_inter}.")
+        require(
+            not few,
+            f"Every domain needs two images or more; number {', '.join(few[:3])} has fewer. "
+            "Number the domains 0, 1, 2, ...",
+        )
+        ranges(
+            self,
+            not_negative=("k", "w_intra", "w_dir", "w_dvr", "epochs_domain"),
+            share=("p_intra", "p_intra_inter", "p_inter"),
+            at_least={"epochs_inter": 1},
+            positive=("lr_inter",),
+            one_of={"dvr_target": ("union", "zero")},
+        )
         self.layers = tuple(self.layers)
 
     def check(self, data: Images) -> list[str]:
         """A domain and a label for each training image, and a network that has the maps."""
         student, problems = self.model("student", data), []
         if len(self.domains) != len(data.train):
-            problems.append(f"domains holds {len(self.domains)} numbers, and there are {len(data.train)} training "
-                            "images: give one for each, in their order")  # fmt: skip
+            problems.append(
+                f"domains holds {len(self.domains)} numbers, and there are {len(data.train)} training "
+                "images: give one for each, in their order"
+            )
         if unknown := int((data.train.labels < 0).sum()):
             problems.append(f"it learns from labels, and {unknown} of {len(data.train)} training images have none")
         if len(student.classes) != len(data.classes) or student.input_shape[0] != data.shape[0]:
-            problems.append(f"the student has {student.input_shape[0]} channels and {len(student.classes)} classes, "
-                            f"the data {data.shape[0]} and {len(data.classes)}: build it for them")  # fmt: skip
+            problems.append(
+                f"the student has {student.input_shape[0]} channels and {len(student.classes)} classes, "
+                f"the data {data.shape[0]} and {len(data.classes)}: build it for them"
+            )
         try:
             c = find_maps(student, self.layers).shape[0]
             require(
@@ -297,30 +314,45 @@ class AttentionDiversification(Method):
         """The algorithm; returns M_0 without the expansion."""
         student = self.model("student", data)
         data, maps = data.normalised(student.mean, student.std), find_maps(student, self.layers)
-
-        def trained(name: str, split: ImageSplit, recipe: Recipe, start: Expanded | None = None,
-                    experts: Sequence[nn.Module] = ()) -> Expanded:  # fmt: skip
-            def train() -> dict[str, Tensor]:
-                fresh = start or Expanded(copy_of(student.module).requires_grad_(True), maps)
-                return self._train(run, data, split, recipe, fresh, experts).state_dict()
-
-            state = run.stage(name, train)
-            made = run.plain(Expanded(copy_of(student.module).requires_grad_(True), maps))
-            made.load_state_dict(state)
-            return made  # type: ignore[return-value]
-
-        experts = []
+        experts: list[nn.Module] = []
         if self.epochs_domain:
             for s in range(int(self.domains.max()) + 1):
                 part = data.train.subset((self.domains == s).nonzero()[:, 0])
-                experts.append(trained(f"domain {s}", part, self._recipe(self.epochs_domain)).network)
-        m0 = trained("all domains", data.train, self.recipe)
+                trained = self._stage(run, f"domain {s}", data, part, self._recipe(self.epochs_domain), maps)
+                experts.append(trained.network)
+        m0 = self._stage(run, "all domains", data, data.train, self.recipe, maps)
         if experts:
-            m0 = trained("inter", data.train, self._recipe(self.epochs_inter, self.lr_inter), m0, experts)
+            recipe = self._recipe(self.epochs_inter, self.lr_inter)
+            m0 = self._stage(run, "inter", data, data.train, recipe, maps, m0, experts)
         return m0.network
 
-    def _train(self, run: Run, data: Images, split: ImageSplit, recipe: Recipe, start: Expanded,
-               experts: Sequence[nn.Module]) -> nn.Module:  # fmt: skip
+    def _stage(
+        self,
+        run: Run,
+        name: str,
+        data: Images,
+        split: ImageSplit,
+        recipe: Recipe,
+        maps: Maps,
+        start: Expanded | None = None,
+        experts: Sequence[nn.Module] = (),
+    ) -> Expanded:
+        """The network of one stage, from ``start`` or else from the student as it was given."""
+        state = run.stored(name)
+        if state is None:
+            with run.open_stage(name) as state:
+                begun = start or self._expanded(data, maps)
+                state |= self._train(run, data, split, recipe, begun, experts).state_dict()
+        made = self._expanded(data, maps)
+        run.plain(made).load_state_dict(state)
+        return made
+
+    def _expanded(self, data: Images, maps: Maps) -> Expanded:
+        return Expanded(copy_of(self.model("student", data).module).requires_grad_(True), maps)
+
+    def _train(
+        self, run: Run, data: Images, split: ImageSplit, recipe: Recipe, start: Expanded, experts: Sequence[nn.Module]
+    ) -> nn.Module:
         """One stage; the third where there are experts M_1 .. M_S."""
         c, h, w = start.maps.shape
         k, scale = self.k or channels_each(c, h, w), (h * w / POSITIONS) ** 2
@@ -330,7 +362,7 @@ class AttentionDiversification(Method):
         m0, optimizer = run.setup(start, recipe)
         for _ in run.epochs(recipe.epochs):
             m0.train()
-            for images, labels, _ in run.batches(split, recipe.batch_size, save_within=True):
+            for images, labels, _ in run.batches(split, recipe.batch_size):
                 recipe.schedule_rate(optimizer, run.progress)
                 y, y_z, z, f = m0(images)
                 loss = classification = 0.5 * (ce_loss(y, labels) + ce_loss(y_z, labels))
@@ -354,8 +386,9 @@ class AttentionDiversification(Method):
         precision = "64-true" if run.precision == "64-true" else run.teacher_precision
         return frozen(expert, images, keep_bn=True, keep_modules=True, precision=precision)
 
-    def _inter(self, y: Tensor, f: list[Tensor], labels: Tensor, images: Tensor, fixed: list[Frozen],
-               stages: tuple[str, ...]) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def _inter(
+        self, y: Tensor, f: list[Tensor], labels: Tensor, images: Tensor, fixed: list[Frozen], stages: tuple[str, ...]
+    ) -> tuple[Tensor, Tensor]:
         """L_dir and L_dvr, summed over the stages with C_l."""
         right, maps = [y.argmax(1) == labels], [f]
         for m in fixed:
