@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from benchmarks.common import alternate, record
-from upcycle.assembly.dery import block_table, mixed
 from upcycle.assembly.reassembly.partition import partition
 from upcycle.assembly.reassembly.search import Candidate, Search
+from upcycle.assembly.reassembly.zoo import block_table, used_chains
 from upcycle.core.models import resolve
 from upcycle.measure.cost import Budget, count
 from upcycle.surgery.blocks import Chain, chain
@@ -52,7 +52,7 @@ def main() -> None:
     some, few = search.sample(TABLED, SEED), search.sample(BUILT, SEED)
 
     def built(candidate: Candidate) -> tuple[int, int]:
-        own, blocks = mixed(chains, [choices[i] for i in candidate.blocks])
+        own, blocks = used_chains(chains, [choices[i] for i in candidate.blocks])
         cost = count(stitched(plan(own, blocks, CLASSES), own), chains[0].model.input_shape)
         return cost.parameters, cost.macs
 

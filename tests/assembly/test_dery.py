@@ -15,10 +15,11 @@ from torch import nn
 
 from tests.settings import seen, tiny_data
 from tests.surgery.test_blocks import model
-from upcycle.assembly.dery import DeRy, block_table, mixed, score_all, similarities
+from upcycle.assembly.dery import DeRy
 from upcycle.assembly.reassembly.naswot import naswot
-from upcycle.assembly.reassembly.partition import partition, values
+from upcycle.assembly.reassembly.partition import block_values, partition
 from upcycle.assembly.reassembly.search import Search
+from upcycle.assembly.reassembly.zoo import block_table, score_candidates, similarities, used_chains
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss
@@ -131,12 +132,12 @@ def tables() -> tuple[list[Any], Any, Any]:
 def test_candidates_keep_the_rules_and_cost_what_the_tables_say() -> None:
     chains, s, made = tables()
     choices, table = block_table(chains, made)
-    search = Search(table, *values(s, [len(c) for c in chains], made), input_size=(8, 8), classes=10)
+    search = Search(table, *block_values(s, [len(c) for c in chains], made), input_size=(8, 8), classes=10)
     for candidate in search.sample(12, seed=1, budget=Budget(params=120_000)):
         picked = [table[i] for i in candidate.blocks]
         assert [b.stage for b in picked] == [0, 1, 2]
         assert {b.equivalence for b in picked} == {0, 1, 2}
-        own, blocks = mixed(chains, [choices[i] for i in candidate.blocks])
+        own, blocks = used_chains(chains, [choices[i] for i in candidate.blocks])
         cost = count(stitched(plan(own, blocks, 10), own), (1, 8, 8))
         assert (cost.parameters, cost.macs) == (candidate.params, candidate.macs)
         assert cost.parameters <= 120_000
@@ -148,9 +149,9 @@ def test_scores_are_those_of_the_networks_that_are_built() -> None:
     candidates = [[choices[i], choices[j], choices[k]] for i, j, k in
                   [(0, 1, 2), (0, 4, 8), (0, 4, 2), (3, 1, 8), (6, 7, 2)]]  # fmt: skip
     split = tiny_data().train
-    found = score_all(chains, candidates, 10, split, 5, 2)
+    found = score_candidates(chains, candidates, 10, split, 5, 2)
     for blocks, score in zip(candidates, found, strict=True):
-        own, choice = mixed(chains, blocks)
+        own, choice = used_chains(chains, blocks)
         network = stitched(plan(own, choice, 10), own, 5)
         data = split.normalised(own[0].model.mean, own[0].model.std)
         batches = [data.batch(index, device=torch.device("cpu")).images for index in torch.arange(64).split(32)]
@@ -257,7 +258,7 @@ def test_real_networks_agree_where_they_are_equally_deep(cifar10: Path) -> None:
     assert near - far > 0.15
     made = partition(s, [10, 16], 3, 0.2, runs=20, seed=0)
     assert made.sets == ((0, 1, 2), (0, 1, 2))
-    own, blocks = mixed(chains, [(0, 0, 3), (1, 6, 10), (0, 7, 9)])
+    own, blocks = used_chains(chains, [(0, 0, 3), (1, 6, 10), (0, 7, 9)])
     network = stitched(plan(own, blocks, 10), own)
     assert isinstance(network.stitches[0], nn.Module) and len(list(node_features(chains[0], images))) == 1
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)

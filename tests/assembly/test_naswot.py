@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.assembly.reassembly.naswot import agreement, log_det, naswot, scores
+from upcycle.assembly.reassembly.naswot import agreement, log_det, naswot, score_paths
 
 
 def images(n: int, seed: int = 0) -> Tensor:
@@ -113,7 +113,7 @@ def test_shared_beginnings_run_once() -> None:
         made[key] = Counted(nn.Sequential(nn.ReLU(inplace=True), *layers))
     candidates = ["abc", "abd", "ae", "abc", "bca", "ab"]
     batches = [images(8, seed) for seed in range(2)]
-    found = scores([tuple(c) for c in candidates], made.__getitem__, batches)
+    found = score_paths([tuple(c) for c in candidates], made.__getitem__, batches)
     runs = {key: made[key].runs for key in made}
     # Of a, b, c, d, e: a begins four, ab three; behind b come c and a.
     assert runs == {"a": 2 * 2, "b": 2 * 2, "c": 2 * 2, "d": 2, "e": 2}

@@ -12,7 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upcycle.assembly.reassembly.partition import Ascent, Partition, _table, assembles, partition, size_limit, values
+from upcycle.assembly.reassembly.partition import (
+    Ascent,
+    Partition,
+    _table,
+    assembles,
+    block_values,
+    partition,
+    size_limit,
+)
 from upcycle.core.errors import UserError
 from upcycle.core.models import resolve
 from upcycle.data import load
@@ -152,7 +160,7 @@ def test_values_for_the_search() -> None:
     lengths = (5, 7)
     similarity = _similarity(12)
     made = partition(similarity, lengths, 3, runs=10)
-    unary, pairwise = values(similarity, lengths, made)
+    unary, pairwise = block_values(similarity, lengths, made)
     np.testing.assert_allclose(unary, np.ravel(made.fit))
     assert pairwise.shape == (6, 6)
     assert [pairwise[0, 1], pairwise[1, 2], pairwise[3, 4], pairwise[4, 5]] == [1.0] * 4

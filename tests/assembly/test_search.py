@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from upcycle.assembly.reassembly.search import Block, Passage, Search, Stitch, stitch
+from upcycle.assembly.reassembly.search import Block, Passage, Search, StitchCost, stitch_cost
 from upcycle.core.errors import UserError
 from upcycle.measure.cost import UNLIMITED, Budget, count
 
@@ -197,7 +197,7 @@ def _zoo(seed: int, networks: int, K: int) -> tuple[list[Block], list[nn.Module]
 
 
 def _built(
-    blocks: list[Block], modules: list[nn.Module], choice: tuple[int, ...], stitches: tuple[Stitch, ...]
+    blocks: list[Block], modules: list[nn.Module], choice: tuple[int, ...], stitches: tuple[StitchCost, ...]
 ) -> nn.Module:
     layers: list[nn.Module] = [modules[choice[0]]]
     for (i, j), layer in zip(itertools.pairwise(choice), stitches, strict=True):
@@ -212,7 +212,7 @@ def test_a_budget_is_a_budget() -> None:
     search = Search(blocks, values[0], values, input_size=(16, 16), classes=5)
 
     @functools.cache
-    def counted(choice: tuple[int, ...], stitches: tuple[Stitch, ...]) -> tuple[int, int]:
+    def counted(choice: tuple[int, ...], stitches: tuple[StitchCost, ...]) -> tuple[int, int]:
         cost = count(_built(blocks, modules, choice, stitches), (3, 16, 16))
         return cost.parameters, cost.macs
 
@@ -291,7 +291,7 @@ def test_the_stride_makes_resolutions_agree(have: int, want: int, stride: int, s
     before, after = (
         Block(network=i, stage=i, equivalence=i, inputs=3, outputs=5, size=(want, want), cost={}.get) for i in (0, 1)
     )
-    assert stitch(before, after, (have, have)) == Stitch(
+    assert stitch_cost(before, after, (have, have)) == StitchCost(
         stride, 10 + 15 * stride**2, 15 * stride**2 * size**2, (size, size)
     )
 
@@ -300,7 +300,7 @@ def test_no_map_follows_tokens() -> None:
     kinds = [("map", "map"), ("map", "tokens"), ("tokens", "tokens")]
     made = [Block(network=i, stage=0, equivalence=0, inputs=1, outputs=1, size=(4, 4), cost={}.get, takes=takes,
                   gives=gives) for i, (takes, gives) in enumerate(kinds)]  # fmt: skip
-    follows = [[stitch(a, b, (4, 4)) is not None for b in made] for a in made]
+    follows = [[stitch_cost(a, b, (4, 4)) is not None for b in made] for a in made]
     assert follows == [[True, True, True], [False, False, True], [False, False, True]]
 
 

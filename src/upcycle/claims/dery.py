@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.assembly.dery import DeRy, block_table, mixed, score_all, similarities
-from upcycle.assembly.reassembly.partition import Partition, partition, values
+from upcycle.assembly.dery import DeRy
+from upcycle.assembly.reassembly.partition import Partition, block_values, partition
 from upcycle.assembly.reassembly.search import Search
+from upcycle.assembly.reassembly.zoo import block_table, score_candidates, similarities, used_chains
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.settings import cifar10, test
 from upcycle.core.models import Model, resolve
@@ -93,7 +94,7 @@ def _method(quick: bool, epochs: int, lr: float, **options: object) -> DeRy:
 
 def _tuned(method: DeRy, network: Stitched, data: Images, seed: int) -> nn.Module:
     own = data.normalised(tuple(network.recipe["mean"]), tuple(network.recipe["std"]))
-    return method.tuned(Run(None, seed=seed, quiet=True), own, network)
+    return method.finetune(Run(None, seed=seed, quiet=True), own, network)
 
 
 def _accuracy(network: nn.Module, data: Images) -> float:
@@ -163,14 +164,14 @@ def score_and_accuracy(seed: int, quick: bool) -> float:
     data.validation = data.validation.subset(torch.arange(100))
     data.test = data.test.subset(torch.arange(100 if quick else 2000))
     choices, table = block_table(chains, made)
-    tables = values(_similarity(quick), [len(c) for c in chains], made)
+    tables = block_values(_similarity(quick), [len(c) for c in chains], made)
     search = Search(table, *tables, input_size=(32, 32), classes=10)
     sample = search.sample(2 if quick else 10, seed, Budget(params=BELOW, params_min=BELOW / 3))
     candidates = [[choices[i] for i in c.blocks] for c in sample]
-    scores = score_all(chains, candidates, 10, data.train, seed, 1 if quick else 5)
+    scores = score_candidates(chains, candidates, 10, data.train, seed, 1 if quick else 5)
     method, accuracies = _method(quick, 1, FROZEN), []
     for blocks in candidates:
-        own, mix = mixed(chains, blocks)
+        own, mix = used_chains(chains, blocks)
         network = stitched(plan(own, mix, 10), own, seed)
         accuracies.append(_accuracy(_tuned(method, network, data, seed), data))
     signs = [(a > b) - (a < b) for a, b in itertools.combinations(scores, 2)]

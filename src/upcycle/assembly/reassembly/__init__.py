@@ -1,1 +1,1 @@
-"""TODO."""
+"""The steps of reassembling networks: a zoo as tables, its partition, the search in it, a training-free score."""

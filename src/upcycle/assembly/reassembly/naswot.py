@@ -73,11 +73,11 @@ def naswot(module: nn.Module, batches: Iterable[Float[Tensor, "b c h w"]]) -> fl
     Returns:
         -inf where two inputs of a batch share all bits.
     """
-    return scores([[("network",)]], lambda _: module, batches)[0]
+    return score_paths([[("network",)]], lambda _: module, batches)[0]
 
 
 @torch.no_grad()
-def scores(
+def score_paths(
     candidates: Sequence[Sequence[Hashable]],
     make: Callable[[Hashable], nn.Module],
     batches: Iterable[Float[Tensor, "b c h w"]],

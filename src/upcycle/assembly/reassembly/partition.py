@@ -119,7 +119,7 @@ def size_limit(n: int, K: int, eps: float) -> int:
     return max(math.ceil(round((1 + eps) * n / K, 9)) - 1, -(-n // K))
 
 
-def values(similarity: ArrayLike, lengths: Sequence[int], made: Partition) -> tuple[Numbers, Numbers]:
+def block_values(similarity: ArrayLike, lengths: Sequence[int], made: Partition) -> tuple[Numbers, Numbers]:
     """What :class:`upcycle.assembly.reassembly.search.Search` adds up, for the blocks of one network after another.
 
     Returns:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from upcycle.core.errors import UserError, require
 from upcycle.measure.cost import UNLIMITED, Budget
 
-Kind = Literal["map", "tokens"]
+SignalKind = Literal["map", "tokens"]
 Size = tuple[int, ...]
 """Height and width of a map; of tokens, their grid, or any numbers whose product is how many there are."""
 
@@ -62,12 +62,12 @@ class Block:
     outputs: int
     size: Size
     cost: Callable[[Size], Passage | None]
-    takes: Kind = "map"
-    gives: Kind = "map"
+    takes: SignalKind = "map"
+    gives: SignalKind = "map"
 
 
 @dataclass(frozen=True)
-class Stitch:
+class StitchCost:
     """A layer between two blocks: its stride t (0 for none at all), its cost, and the size of what it gives."""
 
     stride: int
@@ -81,7 +81,7 @@ class Stitch:
         return self.stride == 0
 
 
-def stitch(before: Block, after: Block, size: Size) -> Stitch | None:
+def stitch_cost(before: Block, after: Block, size: Size) -> StitchCost | None:
     """The layer between two blocks, or None where ``after`` cannot follow.
 
     From a map: BatchNorm(a), then a convolution a -> b without bias whose kernel and stride are t. From tokens to
@@ -93,7 +93,7 @@ def stitch(before: Block, after: Block, size: Size) -> Stitch | None:
         size: of what ``before`` gives.
     """
     if before.network == after.network and before.stage + 1 == after.stage:
-        return Stitch(0, 0, 0, size)
+        return StitchCost(0, 0, 0, size)
     if after.takes == "map" and "tokens" in (before.takes, before.gives):
         return None
     stride = 1
@@ -101,7 +101,7 @@ def stitch(before: Block, after: Block, size: Size) -> Stitch | None:
         stride = max(1, min(have // want for have, want in zip(size, after.size, strict=True)))
         size = tuple(have // stride for have in size)
     weights = before.outputs * after.inputs * stride**2
-    return Stitch(stride, 2 * before.outputs + weights, weights * math.prod(size), size)
+    return StitchCost(stride, 2 * before.outputs + weights, weights * math.prod(size), size)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Candidate:
     """
 
     blocks: tuple[int, ...]
-    stitches: tuple[Stitch, ...]
+    stitches: tuple[StitchCost, ...]
     sizes: tuple[Size, ...]
     params: int
     macs: int
@@ -129,7 +129,7 @@ class _Edge(NamedTuple):
     """A block with the stitch before it (and the head behind the last one)."""
 
     block: int
-    stitch: Stitch
+    stitch: StitchCost
     params: int
     macs: int
     size: Size  # of what the block gives
@@ -158,7 +158,7 @@ class _Path(NamedTuple):
 class Search:
     """All networks of one block per stage and per equivalence set, in the order of the stages.
 
-    The first block takes the image, neighbours fit (:func:`stitch`), and the blocks come from at least
+    The first block takes the image, neighbours fit (:func:`stitch_cost`), and the blocks come from at least
     ``min_sources`` networks. The head is global average pooling and a linear layer with bias.
 
     :meth:`best` is branch and bound, best first. The bound of a beginning is its score plus the best score of any
@@ -271,9 +271,9 @@ class Search:
         for j in self.stages[stage] if stage < len(self.stages) else ():
             after = self.blocks[j]
             if i >= 0:
-                layer = stitch(self.blocks[i], after, size)
+                layer = stitch_cost(self.blocks[i], after, size)
             else:
-                layer = Stitch(0, 0, 0, size) if after.takes == "map" else None
+                layer = StitchCost(0, 0, 0, size) if after.takes == "map" else None
             passage = after.cost(layer.size) if layer else None
             if layer is None or passage is None:
                 continue
