@@ -21,8 +21,7 @@ from upcycle.cli import SUMMARY
 from upcycle.core.lineage import TERMS
 from upcycle.core.models import resolve
 from upcycle.measure.cost import bytes_, count, duration, si
-from upcycle.verbs.advise import methods_table_markdown
-from upcycle.verbs.methods import all_methods
+from upcycle.verbs.methods import all_methods, methods_table_markdown
 from upcycle.zoo import ENTRIES
 
 ROOT = Path(__file__).parents[1]
@@ -311,7 +310,7 @@ def claims_in_full() -> str:
 # -- facts of the code ------------------------------------------------------------------------------------------
 
 
-def methods() -> str:
+def method_table() -> str:
     """The method table, from the cards."""
     return methods_table_markdown(method.card for method in all_methods())
 
@@ -356,7 +355,7 @@ def example_method() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "methods": methods,
+    "methods": method_table,
     "commands": commands,
     "zoo": zoo,
     "licences": licences,

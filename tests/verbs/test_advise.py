@@ -7,8 +7,9 @@ import pytest
 
 from upcycle.core.errors import UserError
 from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Card, Method, Needs
-from upcycle.verbs.advise import Advice, Architecture, Goal, advise, methods, methods_table_markdown
-from upcycle.verbs.methods import all_methods
+from upcycle.verbs.advice.situation import Architecture, Goal
+from upcycle.verbs.advise import Advice, advise
+from upcycle.verbs.methods import all_methods, methods_table, methods_table_markdown
 
 METHODS = all_methods()
 
@@ -249,14 +250,14 @@ def test_a_method_of_ones_own_is_judged_by_its_card():
 def test_table_holds_every_card_at_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     cards = [*CARDS.values(), Strange.card]
-    text = methods(cards)
+    text = methods_table(cards)
     assert max(map(len, text.splitlines())) <= 80
     flat = " ".join(text.split())
     for card in cards:
         assert f"{card.name} ({card.verb}): {card.summary.split()[0]}" in flat
         assert f"({card.verb})" in flat and card.cost.split()[0] in flat
     assert "[bold]pair[/bold]" in flat  # a card's text is not markup
-    assert methods() == methods(m.card for m in METHODS)
+    assert methods_table() == methods_table(m.card for m in METHODS)
 
 
 def test_markdown_has_a_row_a_card_of_equal_columns():

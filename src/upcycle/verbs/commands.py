@@ -27,13 +27,12 @@ def methods(plugin: Path | None = None, markdown: bool = False) -> int:
         plugin: a Python file with methods of one's own, listed too.
         markdown: as the table of the documentation.
     """
-    from upcycle.verbs.advise import methods as table
-    from upcycle.verbs.advise import methods_table_markdown
+    from upcycle.verbs.methods import methods_table, methods_table_markdown
 
     if plugin is not None:
         add_plugin(plugin)
     cards = [m.card for m in all_methods()]
-    print(methods_table_markdown(cards) if markdown else table(cards))
+    print(methods_table_markdown(cards) if markdown else methods_table(cards))
     return 0
 
 

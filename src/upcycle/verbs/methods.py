@@ -1,14 +1,18 @@
-"""Which methods there are: the lists of the packages, and the files a person names with ``--plugin``."""
+"""The methods that there are, from the packages and from files named with ``--plugin``, and tables of them."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
+import shutil
 import sys
+from collections.abc import Iterable
+from io import StringIO
 from pathlib import Path
 
 from upcycle import adaptation, assembly, continual, diagnosis, distillation
 from upcycle.core.errors import UserError
-from upcycle.core.method import Method
+from upcycle.core.method import Card, Method
 
 _plugins: dict[type[Method], str] = {}  # with the file that each comes from
 
@@ -52,3 +56,69 @@ def add_plugin(file: str | Path) -> tuple[type[Method], ...]:
 def plugin_of(method: type[Method]) -> str | None:
     """The file that a method was plugged in from."""
     return _plugins.get(method)
+
+
+def methods_table(cards: Iterable[Card] | None = None) -> str:
+    """The table of methods as text for a terminal of 80 columns or more.
+
+    Args:
+        cards: of the methods to show; all methods, plugins included, if not given.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cards = [m.card for m in all_methods()] if cards is None else list(cards)
+    table = Table(box=SIMPLE_HEAD, show_lines=True, pad_edge=False)
+    table.add_column("method (verb): what you get, for which networks,\nat what cost, and what was published", ratio=1)
+    for heading in ("needs\ndata", "needs of\nteacher"):
+        table.add_column(heading, no_wrap=True)
+    for card in cards:
+        facts = (f"{card.name} ({card.verb}): {card.summary}\nfor: {card.needs.architectures}\ncost: {card.cost}\n"
+                 f"published: {card.published}")  # fmt: skip
+        table.add_row(*map(Text, (facts, card.needs.data, card.needs.teacher)))
+    width = min(120, max(80, shutil.get_terminal_size((100, 24)).columns))
+    out = StringIO()
+    Console(file=out, width=width, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
+
+
+def methods_table_markdown(cards: Iterable[Card]) -> str:
+    """The table of methods as Markdown, one row a card, for the README and the docs."""
+    headings = (
+        "method",
+        "paper",
+        "you get",
+        "needs data",
+        "needs of the teacher",
+        "networks",
+        "cost",
+        "published",
+    )
+    lines = [_row(headings), "|" + " --- |" * len(headings)]
+    for c in cards:
+        lines.append(
+            _row(
+                (
+                    f"`{c.name}`",
+                    _paper_link(c),
+                    c.summary,
+                    c.needs.data,
+                    c.needs.teacher,
+                    c.needs.architectures,
+                    c.cost,
+                    c.published,
+                )
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in cells) + " |"
+
+
+def _paper_link(card: Card) -> str:
+    found = re.search(r"arXiv:(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", card.paper)
+    return f"[{card.title}](https://arxiv.org/abs/{found.group(1)})" if found else card.title

@@ -1,0 +1,1 @@
+"""Rules of ``upcycle advise``, a file a goal."""
