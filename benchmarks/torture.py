@@ -30,7 +30,7 @@ from tests import corpus
 from benchmarks.common import RESULTS, record
 from upcycle import cli
 from upcycle.claims import all_claims
-from upcycle.core import models, store
+from upcycle.core import models, saved, store
 from upcycle.core.errors import UserError
 from upcycle.verbs.distill import _Distillation
 from upcycle.verbs.prove import prove
@@ -62,7 +62,7 @@ def kills(n: int, seed: int, folder: Path, tally: Tally) -> None:
     def undisturbed(kind: str) -> tuple[bytes, float]:
         start, out = time.perf_counter(), f"whole-{list(KINDS).index(kind)}"
         assert _start([*KINDS[kind], f"--out={out}"], folder).wait() == 0, kind
-        return (folder / out / "model" / models.WEIGHTS).read_bytes(), time.perf_counter() - start
+        return (folder / out / "model" / saved.WEIGHTS).read_bytes(), time.perf_counter() - start
 
     def once(i: int) -> tuple[str, bool]:
         chance = random.Random(f"{seed} {i}")
@@ -81,7 +81,7 @@ def kills(n: int, seed: int, folder: Path, tally: Tally) -> None:
             if (out / "config.yaml").exists():
                 break
         held = _start([*words, "--resume"], folder).wait() == 0
-        held = held and (out / "model" / models.WEIGHTS).read_bytes() == expected and not list(out.rglob("*.tmp"))
+        held = held and (out / "model" / saved.WEIGHTS).read_bytes() == expected and not list(out.rglob("*.tmp"))
         shutil.rmtree(out)
         return kind, held
 
@@ -120,7 +120,7 @@ def read_all(out: Path) -> None:
     for name, digests in store.unsealed(checkpoints / "index.json")["files"].items():
         store.load_state(checkpoints / name, digests)
     store.verify_manifest(out / "model")
-    models.load(out)
+    saved.load(out)
 
 
 class _AcceptedError(Exception):

@@ -16,7 +16,7 @@ from torch import nn
 import upcycle
 from tests.corpus import picture_folder
 from upcycle import cli
-from upcycle.core import models, store
+from upcycle.core import models, saved, store
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError
 from upcycle.core.losses import kd_loss
@@ -141,11 +141,11 @@ def test_a_run_without_data(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "--data none" in result["command"] and "--test_data" not in result["command"]
     assert result["rows"][0]["accuracy"] == [1.0] and 0 <= result["rows"][1]["accuracy"][0] <= 1
     assert result["data"]["train"] == 0 and any("which is no accuracy" in note for note in result["notes"])
-    pool, tree = load_pool("run"), models.load("run").lineage
+    pool, tree = load_pool("run"), saved.load("run").lineage
     assert len(pool.train) == 96 and tree is not None and tree["data"] is None
     assert list(tree["metrics"]) == ["agreement"] and [p["role"] for p in tree["parents"]] == ["teacher"]
     # The student's figure is its agreement on the pool's test images.
-    teacher, student = models.resolve("zoo:digits_teacher"), models.load("run")
+    teacher, student = models.resolve("zoo:digits_teacher"), saved.load("run")
     x = pool.normalised(teacher.mean, teacher.std).test.batch(torch.arange(len(pool.test)), device=torch.device("cpu"))
     with torch.no_grad():
         same = teacher.module(x.images).argmax(1) == student.module(x.images).argmax(1)
@@ -162,7 +162,7 @@ def test_a_run_is_re_made_from_its_configuration(here: Path, monkeypatch: pytest
     assert cli.main([*words, "--out=first"]) == 0
     assert cli.main(["distill", "--config=first/config.yaml", "--out=second", "--quiet"]) == 0
     assert cli.main([*words, "--data=none", "--out=third"]) == 0
-    digests = {store.tensor_digest(models.load(d).module.state_dict()) for d in ("first", "second", "third")}
+    digests = {store.tensor_digest(saved.load(d).module.state_dict()) for d in ("first", "second", "third")}
     assert len(digests) == 1
     assert cli.main(["distill", "--config=first/config.yaml", "--out=first", "--quiet", "--resume"]) == 0
 
@@ -177,7 +177,7 @@ def test_measured_on_real_images(here: Path, capsys: pytest.CaptureFixture[str])
     assert not any("agreement" in note for note in result["notes"])
     card = (here / "run" / "model" / "README.md").read_text()
     assert "Measured on digits." in card and "The data none" not in card
-    assert "test accuracy" in models.load("run").lineage["metrics"]  # type: ignore[index]
+    assert "test accuracy" in saved.load("run").lineage["metrics"]  # type: ignore[index]
 
 
 def test_every_seed_has_its_pool(here: Path) -> None:
@@ -190,7 +190,7 @@ def test_every_seed_has_its_pool(here: Path) -> None:
 def test_size_and_augmentation(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*WORDS, "--size=12", "--augment=none", "--out=run"]) == 0
     assert "augmented by nothing" in capsys.readouterr().out and load_pool("run").shape == (1, 12, 12)
-    assert models.load("run").input_shape == (1, 12, 12)
+    assert saved.load("run").input_shape == (1, 12, 12)
     torch.manual_seed(0)
     colour = models.resolve("zoo:convnet_small", pretrained=False, input_shape=(3, 8, 8))
     said: list[str] = []

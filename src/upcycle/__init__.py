@@ -27,7 +27,7 @@ _HOME = {
     "advise": "upcycle.verbs.advise",
     "doctor": "upcycle.verbs.doctor",
     "prove": "upcycle.verbs.prove",
-    "load": "upcycle.core.models",
+    "load": "upcycle.core.saved",
     "resolve": "upcycle.core.models",
     "export": "upcycle.measure.export",
     "Model": "upcycle.core.models",
@@ -114,10 +114,10 @@ if TYPE_CHECKING:
     from upcycle.core.method import Method as Method
     from upcycle.core.method import Needs as Needs
     from upcycle.core.models import Model as Model
-    from upcycle.core.models import load as load
     from upcycle.core.models import resolve as resolve
     from upcycle.core.recipe import Recipe as Recipe
     from upcycle.core.run import Run as Run
+    from upcycle.core.saved import load as load
     from upcycle.core.taps import Taps as Taps
     from upcycle.data import load as load_data  # noqa: F401
     from upcycle.data.buffer import Buffer as Buffer

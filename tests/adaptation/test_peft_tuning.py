@@ -17,9 +17,10 @@ from upcycle.adaptation.peft_tuning import IA3, LoRA, layers, low_rank, merged, 
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.heads import with_classes
-from upcycle.core.models import Model, load, resolve, save
+from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.core.saved import load, save
 from upcycle.data import Images
 
 RECIPE = Recipe(epochs=2, batch_size=32, optimizer="adamw", lr=0.01)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.settings import fitted, tiny_data, tiny_model
 from upcycle.adaptation.ssf import SSF, TINY, Adapter, ScaleShift, _Conv, _Linear, _Output, attach, load_adapter
-from upcycle.core import models
+from upcycle.core import saved
 from upcycle.core.errors import UserError
 from upcycle.core.heads import classifier
 from upcycle.core.models import Model
@@ -528,8 +528,8 @@ def test_the_product_is_saved_and_built_again(tmp_path: Path) -> None:
     source = resolve("zoo:convnet_small", pretrained=False, num_classes=7, input_shape=(1, 8, 8))
     data, method = tiny_data(), SSF(source=source, recipe=RECIPE)
     product = method.product(method.fit(Run(None), data), data)
-    models.save(product, tmp_path / "model")
-    again = models.load(tmp_path / "model")
+    saved.save(product, tmp_path / "model")
+    again = saved.load(tmp_path / "model")
     x = product.example(4)
     assert again.classes == data.classes and torch.equal(again.module(x), product.module(x))
 

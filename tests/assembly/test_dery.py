@@ -23,10 +23,11 @@ from upcycle.assembly.reassembly.zoo import block_table, score_candidates, simil
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss
-from upcycle.core.models import Model, resolve, save
-from upcycle.core.models import load as load_model
+from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.core.saved import load as load_model
+from upcycle.core.saved import save
 from upcycle.data import load
 from upcycle.measure.cost import Budget, count
 from upcycle.surgery.blocks import chain, node_features

@@ -24,9 +24,10 @@ from upcycle.continual.masks import (
 )
 from upcycle.continual.meat import MEAT
 from upcycle.core.errors import UserError
-from upcycle.core.models import Model, copy_of, load, resolve, save
+from upcycle.core.models import Model, copy_of, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.core.saved import load, save
 from upcycle.measure.export import export
 
 timm = pytest.importorskip("timm")

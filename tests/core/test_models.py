@@ -23,14 +23,9 @@ from torch import Tensor, nn
 import upcycle.measure.export as export_module
 from upcycle.core import models, store
 from upcycle.core.errors import UserError
-from upcycle.core.models import (
-    Model,
-    check_reference,
-    load,
-    resolve,
-    save,
-)
+from upcycle.core.models import Model, check_reference, resolve
 from upcycle.core.outputs import Columns, Logits
+from upcycle.core.saved import load, save
 from upcycle.core.weights import load_weights
 from upcycle.measure.export import export
 

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from upcycle import cli
-from upcycle.core import lineage, models, store
+from upcycle.core import lineage, models, saved, store
 from upcycle.core.errors import UserError
 from upcycle.core.outputs import Columns, Logits
 from upcycle.data import Images, Pool, check_reference, load, load_pool, pool_lineage, save_pool
@@ -39,7 +39,7 @@ def filled(n: int = 60, channels: int = 1, capacity: int = 100, seed: int = 0) -
     return pool
 
 
-def saved(folder: Path, teacher: models.Model, pool: Pool | None = None) -> Path:
+def saved_pool(folder: Path, teacher: models.Model, pool: Pool | None = None) -> Path:
     pool = filled() if pool is None else pool
     tree = pool_lineage(pool, teacher, name="noise", method="stub", config={"seed": 0})
     save_pool(pool, folder, classes=CLASSES, name="Noise", lineage=tree, note="It took no time.")
@@ -48,7 +48,7 @@ def saved(folder: Path, teacher: models.Model, pool: Pool | None = None) -> Path
 
 @pytest.fixture
 def folder(tmp_path: Path, teacher: models.Model) -> Path:
-    return saved(tmp_path / "pool", teacher)
+    return saved_pool(tmp_path / "pool", teacher)
 
 
 # -- to disk and back -------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def folder(tmp_path: Path, teacher: models.Model) -> Path:
 @pytest.mark.parametrize("n", [2, 60, 130])  # 130: the oldest were replaced
 def test_pixels_and_labels_come_back_exactly(tmp_path: Path, teacher: models.Model, channels: int, n: int) -> None:
     pool = filled(n, channels)
-    images = load_pool(saved(tmp_path / "pool", teacher, pool))
+    images = load_pool(saved_pool(tmp_path / "pool", teacher, pool))
     assert len(images.train) == min(n, 100) and images.shape == (channels, 8, 8) and images.classes == CLASSES
     assert torch.equal(images.train.images, pool.images) and torch.equal(images.train.labels, pool.labels)
     assert sorted(p.name for p in (tmp_path / "pool").iterdir()) == sorted([TABLE, LINEAGE, CARD, store.MANIFEST])
@@ -97,15 +97,15 @@ def test_the_card_says_what_it_is(folder: Path) -> None:
 
 
 def test_a_pool_is_replaced_and_nothing_else_is(folder: Path, teacher: models.Model, tmp_path: Path) -> None:
-    saved(folder, teacher, filled(30, seed=1))
+    saved_pool(folder, teacher, filled(30, seed=1))
     assert len(load_pool(folder).train) == 30 and [p.name for p in tmp_path.iterdir()] == ["pool"]
     (other := tmp_path / "other").mkdir()
     (other / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="exists and is no image pool"):
-        saved(other, teacher)
+        saved_pool(other, teacher)
     assert [p.name for p in other.iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="holds no image"):
-        saved(tmp_path / "empty", teacher, Pool(2, (1, 8, 8), (0.5,), (0.5,)))
+        saved_pool(tmp_path / "empty", teacher, Pool(2, (1, 8, 8), (0.5,), (0.5,)))
 
 
 def test_a_failed_write_leaves_the_old_pool(
@@ -118,7 +118,7 @@ def test_a_failed_write_leaves_the_old_pool(
     for name in ("os.fsync", "os.rename"):
         with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
             patch.setattr(name, full)
-            saved(folder, teacher, filled(30, seed=1))
+            saved_pool(folder, teacher, filled(30, seed=1))
         assert load_pool(folder).digest == before and [p.name for p in tmp_path.iterdir()] == ["pool"]
 
 
@@ -189,7 +189,7 @@ def test_a_pool_of_another_teacher_is_refused(
     other = models.resolve("zoo:digits_teacher")
     with torch.no_grad():
         next(other.module.parameters()).add_(1e-3)
-    models.save(models.replace(other, lineage=None, name="cousin"), tmp_path / "cousin")
+    saved.save(models.replace(other, lineage=None, name="cousin"), tmp_path / "cousin")
     assert cli.main([*WORDS, "--teacher=cousin", "--data=pool:pool", "--out=run"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "made from digits_teacher" in said and "the teacher is cousin" in said, said
@@ -203,7 +203,7 @@ def test_a_student_from_a_pool(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main([*WORDS, "--teacher=zoo:digits_teacher", "--data=pool:pool", "--out=run"]) == 0
-    result, tree = store.read_json(Path("run/result.json")), models.load("run").lineage
+    result, tree = store.read_json(Path("run/result.json")), saved.load("run").lineage
     assert any("agreement with the teacher, on images that the student is" in note for note in result["notes"])
     assert result["rows"][0]["accuracy"] == [1.0] and result["data"]["train"] == 60 == result["data"]["labelled"]
     assert tree is not None and [p["role"] for p in tree["parents"]] == ["teacher", "image pool"]
@@ -222,7 +222,7 @@ def test_a_pools_licence_binds_its_students(tmp_path: Path) -> None:
     """The images carry the licence of the network that they were made from, whoever else has part in the student."""
     strict = models.resolve("zoo:digits_teacher")
     strict = models.replace(strict, lineage=None, licence="CC-BY-NC-SA-4.0", name="strict")
-    images = load_pool(saved(tmp_path / "pool", strict))
+    images = load_pool(saved_pool(tmp_path / "pool", strict))
     assert isinstance(images, Images) and images.licence == "CC-BY-NC-SA-4.0" and images.lineage is not None
     plain = lineage.node(name="open", digest="", licence="MIT", role="teacher")
     student = lineage.child([plain, {**images.lineage, "role": "image pool"}], name="student", digest="")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import upcycle
 from tests.settings import seen, tiny_data, tiny_model, tiny_net, tiny_tree
-from upcycle.core import models
+from upcycle.core import models, saved
 from upcycle.core.errors import UserError
 from upcycle.core.losses import Terms, kd_objective
 from upcycle.core.recipe import Recipe
@@ -193,8 +193,8 @@ def test_a_hard_tree_comes_back_from_its_files_and_is_exported(tmp_path: Path) -
     model = models.resolve("zoo:tree_small", pretrained=False, input_shape=(1, 8, 8))
     seen(model).module.harden()  # type: ignore[operator]
     x = model.example(4)
-    models.save(model, tmp_path / "model")
-    back = models.load(tmp_path / "model").module.eval()
+    saved.save(model, tmp_path / "model")
+    back = saved.load(tmp_path / "model").module.eval()
     assert tree_of(back) == tree_of(model.module) and torch.equal(back(x), model.module.eval()(x))
     assert export(model, tmp_path / "tree.pt2", "torch") <= 1e-4
 
@@ -334,7 +334,7 @@ def test_the_whole_command_on_digits(tmp_path: Path, arm: dict[str, Any]) -> Non
                              recipe=Recipe(epochs=6, batch_size=64, lr=0.05, schedule="step", milestones=(3, 5)),
                              **arm)  # fmt: skip
     assert result.rows[-1]["accuracy"][0] > 0.8
-    back = models.load(tmp_path / "run" / "model").module
+    back = saved.load(tmp_path / "run" / "model").module
     paths = tree_of(back)
     assert len(paths) == 2 and all(len(p) == 10 for p in paths)
     page = (tmp_path / "run" / "report.html").read_text()

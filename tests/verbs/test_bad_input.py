@@ -21,7 +21,7 @@ from torch import nn
 import upcycle
 from tests import corpus
 from upcycle import cli
-from upcycle.core import models, store
+from upcycle.core import models, saved, store
 from upcycle.core.errors import UserError
 from upcycle.verbs.distill import _Distillation
 
@@ -246,14 +246,14 @@ def test_weights_that_do_not_fit(here: Path, refused: Refused) -> None:
 
 
 def test_a_damaged_saved_model_is_named(here: Path, refused: Refused) -> None:
-    models.save(models.resolve("zoo:digits_teacher"), here / "saved")
-    file = here / "saved" / models.WEIGHTS
+    saved.save(models.resolve("zoo:digits_teacher"), here / "saved")
+    file = here / "saved" / saved.WEIGHTS
     whole = file.read_bytes()
     file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:])
     for words in ([*DISTILL, "--teacher=saved"], ["evaluate", "saved"], [*DISTILL, f"--teacher_weights={file}"]):
-        refused(words, f"saved/{models.WEIGHTS} is damaged: tensor '", "does not match its digest")
+        refused(words, f"saved/{saved.WEIGHTS} is damaged: tensor '", "does not match its digest")
     file.write_bytes(whole[:-100])
-    refused([*DISTILL, "--teacher=saved"], f"{models.WEIGHTS} is damaged: it has {len(whole) - 100:,} bytes instead of")
+    refused([*DISTILL, "--teacher=saved"], f"{saved.WEIGHTS} is damaged: it has {len(whole) - 100:,} bytes instead of")
 
 
 def test_malicious_pickles_are_not_executed(here: Path, refused: Refused) -> None:
@@ -364,7 +364,7 @@ def test_a_resumed_run_keeps_its_configuration(here: Path, refused: Refused) -> 
 def test_a_disk_that_runs_full(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*DISTILL, "--recipe.epochs=2", "--recipe.batch_size=256", "--save_every=0", "--quiet"]
     assert cli.main([*words, "--out=whole"]) == 0
-    expected = (here / "whole" / "model" / models.WEIGHTS).read_bytes()
+    expected = (here / "whole" / "model" / saved.WEIGHTS).read_bytes()
     synced = os.fsync
     for writes in (0, 2, 9, 14, 21):  # until there is no space left: at the start, while saving, ..., near the end
         left = writes
@@ -387,7 +387,7 @@ def test_a_disk_that_runs_full(here: Path, monkeypatch: pytest.MonkeyPatch, caps
             for name, record in store.unsealed(run / "checkpoints" / "index.json")["files"].items():
                 store.verified(run / "checkpoints" / name, record)
         assert cli.main([*words, f"--out={run}", "--resume"]) == 0
-        assert (run / "model" / models.WEIGHTS).read_bytes() == expected
+        assert (run / "model" / saved.WEIGHTS).read_bytes() == expected
 
 
 def test_a_full_disk_that_names_no_file(here: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
@@ -427,7 +427,7 @@ LONG = [*DISTILL, "--recipe.epochs=15", "--recipe.batch_size=64", "--save_every=
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     out = tmp_path_factory.mktemp("whole") / "run"
     assert cli.main([*LONG, "--quiet", f"--out={out}"]) == 0
-    return (out / "model" / models.WEIGHTS).read_bytes()
+    return (out / "model" / saved.WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -443,7 +443,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, uninterrupted: bytes, signum
     run = tmp_path / "run"
     assert not (run / "model").exists() and not list(run.rglob("*.tmp"))
     assert cli.main([*LONG, "--quiet", f"--out={run}", "--resume"]) == 0
-    assert (run / "model" / models.WEIGHTS).read_bytes() == uninterrupted
+    assert (run / "model" / saved.WEIGHTS).read_bytes() == uninterrupted
 
 
 def test_the_long_form_in_small(capsys: pytest.CaptureFixture[str]) -> None:
@@ -464,10 +464,10 @@ def test_what_a_kill_leaves_is_cleared(here: Path) -> None:
     run.mkdir()
     (run / ".config.yaml.77.tmp").write_text("half")
     assert cli.main([*words, "--resume"]) == 0
-    expected = (run / "model" / models.WEIGHTS).read_bytes()
+    expected = (run / "model" / saved.WEIGHTS).read_bytes()
     (run / "checkpoints" / ".index.json.77.tmp").write_text("half")
     (run / "model").rename(run / ".model.77.old")  # killed between the two renames that replace a model
     (run / ".model.77.tmp").mkdir()
     assert cli.main([*words, "--resume"]) == 0
-    assert (run / "model" / models.WEIGHTS).read_bytes() == expected
+    assert (run / "model" / saved.WEIGHTS).read_bytes() == expected
     assert not [*run.rglob("*.tmp"), *run.rglob("*.old")]

@@ -16,7 +16,7 @@ import yaml
 from tests.corpus import picture_folder
 from tests.verbs.test_bad_input import NETS
 from upcycle import __version__, cli
-from upcycle.core import models, store
+from upcycle.core import saved, store
 from upcycle.verbs import methods as known
 
 DISTILL = ["distill", "--teacher", "zoo:digits_teacher", "--student", "zoo:convnet_small", "--data", "digits",
@@ -40,7 +40,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def digest(run: Path) -> str:
-    return store.digest_of((run / "model" / models.WEIGHTS).read_bytes())
+    return store.digest_of((run / "model" / saved.WEIGHTS).read_bytes())
 
 
 # -- before anything runs ---------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_report_and_lineage(done: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_export(here: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", str(done), "net.pt2", "--format=torch"]) == 0
     assert "on a held batch" in capsys.readouterr().out
-    exported, model = torch.export.load("net.pt2").module(), models.load(done)
+    exported, model = torch.export.load("net.pt2").module(), saved.load(done)
     images = model.example(5)
     with torch.no_grad():
         assert torch.allclose(exported(images), model.module(images), atol=1e-4)
@@ -203,7 +203,7 @@ def test_export_to_onnx(here: Path, done: Path) -> None:
     import onnxruntime
 
     assert cli.main(["export", str(done), "net.onnx"]) == 0
-    model = models.load(done)
+    model = saved.load(done)
     images = model.example(5)
     session = onnxruntime.InferenceSession("net.onnx", providers=["CPUExecutionProvider"])
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_models_and_images_of_ones_own(here: Path, capsys: pytest.CaptureFixture
     words = ["distill", "--teacher=nets:net", "--teacher_weights=trained.pt", "--student=zoo:convnet_small",
              "--data=./pictures", "--recipe.epochs=1", "--quiet"]  # fmt: skip
     assert cli.main([*words, "--teacher_mean=[0.4]", "--teacher_std=[0.2]", "--out=first"]) == 0
-    assert models.load(here / "first").classes == ("cat", "dog", "owl")
+    assert saved.load(here / "first").classes == ("cat", "dog", "owl")
     # What came out is a teacher and a student again.
     again = ["distill", "--data=./pictures", "--recipe.epochs=1", "--quiet"]
     assert cli.main([*again, "--teacher=first", "--student=first", "--out=second"]) == 0
@@ -250,7 +250,7 @@ def test_models_and_images_of_ones_own(here: Path, capsys: pytest.CaptureFixture
     assert cli.main([*again, "--student_weights=first/model/weights.safetensors", "--out=third"]) == 0
     tree = store.read_json(here / "third" / "model" / "lineage.json")
     assert tree["parents"][0]["parents"][0]["digest"] == store.tensor_digest(
-        models.load(here / "first").module.state_dict()
+        saved.load(here / "first").module.state_dict()
     )
     assert digest(here / "second") != digest(here / "first") != digest(here / "third")
 

@@ -26,7 +26,8 @@ from upcycle import zoo
 from upcycle.core import models, store
 from upcycle.core.cut import cut, trace
 from upcycle.core.errors import UserError
-from upcycle.core.models import Model, check_reference, load, resolve, save
+from upcycle.core.models import Model, check_reference, resolve
+from upcycle.core.saved import load, save
 from upcycle.measure import cost
 from upcycle.zoo.densenet import DenseLayer
 from upcycle.zoo.mlperftiny import TinyResNet8

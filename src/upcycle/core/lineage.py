@@ -355,7 +355,7 @@ def _branch(model: Node, first: str, rest: str) -> Iterator[str]:
         yield from _branch(parent, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
 
 
-_USE = """from upcycle.core.models import load
+_USE = """from upcycle.core.saved import load
 
 model = load("path/to/this/folder")
 logits = model.module(images)"""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from upcycle.core import models
+from upcycle.core import models, saved
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Method
@@ -182,7 +182,7 @@ def members(zoo: Reference | Sequence[Reference]) -> list[Reference]:
         return [zoo]
     found: list[Reference] = [
         str(path) for path in sorted(folder.iterdir())
-        if any((place / models.ARCHITECTURE).is_file() for place in (path, path / "model"))
+        if any((place / saved.ARCHITECTURE).is_file() for place in (path, path / "model"))
     ]  # fmt: skip
     require(bool(found), f"{folder} holds no saved models; a zoo is a folder of these, or references with commas "
             "between them.")  # fmt: skip

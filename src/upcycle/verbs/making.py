@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from upcycle.core import lineage, models, store
+from upcycle.core import lineage, models, saved, store
 from upcycle.core.devices import device_of
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import Evaluation, evaluate
@@ -342,7 +342,7 @@ def leave(
         "versions": lineage.versions(), **(more or {}),
     }  # fmt: skip
     measured = {**record, "data": {"name": data.measured or data.name}}
-    models.save(model, result.directory / "model", readme=lineage.model_card(tree, measured))
+    saved.save(model, result.directory / "model", readme=lineage.model_card(tree, measured))
     store.write_json(result.directory / "result.json", record)
     write_report(result.directory)
 

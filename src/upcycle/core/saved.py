@@ -1,0 +1,245 @@
+"""Saved models: a network as a directory of data.
+
+It holds ``weights.safetensors``, ``architecture.json``, where known ``lineage.json``, the model card ``README.md``, and
+``manifest.json`` with the digest of each. Nothing is ever unpickled but by torch's ``weights_only`` reader, which
+refuses code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from upcycle.core import store
+from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.models import BUILDERS, MADE, Model, call
+from upcycle.core.weights import fill
+
+WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
+FORMAT = 1
+
+
+def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
+    """Write ``model`` as data.
+
+    The directory appears complete or not at all; a saved model that is there already is replaced.
+
+    Args:
+        model: its weights are stored contiguous, whatever their memory format and device.
+        directory: for the files that this module's docstring lists.
+        readme: the model card.
+
+    Raises:
+        UserError: the directory holds something else, or cannot be written.
+    """
+    directory = Path(directory)
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not _is_saved(directory)):
+        raise UserError(f"{directory} exists and is no saved model; choose another place.")
+    state = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in model.module.state_dict().items()
+    }
+    architecture = {
+        "format": FORMAT,
+        "name": model.name,
+        "reference": model.reference,
+        "options": model.options,
+        "input_shape": list(model.input_shape),
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "classes": list(model.classes),
+        "licence": model.licence,
+        "weights": store.tensor_digest(state),
+    }
+    fresh = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        record = store.save_tensors(fresh / WEIGHTS, state)
+        store.write_json(fresh / ARCHITECTURE, architecture)
+        if model.lineage is not None:
+            store.write_json(fresh / LINEAGE, model.lineage)
+        if readme is not None:
+            store.write_atomic(fresh / CARD, readme.encode())
+        store.write_manifest(fresh, {WEIGHTS: record})
+        store.replace_directory(directory, fresh)
+    except OSError as error:
+        raise UserError(f"Cannot write the model to {directory}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[str, ...] = ()) -> Model:
+    """Read a saved model, in evaluation mode.
+
+    Args:
+        directory: what :func:`save` wrote, or a run directory with ``model/`` in it.
+        into: a module of the same architecture that takes the weights; needed for a model that was saved from
+            a bare Python instance.
+        trust: Python packages whose code may be imported to rebuild the architecture.
+
+    Raises:
+        UserError: no saved model there, a damaged file, or an architecture that cannot be rebuilt.
+    """
+    directory = directory_of(directory)
+    ours = (WEIGHTS, ARCHITECTURE, LINEAGE)  # a person may edit the model card
+    files = store.verify_manifest(directory, lambda file: file in ours)
+    record = _record(directory, files)
+    if into is None:
+        module = _rebuild(directory, record, record["options"], trust).module
+    else:
+        module = into
+    require(WEIGHTS in files, f"{directory} is damaged: its manifest does not name {WEIGHTS}.")
+    state = store.parse_tensors(files[WEIGHTS], directory / WEIGHTS)
+    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if into is None and len(kinds) == 1:
+        module.to(kinds.pop())  # a network saved in float64 or bfloat16 comes back as it was
+    fill(module, state, str(directory / WEIGHTS))
+    return Model(
+        module=module.eval(),
+        input_shape=record["input_shape"],
+        mean=record["mean"],
+        std=record["std"],
+        classes=record["classes"],
+        reference=record["reference"],
+        options=record["options"],
+        licence=record["licence"],
+        lineage=json.loads(files[LINEAGE]) if LINEAGE in files else None,
+        name=record["name"],
+    )
+
+
+def _is_saved(directory: Path) -> bool:
+    return (directory / ARCHITECTURE).is_file() and (directory / store.MANIFEST).is_file()
+
+
+def rebuilt(
+    directory: str | Path,
+    num_classes: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    trust: tuple[str, ...] = (),
+) -> Model:
+    """The architecture of a saved model with fresh weights.
+
+    Args:
+        directory: see :func:`load`.
+        num_classes: outputs, where they are to be others than the saved model's.
+        input_shape: (c, h, w), where it is to be another.
+        trust: see :func:`load`.
+    """
+    directory = directory_of(directory)
+    record = _record(directory, store.verify_manifest(directory, lambda file: file == ARCHITECTURE))
+    changes = {"num_classes": num_classes, "input_shape": input_shape}
+    options = {**record["options"], **{key: value for key, value in changes.items() if value is not None}}
+    return replace(_rebuild(directory, record, options, trust), name=record["name"])
+
+
+def directory_of(path: str | Path) -> Path:
+    """The directory of a saved model: ``path``, or ``model/`` in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    for candidate in (path, path / "model"):
+        if _is_saved(candidate):
+            return candidate
+    if path.is_file():
+        raise UserError(f"{path} is a file. Give its architecture as the model and this file as its weights.")
+    raise UserError(f"There is no saved model in {path}: no {ARCHITECTURE} with its {store.MANIFEST}, nor in model/.")
+
+
+def _record(directory: Path, files: dict[str, bytes]) -> dict[str, Any]:
+    """The content of ``architecture.json``; its digest holds, but a stranger may have made both."""
+    try:
+        record = json.loads(files[ARCHITECTURE])
+        if record["format"] != FORMAT:
+            raise UserError(
+                f"{directory} has format {record['format']}, and this version of upcycle reads format "
+                f"{FORMAT}: use the version that wrote it."
+            )
+        record["input_shape"] = tuple(map(int, record["input_shape"]))
+        record["mean"], record["std"] = (tuple(map(float, record[key])) for key in ("mean", "std"))
+        record["classes"] = tuple(map(str, record["classes"]))
+        record["name"], record["licence"] = str(record["name"]), str(record["licence"])
+        record["options"] = dict(record["options"])
+        record["reference"] = None if record["reference"] is None else str(record["reference"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
+    return record
+
+
+def _rebuild(directory: Path, record: dict[str, Any], options: dict[str, Any], trust: tuple[str, ...]) -> Model:
+    """The architecture of a saved model with fresh weights."""
+    reference = record["reference"]
+    if reference is None:
+        raise UserError(f"{directory} was saved from a Python object: load it with load(path, into=module).")
+    kind, _, name = reference.partition(":")
+    if kind in MADE:
+        return _again(directory, record, options, trust)
+    build: Callable[..., Any]
+    if kind in BUILDERS:
+        build = importlib.import_module(BUILDERS[kind]).build
+        arguments = {**options, "name": name, "pretrained": False}
+    else:
+        package = kind.partition(".")[0]
+        if package not in trust:
+            raise UserError(
+                f"{directory} is rebuilt by the Python code {reference}: if you trust it, add "
+                f"--trust {package} (trust=('{package}',) in Python)."
+            )
+        build = call
+        arguments = {
+            "reference": reference,
+            "num_classes": options.get("num_classes"),
+            "input_shape": options.get("input_shape") or record["input_shape"],
+        }
+    for key in arguments:
+        if key not in inspect.signature(build).parameters:
+            raise UserError(f"{directory / ARCHITECTURE} is damaged: {reference} takes no option '{key}'.")
+    if arguments.get("input_shape") is not None:
+        arguments["input_shape"] = tuple(arguments["input_shape"])
+    return build(**arguments)
+
+
+def _again(directory: Path, record: dict[str, Any], options: dict[str, Any], trust: tuple[str, ...]) -> Model:
+    """A network that was made of others, with fresh weights."""
+    kind, _, name = record["reference"].partition(":")
+    made = {key: value for key, value in options.items() if key not in ("num_classes", "input_shape")}
+    operations = importlib.import_module(MADE[kind]).OPERATIONS
+    try:
+        module = operations[name](
+            **made, rebuild=lambda source: _rebuild(directory, *_source(directory, source), trust)
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
+    channels = record["input_shape"][0]
+    return Model(
+        module=module,
+        input_shape=record["input_shape"],
+        mean=record.get("mean", (0.0,) * channels),
+        std=record.get("std", (1.0,) * channels),
+        classes=record.get("classes", ()),
+        reference=record["reference"],
+        options=made,
+        name=record.get("name", name),
+    )
+
+
+def _source(directory: Path, source: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A network that another is made of: its record, and its options."""
+    try:
+        record = {"reference": str(source["reference"]), "input_shape": tuple(map(int, source["input_shape"]))}
+        return record, dict(source["options"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
