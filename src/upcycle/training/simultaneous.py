@@ -152,7 +152,7 @@ def scale_backward(x: Float[Tensor, "b ..."], gamma: float | Float[Tensor, " b"]
 
 @dataclass(frozen=True, kw_only=True)
 class OneStage:
-    """What :func:`one_stage` made of one batch.
+    """The loss that :func:`one_stage` made of one batch.
 
     Args:
         loss: L_D, a scalar. Its backward gives D the gradient of L_D and G that of L_G, each times the factor that
@@ -225,7 +225,7 @@ def one_stage(
 
 
 def _obstacle(discriminator: nn.Module, f: Tensor, pair: Pair) -> str | None:
-    """What, known without looking at numbers, keeps γ from linking the two losses; a constant one always does."""
+    """Find what keeps γ from linking the two losses, as far as no number tells; a constant γ always links them."""
     if pair.symmetric:
         return None
     for name, m in discriminator.named_modules():

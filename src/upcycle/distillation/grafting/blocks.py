@@ -183,7 +183,7 @@ def estimate_statistics(run: Run, data: Images, below: list[Frozen], chain: nn.M
         m.momentum = momentum
 
 
-# -- what they are handled with ---------------------------------------------------------------------------------
+# -- passing on -------------------------------------------------------------------------------------------------
 
 
 def through(pieces: Iterable[nn.Module], x: Tensor) -> Tensor:
