@@ -79,11 +79,7 @@ class LogitMatching(Method):
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for images, _, _ in run.batches(data.train, self.recipe.batch_size, save_within=True):
-                self.recipe.schedule_rate(optimizer, run.progress)
-                loss = logit_loss(student(images), teacher(images))
-                run.backward(loss)
-                run.update(optimizer)
-                run.track(loss=loss)
+            for images, _, _ in run.batches(data.train, self.recipe.batch_size):
+                run.step(logit_loss(student(images), teacher(images)), optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student)

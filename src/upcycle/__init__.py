@@ -35,6 +35,7 @@ _HOME = {
     "Card": "upcycle.core.method",
     "Needs": "upcycle.core.method",
     "Recipe": "upcycle.core.recipe",
+    "Terms": "upcycle.core.losses",
     "Run": "upcycle.core.run",
     "UserError": "upcycle.core.errors",
     "frozen": "upcycle.core.frozen",
@@ -49,6 +50,7 @@ _HOME = {
     "CMI": "upcycle.distillation",
     "DeepInversion": "upcycle.distillation",
     "OneStageGAN": "upcycle.distillation",
+    "Making": "upcycle.distillation.data_free.making",
     "kd_loss": "upcycle.distillation",
     "MDA": "upcycle.assembly",
     "MDAAssembly": "upcycle.assembly",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from upcycle.continual import StreamingSSL as StreamingSSL
     from upcycle.core.errors import UserError as UserError
     from upcycle.core.frozen import frozen as frozen
+    from upcycle.core.losses import Terms as Terms
     from upcycle.core.method import Card as Card
     from upcycle.core.method import Method as Method
     from upcycle.core.method import Needs as Needs
@@ -134,6 +137,7 @@ if TYPE_CHECKING:
     from upcycle.distillation import OneStageGAN as OneStageGAN
     from upcycle.distillation import TfKD as TfKD
     from upcycle.distillation import kd_loss as kd_loss
+    from upcycle.distillation.data_free.making import Making as Making
     from upcycle.measure.export import export as export
     from upcycle.verbs.adapt import adapt as adapt
     from upcycle.verbs.advise import advise as advise

@@ -17,16 +17,12 @@ from torch import Tensor, fx, nn
 from tests.settings import tiny_data
 from upcycle.core.cut import cut
 from upcycle.core.errors import UserError
+from upcycle.core.frozen import Frozen
 from upcycle.core.models import Model
 from upcycle.core.run import Run
-from upcycle.distillation import netgraft
-from upcycle.distillation.netgraft import (
-    NetGraft,
-    WrappedBlock,
-    adapter,
-    merge_map,
-    normalised_logit_loss,
-)
+from upcycle.distillation.grafting.adapters import WrappedBlock, adapter, merge_map
+from upcycle.distillation.grafting.blocks import frozen_blocks
+from upcycle.distillation.netgraft import NetGraft, normalised_logit_loss
 
 CUTS = ("block1", "block2", "block3")
 
@@ -232,7 +228,7 @@ def test_grafting_the_teachers_own_blocks_gives_its_logits(data: Any) -> None:
     run = Run(None, precision="32-true", accelerator="cpu")
     model = Model(module=teacher, input_shape=(1, 8, 8), mean=(0.3,), std=(0.4,), classes=tuple("0123456789"))
     own = cut(teacher.eval(), CUTS)
-    t = netgraft._frozen_blocks(run, data, model, own)
+    t = frozen_blocks(run, data, model, own)
     z = teacher(X)
     for i, piece in enumerate(own):
         x = X
@@ -306,7 +302,7 @@ def test_a_stages_outcome_is_the_chain_and_statistics_are_those_of_the_images(da
     result = m.fit(run, data)
     chain = run.modules[-1].eval()  # of the last stage: blocks 1 to 4
     assert [*chain.blocks] == ["1", "2", "3", "4"]
-    assert not any(isinstance(block, netgraft.Frozen) for block in chain._order)
+    assert not any(isinstance(block, Frozen) for block in chain._order)
     with torch.no_grad():
         torch.testing.assert_close(result(X), chain(X), rtol=1e-5, atol=1e-5)
 

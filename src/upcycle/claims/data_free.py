@@ -174,7 +174,7 @@ def noise(seed: int, quick: bool) -> NoiseImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one data-free run left.
+    """The outcome of one data-free run.
 
     Args:
         accuracy: of the student on the whole test set after the last epoch, in per cent.

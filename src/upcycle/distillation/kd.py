@@ -31,6 +31,14 @@ def teacher_outputs(
 
     The teacher sees the very images that the student sees. Its outputs can be kept where these repeat: without
     augmentation, or when augmentation repeats every ``views`` epochs. They are stored in float16 (v, n, k).
+
+    Args:
+        run: keeps the outputs in its stage "teacher outputs".
+        teacher: the frozen teacher.
+        split: the training images.
+        cache: as the option of :class:`KD`.
+        views: as the option of :class:`KD`.
+        augmented: whether the split augments its images.
     """
     if cache == "off" or (cache == "auto" and augmented and not views):
         return lambda batch, epoch: teacher(batch.images)
@@ -43,7 +51,7 @@ def teacher_outputs(
                 batch = split.batch(index, device=run.device, view=(run.seed, view) if augmented else None)
                 rows.append(teacher(batch.images).cpu())
         z = torch.cat(rows).view(v, len(split), -1)
-        return z if run.precision == "64-true" else z.half()
+        return z if run.dtype == torch.float64 else z.half()
 
     z_t: Tensor = run.stage("teacher outputs", compute).to(run.device)
     return lambda batch, epoch: z_t[epoch % v].index_select(0, batch.index.to(run.device)).to(batch.images.dtype)

@@ -33,7 +33,7 @@ def entropy(A: Float[Tensor, "c p"]) -> Float[Tensor, ""]:
 
 
 def soft_factors(epoch: int, epochs: int) -> tuple[float, float]:
-    """What the learning rates of weights and of branching matrices are multiplied with in stage 1.
+    """Factors on the learning rates of weights and of branching matrices in stage 1.
 
     A quarter, a half and the whole in the first three epochs, the matrices only from the third; then, from every
     second epoch on, 1 - (e - 1) / (1.03093 E).
@@ -89,11 +89,13 @@ class KDExplainer(Method):
         student: ``zoo:tree``, ``zoo:tree_small`` or another Tree.
         terms: temperature of the soft targets and weights of the two terms; ``w_kd = 0`` is ordinary training.
         smoothing: label smoothing of L_ce, the paper's third arm (with ``w_kd = 0``).
-        epochs_soft: of stage 1 (300 in the code).
-        lr_soft, lr_branching: Adam's, for weights and for S, under the published schedule.
-        tau: τ; 10 in the code. A short stage 1 ends warm, at t = 1/3 after 30 epochs; a lower τ ends sharper.
-        recipe: stage 2; its batch size and weight decay hold for both. The code has 300 epochs and halves the rate
-            every 30, which is ten times the default's.
+        epochs_soft: epochs of stage 1, at least 3 (300 in the code).
+        lr_soft: Adam's rate for the weights in stage 1, under the published schedule.
+        lr_branching: Adam's rate for S in stage 1, under the published schedule.
+        tau: τ, from which routing sharpens; 10 in the code. A short stage 1 ends warm, at t = 1/3 after 30 epochs; a
+            lower τ ends sharper.
+        recipe: training in stage 2; its batch size and weight decay hold for both. The code has 300 epochs and halves
+            the rate every 30, which is ten times the default's.
     """
 
     teacher: Model | nn.Module

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.checks import same_classes
-from upcycle.core.errors import require
 from upcycle.core.losses import Terms, ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, fresh_copy_of
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 
@@ -61,12 +61,12 @@ class TfKD(Method):
 
     Args:
         teacher: for self, a trained network of the same architecture; without one it is trained first.
-        student: the architecture.
-        variant: self or reg.
-        temperature: T; 0 takes the default, 4 for self and 20 for reg.
+        student: the network whose architecture is trained.
+        variant: the teacher: the network's earlier self (self), or a virtual one (reg).
+        temperature: T of the soft target; 0 takes the default, 4 for self and 20 for reg.
         a: the weight of the soft target; -1 takes the default, 0.9 for self and 0.1 for reg.
-        student_temperature: τ of reg.
-        recipe: of each of the two runs, or the one.
+        student_temperature: τ, the temperature of the student in reg; self uses T for both.
+        recipe: training of each of the two runs, or of the one.
     """
 
     teacher: Model | nn.Module | None = None
@@ -89,13 +89,10 @@ class TfKD(Method):
     )
 
     def __post_init__(self) -> None:
-        require(self.variant in ("self", "reg"), f"variant must be self or reg, not '{self.variant}'.")
+        ranges(self, one_of={"variant": ("self", "reg")})
         self.temperature = self.temperature or (4.0 if self.variant == "self" else 20.0)
         self.a = self.a if self.a != -1.0 else (0.9 if self.variant == "self" else 0.1)
-        require(0 < self.temperature < float("inf"), f"temperature must be positive, not {self.temperature}.")
-        require(0 <= self.a <= 1, f"a must lie in [0, 1], not {self.a}.")
-        require(0 < self.student_temperature < float("inf"),
-                f"student_temperature must be positive, not {self.student_temperature}.")  # fmt: skip
+        ranges(self, positive=("temperature", "student_temperature"), share=("a",))
 
     def check(self, data: Images) -> list[str]:
         """Every training image needs its label; a given teacher needs the student's classes."""

@@ -94,10 +94,11 @@ class VAM(Method):
     s and θ are trained with the same optimiser without weight decay; at the end W' replaces W.
 
     Args:
-        teacher, student: as for KD; the student needs a convolution of at least two virtual blocks.
+        teacher: a trained classifier; only its logits are used.
+        student: a network with the same classes and a convolution of at least two virtual blocks.
         terms: temperature and weights of the two terms of KD.
         gamma: γ, the weight of the entropy.
-        block: v, channels in a virtual block; 0 takes 16, or 8 for narrow layers.
+        block: v, channels in a virtual block; 0 takes 16, or 8 for layers narrower than 32.
         recipe: ordinary training of the student.
     """
 
@@ -138,30 +139,34 @@ class VAM(Method):
         if not attentions:
             raise UserError(f"vam finds no convolution with two blocks of {self.block or '16 (or 8)'} channels in the "
                             "student; choose a smaller --block.")  # fmt: skip
-
-        def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
-            own = {id(p) for a in attentions for p in a.parameters()}
-            rest = [p for p in module.parameters() if id(p) not in own]
-            attention = [p for p in module.parameters() if id(p) in own]
-            return self.recipe.make([{"params": rest}, {"params": attention, "weight_decay": 0.0}])
-
-        student, optimizer = run.setup(network, optimizer_of)
+        student, optimizer = run.setup(network, self._optimizer)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
             for images, y, _ in run.batches(data.train, self.recipe.batch_size):
                 self.recipe.schedule_rate(optimizer, run.progress)
-                z_s = student(images)
-                loss = self.terms(z_s, teacher(images), y)
+                loss = self.terms(student(images), teacher(images), y)
                 entropy = torch.stack([a.entropy() for a in attentions]).mean()
                 run.backward(loss + self.gamma * entropy)
                 run.update(optimizer)
                 run.track(loss=loss, entropy=entropy)
             run.evaluate(student, data.validation)
-        for i, a in enumerate(attentions):
-            values = a.attention().detach().tolist()
-            run.picture(f"attention-{i:02d}", {
-                "kind": "heatmap", "title": f"Virtual attention, layer {i + 1}",
-                "caption": "Share of each group of input filters (columns) in each group of output filters (rows).",
-                "rows": [str(r) for r in range(len(values))], "columns": [str(c) for c in range(len(values[0]))],
-                "values": values})  # fmt: skip
+        _show(run, attentions)
         return fold(run.plain(student))
+
+    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The recipe's, without weight decay on the attention."""
+        own = {id(p) for m in module.modules() if isinstance(m, VirtualAttention) for p in m.parameters()}
+        rest = [p for p in module.parameters() if id(p) not in own]
+        attention = [p for p in module.parameters() if id(p) in own]
+        return self.recipe.make([{"params": rest}, {"params": attention, "weight_decay": 0.0}])
+
+
+def _show(run: Run, attentions: list[VirtualAttention]) -> None:
+    """Leave a picture of each attention."""
+    for i, a in enumerate(attentions):
+        values = a.attention().detach().tolist()
+        run.picture(f"attention-{i:02d}", {
+            "kind": "heatmap", "title": f"Virtual attention, layer {i + 1}",
+            "caption": "Share of each group of input filters (columns) in each group of output filters (rows).",
+            "rows": [str(r) for r in range(len(values))], "columns": [str(c) for c in range(len(values[0]))],
+            "values": values})  # fmt: skip

@@ -1,6 +1,6 @@
 """Ingredients of training that serve several verbs and stand on their own in a training loop of yours."""
 
-from upcycle.training.one_stage_gan import (
+from upcycle.training.simultaneous import (
     HINGE,
     LSGAN,
     NON_SATURATING,
@@ -11,7 +11,6 @@ from upcycle.training.one_stage_gan import (
     Pair,
     one_stage,
     ratio,
-    reverse,
     scale_backward,
 )
 
@@ -26,6 +25,5 @@ __all__ = [
     "Pair",
     "one_stage",
     "ratio",
-    "reverse",
     "scale_backward",
 ]

@@ -1,1 +1,1 @@
-"""What the methods without data share: inverting a network, the pool of images, its pictures, and the options."""
+"""The common part of the methods without data: options, inverting a network, the pool of images and its pictures."""

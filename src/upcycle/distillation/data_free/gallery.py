@@ -1,4 +1,4 @@
-"""What a run without data shows of itself: its images, and how near they come to those that the teacher has seen."""
+"""Pictures of a run without data: its images, and how near they come to those that the teacher has seen."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def similarity(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], k: int
 
 
 def distances(found: Moments, running: Moments, eps: float = 1e-5) -> list[float]:
-    """How far the images' statistics are from the training images', layer by layer; 0 is equal.
+    """Distances of the images' statistics to the training images', layer by layer; 0 is equal.
 
     For each channel the 2-Wasserstein distance of two normal distributions, √((mean - μ)² + (std - σ)²), as a
     multiple of the training images' σ = √(var + eps); the mean of that over the channels.

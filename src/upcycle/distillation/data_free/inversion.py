@@ -1,4 +1,4 @@
-"""What the methods that invert images out of a trained network share.
+"""Inverting images out of a trained network: statistics to descend to, losses, and views.
 
 A teacher with BatchNorm remembers the mean and variance of each layer's inputs over its training images. Images
 whose activations have the same statistics, and which the teacher recognises, can stand in for the lost data.
@@ -35,7 +35,7 @@ def norms(network: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def check_teacher(teacher: Model, student: Model) -> list[str]:
-    """What keeps images from being inverted out of ``teacher``, in words."""
+    """Problems that keep images from being inverted out of ``teacher``, in words."""
     problems = same_classes(teacher, student)
     every = [m for m in teacher.module.modules() if isinstance(m, _BatchNorm)]
     kept = list(norms(teacher.module).values())

@@ -1,4 +1,4 @@
-"""How many images a method without data makes, and how its student learns from them."""
+"""Options of a method without data: the number of images that it makes, and its student's updates on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What accumulates while a method makes images of its own, and the student's training on them."""
+"""The run of a method that makes images of its own: rounds, the pool, and the student's training on it."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import UserError
 from upcycle.core.recipe import Recipe
+from upcycle.core.reversal import grad_reverse
 from upcycle.core.run import Run
 from upcycle.training import (
     HINGE,
@@ -24,7 +25,6 @@ from upcycle.training import (
     Pair,
     one_stage,
     ratio,
-    reverse,
     scale_backward,
 )
 
@@ -436,7 +436,7 @@ def test_scale_backward_scales_each_sample_and_only_on_its_way() -> None:
     assert torch.equal(y, x)
     (y.sum() + 10 * x.sum()).backward()  # what else uses x keeps its gradient
     assert torch.equal(x.grad, (10 + gamma).view(3, 1, 1).expand(3, 2, 2))  # type: ignore[arg-type]
-    (g,) = torch.autograd.grad(reverse(x).sum(), x)
+    (g,) = torch.autograd.grad(grad_reverse(x).sum(), x)
     assert torch.equal(g, -torch.ones_like(x))
     assert not scale_backward(x.detach(), gamma).requires_grad
 
@@ -469,6 +469,6 @@ def test_data_free_distillation_in_one_stage() -> None:
     of_g = torch.autograd.grad(-d(teacher(fake), student(fake)) + r(fake, teacher(fake)), list(g_net.parameters()))
     fake = g_net(z)
     t = teacher(fake)
-    (d(reverse(t), student(reverse(fake))) + r(fake, t)).backward()
+    (d(grad_reverse(t), student(grad_reverse(fake))) + r(fake, t)).backward()
     assert error(grads(student), torch.cat([g.reshape(-1) for g in of_s])) < 1e-12
     assert error(grads(g_net), torch.cat([g.reshape(-1) for g in of_g])) < 1e-12

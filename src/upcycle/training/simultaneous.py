@@ -27,10 +27,10 @@ for the discriminator alone, such as a gradient penalty, take ``x_hat.detach()``
 
 *Data-free distillation* (adversarial, arXiv:1912.11006): the student S plays D and minimises a distance d to the
 teacher T, which G maximises. Weights of T do not train, but gradients pass through it. One forward pass of T serves d
-and the terms R for the generator alone, when the sign changes behind T and before S::
+and the terms R for the generator alone, when :func:`upcycle.core.reversal.grad_reverse` stands behind T and before S::
 
     t = T(x_hat)
-    (d(reverse(t), S(reverse(x_hat))) + R(x_hat, t)).backward()     # G: -∂d/∂x^ + ∂R/∂x^;  S: ∇d
+    (d(grad_reverse(t), S(grad_reverse(x_hat))) + R(x_hat, t)).backward()     # G: -∂d/∂x^ + ∂R/∂x^;  S: ∇d
 
 Departure from the paper: it divides the loss by 1 - γ_i in its packed form; the gradients are the same, and the plain
 form here is the safer one in floating point.
@@ -150,14 +150,9 @@ def scale_backward(x: Float[Tensor, "b ..."], gamma: float | Float[Tensor, " b"]
     return y
 
 
-def reverse(x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-    """x itself; backward, the gradient changes its sign. The link of symmetric losses."""
-    return scale_backward(x, -1.0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class OneStage:
-    """What :func:`one_stage` made of one batch.
+    """The loss that :func:`one_stage` made of one batch.
 
     Args:
         loss: L_D, a scalar. Its backward gives D the gradient of L_D and G that of L_G, each times the factor that
@@ -230,7 +225,7 @@ def one_stage(
 
 
 def _obstacle(discriminator: nn.Module, f: Tensor, pair: Pair) -> str | None:
-    """What, known without looking at numbers, keeps γ from linking the two losses; a constant one always does."""
+    """Find what keeps γ from linking the two losses, as far as no number tells; a constant γ always links them."""
     if pair.symmetric:
         return None
     for name, m in discriminator.named_modules():
