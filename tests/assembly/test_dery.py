@@ -239,7 +239,7 @@ def test_what_stops_it_is_said_before() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"blocks": 1}, "blocks must be"), ({"probe": 3}, "probe must be"), ({"eps": -1.0}, "eps must be"),
+    [({"blocks": 1}, "blocks must be"), ({"probe": 3}, "probe must be"), ({"eps": -1.0}, "eps must not be negative"),
      ({"label_smoothing": 1.0}, "label_smoothing must"), ({"params": 10.0, "params_min": 20.0}, "params_min must"),
      ({"flops": "1M", "flops_min": "2M"}, "flops_min must"), ({"flops": -1.0}, "no amount")],
 )  # fmt: skip

@@ -25,13 +25,13 @@ from upcycle.measure.cost import count
 from upcycle.surgery.epitome import (
     EpitomeConv2d,
     circular_mean,
-    compressed,
+    compress,
+    count_stored,
     epitomes,
-    materialised,
+    materialise,
     rebuild_epitome,
     sample,
     shift,
-    stored,
     tiled_conv2d,
     wrapped_conv2d,
 )
@@ -202,7 +202,7 @@ def test_the_ratio_is_kept_within_a_row(mode: str, ratio: float) -> None:
     for c_in, c_out, k in ((64, 64, 3), (32, 64, 3), (96, 384, 1), (24, 10, 5)):
         made = EpitomeConv2d(nn.Conv2d(c_in, c_out, k, bias=False), ratio, mode, 0.1, seeded())
         row = made.epitome[0].numel() + (made.routing.shape[1] if made.routing is not None else 0)
-        assert abs(stored(made) - ratio * c_in * c_out * k * k) <= row
+        assert abs(count_stored(made) - ratio * c_in * c_out * k * k) <= row
 
 
 # -- networks
@@ -227,14 +227,14 @@ class Deep(nn.Module):
 def test_a_compressed_network(mode: str) -> None:
     net = Deep().eval()
     before = {name: p.clone() for name, p in net.state_dict().items()}
-    made = compressed(net, 0.25, mode, generator=seeded())
+    made = compress(net, 0.25, mode, generator=seeded())
     assert {name for name, m in made.named_modules() if isinstance(m, EpitomeConv2d)} == {"expand", "same"}
     assert all(torch.equal(p, before[name]) for name, p in net.state_dict().items())
     kept = sum(p.numel() for name, p in net.named_parameters() if name not in ("expand.weight", "same.weight"))
     new = sum(m.epitome.numel() + (m.routing.numel() if mode == "learned" else 0) for m in epitomes(made))
-    assert stored(made) == kept + new
+    assert count_stored(made) == kept + new
     x = draw(3, 1, 8, 8)
-    ordinary = materialised(made)
+    ordinary = materialise(made)
     assert not epitomes(ordinary) and len(epitomes(made)) == 2
     assert {k: v.shape for k, v in ordinary.state_dict().items()} == {k: v.shape for k, v in before.items()}
     with torch.no_grad():
@@ -243,10 +243,10 @@ def test_a_compressed_network(mode: str) -> None:
 
 def test_the_same_seed_the_same_network_and_no_global_randomness() -> None:
     before = torch.get_rng_state()
-    digests = [tensor_digest(compressed(tiny_model("a", 0).module, 0.25, generator=seeded(s)).state_dict())
+    digests = [tensor_digest(compress(tiny_model("a", 0).module, 0.25, generator=seeded(s)).state_dict())
                for s in (1, 1, 2)]  # fmt: skip
     torch.set_rng_state(before)
-    compressed(tiny_model("a", 0).module, 0.25, generator=seeded())
+    compress(tiny_model("a", 0).module, 0.25, generator=seeded())
     state = torch.get_rng_state()
     tiny_model("a", 0)
     assert digests[0] == digests[1] != digests[2]
@@ -258,9 +258,9 @@ def test_multiply_adds_fall_by_the_number_of_wrapped_groups() -> None:
     stem, layer2 = 32 * 9 * 64, 32 * 32 * 9 * 64
     assert count(whole, (1, 8, 8)).macs == stem + layer2
     for mode, fewer in (("learned", 2), ("tile", 4)):
-        made = compressed(whole, 0.25, mode, generator=seeded()).eval()
+        made = compress(whole, 0.25, mode, generator=seeded()).eval()
         assert count(made, (1, 8, 8)).macs == stem + layer2 // fewer
-        assert count(materialised(made), (1, 8, 8)).macs == stem + layer2
+        assert count(materialise(made), (1, 8, 8)).macs == stem + layer2
 
 
 def test_it_can_be_traced_cut_frozen_and_rebuilt() -> None:
@@ -286,13 +286,13 @@ def test_impossible_options(options: dict) -> None:
         NES(student=nn.Identity(), **options)
     if "ratio" in options:
         with pytest.raises(UserError):
-            compressed(tiny_model("a", 0).module, **options, generator=seeded())
+            compress(tiny_model("a", 0).module, **options, generator=seeded())
 
 
 def test_a_network_without_inner_convolutions_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     with pytest.raises(UserError, match="nothing to compress"):
-        compressed(net, 0.25, generator=seeded())
+        compress(net, 0.25, generator=seeded())
     with pytest.raises(UserError, match="no convolution to compress"):
         NES(student=net).require(tiny_data())
 
@@ -317,12 +317,12 @@ def test_what_fit_returns(mode: str) -> None:
     assert all("forward" not in m.__dict__ for m in net.modules())
     x = data.test.batch(torch.arange(16), device=torch.device("cpu")).images
     with torch.no_grad():
-        assert torch.allclose(materialised(net)(x), net(x), atol=1e-5)
+        assert torch.allclose(materialise(net)(x), net(x), atol=1e-5)
 
 
 def test_offsets_are_learned() -> None:
     net = method().fit(Run(None, precision="32-true"), tiny_data())
-    start = compressed(tiny_model("student", 3).module, 0.25, generator=seeded())
+    start = compress(tiny_model("student", 3).module, 0.25, generator=seeded())
     assert float((epitomes(net)[0].routing - epitomes(start)[0].routing).abs().max()) > 1e-4
 
 
@@ -351,7 +351,7 @@ def test_a_teacher_enters_by_its_weight() -> None:
 
 
 def test_the_learner_is_slower_and_not_decayed() -> None:
-    net = compressed(tiny_model("student", 3).module, 0.25, generator=seeded())
+    net = compress(tiny_model("student", 3).module, 0.25, generator=seeded())
     kept, learners = method()._optimizer(net).param_groups
     assert kept["weight_decay"] == RECIPE.weight_decay and learners["weight_decay"] == 0
     assert kept["lr"] == RECIPE.lr and learners["lr"] == pytest.approx(RECIPE.lr / 10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import nn
@@ -14,16 +14,17 @@ from upcycle.core.errors import require
 from upcycle.core.losses import Terms, ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, source_of
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.surgery.epitome import Learner, Mode, compressed, drop_learners, epitomes, replaceable
+from upcycle.surgery.epitome import Learner, Mode, compress, drop_learners, epitomes, replaceable
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
 
 REFERENCE = "assembly:epitome"
 SETTLE = 16
-"""Batches that the routing maps are averaged over after training."""
+"""How many batches the routing maps are averaged over after training."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -40,7 +41,7 @@ class NES(Method):
 
     The result computes with the epitomes: R_in times fewer multiply-adds in those layers (tile: R_in R_out times). That
     is faster where layers are wide; with learned offsets, blending the channels of narrow ones costs what it saves.
-    :func:`~upcycle.surgery.epitome.materialised` makes an ordinary network of it.
+    :func:`~upcycle.surgery.epitome.materialise` makes an ordinary network of it.
 
     Reconstructed: the paper's transformation is known to us from its abstract and from summaries, and the authors'
     released model uses no learned offsets, only tiling by 2 along one side of 1x1 convolutions. Our choices: the ratio
@@ -54,12 +55,12 @@ class NES(Method):
     Args:
         teacher: a trained classifier with the same classes, or none.
         student: the architecture. The layers that are replaced start fresh, all others with its weights.
-        ratio: stored numbers over parameters, in each replaced layer.
-        mode: learned offsets, or tile.
-        momentum: μ of the moving average of offsets.
-        lr_learner: the learners' learning rate, as a share of the recipe's.
+        ratio: stored numbers over parameters, in each replaced layer, between 0.01 and 1.
+        mode: how weights are put together of epitomes: read at learned offsets, or tiled.
+        momentum: μ of the moving average of offsets, above 0 and at most 1.
+        lr_learner: learning rate of the learners, as a share of that of the recipe.
         terms: temperature and weights of the two terms; without a teacher they have no effect.
-        recipe: ordinary training.
+        recipe: ordinary training of the compressed network.
     """
 
     teacher: Model | nn.Module | None = None
@@ -83,21 +84,28 @@ class NES(Method):
     )
 
     def __post_init__(self) -> None:
-        require(0.01 <= self.ratio <= 1, f"ratio must lie between 0.01 and 1, not {self.ratio}.")
-        require(self.mode in ("learned", "tile"), f"mode must be learned or tile, not '{self.mode}'.")
-        require(0 < self.momentum <= 1, f"momentum must lie in (0, 1], not {self.momentum}.")
-        require(0 <= self.lr_learner < float("inf"),
-                f"lr_learner must be zero or positive, not {self.lr_learner}.")  # fmt: skip
+        ranges(
+            self,
+            positive=("momentum",),
+            not_negative=("lr_learner",),
+            share=("ratio", "momentum"),
+            at_least={"ratio": 0.01},
+            one_of={"mode": get_args(Mode)},
+        )
 
     def check(self, data: Images) -> list[str]:
         """Every training image needs its label; a convolution to compress; a given teacher the student's classes."""
         student, problems = self.model("student", data), []
         if unknown := int((data.train.labels < 0).sum()):
-            problems.append(f"it learns from labels, and {unknown} of {len(data.train)} training images have none; "
-                            "kd works without labels")  # fmt: skip
-        if not any(replaceable(m) for m in [m for m in student.module.modules() if isinstance(m, nn.Conv2d)][1:]):
-            problems.append(f"{student.name} has no convolution to compress besides its first (plain nn.Conv2d in one "
-                            "group with zero padding)")  # fmt: skip
+            problems.append(
+                f"it learns from labels, and {unknown} of {len(data.train)} training images have none; kd works "
+                "without labels"
+            )
+        if not any(map(replaceable, [m for m in student.module.modules() if isinstance(m, nn.Conv2d)][1:])):
+            problems.append(
+                f"{student.name} has no convolution to compress besides its first (plain nn.Conv2d in one group with "
+                "zero padding)"
+            )
         if self.teacher is not None:
             problems += same_classes(self.model("teacher", data), student)
         return problems
@@ -105,31 +113,30 @@ class NES(Method):
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the compressed network."""
         teacher = run.frozen(self.model("teacher", data), data.validation) if self.teacher is not None else None
-        network = compressed(self.model("student", data).module, self.ratio, self.mode, momentum=self.momentum,
-                             generator=run.generator("epitomes"))  # fmt: skip
+        student, generator = self.model("student", data).module, run.generator("epitomes")
+        network = compress(student, self.ratio, self.mode, momentum=self.momentum, generator=generator)
         learners = [layer.learner for layer in epitomes(network) if layer.learner is not None]
         for learner in learners:
             learner.gather = run.gather
         network, optimizer = run.setup(network, self._optimizer)
         for _ in run.epochs(self.recipe.epochs):
             network.train()
-            for images, y, _ in run.batches(data.train, self.recipe.batch_size, save_within=True):
-                self.recipe.schedule_rate(optimizer, run.progress)
+            for images, y, _ in run.batches(data.train, self.recipe.batch_size):
                 z = network(images)
                 if teacher is None:
                     loss = ce_loss(z, y)
                 else:
                     loss = self.terms(z, teacher(images), y)
-                run.backward(loss)
-                run.update(optimizer)
-                run.track(loss=loss)
+                run.step(loss, optimizer, self.recipe)
             run.evaluate(network, data.validation)
         if learners:
             self._settle(run, network, data)
         drop_learners(network)
         if self.mode == "tile" and _redundant(network):
-            run.note("The tiled outputs of a layer are alike, and nothing in this network tells them apart: it has "
-                     "neither biases nor normalisation after its compressed layers. Take --mode learned.")  # fmt: skip
+            run.note(
+                "The tiled outputs of a layer are alike, and nothing in this network tells them apart: it has neither "
+                "biases nor normalisation after its compressed layers. Take --mode learned."
+            )
         return run.plain(network)
 
     def product(self, module: nn.Module, data: Images) -> Model:
@@ -143,14 +150,15 @@ class NES(Method):
         return dataclasses.replace(made, reference=REFERENCE, options=options)
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The recipe's optimiser, with a rate of its own for the learners, which do not decay."""
         learners = [p for m in network.modules() if isinstance(m, Learner) for p in m.parameters()]
         apart = set(learners)
         kept = [p for p in network.parameters() if p.requires_grad and p not in apart]
-        return self.recipe.make([{"params": kept}, {"params": learners, "weight_decay": 0.0,
-                                                    "lr": self.lr_learner * self.recipe.lr}])  # fmt: skip
+        slow = {"params": learners, "weight_decay": 0.0, "lr": self.lr_learner * self.recipe.lr}
+        return self.recipe.make([{"params": kept}, slow])
 
     def _settle(self, run: Run, network: nn.Module, data: Images) -> None:
-        """M over the batches of the trained network: each weighs the same, where the moving average forgets."""
+        """Average M over batches of the trained network: each weighs the same, where the moving average forgets."""
         network.train()
         with torch.no_grad():
             for i, (images, _, _) in enumerate(run.batches(data.train, self.recipe.batch_size, steps=SETTLE)):
@@ -160,6 +168,7 @@ class NES(Method):
 
 
 def _redundant(network: nn.Module) -> bool:
+    """Whether copies of a tiled output stay alike: its layer has no bias, and no normalisation is anywhere."""
     norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
     return any(layer.bias is None for layer in epitomes(network)) and not any(
         isinstance(m, norms) for m in network.modules()

@@ -16,7 +16,7 @@ from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
 from upcycle.distillation import KD
 from upcycle.measure.cost import count
-from upcycle.surgery.epitome import epitomes, materialised, stored
+from upcycle.surgery.epitome import count_stored, epitomes, materialise
 from upcycle.zoo.convnet import ConvNet
 
 WHOLE = (32, 64, 64)
@@ -62,11 +62,11 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
         "whole": plain(WHOLE),
     }
     figures = {f"{name} (%)": 100 * test(module, data).accuracy for name, module in trained.items()}
-    figures |= {f"{name}, stored numbers": float(stored(module)) for name, module in trained.items()}
+    figures |= {f"{name}, stored numbers": float(count_stored(module)) for name, module in trained.items()}
     learned = trained["NES learned"]
     assert epitomes(learned)
     figures["multiply-adds behind the first layer, ordinary over wrapped"] = inner_macs(
-        materialised(learned), data
+        materialise(learned), data
     ) / inner_macs(learned, data)
     return figures
 

@@ -1,1 +1,1 @@
-"""Operations on networks that methods rest on: cut, follow channels, resize, stitch, and scale at named sites."""
+"""Operations on networks that methods rest on: trace, cut, follow channels, resize, assemble, stitch, scale."""

@@ -49,7 +49,7 @@ def sample(
     routing: Float[Tensor, "r_out columns"] | None,
     channels: tuple[int, int],
 ) -> Float[Tensor, "c_out c_in kh kw"]:
-    """The whole weight θ: R_out x R_in patches, cut to (C_out, C_in).
+    """Put the whole weight θ together of R_out x R_in patches, cut to (C_out, C_in).
 
     Patch (a, b) is E read from o_a along its outputs and from i_ab along its inputs (see :func:`shift`), or E itself
     without a routing map.
@@ -126,7 +126,9 @@ def _groups(x: Tensor, e_in: int) -> Tensor:
 
 
 class Learner(nn.Module):
-    """Where patches begin, in turns from 0 to 1, from a layer's inputs (b, c, h, w): one answer for the whole batch.
+    """A small network that says where patches begin, in turns from 0 to 1, from a layer's inputs (b, c, h, w).
+
+    It gives one answer for the whole batch.
 
     3x3 convolution with stride 2, BatchNorm, ReLU6, mean over batch and positions, linear map, sigmoid.
 
@@ -249,7 +251,7 @@ def _even(r_out: int, r_in: int) -> Tensor:
 # -- networks -----------------------------------------------------------------------------------------------------
 
 
-def compressed(
+def compress(
     module: nn.Module, ratio: float, mode: Mode = "learned", *, momentum: float = 0.1, generator: torch.Generator
 ) -> nn.Module:
     """A copy of a network whose convolutions are :class:`EpitomeConv2d` with fresh epitomes.
@@ -260,7 +262,9 @@ def compressed(
     Args:
         module: any network.
         ratio: of stored numbers, in each replaced layer.
-        mode, momentum, generator: as in :class:`EpitomeConv2d`; drawn from on the CPU.
+        mode: learned or tile, see :class:`EpitomeConv2d`.
+        momentum: μ of the moving average of offsets.
+        generator: of the epitomes and learners, on the CPU.
 
     Raises:
         UserError: impossible values, or no convolution that could be replaced.
@@ -279,7 +283,7 @@ def compressed(
     return _exchange(network, made)
 
 
-def materialised(module: nn.Module) -> nn.Module:
+def materialise(module: nn.Module) -> nn.Module:
     """A copy with every epitome layer as an ordinary convolution; equal in eval mode up to rounding."""
     network = copy_of(module)
     return _exchange(network, {layer: layer.materialise() for layer in epitomes(network)})
@@ -290,8 +294,8 @@ def epitomes(module: nn.Module) -> list[EpitomeConv2d]:
     return [m for m in module.modules() if isinstance(m, EpitomeConv2d)]
 
 
-def stored(module: nn.Module) -> int:
-    """How many numbers a compressed network stores: parameters without learners, and routing maps."""
+def count_stored(module: nn.Module) -> int:
+    """Count the numbers that a compressed network stores: parameters without learners, and routing maps."""
     count = sum(p.numel() for p in module.parameters())
     for layer in epitomes(module):
         count += layer.routing.numel() if layer.routing is not None else 0
@@ -303,12 +307,13 @@ def rebuild_epitome(
     source: dict[str, Any], ratio: float, mode: Mode, rebuild: Callable[[dict[str, Any]], Model]
 ) -> nn.Module:
     """The architecture that neural epitome search made of ``source``, with fresh weights and without learners."""
-    network = compressed(rebuild(source).module, ratio, mode, generator=torch.Generator().manual_seed(0))
+    network = compress(rebuild(source).module, ratio, mode, generator=torch.Generator().manual_seed(0))
     drop_learners(network)
     return network
 
 
 def replaceable(conv: nn.Conv2d) -> bool:
+    """Whether a convolution can be sampled from an epitome: a plain one, in one group, with zero padding."""
     return type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == "zeros"
 
 
@@ -322,5 +327,6 @@ def _exchange(network: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
 
 
 def drop_learners(network: nn.Module) -> None:
+    """Take the learners out of a network, in place; its layers keep their stored routing maps."""
     for layer in epitomes(network):
         layer.learner = None

@@ -54,7 +54,7 @@ _MEANS: set[Any] = {torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"}
 
 
 def follow_channels(module: nn.Module, example: Float[Tensor, "b c h w"]) -> Channels:
-    """The channels of a network, found on its forward in eval mode.
+    """Find the channels of a network, on its forward in evaluation mode.
 
     Args:
         module: a classifier of images that torch.fx can trace.
@@ -81,7 +81,7 @@ def follow_channels(module: nn.Module, example: Float[Tensor, "b c h w"]) -> Cha
 
 
 class _Tracer(Tracer):
-    """Leaves layers of whatever library whole: their rules are known."""
+    """A tracer that leaves layers with known rules whole, of whatever library."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = isinstance(m, nn.Conv2d | nn.Linear | _BatchNorm | PadShortcut | Scatter | Renormalise)
@@ -89,7 +89,7 @@ class _Tracer(Tracer):
 
 
 class _Follower(fx.Interpreter):
-    """Runs a traced network, and beside each tensor (2, c, ...) one of the same shape that holds ids."""
+    """An interpreter that runs a traced network, and beside each tensor (2, c, ...) one like it that holds ids."""
 
     def __init__(self, title: str, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -118,7 +118,7 @@ class _Follower(fx.Interpreter):
         return value
 
     def channels(self) -> Channels:
-        """What was found, coupled ids made one and numbered anew."""
+        """The channels that were found, coupled ids made one and numbered anew."""
         assert self.image is not None and self.logits is not None
         same = _roots(self.count, self.edges)
         image, logits = same[self.image], same[self.logits]
@@ -321,7 +321,7 @@ def _settings(m: nn.Module) -> str:
 
 
 def _roots(n: int, edges: Sequence[Tensor]) -> Int[Tensor, " n"]:
-    """For each of n ids the number of its connected component, from 0 in the order of their first members."""
+    """Number the connected components of n ids from 0 in the order of their first members: that of each id."""
     parent = list(range(n))
 
     def root(a: int) -> int:

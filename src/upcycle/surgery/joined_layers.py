@@ -18,8 +18,8 @@ class Scatter(nn.Module):
 
     Args:
         index: int64 (o,), for each output channel the input channel that it takes; ``inputs`` for zeros.
-        inputs: channels that come in.
-        stride: every so-manyth pixel is taken.
+        inputs: how many channels come in.
+        stride: distance of the pixels that are taken.
     """
 
     index: Tensor
@@ -40,13 +40,14 @@ class Scatter(nn.Module):
 
 
 class Renormalise(nn.Module):
-    """An image, once for each of several networks that expect it normalised differently.
+    """A layer that gives an image once for each of several networks that expect it normalised differently.
 
     (b, c, h, w) to (b, n c, h, w): copy j is ``x * scale[j] + shift[j]``. It stands in front of a first convolution,
     for folded into that it would be wrong at the border, where the padding is zero after normalisation.
 
     Args:
-        scale, shift: (n c, 1, 1).
+        scale: factors (n c, 1, 1), those of one copy after another.
+        shift: summands (n c, 1, 1), likewise.
         copies: n.
     """
 

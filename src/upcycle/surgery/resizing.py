@@ -34,15 +34,16 @@ def shrink(
     *,
     example: Float[Tensor, "b c h w"],
 ) -> nn.Module:
-    """A copy of a network without the channels that are not kept: same class and forward, smaller layers.
+    """Copy a network without the channels that are not kept: same class and forward, smaller layers.
 
     It computes what ``module`` would if each layer read zeros from the removed channels, and that is checked on
     ``example`` in float64.
 
     Args:
-        channels: what :func:`~upcycle.surgery.following.follow_channels` found.
-        keep: of each id, whether it stays; those of the image always do.
-        rows: which logits stay, in their new order; ``None`` keeps all.
+        module: the network; unchanged.
+        channels: those of the network, from :func:`~upcycle.surgery.following.follow_channels`.
+        keep: for each id, whether it stays; those of the image always do.
+        rows: logits that stay, in their new order; ``None`` keeps all.
         example: images that the network takes.
 
     Raises:
@@ -71,7 +72,7 @@ def shrink(
 
 
 def widths(module: nn.Module) -> Widths:
-    """The widths of all layers by name, as JSON data, for :func:`resized`.
+    """List the widths of all layers by name, as JSON data, for :func:`resized`.
 
     Convolution: inputs, outputs, groups. Linear: inputs, outputs. BatchNorm and PReLU: channels. Padded shortcut:
     zeros before and after, or inputs, outputs and stride.
@@ -94,10 +95,11 @@ def widths(module: nn.Module) -> Widths:
 
 
 def resized(module: nn.Module, widths: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A copy of a network whose layers have other widths, with fresh weights from torch's global generator.
+    """Copy a network with layers of other widths and fresh weights, from torch's global generator.
 
     Args:
-        widths: as :func:`widths` has them.
+        module: the network; unchanged.
+        widths: those of some layers, as :func:`widths` has them.
 
     Raises:
         ValueError, AttributeError, TypeError: they do not describe such layers.
@@ -157,15 +159,15 @@ def _resize(network: nn.Module, name: str, m: nn.Module, numbers: list[int]) -> 
 def join_networks(
     modules: Sequence[nn.Module], channels: Sequence[Channels], shared: bool, *, example: Float[Tensor, "b c h w"]
 ) -> nn.Module:
-    """Several networks with one sequence of layers as one, whose logits are theirs one after the other.
+    """Join networks with one sequence of layers into one, whose logits are theirs one after the other.
 
     Each layer becomes block diagonal, with zeros between the networks; grouped convolutions have as many more groups,
     and BatchNorms hold all vectors one after the other. Whether the forward is then right is not checked here.
 
     Args:
         modules: the networks; forward and settings are those of the first.
-        channels: of each, from :func:`~upcycle.surgery.following.follow_channels`.
-        shared: all look at the same image channels; otherwise each has its own, one after the other.
+        channels: those of each network, from :func:`~upcycle.surgery.following.follow_channels`.
+        shared: let all look at the same image channels; otherwise each has its own, one after the other.
         example: images that the joined network takes.
 
     Raises:
@@ -296,7 +298,7 @@ def _narrow_pass(m: nn.Module, inputs: int, i: Tensor, o: Tensor) -> None:
 
 
 def _masked(network: nn.Module, channels: Channels, keep: Tensor, images: Tensor) -> Tensor:
-    """What a network answers when every layer reads zeros from the channels that go."""
+    """The answer of a network whose layers read zeros from the channels that go."""
 
     def hook(mask: Tensor) -> Callable[..., Any]:
         return lambda m, args: (args[0] * mask.to(args[0]).view(1, -1, *[1] * (args[0].dim() - 2)), *args[1:])

@@ -77,9 +77,16 @@ class PoolingHead(nn.Module):
 
 
 def stem(channels: int, to: int, stride: int) -> nn.Sequential:
-    """A new stem: the paper's for images four times as large as what the first block takes, or larger (7x7
-    convolution with stride 2, BatchNorm, ReLU, 3x3 max-pooling with stride 2). Below that a 3x3 convolution with
-    ``stride``, which the paper does not have: on images of 32 x 32 pixels its own would leave too little.
+    """Make a new stem.
+
+    It is the paper's for images four times as large as what the first block takes, or larger: 7x7 convolution with
+    stride 2, BatchNorm, ReLU, 3x3 max-pooling with stride 2. Below that it is a 3x3 convolution with ``stride``, which
+    the paper does not have: on images of 32 x 32 pixels its own would leave too little.
+
+    Args:
+        channels: of the images.
+        to: channels that the first block takes.
+        stride: how much larger the images are than what it takes.
     """
     if stride >= 4:
         convolution = nn.Conv2d(channels, to, 7, 2, 3, bias=False)
@@ -273,10 +280,10 @@ def _sizes(*numbers: Any, kernel: int = 1) -> tuple[int, ...]:
 
 
 def stitched(recipe: dict[str, Any], chains: Sequence[Chain], seed: int = 0) -> Stitched:
-    """The network of a recipe, in evaluation mode: blocks with the weights of ``chains``, all else from ``seed``.
+    """Build the network of a recipe, in evaluation mode: blocks with the weights of ``chains``, all else from ``seed``.
 
     Raises:
-        see :func:`pieces`.
+        KeyError, TypeError, ValueError, IndexError, UserError: the recipe is damaged.
     """
     made = [make() for _, make in pieces(recipe, chains, seed)]
     return Stitched(made[0], made[1:-1:2], made[2:-1:2], made[-1], recipe).eval()
