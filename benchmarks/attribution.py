@@ -25,7 +25,7 @@ from upcycle.core.frozen import Precision, fast_bf16
 from upcycle.core.models import resolve
 from upcycle.core.seeds import seed_everything
 from upcycle.diagnosis.attribution import explain
-from upcycle.diagnosis.faithfulness import rank_correlation
+from upcycle.diagnosis.attribution.faithfulness import rank_correlation
 
 STEPS = 50
 SIZES = (25, 50, 100, 200)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model
-from upcycle.diagnosis import attribution
-from upcycle.diagnosis.attribution import METHODS, Attribution, explain, gradient, guided_gradient
-from upcycle.diagnosis.faithfulness import rank_correlation
-from upcycle.diagnosis.perturbation import perturbed, pyramid, upsampled
+from upcycle.diagnosis.attribution import EXPLAINERS, Attribution, explain
+from upcycle.diagnosis.attribution.checks import checked
+from upcycle.diagnosis.attribution.faithfulness import rank_correlation
+from upcycle.diagnosis.attribution.gradients import gradient, guided_gradient
+from upcycle.diagnosis.attribution.perturbation import perturbed, pyramid, upsampled
 from upcycle.zoo.convnet import ConvNet
 from upcycle.zoo.vit import ViT
 
@@ -23,7 +24,7 @@ QUICK = {
     "extremal": {"iterations": 3},
     "smoothgrad": {"samples": 4},
 }
-OWN = [name for name in METHODS if name not in ("lrp", "deeplift")]
+OWN = [name for name in EXPLAINERS if name not in ("lrp", "deeplift")]
 
 
 def _x(b: int = 2, c: int = 3, side: int = 12) -> Tensor:
@@ -89,11 +90,11 @@ def test_the_chunk_changes_nothing_but_memory(method: str, monkeypatch: pytest.M
         largest = max(largest, len(images))
         return forward(self, images)
 
-    frozen = attribution.checked(net, x, torch.tensor([0, 1, 2]))[0]
+    frozen = checked(net, x, torch.tensor([0, 1, 2]))[0]
     target = explain(net, x, method="saliency").target
     monkeypatch.setattr(ConvNet, "forward", counting)
     with torch.enable_grad():
-        parts = METHODS[method](frozen, x, target, chunk=2, **options)[0]
+        parts = EXPLAINERS[method](frozen, x, target, chunk=2, **options)[0]
     assert torch.allclose(parts.float(), whole, atol=1e-6 * float(whole.abs().max())) and 1 <= largest <= 2
 
 
@@ -307,6 +308,6 @@ def test_mistakes_are_named() -> None:
 
 
 def test_every_method_says_in_one_line_what_it_shows() -> None:
-    for name, function in METHODS.items():
+    for name, function in EXPLAINERS.items():
         line = (inspect.getdoc(function) or "").splitlines()[0]
         assert line.endswith((".", ")")) or ")." in line, name

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError
-from upcycle.diagnosis.faithfulness import deletion, insertion, pointing_game, randomisation_check, rank_correlation
+from upcycle.diagnosis.attribution.faithfulness import (
+    deletion,
+    insertion,
+    pointing_game,
+    randomisation_check,
+    rank_correlation,
+)
 from upcycle.zoo.convnet import ConvNet
 
 

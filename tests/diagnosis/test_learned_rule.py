@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError
-from upcycle.diagnosis.attribution import explain, gradient
-from upcycle.diagnosis.learned_rule import (
+from upcycle.diagnosis.attribution import explain
+from upcycle.diagnosis.attribution.gradients import gradient
+from upcycle.diagnosis.attribution.learned_rule import (
     Rule,
     evidence,
     gated,

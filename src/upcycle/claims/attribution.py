@@ -17,8 +17,8 @@ from upcycle.core.models import Model
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, ImageSplit, load
 from upcycle.diagnosis.attribution import explain
-from upcycle.diagnosis.faithfulness import BLUR, deletion, insertion, pointing_game
-from upcycle.diagnosis.learned_rule import smoothed
+from upcycle.diagnosis.attribution.faithfulness import BLUR, deletion, insertion, pointing_game
+from upcycle.diagnosis.attribution.perturbation import gaussian_blur
 from upcycle.distillation import KD
 
 SIDE, DIGIT, PIECE = 56, 28, 14
@@ -93,7 +93,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     figures = {"accuracy (%)": 100 * test(net, data).accuracy}
     n = 8 if quick else 100
     x = data.test.batch(torch.arange(n), device=torch.device("cpu")).images
-    blurred = smoothed(x, *BLUR)
+    blurred = gaussian_blur(x, *BLUR)
 
     def scores(name: str, n: int, **options: Any) -> None:
         start = time.perf_counter()

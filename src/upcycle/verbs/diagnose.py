@@ -19,7 +19,7 @@ from upcycle.core.models import Model
 from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
 from upcycle.data.labels import relabelled
-from upcycle.diagnosis.attribution import METHODS
+from upcycle.diagnosis.attribution import EXPLAINERS
 from upcycle.diagnosis.channels import Diagnosis, channel_order
 from upcycle.diagnosis.channels import diagnose as look_inside
 from upcycle.measure.cost import machine
@@ -65,7 +65,7 @@ def diagnose(
         data: see :func:`upcycle.data.load`; labelled images of its classes. ``None`` is digits.
         out: the directory; ``runs/diagnose-MODEL`` if not given.
         images: how many right answers, and how many wrong ones, are shown with heat maps.
-        methods: of the heat maps; see :data:`upcycle.diagnosis.attribution.METHODS`.
+        methods: of the heat maps; see :data:`upcycle.diagnosis.attribution.EXPLAINERS`.
         layer: whose channels are meant; the last convolution if not given.
         samples: confident training images of a class that its channels are found from.
         theta: what a channel's score must exceed to belong to a class.
@@ -82,8 +82,8 @@ def diagnose(
     require(images >= 1, f"images must be at least 1, not {images}.")
     require(bool(methods), "methods must name at least one method.")
     for method in methods:
-        if method not in METHODS:
-            raise unknown("attribution method", method, METHODS)
+        if method not in EXPLAINERS:
+            raise unknown("attribution method", method, EXPLAINERS)
     if isinstance(model, str):
         models.check_reference(model)
     if isinstance(reference, str):

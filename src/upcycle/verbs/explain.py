@@ -11,7 +11,7 @@ from pathlib import Path
 
 from upcycle.core import lineage, models, store
 from upcycle.core.errors import require, unknown
-from upcycle.diagnosis.attribution import METHODS, Attribution
+from upcycle.diagnosis.attribution import EXPLAINERS, Attribution
 from upcycle.measure.cost import machine
 from upcycle.report import write_report
 from upcycle.verbs.looks import as_heat, as_image, as_pixels, looks, maps_of
@@ -44,7 +44,7 @@ def explain_images(
     Args:
         model: reference, module or :class:`~upcycle.core.models.Model` of a trained classifier.
         images: a folder of images.
-        methods: see :data:`upcycle.diagnosis.attribution.METHODS`.
+        methods: see :data:`upcycle.diagnosis.attribution.EXPLAINERS`.
         target: the class that is asked for; what the network says of each image if not given.
         out: the directory.
         weights: a safetensors file for the model.
@@ -62,8 +62,8 @@ def explain_images(
     require(folder.is_dir(), f"There is no folder {folder}.")
     require(bool(methods), "methods must name at least one method.")
     for method in methods:
-        if method not in METHODS:
-            raise unknown("attribution method", method, METHODS)
+        if method not in EXPLAINERS:
+            raise unknown("attribution method", method, EXPLAINERS)
     net = models.resolve(model, weights=weights, trust=trust)
     if target is not None and target not in net.classes:
         raise unknown(f"class of {net.name}", target, net.classes)

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require
-from upcycle.diagnosis.learned_rule import smoothed
 
 
 def occlusion(
@@ -159,7 +158,7 @@ def pyramid(x: Float[Tensor, "b c h w"], largest: float, levels: int = 8) -> Flo
     """The image under Gaussian blurs from the standard deviation ``largest`` (first) to none (last)."""
     sigmas = [largest * (1 - i / (levels - 1)) for i in range(levels - 1)]
     widest = 2 * min(x.shape[2:]) - 1
-    blurs = [smoothed(x, min(2 * math.ceil(3 * s) + 1, widest), s) for s in sigmas]
+    blurs = [gaussian_blur(x, min(2 * math.ceil(3 * s) + 1, widest), s) for s in sigmas]
     return torch.stack([*blurs, x])
 
 
@@ -185,3 +184,14 @@ def upsampled(coarse: Float[Tensor, "b 1 n m"], step: int, sigma: float) -> Floa
     values = kernel * F.unfold(padded, 2 * radius + 1)[:, None]  # (b, step², window², cells)
     made = (values * (20 * values).softmax(2)).sum(2).view(b, step**2, n, m)
     return F.pixel_shuffle(made, step)
+
+
+def gaussian_blur(x: Float[Tensor, "b c h w"], size: int, sigma: float) -> Float[Tensor, "b c h w"]:
+    """Each map blurred by a Gaussian of ``size`` (odd) pixels; beyond the border the nearest pixel is repeated."""
+    reach = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
+    kernel = (-0.5 * (reach / sigma) ** 2).exp()
+    kernel = kernel / kernel.sum()
+    c, half = x.shape[1], size // 2
+    x = F.pad(x, (half,) * 4, mode="replicate")
+    x = F.conv2d(x, kernel.view(1, 1, -1, 1).expand(c, 1, -1, 1), groups=c)
+    return F.conv2d(x, kernel.view(1, 1, 1, -1).expand(c, 1, 1, -1), groups=c)

@@ -210,17 +210,6 @@ def plugins(network: nn.Module, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
     return phi
 
 
-def smoothed(x: Float[Tensor, "b c h w"], size: int, sigma: float) -> Float[Tensor, "b c h w"]:
-    """Each map blurred by a Gaussian of ``size`` (odd) pixels; beyond the border the nearest pixel is repeated."""
-    reach = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
-    kernel = (-0.5 * (reach / sigma) ** 2).exp()
-    kernel = kernel / kernel.sum()
-    c, half = x.shape[1], size // 2
-    x = F.pad(x, (half,) * 4, mode="replicate")
-    x = F.conv2d(x, kernel.view(1, 1, -1, 1).expand(c, 1, -1, 1), groups=c)
-    return F.conv2d(x, kernel.view(1, 1, 1, -1).expand(c, 1, 1, -1), groups=c)
-
-
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
     """Attention in its plain form, which has a second derivative; a refusal in words where something has none."""

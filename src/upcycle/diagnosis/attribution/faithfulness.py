@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import require
 from upcycle.core.models import Model
-from upcycle.diagnosis.attribution import batch_of, checked, explain, like
-from upcycle.diagnosis.learned_rule import smoothed
+from upcycle.diagnosis.attribution.checks import batch_of, checked, like
+from upcycle.diagnosis.attribution.maps import explain
+from upcycle.diagnosis.attribution.perturbation import gaussian_blur
 
 BLUR = (11, 5.0)
 """Pixels and standard deviation of the blur that insertion starts from (Petsiuk et al.; arXiv:1806.07421)."""
@@ -51,7 +52,7 @@ def deletion(
         target: class of each image; the predicted one by default.
         steps: parts that the pixels are changed in.
         reference: what a deleted pixel becomes: a number or images that broadcast to ``x``; 0 is the mean image.
-        chunk: images a forward; by default as many as :func:`~upcycle.diagnosis.attribution.batch_of` says.
+        chunk: images a forward; by default as many as :func:`~upcycle.diagnosis.attribution.checks.batch_of` says.
 
     Petsiuk, Das, Saenko, RISE; BMVC 2018; arXiv:1806.07421, section 4.
     """
@@ -75,7 +76,7 @@ def insertion(
     deviation of 5 unless given.
     """
     network, x, classes, _ = checked(model, x, target)
-    start = smoothed(x, *BLUR) if reference is None else like(x, reference)
+    start = gaussian_blur(x, *BLUR) if reference is None else like(x, reference)
     return _curve(network, start, x, maps, classes, steps, chunk)
 
 

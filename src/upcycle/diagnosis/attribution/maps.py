@@ -1,0 +1,139 @@
+"""Heat maps of the pixels that made a network say a class, by any of :data:`EXPLAINERS`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upcycle.core.errors import UserError, one_line, require, unknown
+from upcycle.core.frozen import Precision
+from upcycle.core.models import Model
+from upcycle.diagnosis.attribution.checks import Raw, batch_of, checked, sentences
+from upcycle.diagnosis.attribution.gradients import (
+    gradient,
+    gradient_x_input,
+    guided_backprop,
+    integrated_gradients,
+    saliency,
+    smoothgrad,
+)
+from upcycle.diagnosis.attribution.inside import deeplift, gradcam, lrp
+from upcycle.diagnosis.attribution.learned_rule import learned
+from upcycle.diagnosis.attribution.perturbation import extremal, occlusion, rise
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Attribution:
+    """Heat maps, and what they are about.
+
+    Args:
+        maps: (b, h, w), float32 in [0, 1]: what speaks for the class, over its highest value; the order of pixels is
+            that of ``signed``.
+        target: (b,), the class explained.
+        probability: (b,), p_c of each image.
+        method: the name in :data:`EXPLAINERS`.
+        signed: (b, h, w), float32, the raw map; contributions sum over the colours, and negative ones speak against.
+        notes: sentences that a reader of the map should know.
+    """
+
+    maps: Tensor
+    target: Tensor
+    probability: Tensor
+    method: str
+    signed: Tensor
+    notes: tuple[str, ...] = ()
+
+
+def explain(
+    model: Model | nn.Module,
+    x: Tensor,
+    target: Tensor | int | None = None,
+    *,
+    method: str = "learned",
+    chunk: int | None = None,
+    precision: Precision = "auto",
+    **options: Any,
+) -> Attribution:
+    """Heat maps of the pixels that made a classifier give a class.
+
+    Everything runs on a frozen copy: weights, buffers, modes, hooks and gradients of ``model`` stay as they are. It
+    works within ``torch.no_grad()`` and on whatever device ``x`` is.
+
+    Args:
+        model: a classifier; maps images to logits (b, k).
+        x: images (b, c, h, w), normalised as the classifier expects.
+        target: class of each image, or one for all; the predicted one by default.
+        method: one of :data:`EXPLAINERS`.
+        chunk: images a forward and backward; memory grows with it, and not with steps, samples or masks. By default
+            :func:`~upcycle.diagnosis.attribution.checks.batch_of`.
+        precision: as for :func:`~upcycle.core.frozen.frozen`. ``auto`` is bf16 where that is fast and methods average
+            over many passes (integrated_gradients, smoothgrad, rise), otherwise float32; float64 for float64 images.
+        options: of the method, see its function.
+
+    Raises:
+        UserError: an unknown method or option, images or targets that do not fit, a network without the derivatives
+            that the method needs, a library that is not installed.
+    """
+    if method not in EXPLAINERS:
+        raise unknown("attribution method", method, EXPLAINERS)
+    function = EXPLAINERS[method]
+    known = [n for n in inspect.signature(function).parameters if n not in ("network", "x", "target", "chunk")]
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {method}", name, known)
+    # A caller's no_grad or inference_mode must not reach the gradients here, nor a tensor made in the latter.
+    with torch.inference_mode(False), torch.enable_grad():
+        network, x, target, p = checked(
+            model, x, target, precision=precision, average=method in _AVERAGING, whole=method in _WHOLE
+        )
+        if method not in _FORWARD_ONLY:
+            _require_gradient(network, x[:1], method)
+        require(chunk is None or chunk >= 1, f"chunk must be at least 1, not {chunk}.")
+        signed, notes = function(network, x, target, chunk=chunk or batch_of(x), **options)
+    signed = signed.detach().float()
+    positive = signed.clamp_min(0)
+    top = positive.flatten(1).amax(1)
+    silent = signed.flatten(1).abs().amax(1) == 0
+    maps = torch.where(top[:, None, None] > 0, positive / top[:, None, None], positive)
+    notes = [
+        *notes,
+        *sentences(silent, "the attribution is zero everywhere: the logit does not react to these pixels"),
+        *sentences((top == 0) & ~silent, "no pixel speaks for the class, all against it; read the signed map"),
+        *sentences(p > 1 - 1e-6, "the class has probability one to rounding, so that methods which look at "
+                   "probabilities (learned, rise) see little change"),
+    ]  # fmt: skip
+    return Attribution(maps=maps, target=target, probability=p, method=method, signed=signed, notes=tuple(notes))
+
+
+def _require_gradient(network: nn.Module, x: Tensor, method: str) -> None:
+    try:
+        gradient(network, x, torch.zeros(1, dtype=torch.long, device=x.device))
+    except RuntimeError as error:
+        raise UserError(f"method='{method}' needs a gradient from the logits to the images, and this network passes "
+                        f"none ({one_line(error)}); take method='occlusion' or 'rise'.") from error  # fmt: skip
+
+
+EXPLAINERS: dict[str, Callable[..., Raw]] = {
+    "learned": learned,
+    "saliency": saliency,
+    "gradient_x_input": gradient_x_input,
+    "smoothgrad": smoothgrad,
+    "integrated_gradients": integrated_gradients,
+    "guided_backprop": guided_backprop,
+    "gradcam": gradcam,
+    "lrp": lrp,
+    "deeplift": deeplift,
+    "occlusion": occlusion,
+    "extremal": extremal,
+    "rise": rise,
+}
+"""By name, functions of a frozen network, images, targets and a chunk; the first line of each says what it shows."""
+
+_WHOLE = ("gradcam", "lrp", "deeplift")
+_AVERAGING = ("integrated_gradients", "smoothgrad", "rise")
+_FORWARD_ONLY = ("occlusion", "rise")
