@@ -2,11 +2,14 @@
 
 from upcycle.continual.blip import BLIP
 from upcycle.continual.coca import CoCa
-from upcycle.continual.finetune import Finetune, Joint
+from upcycle.continual.derpp import DERpp
+from upcycle.continual.er import ER
+from upcycle.continual.finetune import Finetune
+from upcycle.continual.joint import Joint
 from upcycle.continual.lwf import LwF
 from upcycle.continual.meat import MEAT
-from upcycle.continual.penalties import EWC, SI
-from upcycle.continual.replay import ER, DERpp
+from upcycle.continual.oewc import EWC
+from upcycle.continual.si import SI
 from upcycle.continual.streaming import StreamingSSL
 from upcycle.continual.vpr import VPR
 from upcycle.core.method import Method
