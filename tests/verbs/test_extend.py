@@ -205,8 +205,8 @@ def test_controls_change_nothing_and_can_be_left_out(tmp_path: Path) -> None:
     [("rotated:digits/2", None), ("permuted:digits/2", None), ("splits:digits/2", "task"), ("drifting:digits", None)],
 )
 def test_every_scenario(reference: str, scenario: str | None, tmp_path: Path) -> None:
-    result = extend("zoo:mlp100", stream=reference, scenario=scenario, few=10, method="er", replay={"images": 20}, out=tmp_path,
-                    **QUICK)  # fmt: skip
+    options = {"scenario": scenario, "few": 10, "method": "er", "replay": {"images": 20}, **QUICK}
+    result = extend("zoo:mlp100", stream=reference, out=tmp_path, **options)
     record = read_json(tmp_path / "result.json")
     (kind,) = {scores["scenario"] for scores in record["scores"].values()}
     assert record["figure"] == FIGURES[kind] and len(result.rows) == 3

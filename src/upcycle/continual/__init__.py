@@ -9,14 +9,26 @@ from upcycle.continual.joint import Joint
 from upcycle.continual.lwf import LwF
 from upcycle.continual.meat import MEAT
 from upcycle.continual.oewc import EWC
+from upcycle.continual.protocol.replay import Replay
 from upcycle.continual.si import SI
 from upcycle.continual.streaming import StreamingSSL
 from upcycle.continual.vpr import VPR
 from upcycle.core.method import Method
 
 METHODS: tuple[type[Method], ...] = (
-    Finetune, Joint, EWC, SI, LwF, ER, DERpp, CoCa, VPR, MEAT, StreamingSSL, BLIP
-)  # fmt: skip
+    Finetune,
+    Joint,
+    EWC,
+    SI,
+    LwF,
+    ER,
+    DERpp,
+    CoCa,
+    VPR,
+    MEAT,
+    StreamingSSL,
+    BLIP,
+)
 
 __all__ = [
     "BLIP",
@@ -31,5 +43,6 @@ __all__ = [
     "Finetune",
     "Joint",
     "LwF",
+    "Replay",
     "StreamingSSL",
 ]

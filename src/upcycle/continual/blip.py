@@ -174,9 +174,10 @@ class BLIP(Method):
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""
         net, done = start(self, data), learnt(self)
+        fan_in, head = trunk(net), classifier(net)
         module = net.module.to(run.device, run.dtype)
-        weights = WeightBits(net, self.f0, run.generator("fresh") if self.fresh else None)
-        others = weights.others(net)
+        weights = WeightBits(module, fan_in, self.f0, run.generator("fresh") if self.fresh else None)
+        others = [p for name, p in module.named_parameters() if name not in fan_in and not name.startswith(f"{head}.")]
         used = torch.zeros(len(weights.theta), done + len(data), device=run.device)
         keep = {**weights.tensors(), "used": used}
         passes = 1 + 1 / self.recipe.epochs
@@ -235,7 +236,8 @@ class WeightBits:
     """The bits that are frozen of each weight and bias of a trunk, and what decides how many.
 
     Args:
-        net: its module is on its device already.
+        module: the network, on its device already.
+        fan_in: the fan-in of each weight and bias by name, see :func:`trunk`.
         f0: F0, of which the prior F̄ is a multiple.
         fresh: draws the paper's initial weights, N(0, 1/fan_in) cut at the bound, and biases of 0; ``None`` keeps those
             that came.
@@ -247,9 +249,8 @@ class WeightBits:
         bound: Bd of each tensor.
     """
 
-    def __init__(self, net: Model, f0: float, fresh: torch.Generator | None) -> None:
-        fan_in = trunk(net)
-        self.theta = {name: net.module.get_parameter(name) for name in fan_in}
+    def __init__(self, module: nn.Module, fan_in: dict[str, int], f0: float, fresh: torch.Generator | None) -> None:
+        self.theta = {name: module.get_parameter(name) for name in fan_in}
         least = {name: 6 / math.sqrt(fan_in[name]) if p.dim() > 1 else 1.0 for name, p in self.theta.items()}
         if fresh is not None:
             with torch.no_grad():
@@ -259,12 +260,6 @@ class WeightBits:
         self.bits = {name: torch.zeros_like(p, dtype=torch.int8) for name, p in self.theta.items()}
         self.prior = {name: torch.full_like(p.detach(), f0 * fan_in[name]) for name, p in self.theta.items()}
         self.bound = {name: p.detach().abs().max().clamp_min(least[name]) for name, p in self.theta.items()}
-
-    def others(self, net: Model) -> list[nn.Parameter]:
-        """The parameters of the trunk that are not quantised, such as scales."""
-        head = classifier(net)
-        named = net.module.named_parameters()
-        return [p for name, p in named if name not in self.theta and not name.startswith(f"{head}.")]
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are kept from task to task, by name; changed in place."""

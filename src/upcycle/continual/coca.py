@@ -131,7 +131,8 @@ def supcon_loss(
     averaged over the 2n. Each has a positive at least: its other view.
 
     Args:
-        first, second: the views, rows of unit length.
+        first: one view, rows of unit length.
+        second: the other view.
         y: classes.
         tau: temperature.
     """
@@ -261,8 +262,10 @@ class CoCa(Method):
         found = problems(self, data, memory=self.replay.images, option="replay.images")
         _, height, width = data.shape
         if height != width and (self.w_sc or self.w_rot):
-            found.append(f"images are turned by 90 degrees, so they must be square, not {height} x {width}; crop or "
-                         "resize them, or set --w_sc 0 --w_rot 0")  # fmt: skip
+            found.append(
+                f"images are turned by 90 degrees, so they must be square, not {height} x {width}; crop or "
+                "resize them, or set --w_sc 0 --w_rot 0"
+            )
         if self.boundaries and data.ordered:
             found.append("a general stream has no boundaries between tasks; leave out --boundaries")
         return found

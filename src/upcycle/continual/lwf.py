@@ -33,8 +33,11 @@ def old_loss(
     is the same. There is no factor T², as there.
 
     Args:
-        z, old: logits, now and before the task.
+        z: logits now.
+        old: logits before the task.
         heads: columns that compete with each other.
+        temperature: T.
+        total: images of all processes.
     """
     parts = []
     for columns in map(list, heads):

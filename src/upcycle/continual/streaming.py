@@ -49,8 +49,12 @@ def importance(encoder: nn.Module, weights: Sequence[Tensor], images: Float[Tens
     total = torch.zeros_like(flat(weights))
     for image in images.split(1):
         grads = torch.autograd.grad(encoder(image).square().sum(), list(weights), allow_unused=True)
-        total += torch.cat([torch.zeros_like(w).reshape(-1) if g is None else g.abs().reshape(-1)
-                            for g, w in zip(grads, weights, strict=True)])  # fmt: skip
+        total += torch.cat(
+            [
+                torch.zeros_like(w).reshape(-1) if g is None else g.abs().reshape(-1)
+                for g, w in zip(grads, weights, strict=True)
+            ]
+        )
     return total / len(images)
 
 
@@ -258,13 +262,9 @@ class StreamingSSL(Method):
             probe.forget()
         encoder = run.plain(net.module)
         probe.forget()
-        last = probe.fitted()
-        if last is None:
+        if (last := probe.fitted()) is None:
             run.note("No two classes of training images are labelled, so the classifier was left as it came.")
         else:
-            layer.to(run.dtype)
-            with torch.no_grad():
-                layer.weight.copy_(last.weight)
-                layer.bias.copy_(last.bias)
+            layer.to(run.dtype).load_state_dict({"weight": last.weight, "bias": last.bias})
         encoder.set_submodule(name, layer)
         return run.plain(encoder)

@@ -1,1 +1,1 @@
-"""What methods learn on top of features: objectives on two views of an image, and prototypes of classes."""
+"""Objectives on two views of an image, and prototypes of classes: learnt on top of features."""

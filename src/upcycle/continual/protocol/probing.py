@@ -156,8 +156,9 @@ class Probing:
     def answers(self, split: ImageSplit, t: int) -> Tensor:
         """Its logits (n, k) of every image; zeros where there is no probe."""
         probe = self.fitted()
-        return torch.zeros(len(split), len(self.data.classes)) if probe is None else probe(
-            features(self.encoder, split))  # fmt: skip
+        return (
+            torch.zeros(len(split), len(self.data.classes)) if probe is None else probe(features(self.encoder, split))
+        )
 
     def _fit(self) -> Probe | None:
         train, validation = self._labelled

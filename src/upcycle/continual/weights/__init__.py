@@ -1,1 +1,1 @@
-"""What methods compute of a network's weights or put in their place: importances, penalties, masks."""
+"""Importances, penalties and masks: computed of a network's weights, kept beside them, or put in their place."""

@@ -130,7 +130,7 @@ class PolicyAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Sites:
-    """Where the masks of a network go, in the order of their bits: weights, then tokens.
+    """The places of a network that masks go to, in the order of their bits: weights, then tokens.
 
     Args:
         weights: the parameters that are masked, and their shapes.
@@ -259,7 +259,8 @@ class Masked(nn.Module):
     Args:
         model: its module is taken over.
         tasks: columns of each task.
-        masks, blocks: see :func:`with_policies`.
+        masks: kind of masks, see :func:`with_policies`.
+        blocks: blocks whose tokens are masked, see there.
     """
 
     off: Tensor
@@ -296,8 +297,10 @@ class Masked(nn.Module):
         Raises:
             UserError: a task that was never learnt.
         """
-        require(0 <= t < len(self.sizes), f"The network has learnt the tasks 0 to {len(self.tasks) - 1}, so it cannot "
-                f"answer for task {t}.")  # fmt: skip
+        require(
+            0 <= t < len(self.sizes),
+            f"The network has learnt the tasks 0 to {len(self.tasks) - 1}, so it cannot answer for task {t}.",
+        )
         net, tensors = self.net, {}
         if t < len(self.tasks):
             mask = ~unpack_bits(self.off[t], self.sites.bits)
