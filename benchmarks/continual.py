@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import alternate, record
-from upcycle.continual.fisher import squared_gradients
-from upcycle.continual.penalties import Beside, pull
-from upcycle.continual.replay import dark, labelled
+from upcycle.continual.derpp import dark, labelled
+from upcycle.continual.weights.fisher import squared_gradients
+from upcycle.continual.weights.penalty import ParameterState, pull
 from upcycle.core.losses import cross_entropy
 from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
@@ -63,7 +63,7 @@ def penalty(name: str, repetitions: int) -> dict[str, Any]:
     module, _ = network(name)
     named = dict(module.named_parameters())
     past = [{k: (torch.rand_like(p), torch.randn_like(p)) for k, p in named.items()} for _ in range(TASKS)]
-    beside = Beside(module, "importance", "anchor")
+    beside = ParameterState(module, "importance", "anchor")
     for i, k in enumerate(named):
         beside["importance"][i].copy_(torch.stack([task[k][0] for task in past]).sum(0))
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, record
-from upcycle.claims.settings import fresh, train
+from upcycle.claims.settings import fresh, train_and_left
 from upcycle.continual import ER, EWC, SI, DERpp, Finetune, Joint, LwF
 from upcycle.core.recipe import Recipe
 from upcycle.data.streams import Stream, stream
@@ -137,9 +137,9 @@ def measure(key: str, arms: list[str]) -> dict[str, Any]:
         found: dict[str, list[float]] = {}
         for seed in range(setting.seeds):
             method = methods(name, setting, data, seed)
-            train(method, data, seed)
-            for scenario in method.scores.matrices:
-                summary = method.scores.summary(scenario)
+            scores = train_and_left(method, data, seed)[1]["scores"]
+            for scenario in scores.matrices:
+                summary = scores.summary(scenario)
                 found.setdefault(f"{scenario} (%)", []).append(100 * summary["average accuracy"])
                 if "forgetting" in summary:
                     found.setdefault(f"forgetting, {scenario} (points)", []).append(100 * summary["forgetting"])

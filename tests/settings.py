@@ -18,6 +18,7 @@ from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDivers
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
 from upcycle.continual import BLIP, ER, EWC, MEAT, SI, VPR, CoCa, DERpp, Finetune, Joint, LwF, StreamingSSL
+from upcycle.continual.protocol.replay import Replay
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import Terms
 from upcycle.core.method import Method
@@ -399,11 +400,17 @@ ROWS = {
     "finetune": Row(Finetune, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
     "finetune-task": Row(Finetune, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream("2+4", "task")),
     "joint": Row(Joint, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
-    "er": Row(ER, {"recipe": _LEARN, "memory": 20}, (*_WORDS, "--memory=20"), teacher=False, data=tiny_stream()),
+    "er": Row(
+        ER,
+        {"recipe": _LEARN, "replay": Replay(images=20)},
+        (*_WORDS, "--replay.images=20"),
+        teacher=False,
+        data=tiny_stream(),
+    ),
     "er-balanced": Row(
         ER,
-        {"recipe": _LEARN, "memory": 20, "policy": "balanced"},
-        (*_WORDS, "--memory=20", "--policy=balanced"),
+        {"recipe": _LEARN, "replay": Replay(images=20, policy="balanced")},
+        (*_WORDS, "--replay.images=20", "--replay.policy=balanced"),
         teacher=False,
         data=tiny_stream("1", "general"),
     ),
@@ -419,12 +426,24 @@ ROWS = {
     "si-task": Row(SI, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream("2+4", "task")),
     "lwf": Row(LwF, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
     "lwf-task": Row(LwF, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream("2+4", "task")),
-    "derpp": Row(DERpp, {"recipe": _LEARN, "memory": 20}, (*_WORDS, "--memory=20"), teacher=False, data=tiny_stream()),
-    "coca": Row(CoCa, {"recipe": _LEARN, "memory": 20}, (*_WORDS, "--memory=20"), teacher=False, data=tiny_stream()),
+    "derpp": Row(
+        DERpp,
+        {"recipe": _LEARN, "replay": Replay(images=20)},
+        (*_WORDS, "--replay.images=20"),
+        teacher=False,
+        data=tiny_stream(),
+    ),
+    "coca": Row(
+        CoCa,
+        {"recipe": _LEARN, "replay": Replay(images=20)},
+        (*_WORDS, "--replay.images=20"),
+        teacher=False,
+        data=tiny_stream(),
+    ),
     "coca-boundaries": Row(
         CoCa,
-        {"recipe": _LEARN, "memory": 20, "boundaries": True, "zoom": False, "gamma": 0.5},
-        (*_WORDS, "--memory=20", "--boundaries"),
+        {"recipe": _LEARN, "replay": Replay(images=20), "boundaries": True, "zoom": False, "gamma": 0.5},
+        (*_WORDS, "--replay.images=20", "--boundaries"),
         teacher=False,
         data=tiny_stream(),
     ),
@@ -459,7 +478,7 @@ ROWS = {
     ),
     "streaming-mas": Row(
         StreamingSSL,
-        {"recipe": _PRETRAIN, "projection": 16, "probes": 100, "objective": "simsiam", "mas": 1.0, "replay": 0.5},
+        {"recipe": _PRETRAIN, "projection": 16, "probes": 100, "objective": "simsiam", "mas": 1.0, "replay_share": 0.5},
         (*_WORDS, "--projection=16", "--objective=simsiam", "--mas=1"),
         teacher=False,
         data=tiny_stream("2", "task"),

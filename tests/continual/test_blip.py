@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.settings import tiny_data, tiny_net, tiny_stream
-from upcycle.continual.blip import BLIP, MOST, drawn, frozen_bits, information_gain, limits, quantised
+from upcycle.continual.blip import BLIP, MOST, frozen_bits, information_gain, limits, quantise, sample_labels
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -63,15 +65,15 @@ class Watched(Run):
 def test_quantising_twice_is_quantising_once() -> None:
     for dtype in (torch.float64, torch.float32):
         w, bits = weights()
-        once = quantised(w.to(dtype), bits, BOUND.to(dtype))
-        assert quantised(once, bits, BOUND.to(dtype)).equal(once)
+        once = quantise(w.to(dtype), bits, BOUND.to(dtype))
+        assert quantise(once, bits, BOUND.to(dtype)).equal(once)
         assert once[bits == 0].count_nonzero() == 0 and once[bits == 1].count_nonzero() > 0
 
 
 def test_quantising_moves_no_weight_by_more_than_half_a_step() -> None:
     w, bits = weights()
     some = bits > 0  # no bits, no weight
-    moved = (quantised(w, bits, BOUND) - w).abs()
+    moved = (quantise(w, bits, BOUND) - w).abs()
     half = BOUND / 2.0 ** (bits.double() + 1)
     assert bool((moved <= half * (1 + 1e-9))[some].all())
     assert float((moved / half)[some].max()) > 0.99
@@ -79,7 +81,7 @@ def test_quantising_moves_no_weight_by_more_than_half_a_step() -> None:
 
 def test_the_way_to_go_is_one_step_of_the_grid_and_ends_at_the_bound() -> None:
     w, bits = weights()
-    before = quantised(w, bits, BOUND)
+    before = quantise(w, bits, BOUND)
     low, high = limits(before, bits, BOUND)
     step = BOUND / 2.0 ** bits.double()
     assert bool((low <= high).all()) and bool((low > -BOUND).all()) and bool((high < BOUND).all())
@@ -114,9 +116,11 @@ def test_bits_never_get_fewer_and_are_twenty_at_most() -> None:
 def test_labels_are_drawn_with_their_probabilities() -> None:
     p = torch.tensor([[0.2, 0.0, 0.5, 0.3]])
     u = torch.rand(20000, 1, generator=torch.Generator().manual_seed(0))
-    shares = drawn(p.expand(20000, 4), u).bincount(minlength=4) / 20000
+    shares = sample_labels(p.expand(20000, 4), u).bincount(minlength=4) / 20000
     assert torch.allclose(shares, p[0], atol=0.01) and shares[1] == 0
-    assert drawn(p, torch.tensor([[0.99999999]])).tolist() == [3] and drawn(p, torch.zeros(1, 1)).tolist() == [0]
+    assert sample_labels(p, torch.tensor([[0.99999999]])).tolist() == [3] and sample_labels(
+        p, torch.zeros(1, 1)
+    ).tolist() == [0]
 
 
 @pytest.mark.parametrize("make", [mlp, net])
@@ -128,7 +132,7 @@ def test_fisher_is_the_mean_of_squared_gradients_of_one_image_at_a_time(make: An
     for i in range(3):
         index = torch.tensor([i])
         z = student(split.batch(index, device=run.device).images)[:, 4:7]
-        y = drawn(z.softmax(1), uniform(5, t, index, "blip").float())
+        y = sample_labels(z.softmax(1), uniform(5, t, index, "blip").float())
         g = torch.autograd.grad(F.cross_entropy(z, y), [student.get_parameter(name) for name in names])
         for name, part in zip(names, g, strict=True):
             expected[name] += part.square() / 3
@@ -154,23 +158,23 @@ def test_after_each_step_weights_lie_within_their_limits() -> None:
     run.setup = keep  # type: ignore[method-assign]
     run.see = lambda stage: seen.append((stage, modules[-1][1].weight.detach().clone()))  # type: ignore[index]
     bits: dict[str, Tensor] = {"task0": torch.zeros(32, 64, dtype=torch.int8)}
-    store = run.stage
+    opened = run.open_stage
 
-    def stage(name: str, fn: Any) -> Any:
-        found = store(name, fn)
-        if name.startswith("task"):
-            bits[f"task{int(name[4:]) + 1}"] = found["keep"]["bits 1.weight"]
-        return found
+    @contextlib.contextmanager
+    def open_stage(name: str) -> Iterator[dict[str, Any]]:
+        with opened(name) as found:
+            yield found
+        bits[f"task{int(name[4:]) + 1}"] = found["keep"]["bits 1.weight"]
 
-    run.stage = stage  # type: ignore[method-assign]
+    run.open_stage = open_stage  # type: ignore[method-assign]
     method.fit(run, data)
-    bound = method.kept.state["bound 1.weight"]
+    bound = run.left["kept"].state["bound 1.weight"]
     assert float(bound) == pytest.approx(6 / 8)
     reached = 0.0
     for name in ("task1", "task2", "task3", "task4"):
         steps = [w for task, w in seen if task == name]
         before, step = steps[0], bound * 2.0 ** -bits[name].double()
-        assert before.equal(quantised(before, bits[name], bound)) and len(steps) > 2
+        assert before.equal(quantise(before, bits[name], bound)) and len(steps) > 2
         for w in steps[1:]:
             assert bool(((w - before).abs() <= step * (1 + 1e-9)).all()) and float(w.abs().max()) < bound
             reached = max(reached, float(((w - before).abs() / step).max()))
@@ -211,22 +215,23 @@ def test_the_prior_is_the_mean_of_the_first_one_and_all_fishers(monkeypatch: pyt
         return result
 
     monkeypatch.setattr(BLIP, "fisher", noted)
-    method = blip(f0=1e-6)
-    method.fit(Run(None, precision="64-true"), TASKS(160))
+    run = Run(None, precision="64-true")
+    blip(f0=1e-6).fit(run, TASKS(160))
     assert len(found) == 5 and all(f.max() > 1e-6 for f in found)
     mean = torch.stack([torch.full_like(found[0], 64 * 1e-6), *found]).mean(0)
-    assert torch.allclose(method.kept.state["prior 1.weight"], mean, rtol=1e-9)
+    assert torch.allclose(run.left["kept"].state["prior 1.weight"], mean, rtol=1e-9)
 
 
 def test_what_is_returned_lies_on_the_grid_and_other_layers_stand_still_after_the_first_task() -> None:
     data, method = TASKS(160), blip(net())
     first = dataclasses.replace(data, tasks=data.tasks[:1])
     alone = blip(net())
-    one, all_five = alone.fit(Run(None), first), method.fit(Run(None), data)
-    state = method.kept.state
+    run = Run(None)
+    one, all_five = alone.fit(Run(None), first), method.fit(run, data)
+    state = run.left["kept"].state
     for name, p in all_five.named_parameters():
         if f"bits {name}" in state:
-            assert quantised(p, state[f"bits {name}"], state[f"bound {name}"]).equal(p)
+            assert quantise(p, state[f"bits {name}"], state[f"bound {name}"]).equal(p)
     assert {k for k in state if k.startswith("bits")} == {
         f"bits block{i}.{j}.weight" for i, j in ((1, 0), (2, 1), (3, 1))
     }
@@ -243,9 +248,9 @@ def test_a_trained_network_is_not_cut() -> None:
     with torch.no_grad():
         # The corner is dark in every image, -0.75 when normalised, so the unit is always active.
         student[1].weight[0, 0], student[1].bias[1] = -5.0, -3.0  # type: ignore[index]
-    method = blip(student, recipe={"lr": 1e-8, "epochs": 1})
-    after = method.fit(Run(None), TASKS(160))
-    assert method.kept.state["bound 1.weight"] == 5 and method.kept.state["bound 1.bias"] == 3
+    run = Run(None)
+    after = blip(student, recipe={"lr": 1e-8, "epochs": 1}).fit(run, TASKS(160))
+    assert run.left["kept"].state["bound 1.weight"] == 5 and run.left["kept"].state["bound 1.bias"] == 3
     assert float(after[1].weight[0, 0].detach()) == pytest.approx(-5, rel=1e-2)  # type: ignore[index]
 
 
@@ -260,19 +265,18 @@ def test_the_stream_goes_on_where_it_ended() -> None:
     whole = TASKS(160)
     first = stream(tiny_data().only(tuple("0123")), tasks="2", scenario="task")
     then = stream(tiny_data().only(tuple("4567")), tasks="2", scenario="task").after(first.classes)
-    begun = blip(mlp(4))
-    one = begun.fit(Run(None), first)
+    begun, again = Run(None), Run(None)
+    one = blip(mlp(4)).fit(begun, first)
     known = Model(module=one, input_shape=whole.shape, mean=(0.3,), std=(0.4,), classes=first.classes)
-    again = blip(known, past=begun.kept)
-    two = again.fit(Run(None), then)
-    old, new = begun.kept.state, again.kept.state
-    assert len(again.kept.tasks) == 4 and two[-1].weight.shape == (8, 32)  # type: ignore[index]
+    two = blip(known, past=begun.left["kept"]).fit(again, then)
+    old, new = begun.left["kept"].state, again.left["kept"].state
+    assert len(again.left["kept"].tasks) == 4 and two[-1].weight.shape == (8, 32)  # type: ignore[index]
     assert bool((new["bits 1.weight"] >= old["bits 1.weight"]).all()) and new["used"].shape == (2, 4)
     assert new["used"][:, :2].equal(old["used"]) and new["bound 1.weight"] == old["bound 1.weight"]
     step = old["bound 1.weight"] / 2.0 ** old["bits 1.weight"].float()
     assert bool(((two[1].weight - one[1].weight).abs() <= 2.5 * step).all())  # type: ignore[index]
     assert two[-1].weight[:4].equal(one[-1].weight)  # type: ignore[index]
-    assert any("fresh" in problem for problem in blip(known, past=begun.kept, fresh=True).check(then))
+    assert any("fresh" in problem for problem in blip(known, past=begun.left["kept"], fresh=True).check(then))
 
 
 def test_layers_that_lose_every_weight_are_told() -> None:
@@ -305,9 +309,11 @@ def test_less_is_forgotten_than_by_plain_training() -> None:
 
     data: Stream = stream("splits:digits/5", scenario="task").normalised((0.3,), (0.4,))
     recipe = {"epochs": 8, "batch_size": 16, "lr": 0.2}
-    plain, kept = Finetune(student=mlp(), recipe=blip(recipe=recipe).recipe), blip(recipe=recipe)
-    for method in (plain, kept):
-        method.fit(Run(None, quiet=True), data)
-    before, after = plain.scores.summary(), kept.scores.summary()
+    scores = []
+    for method in (Finetune(student=mlp(), recipe=blip(recipe=recipe).recipe), blip(recipe=recipe)):
+        run = Run(None, quiet=True)
+        method.fit(run, data)
+        scores.append(run.left["scores"].summary())
+    before, after = scores
     assert after["backward transfer"] > before["backward transfer"] and after["backward transfer"] > -0.02
     assert after["average accuracy"] > 0.95

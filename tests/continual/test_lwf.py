@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tests.settings import fitted, tiny_data, tiny_net, tiny_stream
 from upcycle.continual.finetune import Finetune
-from upcycle.continual.lwf import LwF, old_loss, recorded
-from upcycle.continual.tasks import Past
+from upcycle.continual.lwf import LwF, old_loss, record_logits
+from upcycle.continual.protocol.past import Past
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.method import Method
@@ -80,7 +80,7 @@ def test_which_outputs_compete() -> None:
 
 def test_what_is_recorded_are_the_answers_in_the_order_of_the_images() -> None:
     data, net = tiny_data(), fitted("network", 7).module
-    found = recorded(Run(None, precision="32-true"), net, data)
+    found = record_logits(Run(None, precision="32-true"), net, data)
     assert found.shape == (160, 10) and torch.equal(found, predict_logits(net, data.train))
 
 
@@ -93,9 +93,10 @@ def test_a_heavier_weight_leaves_the_old_answers_nearer_to_what_they_were() -> N
     apart = []
     for alpha in (0.0, 1.0, 10.0):
         method = LwF(student=tiny_net(1), recipe=recipe, alpha=alpha)
-        z = predict_logits(method.fit(Run(None, seed=1, precision="32-true"), data), split)
+        run = Run(None, seed=1, precision="32-true")
+        z = predict_logits(method.fit(run, data), split)
         apart.append(float(F.kl_div((z[:, :5] / 2).log_softmax(1), (before[:, :5] / 2).softmax(1), reduction="sum")))
-        assert method.scores.held == [0, 0]
+        assert run.left["scores"].held == [0, 0]
     assert apart[0] > 1.5 * apart[1] > 3 * apart[2], apart
 
 

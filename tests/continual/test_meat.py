@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.settings import tiny_model, tiny_net, tiny_stream, tiny_vit
-from upcycle.continual.masks import (
+from upcycle.continual.meat import MEAT
+from upcycle.continual.weights.attention_masks import (
     Masked,
     default_blocks,
     jaccard,
     masked_softmax,
-    packed,
-    sampled,
+    pack_bits,
+    sample_mask,
     share_penalty,
-    unpacked,
+    unpack_bits,
 )
-from upcycle.continual.meat import MEAT
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model, copy_of, resolve
 from upcycle.core.recipe import Recipe
@@ -62,14 +62,15 @@ def masked(model: Model, kind: str = "meat", blocks: tuple[int, ...] | None = No
     return Masked(own, [tuple(range(10))], kind, blocks)
 
 
-def fit(run: Run | None = None, data: Any = TASKS, **options: Any) -> tuple[MEAT, nn.Module]:
+def fit(run: Run | None = None, data: Any = TASKS, **options: Any) -> tuple[MEAT, Any, Run]:
     method = MEAT(**{"student": tiny_vit(100), **QUICK, **options})
     method.require(data)
-    return method, method.fit(run or Run(None, seed=1, quiet=True), data)
+    run = run or Run(None, seed=1, quiet=True)
+    return method, method.fit(run, data), run
 
 
 @pytest.fixture(scope="module")
-def fitted() -> tuple[MEAT, nn.Module]:
+def fitted() -> tuple[MEAT, Any, Run]:
     return fit()
 
 
@@ -99,7 +100,7 @@ def test_scores_are_exponentiated_in_float32() -> None:
 
 def test_masks_are_binary_and_as_probable_as_the_gates_say() -> None:
     a = torch.cat([torch.full((40_000,), 0.5), torch.full((40_000,), -4.0)]).requires_grad_()
-    m = sampled(a, 1.0, drawn())
+    m = sample_mask(a, 1.0, drawn())
     assert set(m.unique().tolist()) == {0.0, 1.0}
     assert m[:40_000].mean().item() == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.01)  # σ(2γ)
     assert m[40_000:].mean().item() == pytest.approx(torch.tensor(-8.0).sigmoid().item(), abs=0.001)
@@ -115,7 +116,7 @@ def test_one_logit_a_gate_does_what_the_pair_does() -> None:
     one, two = torch.optim.AdamW([a], lr=0.1, weight_decay=0.0), torch.optim.AdamW([pair], lr=0.1, weight_decay=0.0)
     for step in range(5):
         noise = torch.rand(64, generator=drawn(step)).logit()
-        ((sampled(a, 0.7, drawn(step)) * w).sum() - 1).square().backward()
+        ((sample_mask(a, 0.7, drawn(step)) * w).sum() - 1).square().backward()
         soft = ((pair + torch.stack([noise, torch.zeros(64)], 1)) / 0.7).softmax(1)[:, 0]
         hard = (pair[:, 0] + noise > pair[:, 1]).float()
         (((hard + soft - soft.detach()) * w).sum() - 1).square().backward()
@@ -129,8 +130,8 @@ def test_one_logit_a_gate_does_what_the_pair_does() -> None:
 @pytest.mark.parametrize("n", [0, 1, 8, 21])
 def test_bits_are_packed_eight_to_a_byte(n: int) -> None:
     bits = torch.rand(n, generator=drawn()) < 0.5
-    content = packed(bits)
-    assert len(content) == -(-n // 8) and torch.equal(unpacked(content, n), bits)
+    content = pack_bits(bits)
+    assert len(content) == -(-n // 8) and torch.equal(unpack_bits(content, n), bits)
 
 
 def test_the_penalty_is_zero_only_at_the_share_that_is_asked_for() -> None:
@@ -168,10 +169,10 @@ def test_the_mask_reaches_weights_and_tokens(make: Any) -> None:
     with torch.no_grad():
         for name in net.sites.weights:
             expected.get_parameter(name)[parts[name]] = 0
-    net.off[0] = packed(off & (torch.arange(len(off)) < len(off) - net.sites.tokens))  # weights alone
+    net.off[0] = pack_bits(off & (torch.arange(len(off)) < len(off) - net.sites.tokens))  # weights alone
     assert torch.allclose(net.told(X, 0), expected(X), atol=1e-5)
     weights_only = net.told(X, 0)
-    net.off[0] = packed(off)
+    net.off[0] = pack_bits(off)
     assert not torch.allclose(net.told(X, 0), weights_only, atol=1e-5)
 
 
@@ -181,7 +182,7 @@ def test_a_hidden_token_changes_no_other() -> None:
     net = masked(model, blocks=(0,))
     off = torch.zeros(net.sites.bits, dtype=torch.bool)
     off[-16:] = True  # all image tokens
-    net.off[0] = packed(off)
+    net.off[0] = pack_bits(off)
     other = X.clone()
     other[:, :, 2:] += 1.0
     assert torch.allclose(net.told(X, 0), net.told(other, 0), atol=1e-5)  # the class token saw itself alone
@@ -202,11 +203,11 @@ def test_where_masks_go_and_what_they_take() -> None:
 def test_gradients_reach_gates_and_head_alone_and_the_penalty_token_gates() -> None:
     net = masked(timm_vit()).requires_grad_(False)
     a = torch.full((net.sites.bits,), 0.5, requires_grad=True)
-    parts = net.sites.parts(sampled(a, 1.0, drawn()))
+    parts = net.sites.parts(sample_mask(a, 1.0, drawn()))
     (grad,) = torch.autograd.grad(share_penalty([parts[p] for p in net.sites.policies], 0.9), a)
     tokens = torch.arange(len(a)) >= len(a) - 16 * len(net.sites.policies)
     assert bool((grad[tokens] != 0).all()) and bool((grad[~tokens] == 0).all())
-    z = torch.func.functional_call(net.net, net.sites.tensors(net.net, sampled(a, 1.0, drawn())), (X,))
+    z = torch.func.functional_call(net.net, net.sites.tensors(net.net, sample_mask(a, 1.0, drawn())), (X,))
     (grad,) = torch.autograd.grad(z[:, 0].sum(), a)
     assert all(bool(part.any()) for part in net.sites.parts(grad).values())
 
@@ -214,28 +215,28 @@ def test_gradients_reach_gates_and_head_alone_and_the_penalty_token_gates() -> N
 # -- the method ---------------------------------------------------------------------------------
 
 
-def test_the_backbone_never_changes(fitted: tuple[MEAT, nn.Module]) -> None:
-    student, (_, net) = tiny_vit(100).module, fitted
+def test_the_backbone_never_changes(fitted: tuple[MEAT, Any, Run]) -> None:
+    student, (_, net, _) = tiny_vit(100).module, fitted
     for key, value in student.state_dict().items():
         assert key.startswith("linear") or torch.equal(net.state_dict()[f"net.{key}"], value), key
     assert not any(p.grad is not None for p in net.parameters())
     assert int(net.off.count_nonzero()) > 0
 
 
-def test_a_later_task_leaves_every_bit_of_earlier_answers(fitted: tuple[MEAT, nn.Module]) -> None:
-    method, net = fitted
-    assert method.scores.scenario == "task"
+def test_a_later_task_leaves_every_bit_of_earlier_answers(fitted: tuple[MEAT, Any, Run]) -> None:
+    _, net, run = fitted
+    assert run.left["scores"].scenario == "task"
     for j in range(len(TASKS)):
-        assert len({row[j] for row in method.scores.matrices["task"][j:]}) == 1
-    assert method.scores.summary()["forgetting"] == method.scores.summary()["backward transfer"] == 0
-    _, alone = fit(data=dataclasses.replace(TASKS, tasks=TASKS.tasks[:1]))
+        assert len({row[j] for row in run.left["scores"].matrices["task"][j:]}) == 1
+    assert run.left["scores"].summary()["forgetting"] == run.left["scores"].summary()["backward transfer"] == 0
+    _, alone, _ = fit(data=dataclasses.replace(TASKS, tasks=TASKS.tasks[:1]))
     with torch.no_grad():
         assert torch.equal(alone(X)[:, :2], net(X)[:, :2])
         assert not torch.equal(alone(X)[:, 2:], net(X)[:, 2:])
 
 
-def test_it_answers_as_if_it_were_told_each_task(fitted: tuple[MEAT, nn.Module]) -> None:
-    _, net = fitted
+def test_it_answers_as_if_it_were_told_each_task(fitted: tuple[MEAT, Any, Run]) -> None:
+    _, net, _ = fitted
     for t, columns in enumerate(TASKS.tasks):
         assert torch.equal(net(X)[:, list(columns)], net.told(X, t))
 
@@ -245,24 +246,24 @@ def test_it_learns() -> None:
     data = tiny_stream("2", "task")(400)
     scores = {}
     for kind in ("meat", "none"):
-        method, _ = fit(data=data, masks=kind, recipe=recipe, gamma=2.0)
-        scores[kind] = method.scores.summary()["average accuracy"]
+        _, _, run = fit(data=data, masks=kind, recipe=recipe, gamma=2.0)
+        scores[kind] = run.left["scores"].summary()["average accuracy"]
     assert scores["meat"] > max(scores["none"], 0.5)
 
 
-def test_what_is_held_is_what_the_formula_says(fitted: tuple[MEAT, nn.Module]) -> None:
-    method, net = fitted
+def test_what_is_held_is_what_the_formula_says(fitted: tuple[MEAT, Any, Run]) -> None:
+    _, net, run = fitted
     sites = net.sites
     assert sites.bits == 2 * 2 * 16 * 32 + 2 * 4  # two blocks of four tokens
-    assert method.scores.held == [sum(sites.bits // 8 + 4 * 17 * len(c) for c in TASKS.tasks[: t + 1])
+    assert run.left["scores"].held == [sum(sites.bits // 8 + 4 * 17 * len(c) for c in TASKS.tasks[: t + 1])
                                   for t in range(len(TASKS))]  # fmt: skip
     assert net.off.shape == (3, sites.bits // 8) and net.off.dtype == torch.uint8
 
 
 def test_all_bits_and_none() -> None:
-    method, net = fit(masks="none", data=tiny_stream("2", "task")(160))
-    assert net.sites.bits == 0 and method.scores.held == [4 * 17 * 5, 4 * 17 * 10]
-    _, net = fit(masks="all", data=tiny_stream("2", "task")(160))
+    _, net, run = fit(masks="none", data=tiny_stream("2", "task")(160))
+    assert net.sites.bits == 0 and run.left["scores"].held == [4 * 17 * 5, 4 * 17 * 10]
+    _, net, _ = fit(masks="all", data=tiny_stream("2", "task")(160))
     assert net.sites.bits == 2 * (2 * 16 * 32 + 4 * 16 * 16) and not net.sites.policies
 
 
@@ -271,13 +272,13 @@ def test_all_bits_and_none() -> None:
 def test_the_product_exports(format: str, tmp_path: Path) -> None:
     if format == "onnx":
         pytest.importorskip("onnxruntime")
-    method, net = fit(data=tiny_stream("2", "task")(160))
+    method, net, _ = fit(data=tiny_stream("2", "task")(160))
     path = tmp_path / {"torch": "a.pt2", "onnx": "a.onnx"}[format]
     assert export(method.product(net, TASKS), path, format) < 1e-4
 
 
 def test_the_product_is_data(tmp_path: Path) -> None:
-    method, net = fit(student=zoo_vit(), blocks=(1, 3), data=tiny_stream("2", "task")(160))
+    method, net, _ = fit(student=zoo_vit(), blocks=(1, 3), data=tiny_stream("2", "task")(160))
     product = method.product(net, TASKS)
     assert product.reference == "continual:meat" and product.classes == TASKS.classes
     save(product, tmp_path / "model")
@@ -288,7 +289,7 @@ def test_the_product_is_data(tmp_path: Path) -> None:
 
 
 def test_damaged_options_are_named(tmp_path: Path) -> None:
-    method, net = fit(student=zoo_vit(), data=tiny_stream("2", "task")(160))
+    method, net, _ = fit(student=zoo_vit(), data=tiny_stream("2", "task")(160))
     good = method.product(net, TASKS)
     for change in ({"tasks": [[99]]}, {"blocks": [9]}, {"masks": "some"}, {"tasks": 3}, {"source": {}}, {"more": 1}):
         save(dataclasses.replace(good, options={**good.options, **change}), tmp_path / "model")
@@ -304,14 +305,14 @@ def test_it_goes_on_from_what_it_kept(tmp_path: Path) -> None:
     start = dataclasses.replace(
         whole, tasks=whole.tasks[:2], classes=five, make=lambda t: dataclasses.replace(whole.make(t), classes=five)
     )
-    first, net = fit(student=zoo_vit(), data=start)
+    first, net, run = fit(student=zoo_vit(), data=start)
     save(first.product(net, start), tmp_path / "model")
     rest = dataclasses.replace(whole, tasks=whole.tasks[2:], make=lambda t: whole.make(t + 2))
-    options: dict[str, Any] = {"student": load(tmp_path / "model"), "past": first.kept, "data": rest}
-    method, extended = fit(**options)
+    options: dict[str, Any] = {"student": load(tmp_path / "model"), "past": run.left["kept"], "data": rest}
+    method, extended, again = fit(**options)
     with torch.no_grad():
         assert torch.equal(extended(X)[:, :5], net(X))
-    assert extended.tasks == whole.tasks and method.kept.tasks == whole.tasks
+    assert extended.tasks == whole.tasks and again.left["kept"].tasks == whole.tasks
     save(method.product(extended, rest), tmp_path / "more")
     assert torch.equal(load(tmp_path / "more").module(X), extended(X))
     with pytest.raises(UserError, match="--masks meat"):
@@ -323,7 +324,7 @@ def test_it_goes_on_from_what_it_kept(tmp_path: Path) -> None:
 def test_classes_of_no_task_are_answered_as_before() -> None:
     student = tiny_vit(100)
     stream = dataclasses.replace(TASKS, tasks=TASKS.tasks[2:], make=lambda t: TASKS.make(t + 2))
-    _, net = fit(student=student, data=stream)
+    _, net, _ = fit(student=student, data=stream)
     assert torch.allclose(net(X)[:, :6], student.module.eval()(X)[:, :6], atol=1e-5)
     assert not torch.allclose(net(X)[:, 6:], student.module(X)[:, 6:], atol=1e-3)
 

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from tests.settings import tiny_data, tiny_model, tiny_net, tiny_stream
 from upcycle.continual.finetune import Finetune
-from upcycle.continual.fisher import fisher
-from upcycle.continual.penalties import EWC, SI, Beside, clip, omega, pull
-from upcycle.continual.tasks import of_task
+from upcycle.continual.oewc import EWC
+from upcycle.continual.protocol.tasks import of_task
+from upcycle.continual.si import SI, omega
+from upcycle.continual.weights.fisher import fisher
+from upcycle.continual.weights.penalty import ParameterState, clip, pull
 from upcycle.core.errors import UserError
 from upcycle.core.method import Method
 from upcycle.core.recipe import Recipe
@@ -84,13 +86,14 @@ def test_importances_are_of_the_end_of_each_task_and_fade_by_gamma() -> None:
         method = EWC(student=tiny_net(1), recipe=RECIPE, lam=0.0, gamma=gamma)  # the same network with any gamma
         run = Run(None, seed=1, precision="64-true")
         net = method.fit(run, data)
-        found[gamma] = method.kept.state["beside"]
+        found[gamma] = run.left["kept"].state["beside"]
         assert all(torch.equal(a, net.state_dict()[k]) for k, a in found[gamma]["anchor"].items())
     last = fisher(run, net, data.task(2).train, lambda z, y: of_task(z, y, data, 2))
     first_two = EWC(student=tiny_net(1), recipe=RECIPE, lam=0.0, gamma=0.5)
     shorter = dataclasses.replace(data, tasks=data.tasks[:2])
-    first_two.fit(Run(None, seed=1, precision="64-true"), shorter)
-    before = first_two.kept.state["beside"]["importance"]
+    run_two = Run(None, seed=1, precision="64-true")
+    first_two.fit(run_two, shorter)
+    before = run_two.left["kept"].state["beside"]["importance"]
     for (name, f), own in zip(found[0.0]["importance"].items(), last, strict=True):
         assert torch.allclose(f, own, rtol=1e-9, atol=1e-15), name
         assert torch.allclose(found[0.5]["importance"][name], 0.5 * before[name] + own, rtol=1e-9, atol=1e-15), name
@@ -99,19 +102,23 @@ def test_importances_are_of_the_end_of_each_task_and_fade_by_gamma() -> None:
 @pytest.mark.parametrize("method", [EWC, SI])
 def test_what_is_kept_does_not_grow_with_the_tasks(method: type) -> None:
     made = method(student=tiny_net(1), recipe=RECIPE)
-    ran(made)
+    run = Run(None, seed=1, precision="32-true")
+    made.fit(run, tiny_stream()(160))
     lists = 2 if method is EWC else 3
-    assert made.scores.held == [4 * lists * sum(p.numel() for p in tiny_net().parameters())] * 5
-    assert all((v >= 0).all() for v in made.kept.state["beside"]["importance"].values()) or method is SI
+    assert run.left["scores"].held == [4 * lists * sum(p.numel() for p in tiny_net().parameters())] * 5
+    assert all((v >= 0).all() for v in run.left["kept"].state["beside"]["importance"].values()) or method is SI
 
 
 def test_a_heavier_weight_holds_the_weights_that_matter() -> None:
     data, recipe = stream(tiny_data(), tasks="5,5"), dataclasses.replace(RECIPE, epochs=10)
     away = []
     first = EWC(student=tiny_net(1), recipe=recipe)
-    ran(first, dataclasses.replace(data, tasks=data.tasks[:1]))
+    run = Run(None, seed=1, precision="32-true")
+    first.fit(run, dataclasses.replace(data, tasks=data.tasks[:1]))
     for lam in (0.0, 5.0, 30.0):
-        away.append(distance(ran(EWC(student=tiny_net(1), recipe=recipe, lam=lam), data), first.kept.state["beside"]))
+        away.append(
+            distance(ran(EWC(student=tiny_net(1), recipe=recipe, lam=lam), data), run.left["kept"].state["beside"])
+        )
     assert away[0] > 1.2 * away[1] > 2 * away[2], away
 
 
@@ -122,14 +129,15 @@ def test_the_path_adds_up_to_the_fall_of_the_loss() -> None:
     start = {k: v.double() for k, v in net.state_dict().items()}
     recipe = dataclasses.replace(RECIPE, batch_size=160, epochs=40, lr=0.01)
     method = SI(student=net, recipe=recipe, xi=0.3)
-    end = method.fit(Run(None, precision="64-true"), data)
+    run = Run(None, precision="64-true")
+    end = method.fit(run, data)
     images, labels, _ = data.task(0).train.batch(torch.arange(160), device=torch.device("cpu"))
 
     def loss(state: dict[str, Tensor]) -> float:
         z = torch.func.functional_call(end, state, (images.double(),))
         return float(nn.functional.cross_entropy(z, labels))
 
-    kept = method.kept.state["beside"]
+    kept = run.left["kept"].state["beside"]
     path = {k: o * ((kept["anchor"][k] - start[k]).square() + 0.3) for k, o in kept["importance"].items()}
     fall = loss(start) - loss(kept["anchor"])
     assert fall > 0.1 and sum(float(w.sum()) for w in path.values()) == pytest.approx(fall, rel=0.05)
@@ -147,29 +155,30 @@ def test_a_network_that_grows_keeps_its_importances_and_has_none_for_new_outputs
     first = stream(whole.only(tuple("01234")), tasks="1")
     model = dataclasses.replace(tiny_model("student", 1), classes=())
     one = method(student=dataclasses.replace(model, classes=tuple("0123456789")), recipe=RECIPE)
-    net = one.fit(Run(None, precision="32-true"), first)
+    before_run, after_run = Run(None, precision="32-true"), Run(None, precision="32-true")
+    net = one.fit(before_run, first)
     second = stream(whole.only(tuple("567")), tasks="1").after(first.classes)
     student = dataclasses.replace(model, module=net, classes=first.classes)
-    made, seen = method(student=student, past=one.kept, recipe=RECIPE), []
-    arrange = Beside.arrange
+    made, seen = method(student=student, past=before_run.left["kept"], recipe=RECIPE), []
+    match = ParameterState.match
 
-    def watched(self: Beside) -> None:
-        arrange(self)
+    def watched(self: ParameterState) -> None:
+        match(self)
         seen.append({k: {n: t.clone() for n, t in v.items()} for k, v in self.state_dict().items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Beside, "arrange", watched)
-        made.fit(Run(None, precision="32-true"), second)
-    for kind, before in one.kept.state["beside"].items():
+        patch.setattr(ParameterState, "match", watched)
+        made.fit(after_run, second)
+    for kind, before in before_run.left["kept"].state["beside"].items():
         for name, value in before.items():
             now = seen[0][kind][name]
             rows = len(value)
             assert torch.equal(now[:rows], value) and (now[rows:] == 0).all(), (kind, name)
-    assert made.kept.state["beside"]["importance"]["linear.weight"].shape == (8, 16)
-    assert float(made.kept.state["beside"]["importance"]["linear.weight"][5:].abs().sum()) > 0
+    assert after_run.left["kept"].state["beside"]["importance"]["linear.weight"].shape == (8, 16)
+    assert float(after_run.left["kept"].state["beside"]["importance"]["linear.weight"][5:].abs().sum()) > 0
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
     with pytest.raises(UserError, match="another network"):
-        method(student=dataclasses.replace(student, module=other), past=one.kept).fit(Run(None), second)
+        method(student=dataclasses.replace(student, module=other), past=before_run.left["kept"]).fit(Run(None), second)
 
 
 @pytest.mark.parametrize("options", [{"lam": -1.0}, {"gamma": 1.5}, {"samples": -1}])

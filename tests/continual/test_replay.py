@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tests.settings import tiny_data, tiny_model, tiny_stream
 from upcycle.continual import ER, DERpp, Finetune, Joint
-from upcycle.continual.replay import logit_loss
-from upcycle.continual.tasks import Past, of_task
+from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.replay import Replay, logit_loss
+from upcycle.continual.protocol.tasks import of_task
 from upcycle.core.errors import UserError
 from upcycle.core.losses import cross_entropy
 from upcycle.core.recipe import Recipe
@@ -29,22 +30,23 @@ def fit(cls: Any, data: Stream | None = None, seed: int = 0, **options: Any) -> 
     data = data or tiny_stream()(160)
     method = cls(**{"student": tiny_model("student", 3), "recipe": RECIPE, **options})
     method.require(data)
-    return tensor_digest(method.fit(Run(None, seed=seed, quiet=True), data).state_dict()), method
+    run = Run(None, seed=seed, quiet=True)
+    return tensor_digest(method.fit(run, data).state_dict()), run
 
 
 def test_without_a_memory_replay_is_fine_tuning_to_the_bit() -> None:
     plain, _ = fit(Finetune)
-    assert fit(ER, memory=0)[0] == plain
-    assert fit(DERpp, memory=0)[0] == plain
-    assert fit(DERpp, memory=20, alpha=0.0, beta=0.0)[0] == plain
-    assert fit(ER, memory=20)[0] != plain
+    assert fit(ER, replay=Replay(images=0))[0] == plain
+    assert fit(DERpp, replay=Replay(images=0))[0] == plain
+    assert fit(DERpp, replay=Replay(images=20), alpha=0.0, beta=0.0)[0] == plain
+    assert fit(ER, replay=Replay(images=20))[0] != plain
 
 
 def test_der_draws_once() -> None:
-    _, both = fit(DERpp, memory=20)
-    _, der = fit(DERpp, memory=20, beta=0.0)
-    assert both.kept.state["buffer"]["drawn"] == 2 * der.kept.state["buffer"]["drawn"] > 0
-    assert (both.scores.passes, der.scores.passes) == (3, 2)
+    _, both = fit(DERpp, replay=Replay(images=20))
+    _, der = fit(DERpp, replay=Replay(images=20), beta=0.0)
+    assert both.left["kept"].state["buffer"]["drawn"] == 2 * der.left["kept"].state["buffer"]["drawn"] > 0
+    assert (both.left["scores"].passes, der.left["scores"].passes) == (3, 2)
 
 
 def test_losses_by_hand() -> None:
@@ -74,7 +76,7 @@ def test_joint_training_does_not_depend_on_the_order_of_the_tasks() -> None:
     data = tiny_stream()(160)
     turned = Stream(name=data.name, scenario="class", classes=data.classes, tasks=data.tasks[::-1], base=data.base,
                     make=lambda t: data.task(4 - t), order={})  # fmt: skip
-    accuracy = [fit(Joint, d)[1].scores.summary()["average accuracy"] for d in (data, turned)]
+    accuracy = [fit(Joint, d)[1].left["scores"].summary()["average accuracy"] for d in (data, turned)]
     assert sorted(data.joint().train.ids.tolist()) == sorted(turned.joint().train.ids.tolist())
     assert abs(accuracy[0] - accuracy[1]) < 0.15  # the same images in another order
 
@@ -82,38 +84,39 @@ def test_joint_training_does_not_depend_on_the_order_of_the_tasks() -> None:
 def test_replay_keeps_what_fine_tuning_forgets() -> None:
     data = stream("splits:digits/5").normalised((0.3,), (0.4,))
     longer = dataclasses.replace(RECIPE, epochs=8, lr=0.1)
-    plain, er, dark = (fit(c, data, recipe=longer)[1].scores.summary() for c in (Finetune, ER, DERpp))
+    plain, er, dark = (fit(c, data, recipe=longer)[1].left["scores"].summary() for c in (Finetune, ER, DERpp))
     assert plain["average accuracy"] < 0.35 and plain["forgetting"] > 0.5
     assert er["average accuracy"] > plain["average accuracy"] + 0.2
     assert dark["average accuracy"] > plain["average accuracy"] + 0.2
-    joint = fit(Joint, data, recipe=longer)[1].scores.summary()
+    joint = fit(Joint, data, recipe=longer)[1].left["scores"].summary()
     assert joint["average accuracy"] > plain["average accuracy"] + 0.3 and set(joint) == {"average accuracy"}
 
 
 def test_task_told_is_never_worse_than_not_told() -> None:
-    _, method = fit(ER, memory=20)
-    for told, not_told in zip(method.scores.matrices["task"], method.scores.matrices["class"], strict=True):
+    _, run = fit(ER, replay=Replay(images=20))
+    for told, not_told in zip(run.left["scores"].matrices["task"], run.left["scores"].matrices["class"], strict=True):
         assert all(a >= b for a, b in zip(told, not_told, strict=True) if a is not None)
 
 
 def test_extended_again_tomorrow(tmp_path: Path) -> None:
     data = tiny_data()
     today = stream(data.only(tuple("01234")), tasks="5")
-    first = DERpp(student=tiny_model("student", 3), recipe=RECIPE, memory=20)
-    net = first.fit(Run(None, quiet=True), today)
+    first = DERpp(student=tiny_model("student", 3), recipe=RECIPE, replay=Replay(images=20))
+    before, after = Run(None, quiet=True), Run(None, quiet=True)
+    net = first.fit(before, today)
     assert net.linear.weight.shape[0] == 5
-    first.kept.save(tmp_path)
+    before.left["kept"].save(tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
 
     past = Past.load(tmp_path)
     tomorrow = stream(data.only(tuple("56789")), tasks="5").after(past.classes)
     model = first.product(net, today)
-    second = DERpp(student=model, past=past, recipe=RECIPE, memory=20)
+    second = DERpp(student=model, past=past, recipe=RECIPE, replay=Replay(images=20))
     second.require(tomorrow)
-    again = second.fit(Run(None, quiet=True), tomorrow)
+    again = second.fit(after, tomorrow)
     assert again.linear.weight.shape[0] == 10
-    assert len(second.kept.tasks) == 10 and second.kept.classes == tuple("0123456789")
-    old, new = first.kept.state["buffer"], second.kept.state["buffer"]
+    assert len(after.left["kept"].tasks) == 10 and after.left["kept"].classes == tuple("0123456789")
+    old, new = before.left["kept"].state["buffer"], after.left["kept"].state["buffer"]
     assert new["seen"] > old["seen"] and new["logits"].shape[1] == 10
     stayed = new["ids"].unsqueeze(1).eq(old["ids"]).any(1)
     assert stayed.any() and not new["logits"][stayed][:, :5].eq(0).all()
@@ -123,8 +126,8 @@ def test_extended_again_tomorrow(tmp_path: Path) -> None:
 
 
 def test_another_methods_memory_is_refused() -> None:
-    _, first = fit(ER, memory=20)
-    second = DERpp(student=tiny_model("student", 3), past=first.kept, recipe=RECIPE)
+    _, first = fit(ER, replay=Replay(images=20))
+    second = DERpp(student=tiny_model("student", 3), past=first.left["kept"], recipe=RECIPE)
     with pytest.raises(UserError, match="--method er"):
         second.require(tiny_stream()(160))
 
@@ -133,14 +136,18 @@ def test_a_general_stream_that_is_shown_twice_is_said_to_be() -> None:
     data = tiny_stream("1", "general")(160)
     for epochs in (1, 2):
         run = Run(None, quiet=True)
-        method = ER(student=tiny_model("student", 3), recipe=dataclasses.replace(RECIPE, epochs=epochs), memory=20)
+        method = ER(
+            student=tiny_model("student", 3),
+            recipe=dataclasses.replace(RECIPE, epochs=epochs),
+            replay=Replay(images=20),
+        )
         method.fit(run, data)
         assert any("2 times over" in note for note in run.notes) == (epochs == 2)
 
 
 def test_a_memory_smaller_than_the_number_of_classes_is_refused() -> None:
     with pytest.raises(UserError, match="memory of 9 images cannot hold one of each of the 10 classes"):
-        ER(student=tiny_model("student", 3), memory=9).require(tiny_stream()(160))
+        ER(student=tiny_model("student", 3), replay=Replay(images=9)).require(tiny_stream()(160))
 
 
 def test_a_resumed_run_keeps_its_stream(tmp_path: Path) -> None:

@@ -11,9 +11,23 @@ from torch import Tensor, nn
 
 from tests.settings import TinyNet, tiny_data, tiny_model, tiny_stream
 from upcycle.continual import StreamingSSL
-from upcycle.continual.probing import Probing, features, flatness, linear_probe, recalibrated, union
-from upcycle.continual.ssl import Projection, Views, barlow_twins_loss, resized_crop, simsiam_loss, windows
-from upcycle.continual.streaming import Share, flat, importance, penalty
+from upcycle.continual.embeddings.two_views import (
+    Projection,
+    Views,
+    barlow_twins_loss,
+    resized_crop,
+    simsiam_loss,
+    windows,
+)
+from upcycle.continual.protocol.probing import (
+    Probing,
+    concatenate,
+    features,
+    flatness,
+    linear_probe,
+    recalibrate_batchnorm,
+)
+from upcycle.continual.streaming import UnlabelledMemory, flat, importance, penalty
 from upcycle.core.errors import UserError
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -96,41 +110,40 @@ def test_parts_have_a_name() -> None:
 
 @pytest.mark.parametrize("objective", ["barlow", "simsiam"])
 def test_one_chunk_is_joint_training(objective: str) -> None:
-    one = pretrained(whole(), objective=objective, replay=0.1, mas=1.0)
+    one = pretrained(whole(), objective=objective, replay_share=0.1, mas=1.0)
     assert equal(one, pretrained(whole(), objective=objective, joint=True))
 
 
 def test_it_learns_and_the_projection_is_carried_over() -> None:
     data, before = tiny_stream("2")(160), TinyNet()
-    made = method(replay=0.0)
-    after = made.fit(Run(None, seed=5, quiet=True), data)
+    run, shorter = Run(None, seed=5, quiet=True), Run(None, seed=5, quiet=True)
+    after = method(replay_share=0.0).fit(run, data)
     start = tiny_model("student", 3).module.state_dict()
     assert not torch.equal(after.state_dict()["conv1.weight"], start["conv1.weight"])
     assert after.state_dict().keys() == before.state_dict().keys()
-    one = method(replay=0.0)
-    one.fit(Run(None, seed=5, quiet=True), dataclasses.replace(data, tasks=data.tasks[:1]))
+    method(replay_share=0.0).fit(shorter, dataclasses.replace(data, tasks=data.tasks[:1]))
     weight = "projector.0.weight"
-    first, last = one.kept.state["head"][weight], made.kept.state["head"][weight]
+    first, last = shorter.left["kept"].state["head"][weight], run.left["kept"].state["head"][weight]
     fresh = Projection("barlow", 16, 16).state_dict()[weight]
     assert float((last - first).abs().mean()) < 0.2 * float((fresh - first).abs().mean())
 
 
 def test_without_weight_and_share_it_is_sequential_training() -> None:
     data = tiny_stream("2")(160)
-    st = pretrained(data, replay=0.0, mas=0.0)
-    assert not equal(st, pretrained(data, replay=0.0, mas=100.0))
-    assert not equal(st, pretrained(data, replay=0.5, mas=0.0))
+    st = pretrained(data, replay_share=0.0, mas=0.0)
+    assert not equal(st, pretrained(data, replay_share=0.0, mas=100.0))
+    assert not equal(st, pretrained(data, replay_share=0.5, mas=0.0))
     # The penalty and the memory have their say from the second chunk on; the importance alone changes nothing.
     first = dataclasses.replace(data, tasks=data.tasks[:1])
-    assert equal(pretrained(first, replay=0.0, mas=0.0), pretrained(first, replay=0.5, mas=100.0))
-    tiny = pretrained(data, replay=0.0, mas=1e-12)
+    assert equal(pretrained(first, replay_share=0.0, mas=0.0), pretrained(first, replay_share=0.5, mas=100.0))
+    tiny = pretrained(data, replay_share=0.0, mas=1e-12)
     assert all(torch.allclose(tiny[k].double(), st[k].double(), atol=1e-5) for k in st)
 
 
 def test_mas_holds_the_weights() -> None:
     data = tiny_stream("2")(160)
-    first = pretrained(dataclasses.replace(data, tasks=data.tasks[:1]), replay=0.0)["conv2.weight"]
-    moved = [float((pretrained(data, replay=0.0, mas=mas)["conv2.weight"] - first).norm()) for mas in (0.0, 1e4)]
+    first = pretrained(dataclasses.replace(data, tasks=data.tasks[:1]), replay_share=0.0)["conv2.weight"]
+    moved = [float((pretrained(data, replay_share=0.0, mas=mas)["conv2.weight"] - first).norm()) for mas in (0.0, 1e4)]
     assert moved[1] < 0.7 * moved[0]
 
 
@@ -143,7 +156,7 @@ def test_a_whole_share_replays_what_joint_training_sees(monkeypatch: pytest.Monk
         init(self, split, scale)
 
     monkeypatch.setattr(Views, "__init__", watched)
-    for options in ({"replay": 1.0}, {"joint": True}, {"replay": 0.25}):
+    for options in ({"replay_share": 1.0}, {"joint": True}, {"replay_share": 0.25}):
         seen.append([])
         method(recipe=dataclasses.replace(RECIPE, epochs=1), **options).fit(Run(None, quiet=True), tiny_stream()(160))
     assert len(seen[0]) == 5 and all(map(torch.equal, seen[0], seen[1]))
@@ -155,14 +168,14 @@ def test_a_whole_share_replays_what_joint_training_sees(monkeypatch: pytest.Monk
 def test_joint_training_begins_anew_with_each_chunk() -> None:
     # The last chunk alone brings something new, so training on all of them is training on their union.
     data = tiny_stream("2")(160)
-    made = method(joint=True)
-    made.fit(Run(None, seed=5, quiet=True), data)
-    assert made.scores.updates == 2 * (-(-len(data.task(0).train) // 32) + 5)
+    run = Run(None, seed=5, quiet=True)
+    method(joint=True).fit(run, data)
+    assert run.left["scores"].updates == 2 * (-(-len(data.task(0).train) // 32) + 5)
 
 
 def test_no_label_is_read() -> None:
     data = tiny_stream("2")(160)
-    for options in ({"replay": 0.5, "mas": 1.0}, {"joint": True}):
+    for options in ({"replay_share": 0.5, "mas": 1.0}, {"joint": True}):
         expected = pretrained(data, **options)
         assert equal(expected, pretrained(mixed(data), **options))
         assert equal(expected, pretrained(mixed(data, hide=True), **options))
@@ -178,8 +191,8 @@ def test_without_labels_the_classifier_is_left() -> None:
 
 def test_the_product_answers_with_its_probe() -> None:
     data = tiny_stream()(160)
-    made = method(recipe=dataclasses.replace(RECIPE, epochs=10, batch_size=16), probes=160)
-    net = made.fit(Run(None, seed=1, quiet=True), data)
+    run = Run(None, seed=1, quiet=True)
+    net = method(recipe=dataclasses.replace(RECIPE, epochs=10, batch_size=16), probes=160).fit(run, data)
     encoder = TinyNet().eval()
     encoder.load_state_dict(net.state_dict())
     encoder.linear = nn.Identity()
@@ -189,7 +202,7 @@ def test_the_product_answers_with_its_probe() -> None:
     assert expected is not None
     assert torch.allclose(z.double(), expected(x), atol=1e-3)
     accuracy = float((z.argmax(1) == data.base.test.labels).double().mean())
-    row = [a for a in made.scores.matrices["class"][-1] if a is not None]
+    row = [a for a in run.left["scores"].matrices["class"][-1] if a is not None]
     sizes = [len(data.task(t).test) for t in range(5)]
     assert accuracy == pytest.approx(sum(a * n for a, n in zip(row, sizes, strict=True)) / 50)
     assert accuracy > 0.4
@@ -198,26 +211,30 @@ def test_the_product_answers_with_its_probe() -> None:
 def test_it_goes_on_from_its_past() -> None:
     data = stream(tiny_data(), tasks="5")
     first = dataclasses.replace(data, tasks=data.tasks[:2])
-    made = method(replay=0.5, mas=1.0)
-    net = made.fit(Run(None, quiet=True), first)
-    kept = len(made.kept.state["memory"]["ids"])
+    before, after = Run(None, quiet=True), Run(None, quiet=True)
+    net = method(replay_share=0.5, mas=1.0).fit(before, first)
+    kept = len(before.left["kept"].state["memory"]["ids"])
     assert kept == sum(round(0.5 * len(data.task(t).train)) for t in range(2))
     later = dataclasses.replace(data, tasks=data.tasks[2:], make=lambda t: data.make(t + 2))
-    again = StreamingSSL(student=dataclasses.replace(tiny_model("student", 3), module=net), past=made.kept,
-                         recipe=RECIPE, projection=16, probes=100, replay=0.5, mas=1.0)  # fmt: skip
+    again = StreamingSSL(student=dataclasses.replace(tiny_model("student", 3), module=net), past=before.left["kept"],
+                         recipe=RECIPE, projection=16, probes=100, replay_share=0.5, mas=1.0)  # fmt: skip
     again.require(later)
-    again.fit(Run(None, quiet=True), later)
-    assert len(again.kept.tasks) == 5
-    assert len(again.kept.state["memory"]["ids"]) == kept + sum(round(0.5 * len(later.task(t).train)) for t in range(3))
-    assert bool((again.kept.state["memory"]["images"][:kept] == made.kept.state["memory"]["images"]).all())
+    again.fit(after, later)
+    assert len(after.left["kept"].tasks) == 5
+    assert len(after.left["kept"].state["memory"]["ids"]) == kept + sum(
+        round(0.5 * len(later.task(t).train)) for t in range(3)
+    )
+    assert bool(
+        (after.left["kept"].state["memory"]["images"][:kept] == before.left["kept"].state["memory"]["images"]).all()
+    )
     again.projection = 8
     assert "another projection" in again.check(later)[0]
 
 
 def test_mistakes_are_named() -> None:
-    for options, words in (({"objective": "moco"}, "objective"), ({"replay": 1.5}, "replay is a share"),
-                           ({"mas": -1.0}, "mas must not"), ({"scale": 0.0}, "scale is a share"),
-                           ({"view": ("blur",)}, "augmentation"), ({"projection": 1}, "projection must"),
+    for options, words in (({"objective": "moco"}, "objective"), ({"replay_share": 1.5}, "replay_share must lie"),
+                           ({"mas": -1.0}, "mas must not"), ({"scale": 0.0}, "scale must be positive"),
+                           ({"view": ("blur",)}, "view"), ({"projection": 1}, "projection must"),
                            ({"probes": 1}, "probes must")):  # fmt: skip
         made = method()
         vars(made).update(options)
@@ -261,9 +278,9 @@ def test_flat_keeps_the_order_whatever_the_memory_format() -> None:
 
 
 def test_importance_weighs_chunks_alike() -> None:
-    made = method(mas=1.0, replay=0.0)
-    made.fit(Run(None, quiet=True), tiny_stream()(160))
-    omega = made.kept.state["omega"]
+    run = Run(None, quiet=True)
+    method(mas=1.0, replay_share=0.0).fit(run, tiny_stream()(160))
+    omega = run.left["kept"].state["omega"]
     assert bool((omega >= 0).all()) and float(omega.mean()) == pytest.approx(1.0, abs=1e-4)
 
 
@@ -272,13 +289,13 @@ def test_importance_weighs_chunks_alike() -> None:
 
 def test_the_memory_holds_no_labels_and_reloads() -> None:
     data = tiny_data()
-    memory = Share(data.train)
+    memory = UnlabelledMemory(data.train)
     memory.add(data.train, 0.25, 0, 0)
     memory.add(data.train, 0.25, 0, 1)
     assert len(memory.kept) == 80 and bool((memory.kept.labels == -1).all())
     assert len(memory.kept.ids[:40].unique()) == 40 and not torch.equal(memory.kept.ids[:40], memory.kept.ids[40:])
     assert memory.nbytes == 80 * (64 + 8)
-    again = Share(data.train)
+    again = UnlabelledMemory(data.train)
     again.load_state_dict(memory.state_dict())
     assert torch.equal(again.kept.images, memory.kept.images) and len(again.kept.labels) == 80
     with pytest.raises(UserError, match="--size"):
@@ -415,7 +432,7 @@ def test_features_are_those_of_evaluation() -> None:
 
 def test_recalibrated_statistics_are_those_of_the_images() -> None:
     encoder, data = TinyNet(), tiny_data()
-    made = recalibrated(encoder, data.test, 25)
+    made = recalibrate_batchnorm(encoder, data.test, 25)
     x = data.test.batch(torch.arange(50), device=torch.device("cpu")).images
     assert torch.allclose(made.bn1.running_mean, encoder.conv1(x).mean((0, 2, 3)), atol=1e-5)
     assert made.bn1.momentum == 0.1 and not torch.equal(made.bn1.running_mean, encoder.bn1.running_mean)
@@ -449,5 +466,5 @@ def test_flatness_of_a_bowl() -> None:
 
 def test_union_keeps_order() -> None:
     split = tiny_data().train
-    both = union([split.subset(torch.tensor([3, 1])), split.subset(torch.tensor([2]))])
+    both = concatenate([split.subset(torch.tensor([3, 1])), split.subset(torch.tensor([2]))])
     assert torch.equal(both.ids, split.ids[[3, 1, 2]]) and torch.equal(both.images, split.images[[3, 1, 2]])

@@ -12,17 +12,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.settings import tiny_data, tiny_model, tiny_stream, turned_stream
-from upcycle.continual.vpr import (
+from upcycle.continual.embeddings.prototypes import (
     UNSEEN,
-    VPR,
     Memory,
     closeness,
-    draws,
-    embedder,
+    draw_gaussian,
+    fold_prototypes,
     gaussian_head,
-    nearest,
     prototype_loss,
 )
+from upcycle.continual.vpr import VPR, with_embedding
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import classifier
@@ -40,23 +39,23 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def fit(data: Stream, student: Model | None = None, **options: Any) -> tuple[Model, VPR]:
+def fit(data: Stream, student: Model | None = None, **options: Any) -> tuple[Model, Run]:
     method = VPR(student=student or tiny_model("student", 3), **{**SHORT, **options})
     method.require(data)
-    module = method.fit(Run(None, quiet=True, precision="32-true"), data)
-    return method.product(module, data), method
+    run = Run(None, quiet=True, precision="32-true")
+    return method.product(method.fit(run, data), data), run
 
 
-def memory_of(method: VPR, data: Stream) -> Memory:
+def memory_of(run: Run, data: Stream) -> Memory:
     memory = Memory(data.train)
-    memory.load_state_dict(method.kept.state["memory"])
+    memory.load_state_dict(run.left["kept"].state["memory"])
     return memory
 
 
 def test_without_variance_it_is_a_prototypical_network() -> None:
     mu, p = torch.randn(6, 4, generator=rng()), torch.randn(3, 4, generator=rng(1))
     y = torch.tensor([0, 1, 2, 0, 1, 2])
-    z = draws(mu, torch.full_like(mu, -torch.inf), torch.randn(6, 5, 4, generator=rng(2)))
+    z = draw_gaussian(mu, torch.full_like(mu, -torch.inf), torch.randn(6, 5, 4, generator=rng(2)))
     assert torch.equal(z, mu[:, None].expand(6, 5, 4))
     expected = F.cross_entropy(-torch.cdist(mu, p).square() / 2, y)
     assert torch.allclose(prototype_loss(z, y, p, 2.0), expected, atol=1e-6)
@@ -74,7 +73,7 @@ def test_draws_have_the_mean_and_the_variance_that_they_should_and_pass_gradient
     mu = torch.tensor([[0.5, -2.0]], dtype=torch.float64, requires_grad=True)
     ell = torch.tensor([[-1.0, 1.0]], dtype=torch.float64, requires_grad=True)
     n = 40_000
-    z = draws(mu, ell, torch.randn(1, n, 2, generator=rng(), dtype=torch.float64))[0]
+    z = draw_gaussian(mu, ell, torch.randn(1, n, 2, generator=rng(), dtype=torch.float64))[0]
     variance = ell.exp()[0]
     assert bool(((z.mean(0) - mu[0]).abs() < 4 * (variance / n).sqrt()).all())
     assert bool(((z.var(0) - variance).abs() < 4 * variance * (2 / n) ** 0.5).all())
@@ -85,7 +84,7 @@ def test_draws_have_the_mean_and_the_variance_that_they_should_and_pass_gradient
 def test_head_and_prototypes_fold_into_one_linear_layer() -> None:
     head = gaussian_head(6, 4, rng())
     p, x = torch.randn(3, 4, generator=rng(1)), torch.randn(9, 6, generator=rng(2))
-    weight, bias = nearest(head, p, 2.0)
+    weight, bias = fold_prototypes(head, p, 2.0)
     mu = head(x)[:, :4]
     distances = -torch.cdist(mu, p).square() / 2
     assert torch.allclose(F.linear(x, weight, bias) - mu.square().sum(1, keepdim=True) / 2, distances, atol=1e-5)
@@ -94,15 +93,15 @@ def test_head_and_prototypes_fold_into_one_linear_layer() -> None:
 @pytest.mark.parametrize("prototypes", ["exemplars", "images"])
 def test_the_network_that_comes_back_answers_as_the_last_prototypes_do(prototypes: str) -> None:
     data = tiny_stream("2+4")(160)
-    product, method = fit(data, prototypes=prototypes)
-    last = memory_of(method, data).snapshots[-1]
-    mu = predict_logits(embedder(product, method.kept), data.base.test)[:, :8]
+    product, run = fit(data, prototypes=prototypes)
+    last = memory_of(run, data).snapshots[-1]
+    mu = predict_logits(with_embedding(product, run.left["kept"]), data.base.test)[:, :8]
     z = predict_logits(product.module, data.base.test)
     assert torch.allclose(z, closeness(mu, last.mu, 2.0), atol=1e-4)
     assert torch.allclose(z.log_softmax(1), (-torch.cdist(mu, last.mu).square() / 2).log_softmax(1), atol=1e-4)
     right = [float((z[y].argmax(1) == data.base.test.labels[y]).double().mean())
              for c in data.tasks if (y := torch.isin(data.base.test.labels, torch.tensor(c))) is not None]  # fmt: skip
-    assert method.scores.matrix[-1] == pytest.approx(right)
+    assert run.left["scores"].matrix[-1] == pytest.approx(right)
     shapes = {k: v.shape for k, v in tiny_model("s", 3).module.state_dict().items()}
     assert {k: v.shape for k, v in product.module.state_dict().items()} == shapes
 
@@ -111,7 +110,10 @@ def test_adding_classes_changes_no_shape_of_the_embedding() -> None:
     data, more = tiny_stream("2+4")(160), tiny_stream("2+2")(160)
     one, few = fit(data)
     other, many = fit(more)
-    shapes = [{k: v.shape for k, v in embedder(p, m.kept).state_dict().items()} for p, m in ((one, few), (other, many))]
+    shapes = [
+        {k: v.shape for k, v in with_embedding(p, m.left["kept"]).state_dict().items()}
+        for p, m in ((one, few), (other, many))
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -155,9 +157,9 @@ def test_exemplars_keep_the_first_ones() -> None:
 
 def test_snapshots_stay_to_the_bit_while_later_tasks_train() -> None:
     data = tiny_stream("2+2")(160)
-    _, method = fit(data)
+    _, run = fit(data)
     _, first = fit(dataclasses.replace(data, tasks=data.tasks[:2]))
-    for a, b in zip(memory_of(first, data).snapshots, memory_of(method, data).snapshots, strict=False):
+    for a, b in zip(memory_of(first, data).snapshots, memory_of(run, data).snapshots, strict=False):
         assert all(torch.equal(x, y) and not y.requires_grad for x, y in zip(a, b, strict=True))
 
 
@@ -169,30 +171,32 @@ def test_replay_that_never_comes_is_none() -> None:
 
 def test_updates_are_episodes_and_a_replay_for_each_earlier_task() -> None:
     data = tiny_stream("2+4")(160)
-    assert fit(data, replay_every=0)[1].scores.updates == 2 * (4 + 2 + 2)
-    assert fit(data, replay_every=2)[1].scores.updates == 2 * (4 + 2 + 2) + 2 * (1 + 2)
-    assert fit(data, replay_every=2, replay_tasks=1)[1].scores.updates == 2 * (4 + 2 + 2) + 2 * (1 + 1)
+    assert fit(data, replay_every=0)[1].left["scores"].updates == 2 * (4 + 2 + 2)
+    assert fit(data, replay_every=2)[1].left["scores"].updates == 2 * (4 + 2 + 2) + 2 * (1 + 2)
+    assert fit(data, replay_every=2, replay_tasks=1)[1].left["scores"].updates == 2 * (4 + 2 + 2) + 2 * (1 + 1)
     turned = turned_stream()  # two more steps each time
-    assert fit(turned, replay_every=2)[1].scores.updates == 2 * (4 + 2 + 2) + 2 * (1 + 2 + 2 + 2)
+    assert fit(turned, replay_every=2)[1].left["scores"].updates == 2 * (4 + 2 + 2) + 2 * (1 + 2 + 2 + 2)
 
 
 def test_domains_keep_images_of_each_task_and_answer_by_all_or_by_their_own_prototypes() -> None:
     data = turned_stream()
-    union, method = fit(data, memory=20)
-    memory = memory_of(method, data)
+    union, run = fit(data, memory=20)
+    memory = memory_of(run, data)
     for t, s in enumerate(memory.snapshots):
         assert s.columns.tolist() == list(range(10))
         assert memory.labels[memory.tasks == t].bincount().tolist() == [2] * 10
     told_net, told = fit(data, memory=20, told=True)
     assert tensor_digest(union.module.state_dict()) == tensor_digest(told_net.module.state_dict())
-    embed = embedder(union, method.kept)
+    embed = with_embedding(union, run.left["kept"])
     for j in range(3):
         test = data.task(j).test
         mu = predict_logits(embed, test)[:, :8]
         d = torch.stack([torch.cdist(mu, s.mu) for s in memory.snapshots])
-        for found, best in ((method, d.amin(0)), (told, d[j])):
-            assert found.scores.matrix[-1][j] == pytest.approx(float((best.argmin(1) == test.labels).double().mean()))
-    assert "told the task" in told.scores.protocol and "told the task" not in method.scores.protocol
+        for found, best in ((run, d.amin(0)), (told, d[j])):
+            assert found.left["scores"].matrix[-1][j] == pytest.approx(
+                float((best.argmin(1) == test.labels).double().mean())
+            )
+    assert "told the task" in told.left["scores"].protocol and "told the task" not in run.left["scores"].protocol
 
 
 def test_batchnorm_keeps_its_statistics_after_the_first_task() -> None:
@@ -218,21 +222,21 @@ def test_it_goes_on_from_what_it_kept() -> None:
     product, before = fit(first)
     then = stream(base.only(tuple("4567")), tasks="2").after(product.classes)
     student = dataclasses.replace(product, module=copy.deepcopy(product.module))
-    more, after = fit(then, student=student, past=before.kept)
+    more, after = fit(then, student=student, past=before.left["kept"])
     memory = memory_of(after, then)
     assert [s.columns.tolist() for s in memory.snapshots] == [list(range(n)) for n in (2, 4, 6, 8)]
     assert torch.equal(memory.snapshots[1].mu, memory_of(before, first).snapshots[1].mu)
-    assert more.classes == tuple("01234567") and len(after.kept.tasks) == 4
-    assert after.scores.updates == 2 * 2 * 2 + 2 * (2 + 3)  # no first task any more
+    assert more.classes == tuple("01234567") and len(after.left["kept"].tasks) == 4
+    assert after.left["scores"].updates == 2 * 2 * 2 + 2 * (2 + 3)  # no first task any more
     with pytest.raises(UserError, match="--width 8"):
-        VPR(student=product, past=before.kept, width=16).require(then)
+        VPR(student=product, past=before.left["kept"], width=16).require(then)
 
 
 def test_a_larger_first_task_teaches_it_two_digits() -> None:
     data = tiny_stream("2+2")(160)
     data = dataclasses.replace(data, tasks=data.tasks[:1])
-    _, method = fit(data, episodes=40, images=8, recipe=dataclasses.replace(RECIPE, lr=0.2), prototypes="images")
-    accuracy = method.scores.matrix[0][0]
+    _, run = fit(data, episodes=40, images=8, recipe=dataclasses.replace(RECIPE, lr=0.2), prototypes="images")
+    accuracy = run.left["scores"].matrix[0][0]
     assert accuracy is not None and accuracy >= 0.9
 
 

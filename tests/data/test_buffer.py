@@ -137,7 +137,7 @@ def test_what_it_refuses() -> None:
     split = numbered(8)
     with pytest.raises(UserError, match="must not be negative"):
         Buffer(-1, split)
-    with pytest.raises(UserError, match="--memory 8, not 9"):
+    with pytest.raises(UserError, match=r"--replay\.images 8, not 9"):
         Buffer(9, split).load_state_dict(Buffer(8, split).state_dict())
     other = ImageSplit.plain(torch.zeros(8, 4, 4, 1, dtype=torch.uint8), split.labels, split.ids)
     with pytest.raises(UserError, match="--size"):

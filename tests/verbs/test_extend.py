@@ -15,7 +15,7 @@ from torch import nn
 import upcycle
 from tests.settings import tiny_data, tiny_model, tiny_stream
 from upcycle import cli
-from upcycle.continual.tasks import Past
+from upcycle.continual.protocol.past import Past
 from upcycle.core.errors import UserError
 from upcycle.core.run import Run
 from upcycle.core.store import read_json, tensor_digest
@@ -24,7 +24,7 @@ from upcycle.verbs.extend import FIGURES, Setting, extend
 from upcycle.verbs.methods import all_methods
 
 NET = "zoo:convnet_small"
-SHORT = ["--recipe.epochs=1", "--recipe.batch_size=16", "--memory=20", "--quiet"]
+SHORT = ["--recipe.epochs=1", "--recipe.batch_size=16", "--replay.images=20", "--quiet"]
 QUICK: dict[str, Any] = {"recipe": {"epochs": 1, "batch_size": 16, "lr": 0.05}, "quiet": True}
 
 
@@ -114,7 +114,7 @@ def test_extended_again_and_a_third_time(done: Path, tmp_path: Path, capsys: pyt
     tree = read_json(tmp_path / "again" / "model" / "lineage.json")
     assert tree["parents"][0]["digest"] == digest(done) and tree["parents"][0]["role"] == "initial weights"
     third = folders(tmp_path / "third", [[8, 9]])
-    last = extend(tmp_path / "again" / "model", stream=f"folders:{third}", memory=20, control=False,
+    last = extend(tmp_path / "again" / "model", stream=f"folders:{third}", replay={"images": 20}, control=False,
                   out=tmp_path / "last", **QUICK)  # fmt: skip
     assert len(last.model.classes) == 10 and len(last.rows) == 1
     # The very names of what it has learnt are refused, and so is another method.
@@ -126,8 +126,8 @@ def test_extended_again_and_a_third_time(done: Path, tmp_path: Path, capsys: pyt
     words = ["extend", str(done), "--method=er", f"--stream=folders:{third}", f"--out={tmp_path / 'x'}", *SHORT]
     assert cli.main(words) == 2
     assert "go on with --method derpp" in capsys.readouterr().err
-    assert cli.main([*words[:2], *words[3:-3], "--memory=30", "--quiet"]) == 2
-    assert "--memory 20" in capsys.readouterr().err
+    assert cli.main([*words[:2], *words[3:-3], "--replay.images=30", "--quiet"]) == 2
+    assert "--replay.images 20" in capsys.readouterr().err
 
 
 def test_a_damaged_memory_is_named(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +189,8 @@ def test_a_resumed_run_keeps_seed_order_and_stream(done: Path, capsys: pytest.Ca
 
 def test_controls_change_nothing_and_can_be_left_out(tmp_path: Path) -> None:
     model, data = tiny_model("tiny", 3), tiny_stream()(160)
-    found = [extend(model, stream=data, method="er", memory=20, out=tmp_path / str(control), control=control, **QUICK)
+    options = {"stream": data, "method": "er", "replay": {"images": 20}, **QUICK}
+    found = [extend(model, out=tmp_path / str(control), control=control, **options)
              for control in (True, False)]  # fmt: skip
     assert [len(result.rows) for result in found] == [3, 1]
     assert len({tensor_digest(result.model.module.state_dict()) for result in found}) == 1
@@ -204,8 +205,8 @@ def test_controls_change_nothing_and_can_be_left_out(tmp_path: Path) -> None:
     [("rotated:digits/2", None), ("permuted:digits/2", None), ("splits:digits/2", "task"), ("drifting:digits", None)],
 )
 def test_every_scenario(reference: str, scenario: str | None, tmp_path: Path) -> None:
-    result = extend("zoo:mlp100", stream=reference, scenario=scenario, few=10, method="er", memory=20, out=tmp_path,
-                    **QUICK)  # fmt: skip
+    options = {"scenario": scenario, "few": 10, "method": "er", "replay": {"images": 20}, **QUICK}
+    result = extend("zoo:mlp100", stream=reference, out=tmp_path, **options)
     record = read_json(tmp_path / "result.json")
     (kind,) = {scores["scenario"] for scores in record["scores"].values()}
     assert record["figure"] == FIGURES[kind] and len(result.rows) == 3
@@ -282,8 +283,8 @@ def test_no_option_of_a_method_is_one_of_the_verb() -> None:
         ([NET, "--stream=permuted:digits/3", "--scenario=class"], "its scenario is domain"),
         ([NET, "--scenario=clas"], "Did you mean 'class'"),
         ([NET, "--few=1"], "few takes at least 2"),
-        ([NET, "--memory=7"], "a memory of 7 images cannot hold one of each of the 10 classes"),
-        ([NET, "--memory=-1"], "memory must not be negative"),
+        ([NET, "--replay.images=7"], "a memory of 7 images cannot hold one of each of the 10 classes"),
+        ([NET, "--replay.images=-1"], "images must not be negative"),
         ([NET, "--weights=nowhere.safetensors"], "weights must be pretrained, fresh or a file"),
         ([NET, "--weights=pretrained"], "has no trained weights"),
         ([NET, "--stream=folders:nowhere"], "There is no folder nowhere"),
@@ -332,8 +333,9 @@ def test_mistakes_in_python(tmp_path: Path) -> None:
 
 
 def test_what_was_learnt_before_competes_in_every_answer() -> None:
-    from upcycle.continual.scores import Scores
-    from upcycle.continual.tasks import follow
+    from upcycle.continual.protocol.scores import Scores
+    from upcycle.continual.protocol.tasks import tasks
+    from upcycle.core.recipe import Recipe
 
     data = tiny_stream()(160)
     assert data.before == () and data.after(("old", "older")).before == (0, 1)
@@ -347,12 +349,14 @@ def test_what_was_learnt_before_competes_in_every_answer() -> None:
     class Nothing:
         card = all_methods()[0].card
         past = None
-        scores: Scores
+        recipe = Recipe()
 
-    method = Nothing()
-    follow(method, Run(None), later, net, lambda t, task: None)
-    assert all(a == 0 for row in method.scores.matrices["class"] for a in row if a is not None)
-    assert any(a for row in method.scores.matrices["task"] for a in row if a is not None)
+    run = Run(None)
+    for _ in tasks(Nothing(), run, later, net):  # type: ignore[arg-type]
+        pass
+    scores: Scores = run.left["scores"]
+    assert all(a == 0 for row in scores.matrices["class"] for a in row if a is not None)
+    assert any(a for row in scores.matrices["task"] for a in row if a is not None)
 
 
 def test_a_run_is_re_made_from_its_command_and_its_configuration(

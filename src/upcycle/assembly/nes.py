@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from upcycle.core.checks import same_classes
-from upcycle.core.errors import require
 from upcycle.core.losses import Terms, ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, source_of

@@ -9,10 +9,10 @@ import torch
 
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.digits import first
-from upcycle.claims.settings import fresh, train
+from upcycle.claims.settings import fresh, train_and_left
 from upcycle.continual.blip import BLIP
 from upcycle.continual.finetune import Finetune
-from upcycle.continual.penalties import EWC
+from upcycle.continual.oewc import EWC
 from upcycle.core.recipe import Recipe
 from upcycle.data import load
 from upcycle.data.streams import Stream, stream
@@ -49,13 +49,13 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
         data = pairs(name, *(1_000, 500) if quick else (20_000, 10_000))
         for arm, (cls, options) in ARMS.items():
             method = cls(student=fresh("zoo:mlp400", data.base, seed), recipe=RECIPE, **options)
-            net = train(method, data, seed)  # type: ignore[arg-type]
-            scores = method.scores.summary()
+            net, left = train_and_left(method, data, seed)  # type: ignore[arg-type]
+            scores = left["scores"].summary()
             figures[f"{title}: {arm} (%)"] = 100 * scores["average accuracy"]
             figures[f"{title}: {arm}, backward transfer (points)"] = 100 * scores["backward transfer"]
             if arm == "BLIP":
                 n = torch.tensor([net.get_parameter(f"1.{key}").numel() for key in ("weight", "bias")]).float()
-                used = n @ method.kept.state["used"] / n.sum()
+                used = n @ left["kept"].state["used"] / n.sum()
                 figures |= {share(title, t): 100 * float(used[t]) for t in range(TASKS)}
                 nonzero = net.get_parameter("1.weight").count_nonzero() / n[0]
                 figures[f"{title}: BLIP, weights other than 0 (%)"] = 100 * float(nonzero)

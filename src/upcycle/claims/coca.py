@@ -8,15 +8,16 @@ from typing import Any
 import torch
 
 from upcycle.claims import Check, Claim, gain
-from upcycle.claims.settings import fresh, train
+from upcycle.claims.settings import fresh, train_and_left
 from upcycle.continual import ER, CoCa, DERpp
+from upcycle.continual.protocol.replay import Replay
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
 from upcycle.data.streams import Stream, stream
 
 SETS = {"mnist": "MNIST", "fashion_mnist_local": "Fashion-MNIST"}
 RECIPE = Recipe(epochs=1, batch_size=32, lr=0.03, momentum=0.0, weight_decay=0.0, schedule="constant")
-MEMORY: dict[str, Any] = {"memory": 200, "recipe": RECIPE}
+MEMORY: dict[str, Any] = {"replay": Replay(images=200), "recipe": RECIPE}
 DARK: dict[str, Any] = {**MEMORY, "alpha": 0.1, "beta": 0.5}
 ARMS = {
     "CoCa": (CoCa, {**DARK, "zoom": False}),
@@ -42,8 +43,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
         data = five_pairs(name, *(1_000, 500) if quick else (20_000, 10_000))
         for arm, (cls, options) in ARMS.items():
             method = cls(student=fresh("zoo:convnet128", data.base, seed), **options)
-            train(method, data, seed)  # type: ignore[arg-type]
-            scores = method.scores.summary()
+            scores = train_and_left(method, data, seed)[1]["scores"].summary()  # type: ignore[arg-type]
             for figure, what in (("average accuracy", arm), ("forgetting", f"{arm}, forgetting")):
                 figures[f"{title}: {what} (%)"] = 100 * scores[figure]
     return figures

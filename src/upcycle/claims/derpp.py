@@ -8,7 +8,7 @@ import torch
 
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.digits import MNIST_MEAN, MNIST_STD
-from upcycle.claims.settings import fresh, train
+from upcycle.claims.settings import fresh, train_and_left
 from upcycle.continual import ER, EWC, SI, DERpp, Finetune, Joint, LwF
 from upcycle.core.recipe import Recipe
 from upcycle.data import load
@@ -35,11 +35,11 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     found = {}
     for name, (method, options) in ARMS.items():
         made = method(student=fresh("zoo:mlp100", data.base, seed), recipe=RECIPE, **options)
-        train(made, data, seed)  # type: ignore[arg-type]
-        found[f"{name} (%)"] = 100 * made.scores.summary()["average accuracy"]
+        scores = train_and_left(made, data, seed)[1]["scores"]  # type: ignore[arg-type]
+        found[f"{name} (%)"] = 100 * scores.summary()["average accuracy"]
         if name != "joint":
-            found[f"{name}, forgetting (points)"] = 100 * made.scores.summary()["forgetting"]
-            found[f"{name}, told the task (%)"] = 100 * made.scores.summary("task")["average accuracy"]
+            found[f"{name}, forgetting (points)"] = 100 * scores.summary()["forgetting"]
+            found[f"{name}, told the task (%)"] = 100 * scores.summary("task")["average accuracy"]
     return found
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from upcycle.claims import Check, Claim, gain, mean
-from upcycle.claims.settings import train
+from upcycle.claims.settings import train_and_left
 from upcycle.continual import MEAT, Finetune
-from upcycle.continual.masks import Masks, Sites
-from upcycle.continual.scores import Scores, average
+from upcycle.continual.protocol.scores import Scores, average
+from upcycle.continual.weights.attention_masks import Masks, Sites
 from upcycle.core.models import Model, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, ImageSplit, load
@@ -52,12 +52,13 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     for arm, (masks, lr) in ARMS.items():
         recipe = Recipe(epochs=epochs, batch_size=32, optimizer="adamw", lr=lr, weight_decay=0.0)
         method = MEAT(student=model, masks=masks, recipe=recipe, **GATES)
-        sites[arm] = train(method, data, seed).sites  # type: ignore[arg-type,assignment]
-        figures |= scored(arm, method.scores)
+        masked, left = train_and_left(method, data, seed)  # type: ignore[arg-type]
+        sites[arm] = masked.sites
+        figures |= scored(arm, left["scores"])
     recipe = Recipe(epochs=epochs, batch_size=32, lr=FINETUNE_LR, weight_decay=0.0)
     whole = Finetune(student=model, recipe=recipe)
-    train(whole, data, seed)  # type: ignore[arg-type]
-    figures |= scored("fine-tuning", whole.scores)
+    _, left = train_and_left(whole, data, seed)  # type: ignore[arg-type]
+    figures |= scored("fine-tuning", left["scores"])
     figures["bits of MEAT over those of masks everywhere"] = sites["MEAT"].bits / sites["everywhere"].bits
     bits = 32 * sum(p.numel() for p in model.module.parameters())
     figures["a task over the network, bytes (%)"] = 100 * sites["MEAT"].storage(96, 10) / bits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +35,13 @@ def train(method: Method, data: Images, seed: int) -> nn.Module:
     """What ``fit`` returns, nothing written."""
     method.require(data)
     return method.fit(Run(None, seed=seed, quiet=True), data)
+
+
+def train_and_left(method: Method, data: Images, seed: int) -> tuple[Any, dict[str, Any]]:
+    """Train, nothing written: the network, and what is left beside it by name, such as the scores of a stream."""
+    method.require(data)
+    run = Run(None, seed=seed, quiet=True)
+    return method.fit(run, data), run.left
 
 
 def test(module: nn.Module, data: Images) -> Evaluation:

@@ -14,8 +14,8 @@ from torch import nn
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.nes import fashion, net
 from upcycle.continual import Finetune, Joint, StreamingSSL
-from upcycle.continual.probing import Probing, features, recalibrated
-from upcycle.continual.tasks import accuracy_among
+from upcycle.continual.protocol.probing import Probing, features, recalibrate_batchnorm
+from upcycle.continual.protocol.tasks import accuracy_among
 from upcycle.core.heads import classifier
 from upcycle.core.method import Method
 from upcycle.core.models import Model, copy_of
@@ -73,7 +73,7 @@ def transfer(encoder: nn.Module, n: int, like: Images, *, recalibrate: bool = Fa
     found = []
     for name in TRANSFER:
         images = downstream(name, n, like.train.mean, like.train.std)
-        own = recalibrated(encoder, images.train) if recalibrate else encoder
+        own = recalibrate_batchnorm(encoder, images.train) if recalibrate else encoder
         found.append(accuracies(own, portions(name, images, 1), n)[0])
     return 100 * statistics.fmean(found)
 
@@ -107,11 +107,11 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     short = dataclasses.replace(recipe, epochs=max(epochs // CHUNKS, 1))
 
     def ssl(**options: Any) -> StreamingSSL:
-        return StreamingSSL(student=model, **{"recipe": recipe, "replay": 0.0, "probes": 200, **options})
+        return StreamingSSL(student=model, **{"recipe": recipe, "replay_share": 0.0, "probes": 200, **options})
 
     after = {
         "self-supervised, by classes": encoders(ssl(), classes, seed),
-        "self-supervised, by classes, replay": encoders(ssl(replay=0.1), classes, seed),
+        "self-supervised, by classes, replay": encoders(ssl(replay_share=0.1), classes, seed),
         "self-supervised, at random": encoders(ssl(), instances, seed),
         "self-supervised, joint": encoders(ssl(), whole, seed),
         "self-supervised, joint, updates of one chunk": encoders(ssl(recipe=short), whole, seed),

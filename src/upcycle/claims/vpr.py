@@ -9,9 +9,12 @@ import torch
 
 from upcycle.claims import Check, Claim, gain
 from upcycle.claims.digits import first
-from upcycle.claims.settings import fresh, train
+from upcycle.claims.settings import fresh, train, train_and_left
 from upcycle.continual import ER, VPR, Finetune
-from upcycle.continual.vpr import LEAST, MOST, Memory, closeness, draws, embedder
+from upcycle.continual.embeddings.prototypes import LEAST, MOST, Memory, closeness, draw_gaussian
+from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.replay import Replay
+from upcycle.continual.vpr import with_embedding
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import classifier
 from upcycle.core.models import copy_of
@@ -38,18 +41,17 @@ def one_by_one(name: str, size: int, n_test: int) -> Stream:
     return stream(data.normalised(*data.statistics), tasks="2+1", few=20)
 
 
-def over_draws(method: VPR, module: torch.nn.Module, data: Stream, seed: int) -> float:
+def over_draws(method: VPR, module: torch.nn.Module, kept: Past, data: Stream, seed: int) -> float:
     """The mean over tasks of the share of five draws of each test image that lie nearest to their class."""
     memory = Memory(data.train)
-    memory.load_state_dict(method.kept.state["memory"])
+    memory.load_state_dict(kept.state["memory"])
     last = memory.snapshots[-1]
-    embed = embedder(dataclasses.replace(method.model("student", data), module=module, classes=data.classes),
-                     method.kept)  # fmt: skip
+    embed = with_embedding(method.product(module, data), kept)
     rng, shares = torch.Generator().manual_seed(seed_of(seed, "draws")), []
     for t in range(len(data)):
         split = data.task(t).test
         mu, ell = predict_logits(embed, split).chunk(2, 1)
-        z = draws(mu, ell.clamp(LEAST, MOST), torch.randn(len(mu), 5, mu.shape[1], generator=rng))
+        z = draw_gaussian(mu, ell.clamp(LEAST, MOST), torch.randn(len(mu), 5, mu.shape[1], generator=rng))
         best = last.columns[closeness(z, last.mu, method.tau).argmax(2)]
         shares.append(float((best == split.labels[:, None]).double().mean()))
     return sum(shares) / len(shares)
@@ -87,25 +89,22 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
         }
         for arm, more in arms.items():
             method = VPR(student=fresh(NET, data.base, seed), **options, **more)
-            module = train(method, data, seed)  # type: ignore[arg-type]
-            figures[f"{title}: {arm} (%)"] = 100 * _last(method)
+            module, left = train_and_left(method, data, seed)  # type: ignore[arg-type]
+            figures[f"{title}: {arm} (%)"] = 100 * left["scores"].summary()["average accuracy"]
             if arm == "VPR":
-                figures[f"{title}: VPR, draws (%)"] = 100 * over_draws(method, module, data, seed)
-                updates = method.scores.updates
+                figures[f"{title}: VPR, draws (%)"] = 100 * over_draws(method, module, left["kept"], data, seed)
+                updates = left["scores"].updates
         passes = -(-updates // 20)  # an epoch of all tasks is 4 + 8 × 2 batches
-        replay = ER(student=fresh(NET, data.base, seed), memory=10, policy="balanced",
-                    recipe=plain(passes, RATES["replay"]))  # fmt: skip
-        train(replay, data, seed)  # type: ignore[arg-type]
-        assert replay.scores.updates >= updates
-        figures[f"{title}: softmax with replay (%)"] = 100 * _last(replay)
+        softmax = ER(
+            student=fresh(NET, data.base, seed),
+            replay=Replay(images=10, policy="balanced"),
+            recipe=plain(passes, RATES["replay"]),
+        )
+        scores = train_and_left(softmax, data, seed)[1]["scores"]  # type: ignore[arg-type]
+        assert scores.updates >= updates
+        figures[f"{title}: softmax with replay (%)"] = 100 * scores.summary()["average accuracy"]
         figures[f"{title}: frozen class means (%)"] = 100 * frozen_means(data, seed, epochs)
     return figures
-
-
-def _last(method: VPR | ER) -> float:
-    accuracy = method.scores.summary()["average accuracy"]
-    assert accuracy is not None
-    return accuracy
 
 
 CLAIM = Claim(

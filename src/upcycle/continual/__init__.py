@@ -2,18 +2,33 @@
 
 from upcycle.continual.blip import BLIP
 from upcycle.continual.coca import CoCa
-from upcycle.continual.finetune import Finetune, Joint
+from upcycle.continual.derpp import DERpp
+from upcycle.continual.er import ER
+from upcycle.continual.finetune import Finetune
+from upcycle.continual.joint import Joint
 from upcycle.continual.lwf import LwF
 from upcycle.continual.meat import MEAT
-from upcycle.continual.penalties import EWC, SI
-from upcycle.continual.replay import ER, DERpp
+from upcycle.continual.oewc import EWC
+from upcycle.continual.protocol.replay import Replay
+from upcycle.continual.si import SI
 from upcycle.continual.streaming import StreamingSSL
 from upcycle.continual.vpr import VPR
 from upcycle.core.method import Method
 
 METHODS: tuple[type[Method], ...] = (
-    Finetune, Joint, EWC, SI, LwF, ER, DERpp, CoCa, VPR, MEAT, StreamingSSL, BLIP
-)  # fmt: skip
+    Finetune,
+    Joint,
+    EWC,
+    SI,
+    LwF,
+    ER,
+    DERpp,
+    CoCa,
+    VPR,
+    MEAT,
+    StreamingSSL,
+    BLIP,
+)
 
 __all__ = [
     "BLIP",
@@ -28,5 +43,6 @@ __all__ = [
     "Finetune",
     "Joint",
     "LwF",
+    "Replay",
     "StreamingSSL",
 ]

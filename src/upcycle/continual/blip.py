@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,19 +12,20 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.continual.finetune import bounds
-from upcycle.continual.fisher import squared_gradients
-from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, follow, learnt, of_task, problems, start
+from upcycle.continual.protocol.bounds import bounds
+from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.tasks import learnt, of_task, problems, start, tasks
+from upcycle.continual.weights.fisher import squared_gradients
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier
 from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.augment import uniform
-from upcycle.data.images import Images, ImageSplit
+from upcycle.data.images import ImageSplit
 from upcycle.data.streams import Stream
 
 MOST = 20
@@ -31,8 +33,8 @@ MOST = 20
 _MARGIN = 1e-6  # of an information gain: less is rounding, and would cost a whole bit
 
 
-def quantised(w: Float[Tensor, "*s"], bits: Int8[Tensor, "*s"], bound: Float[Tensor, ""]) -> Float[Tensor, "*s"]:
-    """Q_b(θ) = Bd · round(2^b θ / Bd) / 2^b, on a grid with steps of Bd / 2^b; Q_0 = 0."""
+def quantise(w: Float[Tensor, "*s"], bits: Int8[Tensor, "*s"], bound: Float[Tensor, ""]) -> Float[Tensor, "*s"]:
+    """Q_b(θ) = Bd · round(2^b θ / Bd) / 2^b: round to a grid with steps of Bd / 2^b; Q_0 = 0."""
     levels = 2 ** bits.int()
     return torch.where(bits > 0, (w / bound * levels).round() / levels * bound, 0.0)
 
@@ -55,8 +57,8 @@ def frozen_bits(bits: Int8[Tensor, "*s"], gain: Float[Tensor, "*s"]) -> Int8[Ten
     return (bits + (gain - _MARGIN).ceil().clamp(0, MOST)).clamp_max(MOST).to(torch.int8)
 
 
-def drawn(p: Float[Tensor, "n k"], u: Float[Tensor, "n 1"]) -> Int[Tensor, " n"]:
-    """A class of each row of probabilities ``p``, by uniform numbers ``u`` in [0, 1)."""
+def sample_labels(p: Float[Tensor, "n k"], u: Float[Tensor, "n 1"]) -> Int[Tensor, " n"]:
+    """Draw a class from each row of probabilities ``p``, by uniform numbers ``u`` in [0, 1)."""
     return (p.cumsum(1) <= u).sum(1).clamp_max(p.shape[1] - 1)
 
 
@@ -101,13 +103,14 @@ class BLIP(Method):
     return to the best weights.
 
     Args:
-        student: the network, without BatchNorm.
-        past: what an earlier stream left.
-        f0: F0; smaller freezes more bits in the first task. The paper's 1e-15 for MLPs is 1e-11 here, its 5e-16 and
-            5e-17 for convolutional networks 5e-12 and 5e-13.
+        student: network that learns the tasks, without BatchNorm.
+        past: state that an earlier stream left with the network.
+        f0: F0, the prior Fisher information; smaller freezes more bits in the first task. The paper's 1e-15 for MLPs is
+            1e-11 here, its 5e-16 and 5e-17 for convolutional networks 5e-12 and 5e-13.
         samples: training images of a task that F is measured on, all where there are fewer.
-        fresh: begin with weights from N(0, 1/fan_in) and biases of 0 in place of those that the network brings.
-        recipe: of each task; sgd without momentum and weight decay. (Paper: rate 0.01 to 0.05, up to 200 epochs.)
+        fresh: training begins with weights from N(0, 1/fan_in) and biases of 0, not with those that the network brings.
+        recipe: training on each task; sgd without momentum and weight decay. (Paper: rate 0.01 to 0.05, up to 200
+            epochs.)
     """
 
     roles = ("student",)
@@ -119,39 +122,45 @@ class BLIP(Method):
     samples: int = 8000
     fresh: bool = False
     recipe: Recipe = field(default_factory=_recipe)
-    scores: Scores = field(init=False)
-    kept: Past = field(init=False)
 
     card = Card(
         name="blip",
         title="Continual Learning via Bit-Level Information Preserving",
         paper="Shi, Yuan, Chen, Feng; CVPR 2021; arXiv:2105.04444",
         verb="extend",
-        needs=Needs(data="labelled", teacher="weights",
-                    architectures="linear and convolution layers without BatchNorm, ends in a linear classifier"),
+        needs=Needs(
+            data="labelled",
+            teacher="weights",
+            architectures="linear and convolution layers without BatchNorm, ends in a linear classifier",
+        ),
         summary="A network of constant size that learns task after task with next to no forgetting, told the task.",
         cost="plain training + gradients of 8,000 single images a task",
         published="near-zero forgetting at constant memory overhead (abstract, which gives no figure)",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         r = self.recipe
-        require(r.optimizer == "sgd" and r.momentum == 0 and r.weight_decay == 0,
-                f"blip trains with sgd, momentum 0 and weight_decay 0, since all else moves what is frozen, not with "
-                f"{r.optimizer}, {r.momentum} and {r.weight_decay}.")  # fmt: skip
-        require(self.f0 > 0 and math.isfinite(self.f0), f"f0 must be a positive number, not {self.f0}.")
-        require(self.samples >= 1, f"samples must be at least 1, not {self.samples}.")
+        require(
+            r.optimizer == "sgd" and r.momentum == 0 and r.weight_decay == 0,
+            "blip trains with sgd, momentum 0 and weight_decay 0, since all else moves what is frozen, not with "
+            f"{r.optimizer}, {r.momentum} and {r.weight_decay}.",
+        )
+        ranges(self, positive=("f0",), at_least={"samples": 1})
 
     def check(self, data: Stream) -> list[str]:
         """Images must come with their task; the trunk must have layers to quantise, and no BatchNorm."""
         found = problems(self, data)
         if data.scenario != "task":
-            found.append(f"it learns task-incremental streams alone, and {data.name} is {data.scenario}-incremental; "
-                         "use --scenario task where each task brings classes of its own")  # fmt: skip
+            found.append(
+                f"it learns task-incremental streams alone, and {data.name} is {data.scenario}-incremental; "
+                "use --scenario task where each task brings classes of its own"
+            )
         net = self.model("student", data)
         if any(isinstance(m, _BatchNorm) for m in net.module.modules()):
-            found.append("the student has BatchNorm, whose statistics every task overwrites; choose a network with "
-                         "GroupNorm, such as zoo:convnet_groupnorm, or none, such as zoo:mlp")  # fmt: skip
+            found.append(
+                "the student has BatchNorm, whose statistics every task overwrites; choose a network with GroupNorm, "
+                "such as zoo:convnet_groupnorm, or none, such as zoo:mlp"
+            )
         if not found and not trunk(net):
             found.append("the student has no linear or convolution layer before its classifier; choose a deeper one")
         if self.fresh and self.past is not None:
@@ -166,26 +175,18 @@ class BLIP(Method):
         """The algorithm; returns the student."""
         net, done = start(self, data), learnt(self)
         fan_in, head = trunk(net), classifier(net)
-        module = net.module.to(run.device, torch.float64 if run.precision == "64-true" else torch.float32)
-        theta = {name: module.get_parameter(name) for name in fan_in}
+        module = net.module.to(run.device, run.dtype)
+        weights = WeightBits(module, fan_in, self.f0, run.generator("fresh") if self.fresh else None)
         others = [p for name, p in module.named_parameters() if name not in fan_in and not name.startswith(f"{head}.")]
-        bounds = {name: 6 / math.sqrt(fan_in[name]) if p.dim() > 1 else 1.0 for name, p in theta.items()}
-        if self.fresh:
-            redraw(theta, fan_in, bounds, run.generator("fresh"))
-        bits = {name: torch.zeros_like(p, dtype=torch.int8) for name, p in theta.items()}
-        prior = {name: torch.full_like(p.detach(), self.f0 * fan_in[name]) for name, p in theta.items()}
-        bound = {name: p.detach().abs().max().clamp_min(bounds[name]) for name, p in theta.items()}
-        used = torch.zeros(len(theta), done + len(data), device=run.device)
-        keep = {f"{what} {name}": kept[name] for what, kept in (("bits", bits), ("prior", prior), ("bound", bound))
-                for name in theta} | {"used": used}  # fmt: skip
-
-        def learn(t: int, task: Images) -> None:
-            with torch.no_grad():  # on the grid already, but for the weights that come
-                within = {n: limits(quantised(p, bits[n], bound[n]), bits[n], bound[n]) for n, p in theta.items()}
+        used = torch.zeros(len(weights.theta), done + len(data), device=run.device)
+        keep = {**weights.tensors(), "used": used}
+        passes = 1 + 1 / self.recipe.epochs
+        for t, task in tasks(self, run, data, net, keep=keep, allowed="no memory", passes=passes):
+            within = weights.limits()
             student, optimizer = run.setup(module, self.recipe)
             for _ in run.epochs(self.recipe.epochs):
                 student.train()
-                for images, labels, _ in run.batches(task.train, self.recipe.batch_size, save_within=True):
+                for images, labels, _ in run.batches(task.train, self.recipe.batch_size):
                     self.recipe.schedule_rate(optimizer, run.progress)
                     loss = cross_entropy(*of_task(student(images), labels, data, t), run.count)
                     run.backward(loss, "sum")
@@ -193,30 +194,20 @@ class BLIP(Method):
                         for p in others:
                             p.grad = None
                     run.update(optimizer)
-                    with torch.no_grad():
-                        for name, p in theta.items():
-                            p.clamp_(*within[name])
+                    weights.clamp(within)
                     run.track(loss=loss * run.world_size)
             columns = data.tasks[t]
-            fisher = self.fisher(run, student, list(theta), task.train, slice(columns[0], columns[-1] + 1), done + t)
-            with torch.no_grad():
-                for i, (name, p) in enumerate(theta.items()):
-                    gain = information_gain(fisher[name], prior[name], done + t)
-                    bits[name].copy_(frozen_bits(bits[name], gain))
-                    p.copy_(quantised(p, bits[name], bound[name]))
-                    prior[name].mul_(done + t + 1).add_(fisher[name]).div_(done + t + 2)
-                    used[i, done + t] = bits[name].float().mean() / MOST
-                    if p.dim() > 1 and not bool(bits[name].any()):
-                        run.note(f"Task {t} taught {name} too little to keep a bit of any weight, so all are 0; "
-                                 f"lower --f0 (now {self.f0:g}).")  # fmt: skip
-
-        made = follow(self, run, data, net, learn, keep=keep, allowed="no memory", passes=1 + 1 / self.recipe.epochs)
-        run.picture("bits", {
-            "kind": "heatmap", "title": "Bits used",
-            "caption": f"The share of the {MOST} bits of each weight that is frozen, mean over a layer.",
-            "values": [[round(share, 4) for share in row] for row in used.tolist()], "digits": 2,
-            "rows": list(theta), "columns": [f"after task {t}" for t in range(used.shape[1])]})  # fmt: skip
-        return made
+            among = slice(columns[0], columns[-1] + 1)
+            fisher = self.fisher(run, student, list(weights.theta), task.train, among, done + t)
+            weights.freeze(fisher, done + t)
+            used[:, done + t] = weights.used().to(used)
+            for name in weights.pruned():
+                run.note(
+                    f"Task {t} taught {name} too little to keep a bit of any weight, so all are 0; "
+                    f"lower --f0 (now {self.f0:g})."
+                )
+        run.picture("bits", bits_picture(used, list(weights.theta)))
+        return run.plain(module)
 
     def fisher(
         self, run: Run, net: nn.Module, names: list[str], split: ImageSplit, among: slice, t: int
@@ -234,18 +225,87 @@ class BLIP(Method):
             x = split.batch(index, device=run.device).images.to(sums[names[0]].dtype)
             with torch.no_grad():
                 p = net(x)[:, among].softmax(1)
-            y = drawn(p, uniform(run.seed, t, index, "blip").to(run.device, p.dtype))
+            y = sample_labels(p, uniform(run.seed, t, index, "blip").to(run.device, p.dtype))
             squares = squared_gradients(net, x, y, lambda z, y: F.cross_entropy(z[:, among], y, reduction="none"))
             for name in names:
                 sums[name] += squares[name]
         return {name: run.gather(total[None]).sum(0) / len(chosen) for name, total in sums.items()}
 
 
-@torch.no_grad()
-def redraw(
-    theta: dict[str, nn.Parameter], fan_in: dict[str, int], bounds: dict[str, float], generator: torch.Generator
-) -> None:
-    """The paper's initial weights: N(0, 1/fan_in) cut at the bound, and biases of 0."""
-    for name, p in theta.items():
-        z = torch.randn(p.shape, generator=generator) / math.sqrt(fan_in[name])
-        p.copy_(z.clamp(-bounds[name], bounds[name]) if p.dim() > 1 else torch.zeros(p.shape))
+class WeightBits:
+    """The bits that are frozen of each weight and bias of a trunk, and what decides how many.
+
+    Args:
+        module: the network, on its device already.
+        fan_in: the fan-in of each weight and bias by name, see :func:`trunk`.
+        f0: F0, of which the prior F̄ is a multiple.
+        fresh: draws the paper's initial weights, N(0, 1/fan_in) cut at the bound, and biases of 0; ``None`` keeps those
+            that came.
+
+    Attributes:
+        theta: the weights and biases by name.
+        bits: b of each, int8.
+        prior: F̄ of each.
+        bound: Bd of each tensor.
+    """
+
+    def __init__(self, module: nn.Module, fan_in: dict[str, int], f0: float, fresh: torch.Generator | None) -> None:
+        self.theta = {name: module.get_parameter(name) for name in fan_in}
+        least = {name: 6 / math.sqrt(fan_in[name]) if p.dim() > 1 else 1.0 for name, p in self.theta.items()}
+        if fresh is not None:
+            with torch.no_grad():
+                for name, p in self.theta.items():
+                    z = torch.randn(p.shape, generator=fresh) / math.sqrt(fan_in[name])
+                    p.copy_(z.clamp(-least[name], least[name]) if p.dim() > 1 else torch.zeros(p.shape))
+        self.bits = {name: torch.zeros_like(p, dtype=torch.int8) for name, p in self.theta.items()}
+        self.prior = {name: torch.full_like(p.detach(), f0 * fan_in[name]) for name, p in self.theta.items()}
+        self.bound = {name: p.detach().abs().max().clamp_min(least[name]) for name, p in self.theta.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are kept from task to task, by name; changed in place."""
+        kinds = {"bits": self.bits, "prior": self.prior, "bound": self.bound}
+        return {f"{kind} {name}": kept[name] for kind, kept in kinds.items() for name in self.theta}
+
+    @torch.no_grad()
+    def limits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The lowest and highest values of a task, see :func:`limits`."""
+        return {
+            name: limits(quantise(p, self.bits[name], self.bound[name]), self.bits[name], self.bound[name])
+            for name, p in self.theta.items()  # on the grid already, but for the weights that come
+        }
+
+    @torch.no_grad()
+    def clamp(self, within: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Bring the weights between their limits."""
+        for name, p in self.theta.items():
+            p.clamp_(*within[name])
+
+    @torch.no_grad()
+    def freeze(self, fisher: dict[str, Tensor], t: int) -> None:
+        """Freeze as many bits as task t, from 0, told of each weight, and round the weights to them."""
+        for name, p in self.theta.items():
+            gain = information_gain(fisher[name], self.prior[name], t)
+            self.bits[name].copy_(frozen_bits(self.bits[name], gain))
+            p.copy_(quantise(p, self.bits[name], self.bound[name]))
+            self.prior[name].mul_(t + 1).add_(fisher[name]).div_(t + 2)
+
+    def used(self) -> Tensor:
+        """The share of all bits that is frozen, the mean of each tensor."""
+        return torch.stack([b.float().mean() / MOST for b in self.bits.values()])
+
+    def pruned(self) -> list[str]:
+        """The names of the weights that have no bit at all."""
+        return [name for name, p in self.theta.items() if p.dim() > 1 and not bool(self.bits[name].any())]
+
+
+def bits_picture(used: Tensor, layers: list[str]) -> dict[str, Any]:
+    """The heatmap of the bits used (layers, tasks)."""
+    return {
+        "kind": "heatmap",
+        "title": "Bits used",
+        "caption": f"The share of the {MOST} bits of each weight that is frozen, mean over a layer.",
+        "values": [[round(share, 4) for share in row] for row in used.tolist()],
+        "digits": 2,
+        "rows": layers,
+        "columns": [f"after task {t}" for t in range(used.shape[1])],
+    }

@@ -9,22 +9,22 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from upcycle.continual.finetune import bounds, plain_recipe
-from upcycle.continual.replay import logit_loss
-from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, follow, problems, start
+from upcycle.continual.protocol.bounds import bounds, plain_recipe
+from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.replay import Replay, logit_loss
+from upcycle.continual.protocol.tasks import problems, start, tasks
 from upcycle.core.errors import require
-from upcycle.core.heads import classifier
+from upcycle.core.heads import classifier, linear
 from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.core.taps import Taps
 from upcycle.data.augment import uniform
-from upcycle.data.buffer import Buffer, Policy
-from upcycle.data.images import Images
+from upcycle.data.buffer import Drawn
 from upcycle.data.streams import Stream
 
 R = 4
@@ -33,26 +33,28 @@ EMBEDDING = 64
 """Length of the invariant head's answers."""
 
 
-class Head(nn.Sequential):
-    """d → d, BatchNorm, ReLU, twice, then → outputs: trained beside the network and left behind."""
+class CalibrationHead(nn.Sequential):
+    """Layers d → d with BatchNorm and ReLU, twice, then → outputs: trained beside the network and left behind."""
 
     def __init__(self, d: int, outputs: int) -> None:
         super().__init__(
-            nn.Linear(d, d), nn.BatchNorm1d(d), nn.ReLU(),
-            nn.Linear(d, d), nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, outputs))  # fmt: skip
+            *(nn.Linear(d, d), nn.BatchNorm1d(d), nn.ReLU()),
+            *(nn.Linear(d, d), nn.BatchNorm1d(d), nn.ReLU()),
+            nn.Linear(d, outputs),
+        )
 
 
 # -- collaborative distillation ---------------------------------------------------------------------------------
 
 
-def similarity(V: Float[Tensor, "m d"]) -> Float[Tensor, "m m"]:
+def affinity(V: Float[Tensor, "m d"]) -> Float[Tensor, "m m"]:
     """A = softmax_row(V Vᵀ - 0.1 I) of rows of unit length: an image is a little less like itself than 1."""
     return (V @ V.T - 0.1 * torch.eye(len(V), dtype=V.dtype, device=V.device)).softmax(1)
 
 
 @torch.no_grad()
-def collaborated(Z: Float[Tensor, "m k"], V: Float[Tensor, "m d"], omega: float) -> Float[Tensor, "m k"]:
-    """S = (1 - ω)(I - ωA)⁻¹ Z: logits averaged among similar images again and again; no gradient goes there.
+def propagate_logits(Z: Float[Tensor, "m k"], V: Float[Tensor, "m d"], omega: float) -> Float[Tensor, "m k"]:
+    """S = (1 - ω)(I - ωA)⁻¹ Z: average logits among similar images, again and again; no gradient goes there.
 
     The limit of S ← ωAS + (1 - ω)Z. A linear system is solved, which has a solution for ω < 1: A's rows sum to one.
 
@@ -61,15 +63,38 @@ def collaborated(Z: Float[Tensor, "m k"], V: Float[Tensor, "m d"], omega: float)
         V: their features, of unit length.
         omega: ω in [0, 1); 0 leaves Z.
     """
-    system = torch.eye(len(V), dtype=V.dtype, device=V.device) - omega * similarity(V)
+    system = torch.eye(len(V), dtype=V.dtype, device=V.device) - omega * affinity(V)
     return (1 - omega) * torch.linalg.solve_ex(system, Z.to(V.dtype)).result  # solve would wait for the device
+
+
+def distillation_loss(
+    run: Run, z: Float[Tensor, "m k"], h: Float[Tensor, "m d"], old: Drawn, v: nn.Module, *, omega: float, gamma: float
+) -> Float[Tensor, ""]:
+    """MSE(z, (1-γ) ẑ + γ S): this process' part of the mean over the images of all processes.
+
+    Args:
+        z: logits of the images that were drawn.
+        h: their features.
+        old: the draw, with the stored logits ẑ.
+        v: the invariant head, which says which images are similar.
+        omega: ω of :func:`propagate_logits`.
+        gamma: γ; 0 leaves the target of DER.
+    """
+    target = old.logits
+    if gamma:
+        with torch.no_grad():
+            V = run.gather(F.normalize(v(h)))
+        S = propagate_logits(run.gather(z.detach()), V, omega)
+        mine = S.tensor_split(run.world_size)[run.rank]
+        target = (1 - gamma) * target.to(mine.dtype) + gamma * mine
+    return logit_loss(z, target, old.total)
 
 
 # -- collaborative self-supervision -----------------------------------------------------------------------------
 
 
-def balanced(u: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The transform of each of n images: 0, 1, ..., R-1, 0, 1, ... permuted.
+def assign_rotations(u: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Choose the rotation of each of n images, equally many of each: 0, 1, ..., R-1, 0, 1, ... permuted.
 
     Args:
         u: random numbers whose order is the permutation.
@@ -77,14 +102,14 @@ def balanced(u: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
     return (torch.arange(len(u)) % R)[u.argsort(stable=True)]
 
 
-def turned(images: Float[Tensor, "n c h w"], s: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-    """A copy of each image, turned by s · 90 degrees; images are square."""
+def rotate(images: Float[Tensor, "n c h w"], s: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+    """Rotate each image by s · 90 degrees; images are square."""
     turns = torch.stack([images.rot90(turn, (2, 3)) for turn in range(R)])
     return turns[s, torch.arange(len(images), device=images.device)]
 
 
-def zoomed(images: Float[Tensor, "n c h w"], u: Float[Tensor, "n 3"]) -> Float[Tensor, "n c h w"]:
-    """A square of 66 to 67 % of each image's area, anywhere in it, brought to the image's size bilinearly.
+def random_crop(images: Float[Tensor, "n c h w"], u: Float[Tensor, "n 3"]) -> Float[Tensor, "n c h w"]:
+    """Cut a square of 66 to 67 % of each image's area, anywhere in it, and enlarge it to the image's size bilinearly.
 
     Args:
         u: random numbers in [0, 1): area, column and row.
@@ -107,7 +132,8 @@ def supcon_loss(
     averaged over the 2n. Each has a positive at least: its other view.
 
     Args:
-        first, second: the views, rows of unit length.
+        first: one view, rows of unit length.
+        second: the other view.
         y: classes.
         tau: temperature.
     """
@@ -118,11 +144,34 @@ def supcon_loss(
     return -(log_p.where(positive, 0).sum(1) / positive.sum(1)).mean()
 
 
+def invariance_loss(
+    run: Run, h: Float[Tensor, "n d"], h_T: Float[Tensor, "n d"], y: Int[Tensor, " n"], v: nn.Module, tau: float
+) -> Float[Tensor, ""]:
+    """L_sc = SupCon(v(U), v(T_s(U))): this process' share of it.
+
+    It couples all images, so every process has the whole of it, and counts a share.
+
+    Args:
+        h: features of the images U.
+        h_T: features of the transformed images.
+        y: classes.
+        v: the invariant head.
+        tau: temperature.
+    """
+    first, second = (run.gather(F.normalize(v(x))) for x in (h, h_T))
+    return supcon_loss(first, second, run.gather(y), tau) / run.world_size
+
+
+def equivariance_loss(h_T: Float[Tensor, "n d"], s: Int[Tensor, " n"], e: nn.Module, total: int) -> Float[Tensor, ""]:
+    """L_rot = CE(e(T_s(U)), s): this process' part of the mean over ``total`` images."""
+    return cross_entropy(e(h_T), s, total)
+
+
 # -- the method -------------------------------------------------------------------------------------------------
 
 
-def resting(k: int, columns: tuple[int, ...]) -> Bool[Tensor, " k"]:
-    """Which of k outputs are not among ``columns``; their logits are set to -∞ where only these compete."""
+def without(k: int, columns: tuple[int, ...]) -> Bool[Tensor, " k"]:
+    """The mask of those of k outputs that are not ``columns``; their logits are set to -∞ where only these compete."""
     rest = torch.ones(k, dtype=torch.bool)
     rest[list(columns)] = False
     return rest
@@ -138,7 +187,7 @@ class CoCa(Method):
         CE(z(x), y) + α MSE(z(x_m), (1-γ) ẑ_m + γ S) + β CE(z(x_r), y_r) + w_sc L_sc + w_rot L_rot.
 
     *Collaborative distillation*: S are the logits of x_m averaged among images that the invariant head v finds
-    similar (:func:`collaborated`). *Collaborative self-supervision*: U = [x; x_r] is transformed, T_s(U), and the
+    similar (:func:`propagate_logits`). *Collaborative self-supervision*: U = [x; x_r] is transformed, T_s(U), and the
     equivariant head e says how, L_rot = CE(e(T_s(U)), s), while v finds the class in both views whatever was done to
     them, L_sc = SupCon(v(U), v(T_s(U))). Then x is offered to the memory. The heads read the feature h that the
     network's classifier reads; they go on from task to task, and are not in what :meth:`fit` returns. x, x_m, x_r and
@@ -153,22 +202,20 @@ class CoCa(Method):
     the architecture that came in. The four crops that make sixteen transforms for Tiny-ImageNet are left out.
 
     Args:
-        student: the network.
-        past: what an earlier stream left.
-        memory: images that are stored.
-        alpha: weight α of the logits.
-        beta: weight β of the labels.
-        omega: ω, how far logits spread among similar images.
-        gamma: γ, the share of these logits in the target.
-        w_sc: weight of L_sc.
-        w_rot: weight of L_rot.
+        student: network that learns the tasks.
+        past: state that an earlier stream left with the network.
+        replay: memory of earlier images, and how many of them each of the two draws takes.
+        alpha: weight α of the loss on stored logits; 0 leaves it out.
+        beta: weight β of the loss on stored labels; 0 leaves it out.
+        omega: ω, how far logits spread among similar images; at least 0 and below 1.
+        gamma: γ, the share of the spread logits in the target; 0 takes the stored ones alone.
+        w_sc: weight of L_sc, which makes the features of a class alike; 0 leaves it out.
+        w_rot: weight of L_rot, which tells rotations apart; 0 leaves it out.
         tau: temperature of L_sc.
         zoom: T also cuts out two thirds of the image and enlarges them, as the paper does on CIFAR-10.
         boundaries: labels of the stream compete among the classes of their task, and those of the memory among all
             classes seen so far; results of the two are not comparable.
-        policy: which images stay, see :class:`~upcycle.data.buffer.Buffer`.
-        replay: images drawn each time; 0 for as many as the batch has.
-        recipe: of each task; the paper's are 50 epochs.
+        recipe: training on each task; the paper's is 50 epochs.
     """
 
     roles = ("student",)
@@ -176,7 +223,7 @@ class CoCa(Method):
 
     student: Model | nn.Module
     past: Past | None = None
-    memory: int = 200
+    replay: Replay = field(default_factory=Replay)
     alpha: float = 0.1
     beta: float = 0.5
     omega: float = 0.1
@@ -186,11 +233,7 @@ class CoCa(Method):
     tau: float = 0.07
     zoom: bool = True
     boundaries: bool = False
-    policy: Policy = "reservoir"
-    replay: int = 0
     recipe: Recipe = field(default_factory=plain_recipe)
-    scores: Scores = field(init=False)
-    kept: Past = field(init=False)
 
     card = Card(
         name="coca",
@@ -206,23 +249,24 @@ class CoCa(Method):
     )
 
     def __post_init__(self) -> None:
-        require(self.memory >= 0, f"memory must not be negative, it is {self.memory}.")
-        require(self.replay == 0 or self.replay >= 2, f"replay must be 0 or at least 2 (BatchNorm needs two), not "
-                f"{self.replay}.")  # fmt: skip
-        for name in ("alpha", "beta", "w_sc", "w_rot"):
-            value = getattr(self, name)
-            require(0 <= value < float("inf"), f"{name} must be zero or positive, not {value}.")
-        require(0 <= self.omega < 1, f"omega must lie in [0, 1), not {self.omega}.")
-        require(0 <= self.gamma <= 1, f"gamma must lie in [0, 1], not {self.gamma}.")
-        require(0 < self.tau < float("inf"), f"tau must be positive, not {self.tau}.")
+        ranges(
+            self,
+            not_negative=("alpha", "beta", "w_sc", "w_rot"),
+            below_one=("omega",),
+            share=("gamma",),
+            positive=("tau",),
+        )
+        require(self.replay.draw != 1, "replay.draw must be 0 or at least 2 (BatchNorm needs two), and it is 1.")
 
     def check(self, data: Stream) -> list[str]:
         """As for other replay; images must be square to be turned, and boundaries need tasks."""
-        found = problems(self, data, memory=self.memory)
+        found = problems(self, data, memory=self.replay.images, option="replay.images")
         _, height, width = data.shape
         if height != width and (self.w_sc or self.w_rot):
-            found.append(f"images are turned by 90 degrees, so they must be square, not {height} x {width}; crop or "
-                         "resize them, or set --w_sc 0 --w_rot 0")  # fmt: skip
+            found.append(
+                f"images are turned by 90 degrees, so they must be square, not {height} x {width}; crop or "
+                "resize them, or set --w_sc 0 --w_rot 0"
+            )
         if self.boundaries and data.ordered:
             found.append("a general stream has no boundaries between tasks; leave out --boundaries")
         return found
@@ -235,69 +279,53 @@ class CoCa(Method):
         """The algorithm; returns the student."""
         net = start(self, data)
         last = classifier(net)  # h is what it reads
-        d = int(net.module.get_submodule(last).in_features)  # type: ignore[arg-type]
         seed_everything(run.seed, "heads")  # whatever was drawn before
-        dtype = torch.float64 if run.precision == "64-true" else torch.float32
-        e, v = (Head(d, outputs).to(run.device, dtype) for outputs in (R, EMBEDDING))
-        buffer = Buffer(self.memory, data.train, logits=len(data.classes), policy=self.policy, seed=run.seed)
+        d = linear(net.module, last).in_features
+        e, v = (CalibrationHead(d, outputs).to(run.device, run.dtype) for outputs in (R, EMBEDDING))
+        buffer = self.replay.buffer(data.train, run.seed, logits=len(data.classes))
         calibrate = self.w_sc > 0 or self.w_rot > 0
-
-        def learn(t: int, task: Images) -> None:
+        keep = {"buffer": buffer, "e": e, "v": v}
+        passes = 1.0 + (self.alpha > 0) + (self.beta > 0 or calibrate) + 2 * calibrate
+        allowed = f"memory {self.replay.images} images with logits" + ", told the boundaries" * self.boundaries
+        for t, task in tasks(self, run, data, net, keep=keep, allowed=allowed, passes=passes):
             run.setup(e)
             run.setup(v)
-            student, optimizer = run.setup(
-                net.module, lambda m: self.recipe.make(nn.ModuleList([m, e, v] if calibrate else [m])))  # fmt: skip
-            rest, rest_old = (
-                resting(len(data.classes), columns).to(run.device) for columns in self._competing(data, t)
-            )
-
-            def forward(images: Tensor) -> tuple[Tensor, Tensor]:
-                return student(images), taps[last]
-
+            trained = nn.ModuleList([net.module, e, v] if calibrate else [net.module])
+            student, optimizer = run.setup(net.module, lambda _, trained=trained: self.recipe.make(trained))
+            rest, rest_old = (without(len(data.classes), c).to(run.device) for c in self._competing(data, t))
             with Taps(student, [last], kind="input") as taps:
                 for _ in run.epochs(self.recipe.epochs):
                     student.train()
-                    for x, y, index in run.batches(task.train, self.recipe.batch_size, shuffle=not data.ordered,
-                                                   save_within=True):  # fmt: skip
-                        self.recipe.schedule_rate(optimizer, run.progress)
-                        z, h_U = forward(x)
+                    for x, y, index in run.batches(task.train, self.recipe.batch_size):
+                        z, h_U = student(x), taps[last]
                         U, Y, places, total = x, y, share(run, run.count), run.count
-                        loss = cross_entropy(z.masked_fill(rest, -torch.inf), y, run.count)
+                        loss = cross_entropy(z.masked_fill(rest, -torch.inf), y, total)
                         if self.alpha and len(buffer):
-                            old = buffer.draw(run, self.replay or run.count)
-                            Z, h = forward(old.images)
-                            target = old.logits
-                            if self.gamma:
-                                with torch.no_grad():
-                                    V = run.gather(F.normalize(v(h)))
-                                S = collaborated(run.gather(Z.detach()), V, self.omega)
-                                mine = S.tensor_split(run.world_size)[run.rank]
-                                target = (1 - self.gamma) * target.to(mine.dtype) + self.gamma * mine
-                            loss = loss + self.alpha * logit_loss(Z, target, old.total)
+                            old = buffer.draw(run, self.replay.draw or run.count)
+                            z_m, h = student(old.images), taps[last]
+                            loss = loss + self.alpha * distillation_loss(
+                                run, z_m, h, old, v, omega=self.omega, gamma=self.gamma
+                            )
                         if (self.beta or calibrate) and len(buffer):
-                            old = buffer.draw(run, self.replay or run.count)
-                            z_r, h = forward(old.images)
-                            z_r = z_r.masked_fill(rest_old, -torch.inf)
+                            old = buffer.draw(run, self.replay.draw or run.count)
+                            z_r, h = student(old.images).masked_fill(rest_old, -torch.inf), taps[last]
                             loss = loss + self.beta * cross_entropy(z_r, old.labels, old.total)
                             U, Y, h_U = (torch.cat(pair) for pair in ((x, old.images), (y, old.labels), (h_U, h)))
                             places, total = torch.cat([places, total + share(run, old.total)]), total + old.total
                         if calibrate:
-                            u = uniform(run.seed, run.updates, torch.arange(total), "transforms", 4)
-                            s = balanced(u[:, 0])[places].to(run.device)
-                            _, h_T = forward(turned(zoomed(U, u[places, 1:]) if self.zoom else U, s))
-                            first, second = (run.gather(F.normalize(v(h))) for h in (h_U, h_T))
-                            # It couples all images, so every process has the whole of it, and counts a share.
-                            L_sc = supcon_loss(first, second, run.gather(Y), self.tau) / run.world_size
-                            loss = loss + self.w_sc * L_sc + self.w_rot * cross_entropy(e(h_T), s, total)
-                        run.backward(loss, "sum")
-                        run.update(optimizer)
-                        run.track(loss=loss * run.world_size)
+                            T_U, s = self._transform(run, U, places, total)
+                            student(T_U)
+                            loss = loss + self.w_sc * invariance_loss(run, h_U, taps[last], Y, v, self.tau)
+                            loss = loss + self.w_rot * equivariance_loss(taps[last], s, e, total)
+                        run.step(loss, optimizer, self.recipe, "sum")
                         buffer.add(run, task.train, index, z)
+        return run.plain(net.module)
 
-        passes = 1.0 + (self.alpha > 0) + (self.beta > 0 or calibrate) + 2 * calibrate
-        allowed = f"memory {self.memory} images with logits" + ", told the boundaries" * self.boundaries
-        return follow(self, run, data, net, learn, keep={"buffer": buffer, "e": e, "v": v}, allowed=allowed,
-                      passes=passes)  # fmt: skip
+    def _transform(self, run: Run, U: Tensor, places: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """T_s(U) and s, each image by its place among the ``total`` images of all processes."""
+        u = uniform(run.seed, run.updates, torch.arange(total), "transforms", 4)
+        s = assign_rotations(u[:, 0])[places].to(run.device)
+        return rotate(random_crop(U, u[places, 1:]) if self.zoom else U, s), s
 
     def _competing(self, data: Stream, t: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The columns among which a label of the stream competes in task t, and one of the memory."""

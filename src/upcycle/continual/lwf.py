@@ -1,4 +1,4 @@
-"""Learning without forgetting: what the network answered before a task is distilled while it learns the task."""
+"""Learning without forgetting: the network's answers from before a task are distilled while it learns the task."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.continual.finetune import bounds, plain_recipe
-from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, follow, of_task, problems, start
-from upcycle.core.errors import require
+from upcycle.continual.protocol.bounds import bounds, plain_recipe
+from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.tasks import of_task, problems, start, tasks
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.images import Images
@@ -33,11 +33,16 @@ def old_loss(
     is the same. There is no factor T², as there.
 
     Args:
-        z, old: logits, now and before the task.
+        z: logits now.
+        old: logits before the task.
         heads: columns that compete with each other.
+        temperature: T.
+        total: images of all processes.
     """
-    parts = [F.kl_div((z[:, columns] / temperature).log_softmax(1), (old[:, columns] / temperature).log_softmax(1),
-                      reduction="sum", log_target=True) for columns in map(list, heads)]  # fmt: skip
+    parts = []
+    for columns in map(list, heads):
+        now, then = ((x[:, columns] / temperature).log_softmax(1) for x in (z, old))
+        parts.append(F.kl_div(now, then, reduction="sum", log_target=True))
     return sum(parts, z.new_zeros(())) / total
 
 
@@ -57,11 +62,11 @@ class LwF(Method):
     only they train. The answers are those to images without augmentation, recorded once.
 
     Args:
-        student: the network.
-        past: what an earlier stream left.
+        student: network that learns the tasks.
+        past: state that an earlier stream left with the network.
         alpha: weight α of the old answers, the paper's λ_o; 0 is plain fine-tuning.
-        temperature: T.
-        recipe: of each task.
+        temperature: temperature T that softens both answers before they are compared.
+        recipe: training on each task.
     """
 
     roles = ("student",)
@@ -72,8 +77,6 @@ class LwF(Method):
     alpha: float = 1.0
     temperature: float = 2.0
     recipe: Recipe = field(default_factory=plain_recipe)
-    scores: Scores = field(init=False)
-    kept: Past = field(init=False)
 
     card = Card(
         name="lwf",
@@ -87,15 +90,14 @@ class LwF(Method):
     )
 
     def __post_init__(self) -> None:
-        require(self.alpha >= 0, f"alpha must not be negative, it is {self.alpha}.")
-        require(self.temperature > 0, f"temperature must be positive, it is {self.temperature}.")
+        ranges(self, not_negative=("alpha",), positive=("temperature",))
 
     def check(self, data: Stream) -> list[str]:
         """The classifier must be replaceable, and the images must fit."""
         return problems(self, data)
 
     def heads(self, data: Stream, t: int) -> list[tuple[int, ...]]:
-        """The outputs that were learnt before task t, those that compete with each other together."""
+        """Group the outputs that were learnt before task t: those that compete with each other together."""
         tasks = [*(self.past.tasks if self.past is not None else ()), *data.tasks[:t]]
         if data.scenario == "task":
             return tasks
@@ -109,30 +111,24 @@ class LwF(Method):
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""
         net = start(self, data)
-
-        def learn(t: int, task: Images) -> None:
+        for t, task in tasks(self, run, data, net, allowed="no memory"):
             student, optimizer = run.setup(net.module, self.recipe)
             heads = self.heads(data, t) if self.alpha else []
             # A run that resumes within the task comes here with the network as it was before the task, and records
             # the same.
-            old = recorded(run, student, task) if heads else torch.empty(0)
+            old = record_logits(run, student, task) if heads else torch.empty(0)
             for _ in run.epochs(self.recipe.epochs):
                 student.train()
-                for images, labels, index in run.batches(task.train, self.recipe.batch_size, shuffle=not data.ordered,
-                                                         save_within=True):  # fmt: skip
-                    self.recipe.schedule_rate(optimizer, run.progress)
+                for images, labels, index in run.batches(task.train, self.recipe.batch_size):
                     z = student(images)
                     loss = cross_entropy(*of_task(z, labels, data, t), run.count)
                     if heads:
                         loss = loss + self.alpha * old_loss(z, old[index].to(z), heads, self.temperature, run.count)
-                    run.backward(loss, "sum")
-                    run.update(optimizer)
-                    run.track(loss=loss * run.world_size)
-
-        return follow(self, run, data, net, learn, allowed="no memory")
+                    run.step(loss, optimizer, self.recipe, "sum")
+        return run.plain(net.module)
 
 
-def recorded(run: Run, network: nn.Module, task: Images) -> Tensor:
-    """The network's logits of every training image of a task, (n, k) on the device; each process computes its share."""
+def record_logits(run: Run, network: nn.Module, task: Images) -> Tensor:
+    """Compute the logits of every training image of a task, (n, k) on the device; each process computes its share."""
     mine = torch.arange(len(task.train)).tensor_split(run.world_size)[run.rank]
     return run.gather(predict_logits(network, task.train.subset(mine), run.device).to(run.device))

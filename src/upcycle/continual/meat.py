@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -14,37 +12,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from upcycle.continual.finetune import bounds
-from upcycle.continual.masks import (
+from upcycle.continual.protocol.bounds import bounds
+from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.tasks import learnt, problems, start, tasks
+from upcycle.continual.weights.attention_masks import (
     Masked,
     Masks,
-    Told,
-    jaccard,
-    lacking,
-    packed,
-    sampled,
+    WithTask,
+    mask_problems,
+    pack_bits,
+    sample_mask,
     share_penalty,
-    unpacked,
 )
-from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, follow, learnt, problems, start
+from upcycle.continual.weights.mask_pictures import leave_mask_pictures
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.heads import linear
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, source_of
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_of
-from upcycle.data.images import Images
 from upcycle.data.streams import Stream
 
 REFERENCE = "continual:meat"
-SHOWN = 6
-"""Tasks whose token masks are drawn."""
 
 
-class Own(nn.Module):
-    """What one task learns: the logits ``a`` (n,) of its gates, and its head.
+class TaskParameters(nn.Module):
+    """The parameters that one task learns: the logits ``a`` (n,) of its gates, and its head.
 
     Args:
         bits: n.
@@ -53,7 +49,7 @@ class Own(nn.Module):
         columns: the outputs of the task.
     """
 
-    def __init__(self, bits: int, gamma: float, whole: nn.Linear, columns: tuple[int, ...]) -> None:
+    def __init__(self, bits: int, gamma: float, whole: nn.Linear, columns: Sequence[int]) -> None:
         super().__init__()
         self.a = nn.Parameter(torch.full((bits,), gamma))
         self.head = nn.Linear(whole.in_features, len(columns), bias=whole.bias is not None)
@@ -67,20 +63,23 @@ class Own(nn.Module):
         return functional_call(masked.net, tensors, (images,))
 
 
+def _recipe() -> Recipe:
+    return Recipe(epochs=30, batch_size=256, optimizer="adamw", lr=2.5e-4, weight_decay=0.05, warmup=5)
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class MEAT(Method):
     """Meta-attention for ViT-backed Continual Learning (Xue, Zhang, Song, Song; CVPR 2022; arXiv:2203.11684).
 
     The transformer never changes. Each task t has gates with logits (a, b), which begin at (γ, -γ), and a head, the
     rows of the classifier for its classes. A step samples binary masks m = 1[a + g₁ > b + g₂] with Gumbel noise g,
-    straight through to the soft probability (:func:`~upcycle.continual.masks.sampled`), and descends
+    straight through to the soft probability (``sample_mask`` in ``weights/attention_masks.py``), and descends
 
         CE(head_t) + r Σ_l (mean(m_l) - κ)²    over the token masks m_l of the chosen blocks l.
 
-    A token mask hides image tokens as keys from all other tokens, for all images and heads alike
-    (:func:`~upcycle.continual.masks.masked_softmax`); every weight of the feed-forward layers has a gate of its own,
-    y = (M ⊙ W) x + b. Afterwards the bits a > b and the head stay, and the logits of the gates go. So what was learnt
-    is the same to the last bit ever after.
+    A token mask hides image tokens as keys from all other tokens, for all images and heads alike (``masked_softmax``
+    there); every weight of the feed-forward layers has a gate of its own, y = (M ⊙ W) x + b. Afterwards the bits a > b
+    and the head stay, and the logits of the gates go. So what was learnt is the same to the last bit ever after.
 
     What comes out answers over all classes by running once under each task's mask, T forwards; told the task, it takes
     one. Classes that the network had before, and no task has, are answered by the network as it was.
@@ -91,18 +90,19 @@ class MEAT(Method):
     half of the logits are stored. Masks of the feed-forward layers cover both weights of each ``mlp``, however wide.
 
     Args:
-        student: a vision transformer of timm, or zoo:vit.
-        past: what an earlier stream left.
-        masks: ``meat``; ``all`` for a gate at every weight of every linear layer of the blocks, and no token masks
-            (which weights Piggyback masks, arXiv:1801.06519, with gates as here); ``none`` for a head alone.
-        blocks: whose attention is masked, from 0; those at a quarter, half and three quarters of the depth if not
-            given (3, 6 and 9 of 12), none if empty.
-        gamma: γ.
+        student: network that learns the tasks, a vision transformer of timm or zoo:vit.
+        past: state that an earlier stream left with the network.
+        masks: kind of masks: ``meat``; ``all`` for a gate at every weight of every linear layer of the blocks, and no
+            token masks (the weights that Piggyback masks, arXiv:1801.06519, with gates as here); ``none`` for a head
+            alone.
+        blocks: blocks whose attention is masked, from 0; those at a quarter, half and three quarters of the depth if
+            not given (3, 6 and 9 of 12), none if empty.
+        gamma: γ, the logit at which every gate begins; larger keeps more weights on.
         tau: τ, the temperature of the soft probability.
-        kappa: κ, the share of tokens that is kept.
-        r: weight of the token shares.
+        kappa: κ, the share of tokens that is kept; above 0, at most 1.
+        r: weight of the loss on token shares; 0 leaves it out.
         lr_gates: learning rate of the gates, which do not decay.
-        recipe: of each task; ``lr`` and ``weight_decay`` are the head's.
+        recipe: training on each task; ``lr`` and ``weight_decay`` are the head's.
     """
 
     roles = ("student",)
@@ -117,10 +117,7 @@ class MEAT(Method):
     kappa: float = 0.9
     r: float = 1.0
     lr_gates: float = 0.1
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=30, batch_size=256, optimizer="adamw", lr=2.5e-4,
-                                                          weight_decay=0.05, warmup=5))  # fmt: skip
-    scores: Scores = field(init=False)
-    kept: Past = field(init=False)
+    recipe: Recipe = field(default_factory=_recipe)
 
     card = Card(
         name="meat",
@@ -135,15 +132,17 @@ class MEAT(Method):
     )
 
     def __post_init__(self) -> None:
-        require(self.masks in get_args(Masks), f"masks must be one of {', '.join(get_args(Masks))}, not "
-                f"'{self.masks}'.")  # fmt: skip
-        for name in ("gamma", "tau", "lr_gates"):
-            value = getattr(self, name)
-            require(0 < value < math.inf, f"{name} must be a positive number, not {value}.")
-        require(0 < self.kappa <= 1, f"kappa must lie in (0, 1], not {self.kappa}.")
-        require(0 <= self.r < math.inf, f"r must be zero or positive, not {self.r}.")
-        require(self.recipe.optimizer != "sgd", "The optimizer of meat must be adamw or adam: under sgd its gates "
-                "hardly move.")  # fmt: skip
+        ranges(
+            self,
+            one_of={"masks": get_args(Masks)},
+            positive=("gamma", "tau", "lr_gates", "kappa"),
+            share=("kappa",),
+            not_negative=("r",),
+        )
+        require(
+            self.recipe.optimizer != "sgd",
+            "The optimizer of meat must be adamw or adam: under sgd its gates hardly move.",
+        )
         self.blocks = None if self.blocks is None else tuple(self.blocks)
 
     def model(self, role: str, data: Any) -> Model:
@@ -152,22 +151,25 @@ class MEAT(Method):
         if not isinstance(found.module, Masked):
             return found
         source = found.options.get("source", {})
-        return dataclasses.replace(found, module=found.module.net, reference=source.get("reference"),
-                                   options=source.get("options", {}))  # fmt: skip
+        return dataclasses.replace(
+            found, module=found.module.net, reference=source.get("reference"), options=source.get("options", {})
+        )
 
     def check(self, data: Stream) -> list[str]:
         """A transformer whose blocks can be masked, a stream that tells the task of its images, and masks that fit."""
         found, student = problems(self, data), self.model("student", data)
         if data.scenario != "task":
             found.append("it must be told the task of each image, and this stream does not say it; use --scenario task")
-        found += found or lacking(student, self.masks, self.blocks)
+        found += found or mask_problems(student, self.masks, self.blocks)
         before = self.student.module if isinstance(self.student, Model) else self.student
         if isinstance(before, Masked):
             if self.past is None:
                 found.append(f"{student.name} carries the masks of earlier tasks, and what that run kept is not given")
             elif (before.masks, before.blocks) != (self.masks, self.blocks):
-                found.append(f"{student.name} was extended with --masks {before.masks} and --blocks {before.blocks}, "
-                             "and goes on with these")  # fmt: skip
+                found.append(
+                    f"{student.name} was extended with --masks {before.masks} and --blocks {before.blocks}, and goes "
+                    "on with these"
+                )
         return found
 
     def controls(self) -> dict[str, Control]:
@@ -175,49 +177,42 @@ class MEAT(Method):
         return bounds(self)
 
     def fit(self, run: Run, data: Stream) -> nn.Module:
-        """The algorithm; returns the network with its masks, see :class:`~upcycle.continual.masks.Masked`."""
+        """The algorithm; returns the network with its masks, a :class:`Masked`."""
         net, before = start(self, data), learnt(self)
-        tasks = (*(self.past.tasks if self.past else ()), *data.tasks)
+        every = (*(self.past.tasks if self.past else ()), *data.tasks)
         net.module.eval().requires_grad_(False)
-        masked = Masked(net, tasks, self.masks, self.blocks).to(run.device)
-        whole: Any = masked.net.get_submodule(masked.head)
-        done = before
-
-        def learn(t: int, task: Images) -> None:
-            nonlocal done
-            columns = data.tasks[t]
+        masked = Masked(net, every, self.masks, self.blocks).to(run.device)
+        whole = linear(masked.net, masked.head)
+        for t, task in tasks(
+            self,
+            run,
+            data,
+            dataclasses.replace(net, module=masked),
+            keep={"off": masked.off},
+            answers=lambda split, t: predict_logits(WithTask(masked, before + t), split, run.device),
+            held=lambda t: masked.held(before + t + 1),
+            allowed=f"{masked.sites.bits:,} bits and a head a task",
+        ):
+            columns = list(data.tasks[t])
             position = torch.full((len(data.classes) + 1,), -1, device=run.device)  # an unknown label is none of them
-            position[list(columns)] = torch.arange(len(columns), device=run.device)
-            own, optimizer = run.setup(Own(masked.sites.bits, self.gamma, whole, columns), self._optimizer)
+            position[columns] = torch.arange(len(columns), device=run.device)
+            own, optimizer = run.setup(TaskParameters(masked.sites.bits, self.gamma, whole, columns), self._optimizer)
             for _ in run.epochs(self.recipe.epochs):
-                for images, labels, _ in run.batches(task.train, self.recipe.batch_size, save_within=True):
-                    self.recipe.schedule_rate(optimizer, run.progress)
+                for images, labels, _ in run.batches(task.train, self.recipe.batch_size):
                     # The same noise on every process, and after a resume.
                     noise = torch.Generator(run.device).manual_seed(seed_of(run.seed, "gates", t, run.updates))
-                    mask = sampled(own.a, self.tau, noise)
+                    mask = sample_mask(own.a, self.tau, noise)
                     parts = masked.sites.parts(mask)
-                    z = own(masked, images, mask)
-                    loss = F.cross_entropy(z, position[labels], reduction="sum") / run.count
+                    loss = F.cross_entropy(own(masked, images, mask), position[labels], reduction="sum") / run.count
                     if tokens := [parts[policy] for policy in masked.sites.policies]:
                         loss = loss + self.r * share_penalty(tokens, self.kappa) / run.world_size
-                    run.backward(loss, "sum")
-                    run.update(optimizer)
-                    run.track(loss=loss * run.world_size)
+                    run.step(loss, optimizer, self.recipe, "sum")
             with torch.no_grad():
-                masked.off[before + t] = packed(own.a <= 0)
+                masked.off[before + t] = pack_bits(own.a <= 0)
                 for key, p in own.head.named_parameters():
-                    whole.get_parameter(key)[list(columns)] = p
-            done = before + t + 1
-
-        def held() -> int:
-            each = (masked.sites.storage(whole.in_features, len(columns)) for columns in tasks[:done])
-            return sum(-(-bits // 8) for bits in each)
-
-        module = follow(self, run, data, dataclasses.replace(net, module=masked), learn, keep={"off": masked.off},
-                        answers=lambda split, t: predict_logits(Told(masked, before + t), split, run.device),
-                        held=held, allowed=f"{masked.sites.bits:,} bits and a head a task")  # fmt: skip
-        self._leave_pictures(run, masked, net.input_shape)
-        return module.requires_grad_(True)
+                    whole.get_parameter(key)[columns] = p
+        leave_mask_pictures(run, masked, net.input_shape)
+        return run.plain(masked).requires_grad_(True)
 
     def product(self, module: nn.Module, data: Stream) -> Model:
         """The network with its masks, rebuilt from the student's architecture."""
@@ -226,56 +221,18 @@ class MEAT(Method):
         source = source_of(made)
         if source is None:
             return dataclasses.replace(made, options={})
-        options = {"source": source, "tasks": [list(columns) for columns in module.tasks], "masks": module.masks,
-                   "blocks": None if module.blocks is None else list(module.blocks)}  # fmt: skip
+        options = {
+            "source": source,
+            "tasks": [list(columns) for columns in module.tasks],
+            "masks": module.masks,
+            "blocks": None if module.blocks is None else list(module.blocks),
+        }
         return dataclasses.replace(made, reference=REFERENCE, options=options)
 
-    def _optimizer(self, own: Own) -> torch.optim.Optimizer:
+    def _optimizer(self, own: TaskParameters) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": [own.head.weight]}]
         if own.head.bias is not None:
             groups.append({"params": [own.head.bias], "weight_decay": 0.0})
         if len(own.a):
             groups.append({"params": [own.a], "weight_decay": 0.0, "lr": self.lr_gates})
         return self.recipe.make(groups)
-
-    def _leave_pictures(self, run: Run, masked: Masked, shape: tuple[int, int, int]) -> None:
-        sites, names = masked.sites, [f"task {t}" for t in range(len(masked.tasks))]
-        off = [unpacked(row, sites.bits) for row in masked.off]
-        if sites.bits == 0:
-            return
-        parts = [sites.parts(~row) for row in off]
-        of_block: dict[str, list[str]] = {}
-        for weight in sites.weights:
-            of_block.setdefault(weight.split(".")[1], []).append(weight)
-        run.picture("kept_weights", {
-            "kind": "heatmap", "title": "Weights that each task uses", "digits": 3,
-            "caption": "The share of the masked weights of each block that are on.",
-            "values": [[float(torch.cat([p[w].flatten() for w in found]).double().mean())
-                        for found in of_block.values()] for p in parts],
-            "rows": names, "columns": [f"block {i}" for i in of_block]})  # fmt: skip
-        run.picture("mask_overlap", {
-            "kind": "heatmap", "title": "What tasks switch off alike", "digits": 2,
-            "caption": "Bits that are off for both tasks, over those that are off for either.",
-            "values": [[jaccard(a, b) for b in off] for a in off], "rows": names, "columns": names})  # fmt: skip
-        if sites.policies:
-            run.picture("token_masks", {
-                "kind": "images", "title": "Tokens that attention may read",
-                "caption": "White: read by the other tokens; black: hidden. One grid for each task and masked block.",
-                "items": [_grid(p[policy], shape, f"{name}, block {policy.split('.')[1]}")
-                          for name, p in list(zip(names, parts, strict=True))[:SHOWN]
-                          for policy in sites.policies]})  # fmt: skip
-
-
-def _grid(tokens: Tensor, shape: tuple[int, int, int], label: str) -> dict[str, str]:
-    """The tokens (N,) as they lie in an image, a PNG; in one row where they form no grid."""
-    from PIL import Image
-
-    height = round(math.sqrt(len(tokens) * shape[1] / shape[2]))
-    width = len(tokens) // max(height, 1)
-    if height * width != len(tokens):
-        height, width = 1, len(tokens)
-    pixels = (255 * tokens.view(height, width)).to(torch.uint8).cpu().numpy()
-    side, file = max(1, 64 // max(height, width)), io.BytesIO()
-    Image.fromarray(pixels).resize((width * side, height * side), Image.Resampling.NEAREST).save(file, "PNG")
-    share = f"{float(tokens.double().mean()):.0%} of tokens are read"
-    return {"png": base64.b64encode(file.getvalue()).decode(), "label": label, "alt": f"{label}: {share}"}

@@ -12,19 +12,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.continual.finetune import bounds
-from upcycle.continual.probing import Probing, union
-from upcycle.continual.scores import Scores
-from upcycle.continual.ssl import Objective, Projection, Views
-from upcycle.continual.tasks import Past, follow, learnt, problems, start
-from upcycle.core.errors import require, unknown
-from upcycle.core.heads import classifier
+from upcycle.continual.embeddings.two_views import Objective, Projection, Views
+from upcycle.continual.protocol.bounds import bounds
+from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.probing import Probing, concatenate
+from upcycle.continual.protocol.tasks import learnt, problems, start, tasks
+from upcycle.core.errors import require
+from upcycle.core.heads import classifier, linear
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.augment import OPERATIONS, uniform
-from upcycle.data.images import Images, ImageSplit
+from upcycle.data.images import ImageSplit
 from upcycle.data.streams import Stream
 
 IMAGES = 256
@@ -48,8 +49,12 @@ def importance(encoder: nn.Module, weights: Sequence[Tensor], images: Float[Tens
     total = torch.zeros_like(flat(weights))
     for image in images.split(1):
         grads = torch.autograd.grad(encoder(image).square().sum(), list(weights), allow_unused=True)
-        total += torch.cat([torch.zeros_like(w).reshape(-1) if g is None else g.abs().reshape(-1)
-                            for g, w in zip(grads, weights, strict=True)])  # fmt: skip
+        total += torch.cat(
+            [
+                torch.zeros_like(w).reshape(-1) if g is None else g.abs().reshape(-1)
+                for g, w in zip(grads, weights, strict=True)
+            ]
+        )
     return total / len(images)
 
 
@@ -63,7 +68,7 @@ def flat(weights: Sequence[Tensor]) -> Tensor:
     return torch.cat([w.reshape(-1) for w in weights])
 
 
-class Share:
+class UnlabelledMemory:
     """A share of the images of each chunk so far, without labels; it grows with the stream.
 
     Args:
@@ -82,7 +87,7 @@ class Share:
         """Keep ``share`` of the images, drawn by (seed, chunk)."""
         order = uniform(seed, chunk, torch.arange(len(split)), "kept")[:, 0].argsort(stable=True)
         drawn = split.subset(order[: round(share * len(split))].sort().values)
-        self.kept = union([self.kept, dataclasses.replace(drawn, labels=torch.full_like(drawn.labels, -1))])
+        self.kept = concatenate([self.kept, dataclasses.replace(drawn, labels=torch.full_like(drawn.labels, -1))])
 
     def state_dict(self) -> dict[str, Any]:
         """Images and their numbers."""
@@ -91,10 +96,16 @@ class Share:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse."""
         shape = tuple(self.kept.images.shape[1:])
-        require(tuple(state["images"].shape[1:]) == shape, f"The memory holds images of "
-                f"{tuple(state['images'].shape[1:])} and the stream brings {shape}; --size brings them to one "
-                "size.")  # fmt: skip
+        require(
+            tuple(state["images"].shape[1:]) == shape,
+            f"The memory holds images of {tuple(state['images'].shape[1:])} and the stream brings {shape}; --size "
+            "brings them to one size.",
+        )
         self.kept = dataclasses.replace(self.kept, **state, labels=torch.full((len(state["ids"]),), -1))
+
+
+def _recipe() -> Recipe:
+    return Recipe(epochs=20, batch_size=256, optimizer="adam", lr=1e-3, weight_decay=0.0)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -107,7 +118,7 @@ class StreamingSSL(Method):
         SSL(D_i ∪ replay) + λ/2 Σ_j Ω_j (θ_j - θ*_j)²
 
     where replay is a share of each earlier chunk, θ* the encoder's weights before the chunk, and Ω the importance of
-    :func:`importance`, divided by its mean and averaged over the chunks so far. ``replay=0`` is plain sequential
+    :func:`importance`, divided by its mean and averaged over the chunks so far. ``replay_share=0`` is plain sequential
     training (ST), ``mas=λ`` ST with MAS, both together MAS+; ``joint`` trains anew on all chunks so far (JT), which is
     the reference: with as many epochs it makes as many times more updates as there are chunks.
 
@@ -122,17 +133,17 @@ class StreamingSSL(Method):
     need neither queue nor momentum encoder; the paper's is MoCo-v2. MAS counts at most 256 images of a chunk.
 
     Args:
-        student: the network; its weights are where the first chunk begins.
-        past: what an earlier stream left; joint training cannot see its images.
-        objective: barlow (Barlow Twins) or simsiam.
-        projection: width of the projection.
-        replay: share of the images of each chunk that is kept for the next ones.
-        mas: λ; 0 for none.
-        joint: train anew on all chunks so far, each time; nothing is replayed or held on to.
-        view: what makes a view, any of crop, flip, color; whatever the stream says.
-        scale: smallest share of the area in a view's random window.
-        probes: labelled images at most that a probe is fitted to.
-        recipe: of each chunk.
+        student: network whose weights are where the first chunk begins.
+        past: state that an earlier stream left with the network; joint training cannot see its images.
+        objective: objective on two views, barlow (Barlow Twins) or simsiam.
+        projection: width of the projection, at least 2.
+        replay_share: share of the images of each chunk that is kept for the next ones; 0 for no replay.
+        mas: λ, the weight of the penalty on weights that matter; 0 for none.
+        joint: training begins anew on all chunks so far, each time; nothing is replayed or held on to.
+        view: operations that make a view, any of crop, flip, color; whatever the stream says.
+        scale: smallest share of the area in a view's random window, above 0; 1 for no window.
+        probes: labelled images at most that a probe is fitted to, at least 2.
+        recipe: training on each chunk.
     """
 
     roles = ("student",)
@@ -142,16 +153,13 @@ class StreamingSSL(Method):
     past: Past | None = None
     objective: Objective = "barlow"
     projection: int = 128
-    replay: float = 0.1
+    replay_share: float = 0.1
     mas: float = 0.0
     joint: bool = False
     view: tuple[str, ...] = ("flip", "color")
     scale: float = 0.4
     probes: int = 2000
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, batch_size=256, optimizer="adam", lr=1e-3,
-                                                          weight_decay=0.0))  # fmt: skip
-    scores: Scores = field(init=False)
-    kept: Past = field(init=False)
+    recipe: Recipe = field(default_factory=_recipe)
 
     card = Card(
         name="streaming",
@@ -166,40 +174,35 @@ class StreamingSSL(Method):
     )
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective):
-            raise unknown("objective", self.objective, get_args(Objective))
-        for name in self.view:
-            if name not in OPERATIONS:
-                raise unknown("augmentation", name, OPERATIONS)
-        require(self.projection >= 2, f"projection must be at least 2, it is {self.projection}.")
-        require(0 <= self.replay <= 1, f"replay is a share and lies in [0, 1], it is {self.replay}.")
-        require(0 <= self.mas < float("inf"), f"mas must not be negative, it is {self.mas}.")
-        require(0 < self.scale <= 1, f"scale is a share and lies in (0, 1], it is {self.scale}.")
-        require(self.probes >= 2, f"probes must be at least 2, it is {self.probes}.")
+        ranges(
+            self,
+            one_of={"objective": get_args(Objective), "view": OPERATIONS},
+            at_least={"projection": 2, "probes": 2},
+            share=("replay_share", "scale"),
+            not_negative=("mas",),
+            positive=("scale",),
+        )
 
     def check(self, data: Stream) -> list[str]:
         """The classifier must be replaceable, the images must fit, the projection must be that of the past."""
         found = problems(self, data)
         if not found:
-            layer = self._classifier(data)
+            student = self.model("student", data)
+            layer = linear(student.module, classifier(student))
             if layer.bias is None:
                 found.append("the student's classifier has no bias, which a probe needs")
             if self.past is not None and self.past.method == self.card.name:
                 fresh = Projection(self.objective, layer.in_features, self.projection).state_dict()
                 before = self.past.state["head"]
                 if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in fresh.items()}:
-                    found.append("the earlier stream was learnt with another projection; give the --objective and "
-                                 "--projection it had")  # fmt: skip
+                    found.append(
+                        "the earlier stream was learnt with another projection; give the --objective and --projection "
+                        "it had"
+                    )
         return found
 
-    def _classifier(self, data: Stream) -> nn.Linear:
-        model = self.model("student", data)
-        layer = model.module.get_submodule(classifier(model))
-        assert isinstance(layer, nn.Linear)
-        return layer
-
     def work(self, n: int, teacher: int, student: int) -> float:
-        """Two views of each image."""
+        """The multiply-adds for two views of each image."""
         return 2 * super().work(n, teacher, student)
 
     def controls(self) -> dict[str, Control]:
@@ -210,34 +213,37 @@ class StreamingSSL(Method):
         """The algorithm; returns the encoder with a linear probe as its classifier."""
         net = start(self, data)
         name = classifier(net)
-        layer = net.module.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
+        layer = linear(net.module, name)
         net.module.set_submodule(name, nn.Identity())  # from here on the network is the encoder e
         head = Projection(self.objective, layer.in_features, self.projection)
         scratch = copy.deepcopy((net.module.state_dict(), head.state_dict()))
-        dtype = torch.float64 if run.precision == "64-true" else torch.float32
         theta = [p for p in net.module.parameters() if p.requires_grad]
-        omega = torch.zeros(sum(p.numel() for p in theta), dtype=dtype, device=run.device)
-        memory = Share(data.train)
-        probe = Probing(net.module, data, self.probes)
-
-        def learn(t: int, chunk: Images) -> None:
+        omega = torch.zeros(sum(p.numel() for p in theta), dtype=run.dtype, device=run.device)
+        memory, probe = UnlabelledMemory(data.train), Probing(net.module, data, self.probes)
+        for t, chunk in tasks(
+            self,
+            run,
+            data,
+            net,
+            keep={"head": head, "memory": memory, "omega": omega},
+            answers=probe.answers,
+            held=lambda _: memory.nbytes + (omega.nbytes if self.mas else 0),
+            allowed="all chunks so far" if self.joint else f"replay {self.replay_share:g}, mas {self.mas:g}",
+            passes=len(data) + 1.0 if self.joint else 2 + self.replay_share * (len(data) - 1),
+        ):
             before = learnt(self) + t  # chunks that the encoder has learnt
             if self.joint:
                 net.module.load_state_dict(scratch[0])
                 head.load_state_dict(scratch[1])
-                split = union([*(data.task(i).train for i in range(t)), chunk.train])
-            else:
-                split = union([memory.kept, chunk.train])
-            views = Views(dataclasses.replace(split, augment=self.view), self.scale)
+            earlier = [data.task(i).train for i in range(t)] if self.joint else [memory.kept]
+            split = dataclasses.replace(concatenate([*earlier, chunk.train]), augment=self.view)
             run.setup(head)
             encoder, optimizer = run.setup(net.module, lambda _: self.recipe.make([*theta, *head.parameters()]))
             anchor = flat(theta).detach()
             hold = self.mas > 0 and before > 0 and not self.joint
             for _ in run.epochs(self.recipe.epochs):
                 encoder.train()
-                for images, _, _ in run.batches(views, self.recipe.batch_size, shuffle=not data.ordered,
-                                                save_within=True):  # fmt: skip
+                for images, _, _ in run.batches(Views(split, self.scale), self.recipe.batch_size):
                     self.recipe.schedule_rate(optimizer, run.progress)
                     loss = head.loss(*(run.gather(head(encoder(view))) for view in images.unbind(1)))
                     run.track(ssl=loss)
@@ -248,26 +254,17 @@ class StreamingSSL(Method):
             encoder.eval()
             if self.mas and not self.joint:
                 some = uniform(run.seed, before, torch.arange(len(chunk.train)), "importance")[:, 0].argsort()[:IMAGES]
-                new = importance(encoder, theta, chunk.train.batch(some, device=run.device).images.to(dtype))
+                images = chunk.train.batch(some, device=run.device).images.to(run.dtype)
+                new = importance(encoder, theta, images)
                 omega.mul_(before).add_(new / new.mean().clamp_min(1e-30)).div_(before + 1)
-            if self.replay and not self.joint:
-                memory.add(chunk.train, self.replay, run.seed, before)
+            if self.replay_share and not self.joint:
+                memory.add(chunk.train, self.replay_share, run.seed, before)
             probe.forget()
-
-        t = len(data)
-        made = follow(
-            self, run, data, net, learn, keep={"head": head, "memory": memory, "omega": omega}, answers=probe.answers,
-            held=lambda: memory.nbytes + (omega.nbytes if self.mas else 0),
-            allowed="all chunks so far" if self.joint else f"replay {self.replay:g}, mas {self.mas:g}",
-            passes=t + 1.0 if self.joint else 2 + self.replay * (t - 1))  # fmt: skip
+        encoder = run.plain(net.module)
         probe.forget()
-        last = probe.fitted()
-        if last is None:
+        if (last := probe.fitted()) is None:
             run.note("No two classes of training images are labelled, so the classifier was left as it came.")
         else:
-            layer.to(dtype)
-            with torch.no_grad():
-                layer.weight.copy_(last.weight)
-                layer.bias.copy_(last.bias)
-        made.set_submodule(name, layer)
-        return run.plain(made)
+            layer.to(run.dtype).load_state_dict({"weight": last.weight, "bias": last.bias})
+        encoder.set_submodule(name, layer)
+        return run.plain(encoder)

@@ -3,152 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.continual.finetune import bounds
-from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past, follow, learnt, problems, start
+from upcycle.continual.embeddings.prototypes import (
+    UNSEEN,
+    Embedder,
+    Memory,
+    Snapshot,
+    closeness,
+    gaussian_head,
+    places_by_class,
+    prototype_loss,
+)
+from upcycle.continual.protocol.bounds import bounds
+from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.tasks import learnt, problems, start, tasks
 from upcycle.core.errors import require
-from upcycle.core.evaluate import predict_logits, undisturbed
-from upcycle.core.heads import classifier
+from upcycle.core.evaluate import predict_logits
+from upcycle.core.heads import classifier, linear
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.data.images import Images, ImageSplit
+from upcycle.data.images import ImageSplit
 from upcycle.data.streams import Stream
-
-LEAST, MOST = -10.0, 5.0
-"""Bounds of ℓ, which no term of the loss holds back."""
-UNSEEN = -1e4
-"""The logit of a class without prototype."""
-
-
-def draws(
-    mu: Float[Tensor, "b d"], ell: Float[Tensor, "b d"], eps: Float[Tensor, "b n d"]
-) -> Float[Tensor, "b n d"]:  # fmt: skip
-    """z = μ + exp(ℓ/2) ε: n draws of N(μ, exp ℓ) each; ℓ = -∞ gives μ itself."""
-    return mu[:, None] + (ell / 2).exp()[:, None] * eps
-
-
-def closeness(z: Float[Tensor, "*b d"], p: Float[Tensor, "c d"], tau: float) -> Float[Tensor, "*b c"]:
-    """-|z - p|²/τ but for -|z|²/τ, which is the same for all classes: what softmax makes P(c|z) of; linear in z."""
-    return (2 * z @ p.T - p.square().sum(1)) / tau
-
-
-def prototype_loss(
-    z: Float[Tensor, "q n d"], y: Int[Tensor, " q"], p: Float[Tensor, "c d"], tau: float
-) -> Float[Tensor, ""]:
-    """-log P(y|z), the mean over all draws of all queries; ``y`` are rows of ``p``."""
-    q, n, _ = z.shape
-    return F.cross_entropy(closeness(z, p, tau).view(q * n, -1), y.repeat_interleave(n))
-
-
-@torch.no_grad()
-def nearest(head: nn.Linear, p: Float[Tensor, "c d"], tau: float) -> tuple[Float[Tensor, "c f"], Float[Tensor, " c"]]:
-    """Weight and bias of the linear layer that gives :func:`closeness` of μ, from the features before the head."""
-    d = p.shape[1]
-    p, w, b = p.to(head.weight.device).double(), head.weight[:d].double(), head.bias[:d].double()
-    return (2 / tau * p @ w).to(head.weight), ((2 * p @ b - p.square().sum(1)) / tau).to(head.weight)
-
-
-class _Whole(nn.Linear):
-    """A linear layer whose output autocast does not round: distances are small differences of squares."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))
-
-
-def gaussian_head(features: int, width: int, generator: torch.Generator) -> nn.Linear:
-    """One layer whose first ``width`` outputs are μ and whose others are ℓ.
-
-    Drawn as torch draws linear layers, ℓ shifted to begin about -4 (σ = 0.14), where draws tell classes apart.
-    """
-    head, bound = _Whole(features, 2 * width), features**-0.5
-    with torch.no_grad():
-        for p in (head.weight, head.bias):
-            p.uniform_(-bound, bound, generator=generator)
-        head.bias[width:] -= 4
-    return head
-
-
-class Snapshot(NamedTuple):
-    """The prototypes after one task, on the CPU, a row a class; never changed again.
-
-    Attributes:
-        columns: int64 (c,), the classes.
-        mu: (c, d), the mean of μ over images.
-        ell: (c, d), the mean of ℓ over images: a mean of log-variances, not the spread between images.
-    """
-
-    columns: Tensor
-    mu: Tensor
-    ell: Tensor
-
-
-class Memory:
-    """What is remembered: the prototypes of each task, and a few images.
-
-    Args:
-        like: a split of the stream: shape and type of images, normalisation, augmentation.
-
-    Attributes:
-        snapshots: one a task.
-        images: the exemplars as the stream has them.
-        labels, tasks: int64 (n,), their columns, and the task that each is of.
-        came, shown: images that tasks brought, and those that were learnt from, each time counted.
-    """
-
-    def __init__(self, like: ImageSplit) -> None:
-        self.like = like
-        self.snapshots: list[Snapshot] = []
-        self.images = like.images[:0].clone()
-        self.labels = self.tasks = torch.empty(0, dtype=torch.int64)
-        self.came = self.shown = 0
-
-    def of(self, column: int, task: int | None = None) -> Tensor:
-        """Where the exemplars of a class lie, int64; of one task, or of all."""
-        found = self.labels == column
-        return (found if task is None else found & (self.tasks == task)).nonzero()[:, 0]
-
-    def exemplars(self) -> ImageSplit:
-        """The images as a split."""
-        return ImageSplit(images=self.images, labels=self.labels, ids=torch.arange(len(self.labels)),
-                          mean=self.like.mean, std=self.like.std, augment=self.like.augment)  # fmt: skip
-
-    def store(self, task: int, split: ImageSplit, chosen: Tensor, quota: int) -> None:
-        """Add the images ``chosen`` of ``split``; of those before, the first ``quota`` of each class and task stay."""
-        groups = dict.fromkeys(zip(self.labels.tolist(), self.tasks.tolist(), strict=True))
-        stay = torch.cat([chosen[:0], *(self.of(c, t)[:quota] for c, t in groups)])
-        self.images = torch.cat([self.images[stay], split.images[chosen]])
-        self.labels = torch.cat([self.labels[stay], split.labels[chosen]])
-        self.tasks = torch.cat([self.tasks[stay], torch.full_like(chosen, task)])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and two numbers."""
-        return {"images": self.images, "labels": self.labels, "tasks": self.tasks, "came": self.came,
-                "shown": self.shown, "snapshots": [list(s) for s in self.snapshots]}  # fmt: skip
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse.
-
-        Raises:
-            UserError: it holds other images than the stream brings.
-        """
-        ours, theirs = self.like.images, state["images"]
-        require(ours.shape[1:] == theirs.shape[1:] and ours.dtype == theirs.dtype, "The exemplars are images of "
-                f"{tuple(theirs.shape[1:])} and the stream brings {tuple(ours.shape[1:])}; --size brings them to one "
-                "size.")  # fmt: skip
-        self.images, self.labels, self.tasks = theirs, state["labels"], state["tasks"]
-        self.came, self.shown = state["came"], state["shown"]
-        self.snapshots = [Snapshot(*s) for s in state["snapshots"]]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -191,19 +76,20 @@ class VPR(Method):
     Several processes embed a share each of an episode's images; the loss is that of the gathered episode.
 
     Args:
-        student: the network whose trunk is trained.
-        past: what an earlier stream left.
+        student: network whose trunk is trained.
+        past: state that an earlier stream left with the network.
         memory: stored images in all; domain-incremental, of each task.
         width: d, numbers of an embedding.
-        draws: n.
-        images: of each class in an episode of the first task, at least; half are support.
-        episodes: of each epoch of the first task.
+        draws: n, draws of each Gaussian.
+        images: images of each class in an episode of the first task, at least 2; half are support, half queries.
+        episodes: episodes of each epoch of the first task.
         later: episodes of each epoch of every other task.
         replay_every: episodes from one replay to the next; 0 for no replay.
         replay_tasks: earlier tasks of one replay, drawn anew each time; 0 for all, so that its cost grows with them.
-        tau: τ.
-        prototypes: see above; domain-incremental, always of all images.
-        variance: False takes σ = 0: deterministic prototypes with the same replay.
+        tau: temperature τ of the squared distances.
+        prototypes: images that a new class' prototype is of, exemplars (the stored ones) or images (all);
+            domain-incremental, always all.
+        variance: embeddings have a variance; without it σ = 0: deterministic prototypes with the same replay.
         told: domain-incremental: the task of a test image is known.
         recipe: epochs and optimiser of each task; an epoch has as many episodes as said above, whatever the batch size.
             The defaults make as many episodes as the authors' permuted MNIST.
@@ -229,8 +115,6 @@ class VPR(Method):
     recipe: Recipe = field(
         default_factory=lambda: Recipe(epochs=20, lr=0.02, momentum=0.0, weight_decay=0.0, schedule="constant")
     )
-    scores: Scores = field(init=False)
-    kept: Past = field(init=False)
 
     card = Card(
         name="vpr",
@@ -245,14 +129,13 @@ class VPR(Method):
     )
 
     def __post_init__(self) -> None:
-        for name in ("memory", "width", "draws", "episodes", "later"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
-        require(self.images >= 2, f"images must be at least 2, one to support and one to ask, not {self.images}.")
-        for name in ("replay_every", "replay_tasks"):
-            require(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}.")
-        require(self.tau > 0, f"tau must be positive, not {self.tau}.")
-        require(self.prototypes in ("exemplars", "images"), "prototypes must be exemplars or images, not "
-                f"'{self.prototypes}'.")  # fmt: skip
+        ranges(
+            self,
+            at_least={"memory": 1, "width": 1, "draws": 1, "images": 2, "episodes": 1, "later": 1},
+            not_negative=("replay_every", "replay_tasks"),
+            positive=("tau",),
+            one_of={"prototypes": ("exemplars", "images")},
+        )
 
     def steps(self, n: int) -> int:
         """The episodes of the first task; those of others depend on the stream."""
@@ -263,7 +146,7 @@ class VPR(Method):
         if found := problems(self, data, memory=self.memory):
             return found
         student = self.model("student", data)
-        if student.module.get_submodule(classifier(student)).bias is None:
+        if linear(student.module, classifier(student)).bias is None:
             found.append("the student's classifier has no bias, which distances to prototypes need")
         if data.scenario == "general":
             found.append("an episode draws images of a whole task, and this stream shows each once; use er or derpp")
@@ -272,8 +155,10 @@ class VPR(Method):
             if width != self.width:
                 found.append(f"the prototypes that were kept have {width} numbers; say --width {width}")
             if (self.past.streams[0]["scenario"] == "domain") != (data.scenario == "domain"):
-                found.append(f"what was kept is {self.past.streams[0]['scenario']}-incremental and the stream is "
-                             f"{data.scenario}-incremental; go on as it began")  # fmt: skip
+                found.append(
+                    f"what was kept is {self.past.streams[0]['scenario']}-incremental and the stream is "
+                    f"{data.scenario}-incremental; go on as it began"
+                )
         return found
 
     def controls(self) -> dict[str, Control]:
@@ -283,174 +168,148 @@ class VPR(Method):
     def fit(self, run: Run, data: Stream) -> nn.Module:
         """The algorithm; returns the student."""
         net, before, domain = start(self, data), learnt(self), data.scenario == "domain"
-        name = classifier(net)
-        linear: nn.Linear = net.module.get_submodule(name)  # type: ignore[assignment]
-        head = gaussian_head(linear.in_features, self.width, run.generator("head"))
-        memory = Memory(data.train)
-
-        def embedded(images: Tensor) -> tuple[Tensor, Tensor]:
-            """μ and ℓ of images (b, c, h, w), each process embedding its share."""
-            memory.shown += len(images) if net.module.training else 0
-            mine = images.tensor_split(run.world_size)[run.rank]
-            mu, ell = run.gather(net.module(mine)).chunk(2, 1)
-            return mu, ell.clamp(LEAST, MOST) if self.variance else torch.full_like(mu, -torch.inf)
-
-        def drawn(mu: Tensor, ell: Tensor, rng: torch.Generator) -> Tensor:
-            eps = torch.randn(len(mu), self.draws, self.width, generator=rng)
-            return draws(mu, ell, eps.to(mu))
-
-        def learn(t: int, task: Images) -> None:
-            now, places = before + t, places_of(task.train, data.tasks[t], t)
-            net.module.set_submodule(name, head)
-            embed, optimizer = run.setup(net.module, self.recipe)
+        name, memory = classifier(net), Memory(data.train)
+        head = gaussian_head(linear(net.module, name).in_features, self.width, run.generator("head"))
+        embedder = Embedder(run, net.module, name, head, memory, draws=self.draws, variance=self.variance)
+        allowed = f"memory {self.memory} images{' a task' if domain else ''} and prototypes of each task"
+        allowed += ", told the task of each image" if domain and self.told else ""
+        keep, answers = {"head": head, "memory": memory}, partial(self._answers, run, data, embedder)
+        for t, task in tasks(self, run, data, net, keep=keep, answers=answers, allowed=allowed, passes=memory.passes):
+            now, places = before + t, places_by_class(task.train, data.tasks[t], t)
+            embedder.put_head()
+            _, optimizer = run.setup(net.module, self.recipe)
+            steps = Steps(run, embedder, optimizer, self.tau)
+            columns, stored = torch.tensor(data.tasks[t]), memory.exemplars()
             old = memory.snapshots[-1] if now and not domain else None
-            known = data.tasks[t] if domain else () if old is None else old.columns.tolist()
+            known = columns if old is None else old.columns
             size = max(self.images, 2 * (self.memory // len(known))) if now else self.images
-            stored = memory.exemplars()
             episodes = self.later if now else self.episodes
-
-            def descend(z: Tensor, y: Tensor, columns: Tensor, p: Tensor) -> None:
-                """One step on the query draws z (q, n, d) of the classes y among ``columns``."""
-                among = torch.isin(y, columns)
-                if not bool(among.any()):  # a domain may lack a class
-                    return
-                rows = (y[among, None] == columns).int().argmax(1)
-                loss = prototype_loss(z[among.to(z.device)], rows.to(z.device), p, self.tau)
-                run.backward(loss, "global")
-                run.update(optimizer)
-                run.track(loss=loss)
-
-            def towards(then: Snapshot, rng: torch.Generator, images: Tensor, y: Tensor) -> None:
-                """One step of images towards prototypes drawn from a snapshot."""
-                z = drawn(*embedded(images), rng)
-                descend(z, y, then.columns, drawn(then.mu, then.ell, rng).mean(1).to(z))
-
-            def one_of_each(
-                then: Snapshot, task: int | None, view: tuple[int, int], rng: torch.Generator
-            ) -> tuple[Tensor, Tensor]:
-                """One stored image of each class of a snapshot, of one task or of any, and their classes."""
-                found = [p for c in then.columns.tolist() if len(p := memory.of(c, task))]
-                index = torch.stack([p[torch.randint(len(p), (), generator=rng)] for p in found])
-                return stored.batch(index, device=run.device, view=view).images, stored.labels[index]
-
             for epoch in run.epochs(self.recipe.epochs):
-                embed.train()
-                for m in embed.modules():
-                    if now and isinstance(m, _BatchNorm):
-                        m.eval()  # statistics of a few images are none
+                train_mode(net.module, statistics=not now)
                 for step in range(episodes):
                     rng, number = run.generator(f"episode {step}"), epoch * episodes + step
                     view = (run.seed, number)
                     self.recipe.schedule_rate(optimizer, number / (self.recipe.epochs * episodes))
-                    chosen = [p[torch.randperm(len(p), generator=rng)[:size]] for p in places]
-                    support, queries = [c[: len(c) // 2] for c in chosen], [c[len(c) // 2 :] for c in chosen]
+                    support, queries = draw_episode(places, size, rng)
                     index, n_support = torch.cat(support + queries), sum(map(len, support))
-                    images, y = task.train.batch(index, device=run.device, view=view).images, task.train.labels[index]
-                    new, new_y = images, y
-                    columns = torch.tensor(data.tasks[t])
+                    new, new_y = task.train.batch(index, device=run.device, view=view).images, task.train.labels[index]
+                    images, y = new, new_y
                     if old is not None:
                         everything = stored.batch(torch.arange(len(stored)), device=run.device, view=view).images
                         images, y = torch.cat([images, everything]), torch.cat([y, stored.labels])
-                        columns = torch.cat([columns, old.columns])
-                    mu, ell = embedded(images)
-                    z = drawn(mu, ell, rng)
+                    mu, ell = embedder.embed(images)
+                    z = embedder.draw(mu, ell, rng)
                     p = torch.stack([part.mean((0, 1)) for part in z[:n_support].split([len(s) for s in support])])
+                    among = columns
                     if old is not None:
-                        p = torch.cat([p, drawn(old.mu, old.ell, rng).mean(1).to(p)])
+                        p = torch.cat([p, embedder.draw_prototypes(old, rng).to(p)])
+                        among = torch.cat([columns, old.columns])
                     run.track(sigma=(ell / 2).exp().mean())
-                    descend(z[n_support:], y[n_support:], columns, p)
+                    steps.descend(z[n_support:], y[n_support:], among, p)
+                    if now and self.replay_every and (number + 1) % self.replay_every == 0:
+                        for s in torch.randperm(now, generator=rng)[: self.replay_tasks or now].sort().values.tolist():
+                            steps.replay(memory.snapshots[s], stored, s if domain else None, view, rng)
+                        if domain:
+                            steps.towards(memory.snapshots[0], new, new_y, rng)
+                            steps.replay(memory.snapshots[0], stored, None, view, rng)
+            self._remember(run, data, embedder, t, task.train, places)
+            last = memory.snapshots[-1]
+            embedder.fold(*(memory.averaged() if domain else (last.columns, last.mu)), self.tau)
+        return run.plain(net.module)
 
-                    if not now or not self.replay_every or (number + 1) % self.replay_every:
-                        continue
-                    order = torch.randperm(now, generator=rng)[: self.replay_tasks or now].sort().values
-                    for s in order.tolist():
-                        then = memory.snapshots[s]
-                        towards(then, rng, *one_of_each(then, s if domain else None, view, rng))
-                    if domain:
-                        first = memory.snapshots[0]
-                        towards(first, rng, new, new_y)
-                        towards(first, rng, *one_of_each(first, None, view, rng))
-            remember(now, t, task.train, places)
-            answer_with(*answering(memory, domain))
+    def _remember(
+        self, run: Run, data: Stream, embedder: Embedder, t: int, train: ImageSplit, places: list[Tensor]
+    ) -> None:
+        """Store images of task t, and a snapshot of the prototypes."""
+        memory, domain = embedder.memory, data.scenario == "domain"
+        columns = sorted({*data.tasks[t], *(() if domain else memory.labels.tolist())})
+        quota, rng = self.memory // len(columns), run.generator("exemplars")
+        chosen = torch.cat([p[torch.randperm(len(p), generator=rng)[:quota]] for p in places])
+        memory.came += len(train)
+        memory.store(learnt(self) + t, train, chosen, self.memory if domain else quota)
+        split = train if domain or self.prototypes == "images" else memory.exemplars()
+        mu, ell = embedder.embed_split(split)
+        require(bool(mu.isfinite().all()), f"The embeddings of task {t} are not finite numbers; lower lr.")
+        found = {
+            c: (mu[split.labels == c].mean(0), ell[split.labels == c].mean(0))
+            for c in columns
+            if bool((split.labels == c).any())
+        }
+        if memory.snapshots and not domain:  # what there is no image for stays
+            found = {int(c): (m, e) for c, m, e in zip(*memory.snapshots[-1], strict=True)} | found
+        mus, ells = zip(*(found[c] for c in columns), strict=True)
+        memory.snapshots.append(Snapshot(torch.tensor(columns), torch.stack(mus), torch.stack(ells)))
 
-        def remember(now: int, t: int, train: ImageSplit, places: list[Tensor]) -> None:
-            """Images of this task, and a snapshot."""
-            columns = sorted({*data.tasks[t], *(() if domain else memory.labels.tolist())})
-            quota, rng = self.memory // len(columns), run.generator("exemplars")
-            chosen = torch.cat([p[torch.randperm(len(p), generator=rng)[:quota]] for p in places])
-            memory.came += len(train)
-            memory.store(now, train, chosen, self.memory if domain else quota)
-            split = train if domain or self.prototypes == "images" else memory.exemplars()
-            with undisturbed(net.module):
-                parts = [embedded(split.batch(index, device=run.device).images)
-                         for index in torch.arange(len(split)).split(512)]  # fmt: skip
-            mu, ell = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-            require(bool(mu.isfinite().all()), f"The embeddings of task {t} are not finite numbers; lower lr.")
-            found = {c: (mu[split.labels == c].mean(0), ell[split.labels == c].mean(0)) for c in columns
-                     if bool((split.labels == c).any())}  # fmt: skip
-            if memory.snapshots and not domain:  # what there is no image for stays
-                found = {int(c): (m, e) for c, m, e in zip(*memory.snapshots[-1], strict=True)} | found
-            mus, ells = zip(*(found[c] for c in columns), strict=True)
-            memory.snapshots.append(Snapshot(torch.tensor(columns), torch.stack(mus), torch.stack(ells)))
-
-        @torch.no_grad()
-        def answer_with(columns: Tensor, mu: Tensor) -> None:
-            """Put the classifier back that finds the nearest prototype."""
-            weight, bias = nearest(head, mu, self.tau)
-            linear.weight.zero_()
-            linear.bias.fill_(UNSEEN)
-            linear.weight[columns], linear.bias[columns] = weight, bias
-            net.module.set_submodule(name, linear)
-
-        def answers(split: ImageSplit, t: int) -> Tensor:
-            if not memory.snapshots:
-                return predict_logits(net.module, split, run.device)
-            near = memory.snapshots if domain else memory.snapshots[-1:]
-            if domain and self.told and before + t < len(memory.snapshots):
-                near = [memory.snapshots[before + t]]
-            net.module.set_submodule(name, head)
-            mu = predict_logits(net.module, split, run.device)[:, : self.width]
-            net.module.set_submodule(name, linear)
-            z = closeness(mu, torch.cat([s.mu for s in near]).to(mu), self.tau)
-            columns = torch.cat([s.columns for s in near]).expand(len(z), -1)
-            return torch.full((len(z), len(data.classes)), UNSEEN).scatter_reduce(1, columns, z, "amax")
-
-        allowed = f"memory {self.memory} images{' a task' if domain else ''} and prototypes of each task"
-        allowed += ", told the task of each image" if domain and self.told else ""
-        made = follow(self, run, data, net, learn, keep={"head": head, "memory": memory}, answers=answers,
-                      allowed=allowed)  # fmt: skip
-        self.scores.passes = memory.shown / memory.came
-        return made
+    def _answers(self, run: Run, data: Stream, embedder: Embedder, split: ImageSplit, t: int) -> Tensor:
+        """Logits (n, k) by the nearest prototypes: the last ones, or those of all tasks or of the image's own."""
+        snapshots, domain = embedder.memory.snapshots, data.scenario == "domain"
+        if not snapshots:
+            return predict_logits(embedder.module, split, run.device)
+        near, own = snapshots if domain else snapshots[-1:], learnt(self) + t
+        if domain and self.told and own < len(snapshots):
+            near = [snapshots[own]]
+        embedder.put_head()
+        mu = predict_logits(embedder.module, split, run.device)[:, : self.width]
+        embedder.put_classifier()
+        z = closeness(mu, torch.cat([s.mu for s in near]).to(mu), self.tau)
+        columns = torch.cat([s.columns for s in near]).expand(len(z), -1)
+        return torch.full((len(z), len(data.classes)), UNSEEN).scatter_reduce(1, columns, z, "amax")
 
 
-def answering(memory: Memory, domain: bool) -> tuple[Tensor, Tensor]:
-    """The columns (c,) and means (c, d) of the classifier: the last ones, or of each class the mean over tasks."""
-    if not domain:
-        return memory.snapshots[-1].columns, memory.snapshots[-1].mu
-    every, mu = (torch.cat([s[i] for s in memory.snapshots]) for i in (0, 1))
-    columns = every.unique()
-    return columns, torch.stack([mu[every == c].mean(0) for c in columns])
+@dataclass
+class Steps:
+    """The updates of one task: on the queries of an episode, and towards the prototypes of a snapshot."""
+
+    run: Run
+    embedder: Embedder
+    optimizer: torch.optim.Optimizer
+    tau: float
+
+    def descend(
+        self, z: Float[Tensor, "q n d"], y: Int[Tensor, " q"], columns: Int[Tensor, " c"], p: Float[Tensor, "c d"]
+    ) -> None:
+        """Take one step on query draws z of the classes y, those among ``columns``, whose prototypes are p."""
+        among = torch.isin(y, columns)
+        if not bool(among.any()):  # a domain may lack a class
+            return
+        rows = (y[among, None] == columns).int().argmax(1)
+        loss = prototype_loss(z[among.to(z.device)], rows.to(z.device), p, self.tau)
+        self.run.step(loss, self.optimizer, reduction="global")
+
+    def towards(self, then: Snapshot, images: Tensor, y: Tensor, rng: torch.Generator) -> None:
+        """Take one step of images of the classes y towards prototypes drawn from a snapshot."""
+        z = self.embedder.draw(*self.embedder.embed(images), rng)
+        self.descend(z, y, then.columns, self.embedder.draw_prototypes(then, rng).to(z))
+
+    def replay(
+        self, then: Snapshot, stored: ImageSplit, task: int | None, view: tuple[int, int], rng: torch.Generator
+    ) -> None:
+        """Take one step of one stored image of each class of a snapshot, of one task or of any, towards it."""
+        index = self.embedder.memory.one_of_each(then.columns, task, rng)
+        images = stored.batch(index, device=self.run.device, view=view).images
+        self.towards(then, images, stored.labels[index], rng)
 
 
-def places_of(split: ImageSplit, columns: tuple[int, ...], t: int) -> list[Tensor]:
-    """Where the images of each class lie, int64.
-
-    Raises:
-        UserError: a class has a single image, or none.
-    """
-    places = [(split.labels == c).nonzero()[:, 0] for c in columns]
-    least = min(map(len, places))
-    require(least >= 2, f"A class of task {t} has {least} training images; an episode takes one to support and one to "
-            "ask.")  # fmt: skip
-    return places
+def draw_episode(places: list[Tensor], size: int, rng: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+    """Draw ``size`` images of each class, or all there are: positions of the first half, the support, and the rest."""
+    chosen = [p[torch.randperm(len(p), generator=rng)[:size]] for p in places]
+    return [c[: len(c) // 2] for c in chosen], [c[len(c) // 2 :] for c in chosen]
 
 
-def embedder(model: Model, kept: Past) -> nn.Module:
-    """The network with its embedding in place of its classifier: images to μ and ℓ side by side, (b, 2d).
+def train_mode(module: nn.Module, *, statistics: bool) -> None:
+    """Set a network to training; without ``statistics`` BatchNorm keeps its own: those of a few images are none."""
+    module.train()
+    for m in module.modules():
+        if isinstance(m, _BatchNorm) and not statistics:
+            m.eval()
+
+
+def with_embedding(model: Model, kept: Past) -> nn.Module:
+    """Put the embedding in place of the classifier of a copy: images to μ and ℓ side by side, (b, 2d).
 
     Args:
-        model: what :class:`VPR` returned.
-        kept: what it left beside.
+        model: a product of :class:`VPR`.
+        kept: the state that was left with it.
     """
     weight = kept.state["head"]["weight"]
     head = nn.Linear(*weight.T.shape)

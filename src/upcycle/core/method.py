@@ -81,9 +81,9 @@ class Method:
 
     A subclass is a ``@dataclass(kw_only=True, eq=False, repr=False)``. Its fields named in ``roles`` are networks
     (:class:`~upcycle.core.models.Model` or ``nn.Module``, or a tuple of them), those in ``given`` other things at
-    hand that no option can say, such as further data sets or a predictor; a field with ``init=False`` is something
-    that ``fit`` leaves beside its network; every other field is an option of the command line and a key of the
-    configuration, by its name, type and default. ``__post_init__`` checks values.
+    hand that no option can say, such as further data sets or a predictor; every other field is an option of the
+    command line and a key of the configuration, by its name, type and default. ``__post_init__`` checks values. What
+    ``fit`` has to hand over beside its network it leaves with the run, see :meth:`~upcycle.core.run.Run.leave`.
     """
 
     card: ClassVar[Card]
@@ -154,9 +154,9 @@ class Method:
 
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
-        """The hyper-parameters by name: every field that is neither a network nor given beside it nor a result."""
+        """The hyper-parameters by name: every field that is neither a network nor given beside it."""
         own = dataclasses.fields(cls)  # type: ignore[arg-type]
-        return {f.name: f for f in own if f.init and f.name not in (*cls.roles, *cls.given)}
+        return {f.name: f for f in own if f.name not in (*cls.roles, *cls.given)}
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options())

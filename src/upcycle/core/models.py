@@ -33,7 +33,7 @@ BUILDERS = {
 }
 # What makes networks of others again, which are recorded in the options as ``source_of`` has them: OPERATIONS by name,
 # each (**options, rebuild) -> nn.Module, where rebuild builds one of the others.
-MADE = {"assembly": "upcycle.surgery.operations", "continual": "upcycle.continual.rebuild"}
+MADE = {"assembly": "upcycle.surgery.operations", "continual": "upcycle.continual.weights.operations"}
 FORMS = (
     "zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, package.module:callable "
     "or the directory of a saved upcycle model"

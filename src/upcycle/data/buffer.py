@@ -197,8 +197,11 @@ class Buffer:
             UserError: it was made for another capacity or other images.
         """
         n = len(state["labels"])
-        require(state["capacity"] == self.capacity, f"The memory was made for {state['capacity']} images, and a "
-                f"reservoir keeps its size: say --memory {state['capacity']}, not {self.capacity}.")  # fmt: skip
+        require(
+            state["capacity"] == self.capacity,
+            f"The memory was made for {state['capacity']} images, and a reservoir keeps its size: say --replay.images "
+            f"{state['capacity']}, not {self.capacity}.",
+        )
         if state["images"].shape[1:] != self._images.shape[1:] or state["images"].dtype != self._images.dtype:
             ours, theirs = tuple(self._images.shape[1:]), tuple(state["images"].shape[1:])
             raise UserError(f"The memory holds images of {theirs} (height, width, channels), and the stream brings "

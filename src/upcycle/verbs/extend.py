@@ -16,8 +16,8 @@ from torch import nn
 
 from upcycle import zoo
 from upcycle.continual import Finetune, Joint
-from upcycle.continual.scores import Scores
-from upcycle.continual.tasks import Past
+from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.scores import Scores
 from upcycle.core import models
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
@@ -237,43 +237,46 @@ def _do(job: Work, made: Any, bounds: dict[str, Any], data: Stream, origin: Mode
     """Run the method and what stands beside it, measure, and leave the run directory."""
     setting, config = job.setting, job.config()
     products: dict[str, Model] = {}
+    scores: dict[str, Scores] = {}
     for name, arm in bounds.items():
         aside = run_in(job.out / "more" / f"{name}-{setting.seed}", setting, {"arm": name, **config})
         with aside.interruptible():
             products[name] = arm.product(arm.fit(aside, data).float(), data)
+        scores[name] = aside.left["scores"]
         aside.close()
     run = run_in(job.out, setting, config)
     with run.interruptible():
         product = made.product(made.fit(run, data).float(), data)
+    own, kept = run.left["scores"], run.left["kept"]
     together = dataclasses.replace(data.joint(), name=data.name)
     said = {"finetune": "fine-tuned", "joint": "trained jointly"}
     roles = {"finetune": "lower bound", "joint": "upper bound"}
-    lines = [_row(f"{product.name}, {said[name]}", roles[name], products[name], arm.scores, together, job)
-             for name, arm in bounds.items()]  # fmt: skip
-    lines.append(_row(f"{product.name} by {made.card.name}", "product", product, made.scores, together, job))
+    lines = [_row(f"{product.name}, {said[name]}", roles[name], products[name], scores[name], together, job)
+             for name in bounds]  # fmt: skip
+    lines.append(_row(f"{product.name} by {made.card.name}", "product", product, own, together, job))
     for shown in {key for line in lines for key in line["shown"]}:  # what nothing has is no column
         if not any(line["shown"][shown] for line in lines):
             for line in lines:
                 del line["shown"][shown]
     figure = FIGURES[data.scenario]
     result = Result(directory=job.out, model=product, rows=lines, report=job.out / "report.html",
-                    sentence=_sentence(made, bounds, product))  # fmt: skip
+                    sentence=_sentence(made, own, scores, product))  # fmt: skip
     for note in together.notes:
         run.note(note)
     if data.before:
         run.note(f"{len(data.before)} classes were learnt before ({', '.join(data.classes[k] for k in data.before)}). "
                  "They compete in every answer, but this stream has no test images of them, so what is left of them is "
                  "not in the figures.")  # fmt: skip
-    if picture := _memory(made.kept, data):
+    if picture := _memory(kept, data):
         run.picture("memory", picture)
     if run.rank == 0:
-        made.kept.save(job.out / MEMORY)
-        scores = {**{name: arm.scores.record() for name, arm in bounds.items()}, made.card.name: made.scores.record()}
+        kept.save(job.out / MEMORY)
+        records = {name: found.record() for name, found in {**scores, made.card.name: own}.items()}
         command = command_line("extend", config, ("stream",), job._default_of, ("model",))
         family = [parent_node(origin, "initial weights")] if origin is not None else []
         leave(result, job.cls, family, together, run, config=config, command=command, seeds=[setting.seed],
               seconds=time.time() - started, figure=figure,
-              more={"scores": scores, "shows": "What is left of each task"})  # fmt: skip
+              more={"scores": records, "shows": "What is left of each task"})  # fmt: skip
         tell(result, run, job.say, figure)
         job.say(f"Further tasks: upcycle extend {job.out} --method {made.card.name} --stream STREAM")
     run.close()
@@ -304,17 +307,17 @@ def _percent(value: float | None, sign: str = "") -> str:
     return "" if value is None else f"{100 * value:{sign}.1f} %".replace("-", "−")
 
 
-def _sentence(made: Any, bounds: dict[str, Any], product: Model) -> str:
+def _sentence(made: Any, own: Scores, bounds: dict[str, Scores], product: Model) -> str:
     """What is left of all tasks, between what bounds it, under which protocol; a failure is called one."""
-    found = made.scores.summary()
+    found = own.summary()
     accuracy = found["average accuracy"]
-    text = (f"After {len(made.scores.matrix[0])} tasks {product.name} by {made.card.name} recognises {accuracy:.1%} of "
-            f"the test images, the mean over tasks ({made.scores.protocol})")  # fmt: skip
-    beside = {name: arm.scores.summary()["average accuracy"] for name, arm in bounds.items()}
+    text = (f"After {len(own.matrix[0])} tasks {product.name} by {made.card.name} recognises {accuracy:.1%} of "
+            f"the test images, the mean over tasks ({own.protocol})")  # fmt: skip
+    beside = {name: scores.summary()["average accuracy"] for name, scores in bounds.items()}
     words = {"finetune": "plain fine-tuning", "joint": "training on all tasks at once"}
     if beside:
         text += "; " + " and ".join(f"{words[name]} {value:.1%}" for name, value in beside.items())
-    if found.get("forgetting") and len(made.scores.matrix) > 1:
+    if found.get("forgetting") and len(own.matrix) > 1:
         text += f". It has forgotten {100 * found['forgetting']:.1f} points of each earlier task on average"
     if "finetune" in beside and accuracy <= beside["finetune"]:
         text += ". That is no better than fine-tuning"

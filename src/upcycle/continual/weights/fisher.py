@@ -84,13 +84,19 @@ def squared_gradients(
             once = {name: calls[0] for name, calls in watch.calls.items() if len(calls) == 1}
             places = {name: call for name, call in once.items() if call.rows == (len(images), len(images))}
             # Where tokens come first there may be as many as images: then they are as many for one image.
-            unsure = [name for name, call in places.items() if call.x.dim() > 2
-                      and not isinstance(module.get_submodule(name), nn.Conv2d | _BatchNorm)]  # fmt: skip
+            unsure = [
+                name
+                for name, call in places.items()
+                if call.x.dim() > 2 and not isinstance(module.get_submodule(name), nn.Conv2d | _BatchNorm)
+            ]
             if unsure:
                 watch.calls.clear()
                 module(images[:1])
-                places = {name: call for name, call in places.items()
-                          if name not in unsure or watch.calls[name][0].rows == (1, 1)}  # fmt: skip
+                places = {
+                    name: call
+                    for name, call in places.items()
+                    if name not in unsure or watch.calls[name][0].rows == (1, 1)
+                }
         finally:
             watch.stop()
         edges = [call.edge for call in places.values()]
@@ -108,7 +114,7 @@ def squared_gradients(
 
 
 class _Call(NamedTuple):
-    """What went into a layer, where the gradient of its output will pass, and the first dimensions of both."""
+    """The input of a layer, the place that the gradient of its output will pass, and the first dimensions of both."""
 
     x: Tensor
     edge: GradientEdge

@@ -1,4 +1,4 @@
-"""What is left of each task: scores of an accuracy matrix, one definition for all methods.
+"""Scores of an accuracy matrix, which say how much is left of each task: one definition for all methods.
 
 Rows of a matrix are what was measured after each task, columns the tasks; ``None`` where nothing was. All means are
 unweighted over tasks. Libraries differ here: Avalanche's stream accuracy is weighted by the tasks' sizes, its
@@ -73,7 +73,7 @@ def _mean(values: list[float]) -> float:
 
 @dataclass(kw_only=True)
 class Scores:
-    """What a method left of a stream, as plain data.
+    """The scores that a method left of a stream, as plain data.
 
     Args:
         protocol: one line: stream, scenario, and what the method was allowed.
@@ -105,13 +105,24 @@ class Scores:
         a = self.matrices[key]
         if len(a) < len(a[0]):
             return {"average accuracy": average(a)}
-        return {"average accuracy": average(a), "learning accuracy": learning(a), "forgetting": forgetting(a),
-                "backward transfer": backward_transfer(a),
-                "forward transfer": forward_transfer(a, self.initial.get(key) or [None] * len(a)),
-                "average incremental accuracy": incremental(a)}  # fmt: skip
+        return {
+            "average accuracy": average(a),
+            "learning accuracy": learning(a),
+            "forgetting": forgetting(a),
+            "backward transfer": backward_transfer(a),
+            "forward transfer": forward_transfer(a, self.initial.get(key) or [None] * len(a)),
+            "average incremental accuracy": incremental(a),
+        }
 
     def record(self) -> dict[str, Any]:
         """JSON data."""
-        return {"protocol": self.protocol, "scenario": self.scenario, "matrices": self.matrices,
-                "initial": self.initial, "held": self.held, "updates": self.updates, "passes": self.passes,
-                "scores": {key: self.summary(key) for key in self.matrices}}  # fmt: skip
+        return {
+            "protocol": self.protocol,
+            "scenario": self.scenario,
+            "matrices": self.matrices,
+            "initial": self.initial,
+            "held": self.held,
+            "updates": self.updates,
+            "passes": self.passes,
+            "scores": {key: self.summary(key) for key in self.matrices},
+        }

@@ -1,4 +1,4 @@
-"""What a frozen encoder is worth: linear probes, BatchNorm's share in forgetting, flatness of the minimum.
+"""The worth of a frozen encoder: linear probes, BatchNorm's share in forgetting, flatness of the minimum.
 
 How alike two encoders are is linear CKA: :func:`upcycle.measure.similarity.linear_cka` of their :func:`features`, on
 ten times as many images as there are features or more, for with fewer it is biased upwards.
@@ -29,7 +29,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 def features(encoder: nn.Module, split: ImageSplit, batch_size: int = 512) -> Tensor:
-    """What ``encoder`` gives for every sample of ``split`` in evaluation mode, float32 (n, d) on the CPU.
+    """Compute the features of every sample of ``split`` in evaluation mode, float32 (n, d) on the CPU.
 
     Float32 from a float64 encoder too: L-BFGS, which fits the probes, stops elsewhere where the last bits differ, as
     they do between one process and several.
@@ -88,10 +88,11 @@ def linear_probe(
     The first of equally good ones, from the strongest on; without validation images the one in the middle.
 
     Args:
-        x, y: features and classes to learn from.
-        classes: k.
+        x: features to learn from.
+        y: their classes.
+        classes: k, the number of all classes.
         validation: features and classes to choose λ on.
-        strengths: the λs.
+        strengths: penalties λ to choose from.
 
     Raises:
         UserError: images of fewer than two classes.
@@ -143,7 +144,7 @@ class Probing:
         self._known = False
 
     def forget(self) -> None:
-        """The encoder has changed."""
+        """Fit anew when asked again, since the encoder has changed."""
         self._probe, self._known = None, False
 
     def fitted(self) -> Probe | None:
@@ -155,8 +156,9 @@ class Probing:
     def answers(self, split: ImageSplit, t: int) -> Tensor:
         """Its logits (n, k) of every image; zeros where there is no probe."""
         probe = self.fitted()
-        return torch.zeros(len(split), len(self.data.classes)) if probe is None else probe(
-            features(self.encoder, split))  # fmt: skip
+        return (
+            torch.zeros(len(split), len(self.data.classes)) if probe is None else probe(features(self.encoder, split))
+        )
 
     def _fit(self) -> Probe | None:
         train, validation = self._labelled
@@ -174,18 +176,18 @@ class Probing:
                 known = (split.labels >= 0).nonzero()[:, 0]
                 order = uniform(0, t, known, "probe")[:, 0].argsort(stable=True)
                 parts.append(split.subset(known[order[: -(-self.most // len(self.data))]]))
-        train, validation = (union(parts) for parts in found)
+        train, validation = (concatenate(parts) for parts in found)
         return train if len(train) else None, validation if len(validation) else None
 
 
-def union(splits: Sequence[ImageSplit]) -> ImageSplit:
-    """The images of all, in order; normalised and augmented as the last."""
+def concatenate(splits: Sequence[ImageSplit]) -> ImageSplit:
+    """Put the images of several splits into one, in order; normalised and augmented as the last."""
     images, labels, ids = (torch.cat([getattr(s, name) for s in splits]) for name in ("images", "labels", "ids"))
     return dataclasses.replace(splits[-1], images=images, labels=labels, ids=ids)
 
 
-def recalibrated(encoder: nn.Module, split: ImageSplit, batch_size: int = 512) -> nn.Module:
-    """A copy whose BatchNorm statistics are the means over ``split``, in batches of nearly equal length.
+def recalibrate_batchnorm(encoder: nn.Module, split: ImageSplit, batch_size: int = 512) -> nn.Module:
+    """Make a copy whose BatchNorm statistics are the means over ``split``, in batches of nearly equal length.
 
     Statistics follow the last chunk of a stream, which alone looks like forgetting: measure with and without.
     """
@@ -213,7 +215,7 @@ def flatness(
     directions: int,
     generator: torch.Generator,
 ) -> list[float]:
-    """How much the loss grows around the weights: for each ε the mean of loss(θ + ε d) - loss(θ) over directions d.
+    """Measure how the loss grows around the weights: for each ε the mean of loss(θ + ε d) - loss(θ) over directions d.
 
     Directions are Gaussian and scaled filter by filter to the norms of the weights (Li et al., NeurIPS 2018,
     arXiv:1712.09913); biases and scales, which have no filters, stay. A flat minimum gives small numbers.

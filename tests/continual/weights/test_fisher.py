@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.settings import fitted, tiny_data
-from upcycle.continual.fisher import fisher, squared_gradients
+from upcycle.continual.weights.fisher import fisher, squared_gradients
 from upcycle.core.run import Run
 from upcycle.zoo.resnet import ResNet
 from upcycle.zoo.vit import ViT

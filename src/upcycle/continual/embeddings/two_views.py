@@ -50,7 +50,7 @@ def simsiam_loss(
 
 
 class Projection(nn.Module):
-    """What sits on the features while an objective trains them: a projection, and for SimSiam a prediction.
+    """The layers on the features while an objective trains them: a projection, and for SimSiam a prediction.
 
     Two layers each, where the papers have three in the projection: our networks are small.
 
@@ -103,6 +103,11 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.split)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the images come in the order in which they lie."""
+        return self.split.ordered
 
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
         """Images (b, 2, c, h, w)."""

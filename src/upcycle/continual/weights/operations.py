@@ -6,6 +6,6 @@ from collections.abc import Callable
 
 from torch import nn
 
-from upcycle.continual.masks import rebuild_masked
+from upcycle.continual.weights.attention_masks import rebuild_masked
 
 OPERATIONS: dict[str, Callable[..., nn.Module]] = {"meat": rebuild_masked}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcycle.continual.scores import (
+from upcycle.continual.protocol.scores import (
     average,
     backward_transfer,
     forgetting,
@@ -15,7 +15,7 @@ from upcycle.continual.scores import (
     incremental,
     learning,
 )
-from upcycle.continual.tasks import accuracy_among
+from upcycle.continual.protocol.tasks import accuracy_among
 
 Known = list[list[float]]
 SQUARE = st.integers(2, 6).flatmap(

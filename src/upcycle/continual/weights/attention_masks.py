@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from upcycle.core.errors import require
 from upcycle.core.evaluate import undisturbed
-from upcycle.core.heads import classifier
+from upcycle.core.heads import classifier, linear
 from upcycle.core.models import Model, copy_of
 
 Masks = Literal["meat", "all", "none"]
@@ -51,7 +51,7 @@ def masked_softmax(s: Float[Tensor, "b h n n"], policy: Float[Tensor, " n"]) -> 
     return (e + EPSILON / n) / (e.sum(-1, keepdim=True) + EPSILON)
 
 
-def sampled(a: Float[Tensor, " n"], tau: float, generator: torch.Generator) -> Float[Tensor, " n"]:
+def sample_mask(a: Float[Tensor, " n"], tau: float, generator: torch.Generator) -> Float[Tensor, " n"]:
     """m = 1[a + g₁ > b + g₂] with Gumbel noise g, backward through the soft probability (hard Gumbel-softmax).
 
     b = -a is not stored: both logits begin at ±γ and always get opposite gradients, so any optimiser without decay
@@ -73,14 +73,14 @@ def share_penalty(tokens: Sequence[Float[Tensor, " n"]], kappa: float) -> Float[
     return torch.stack([(m.mean() - kappa).square() for m in tokens]).sum()
 
 
-def packed(bits: Tensor) -> UInt8[Tensor, " bytes"]:
+def pack_bits(bits: Tensor) -> UInt8[Tensor, " bytes"]:
     """Bits (n,), eight to a byte, the first one lowest."""
     spread = nn.functional.pad(bits.to(torch.uint8), (0, -len(bits) % 8)).view(-1, 8)
     return (spread * _powers(bits.device)).sum(1, dtype=torch.uint8)
 
 
-def unpacked(content: UInt8[Tensor, " bytes"], n: int) -> Bool[Tensor, " n"]:
-    """The inverse of :func:`packed`."""
+def unpack_bits(content: UInt8[Tensor, " bytes"], n: int) -> Bool[Tensor, " n"]:
+    """The inverse of :func:`pack_bits`."""
     return (torch.bitwise_and(content[:, None], _powers(content.device)) > 0).flatten()[:n]
 
 
@@ -130,7 +130,7 @@ class PolicyAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Sites:
-    """Where the masks of a network go, in the order of their bits: weights, then tokens.
+    """The places of a network that masks go to, in the order of their bits: weights, then tokens.
 
     Args:
         weights: the parameters that are masked, and their shapes.
@@ -154,12 +154,12 @@ class Sites:
         return [*(torch.Size(shape).numel() for shape in self.weights.values()), *[self.tokens] * len(self.policies)]
 
     def parts(self, mask: Tensor) -> dict[str, Tensor]:
-        """What a mask (n,) says of each weight, in its shape, and of the image tokens (N,) of each policy."""
+        """Split a mask (n,) into those of each weight, in its shape, and of the image tokens (N,) of each policy."""
         found = dict(zip((*self.weights, *self.policies), mask.split(self._sizes), strict=True))
         return {name: m.view(self.weights.get(name, (-1,))) for name, m in found.items()}
 
     def tensors(self, net: nn.Module, mask: Tensor) -> dict[str, Tensor]:
-        """What stands in the place of weights and policies of ``net`` under a mask: M ⊙ W, and π = (1, m)."""
+        """Make the tensors that take the place of weights and policies of ``net``: M ⊙ W, and π = (1, m)."""
         parts = self.parts(mask)
         made = {name: parts[name] * net.get_parameter(name) for name in self.weights}
         for name in self.policies:
@@ -176,8 +176,8 @@ def default_blocks(depth: int) -> tuple[int, ...]:
     return tuple(sorted({depth * i // 4 for i in (1, 2, 3)}))
 
 
-def lacking(model: Model, masks: Masks, blocks: tuple[int, ...] | None) -> list[str]:
-    """What keeps masks from a network, in words."""
+def mask_problems(model: Model, masks: Masks, blocks: tuple[int, ...] | None) -> list[str]:
+    """The reasons why a network cannot be masked, in words."""
     what = f"{model.name} is no vision transformer of timm and no zoo:vit"
     found = getattr(model.module, "blocks", None)
     if not isinstance(found, nn.Sequential | nn.ModuleList) or not len(found):
@@ -259,7 +259,8 @@ class Masked(nn.Module):
     Args:
         model: its module is taken over.
         tasks: columns of each task.
-        masks, blocks: see :func:`with_policies`.
+        masks: kind of masks, see :func:`with_policies`.
+        blocks: blocks whose tokens are masked, see there.
     """
 
     off: Tensor
@@ -296,11 +297,13 @@ class Masked(nn.Module):
         Raises:
             UserError: a task that was never learnt.
         """
-        require(0 <= t < len(self.sizes), f"The network has learnt the tasks 0 to {len(self.tasks) - 1}, so it cannot "
-                f"answer for task {t}.")  # fmt: skip
+        require(
+            0 <= t < len(self.sizes),
+            f"The network has learnt the tasks 0 to {len(self.tasks) - 1}, so it cannot answer for task {t}.",
+        )
         net, tensors = self.net, {}
         if t < len(self.tasks):
-            mask = ~unpacked(self.off[t], self.sites.bits)
+            mask = ~unpack_bits(self.off[t], self.sites.bits)
             tensors = self.sites.tensors(net, mask.to(net.get_parameter(f"{self.head}.weight").dtype))
         first = sum(self.sizes[:t])
         rows = self.order[first : first + self.sizes[t]]
@@ -308,8 +311,13 @@ class Masked(nn.Module):
         tensors |= {f"{self.head}.{name}": p.index_select(0, rows) for name, p in head}
         return functional_call(net, tensors, (images,))
 
+    def held(self, n: int) -> int:
+        """The bytes that the first n tasks take."""
+        width = linear(self.net, self.head).in_features
+        return sum(-(-self.sites.storage(width, len(columns)) // 8) for columns in self.tasks[:n])
 
-class Told(nn.Module):
+
+class WithTask(nn.Module):
     """A masked network that answers as if each image were of task t: -inf for the classes of others."""
 
     def __init__(self, masked: Masked, t: int) -> None:
@@ -324,12 +332,15 @@ class Told(nn.Module):
 
 
 def rebuild_masked(
-    source: dict[str, Any], tasks: list[list[int]], masks: Masks, blocks: list[int] | None,
+    source: dict[str, Any],
+    tasks: list[list[int]],
+    masks: Masks,
+    blocks: list[int] | None,
     rebuild: Callable[[dict[str, Any]], Model],
-) -> nn.Module:  # fmt: skip
-    """The architecture of a masked network from what was recorded; see :mod:`upcycle.continual.rebuild`."""
+) -> nn.Module:
+    """Build the architecture of a masked network from its record; see :mod:`upcycle.continual.weights.operations`."""
     model = rebuild(source)
     chosen = None if blocks is None else tuple(map(int, blocks))
-    if problems := lacking(model, masks, chosen):
+    if problems := mask_problems(model, masks, chosen):
         raise ValueError(problems[0])
     return Masked(model, tasks, masks, chosen)
