@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.settings import fitted, tiny_data, tiny_net, tiny_stream
-from upcycle.continual.finetune import Finetune
+from upcycle.continual.baselines import Finetune
 from upcycle.continual.lwf import LwF, old_loss, record_logits
 from upcycle.continual.protocol.past import Past
 from upcycle.core.errors import UserError

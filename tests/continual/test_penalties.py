@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.settings import tiny_data, tiny_model, tiny_net, tiny_stream
-from upcycle.continual.finetune import Finetune
+from upcycle.continual.baselines import Finetune
 from upcycle.continual.oewc import EWC
 from upcycle.continual.protocol.tasks import of_task
 from upcycle.continual.si import SI, omega

@@ -10,8 +10,8 @@ import torch
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.digits import first
 from upcycle.claims.settings import fresh, train_and_left
+from upcycle.continual.baselines import Finetune
 from upcycle.continual.blip import BLIP
-from upcycle.continual.finetune import Finetune
 from upcycle.continual.oewc import EWC
 from upcycle.core.recipe import Recipe
 from upcycle.data import load

@@ -1,11 +1,10 @@
 """Networks that learn one task after another: the list of methods is ``METHODS``."""
 
+from upcycle.continual.baselines import Finetune, Joint
 from upcycle.continual.blip import BLIP
 from upcycle.continual.coca import CoCa
 from upcycle.continual.derpp import DERpp
 from upcycle.continual.er import ER
-from upcycle.continual.finetune import Finetune
-from upcycle.continual.joint import Joint
 from upcycle.continual.lwf import LwF
 from upcycle.continual.meat import MEAT
 from upcycle.continual.oewc import EWC

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.continual.protocol.bounds import bounds
+from upcycle.continual.baselines import bounds
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.tasks import learnt, of_task, problems, start, tasks
 from upcycle.continual.weights.fisher import squared_gradients

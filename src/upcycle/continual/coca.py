@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from upcycle.continual.protocol.bounds import bounds, plain_recipe
+from upcycle.continual.baselines import bounds
 from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.replay import Replay, logit_loss
 from upcycle.continual.protocol.tasks import problems, start, tasks
 from upcycle.core.errors import require

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from upcycle.continual.protocol.bounds import bounds, plain_recipe
+from upcycle.continual.baselines import bounds
 from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.replay import Replay, logit_loss
 from upcycle.continual.protocol.tasks import problems, start, tasks
 from upcycle.core.losses import cross_entropy

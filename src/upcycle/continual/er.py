@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from upcycle.continual.protocol.bounds import bounds, plain_recipe
+from upcycle.continual.baselines import bounds
 from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.replay import Replay
 from upcycle.continual.protocol.tasks import problems, start, tasks
 from upcycle.core.losses import cross_entropy

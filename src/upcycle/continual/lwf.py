@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.continual.protocol.bounds import bounds, plain_recipe
+from upcycle.continual.baselines import bounds
 from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.tasks import of_task, problems, start, tasks
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import cross_entropy

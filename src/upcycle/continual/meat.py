@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from upcycle.continual.protocol.bounds import bounds
+from upcycle.continual.baselines import bounds
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.tasks import learnt, problems, start, tasks
 from upcycle.continual.weights.attention_masks import (

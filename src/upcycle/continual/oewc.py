@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from upcycle.continual.protocol.bounds import bounds, plain_recipe
+from upcycle.continual.baselines import bounds
 from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.tasks import of_task, problems, start, tasks
 from upcycle.continual.weights.fisher import fisher
 from upcycle.continual.weights.penalty import ParameterState, pull

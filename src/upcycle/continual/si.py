@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from upcycle.continual.protocol.bounds import bounds, plain_recipe
+from upcycle.continual.baselines import bounds
 from upcycle.continual.protocol.past import Past
+from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.tasks import of_task, problems, start, tasks
 from upcycle.continual.weights.penalty import ParameterState, Tensors, clip, gradients, pull
 from upcycle.core.collective import average_gradients

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from upcycle.continual.baselines import bounds
 from upcycle.continual.embeddings.two_views import Objective, Projection, Views
-from upcycle.continual.protocol.bounds import bounds
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.probing import Probing, concatenate
 from upcycle.continual.protocol.tasks import learnt, problems, start, tasks

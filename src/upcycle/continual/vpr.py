@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from upcycle.continual.baselines import bounds
 from upcycle.continual.embeddings.prototypes import (
     UNSEEN,
     Embedder,
@@ -21,7 +22,6 @@ from upcycle.continual.embeddings.prototypes import (
     places_by_class,
     prototype_loss,
 )
-from upcycle.continual.protocol.bounds import bounds
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.tasks import learnt, problems, start, tasks
 from upcycle.core.errors import require
