@@ -309,8 +309,7 @@ MAKING = {
 
 def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
     """Parse a command that makes a model: the keyword arguments of its function, and the method's class."""
-    from upcycle.verbs.making import find_method
-    from upcycle.verbs.methods import add_plugin
+    from upcycle.verbs.methods import add_plugin, find_method
 
     making, words = MAKING[verb], list(words)
     setting = importlib.import_module(making.module).Setting

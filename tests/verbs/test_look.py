@@ -17,7 +17,7 @@ from upcycle import cli
 from upcycle.core.models import load, resolve
 from upcycle.data import load as load_data
 from upcycle.report import figures
-from upcycle.verbs.looks import as_heat, encoded
+from upcycle.verbs.heatmaps import as_heat, encoded
 
 TEACHER = "zoo:digits_teacher"
 TREAT = ("treat", TEACHER, "--recipe.epochs=2", "--recipe.batch_size=64", "--quiet")

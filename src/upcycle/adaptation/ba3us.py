@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -231,6 +231,11 @@ class BA3US(Method):
         for name in ("dropout", "momentum"):
             require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}.")
         require(0 < self.lr < math.inf, f"lr must be a positive number, not {self.lr}.")
+
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """A student, and a source without images."""
+        return {**super().stand_ins(), "source_data": Images.none((1, 8, 8), ("a", "b"), (0.0,), (1.0,))}
 
     def check(self, data: Images) -> list[str]:
         """Source, target and student must fit each other; the source must be labelled."""

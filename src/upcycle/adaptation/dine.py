@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -300,6 +300,11 @@ class DINE(Method):
             require(0 < value < math.inf, f"{name} must be positive, not {value}.")
         require(self.bottleneck >= 1, f"bottleneck must be at least 1, not {self.bottleneck}.")
         require(self.epochs_tune >= 0, f"epochs_tune must be zero or more, not {self.epochs_tune}.")
+
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """A student, and no predictor: none is asked while options are checked."""
+        return {**super().stand_ins(), "predictors": ()}
 
     def check(self, data: Images) -> list[str]:
         """Classes of predictors and data must be the same, and the student must end in a linear layer."""

@@ -236,6 +236,11 @@ class DeRy(Method):
         return Budget(params=amount(self.params) or math.inf, macs=amount(self.flops) or math.inf,
                       params_min=amount(self.params_min), macs_min=amount(self.flops_min))  # fmt: skip
 
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """Two networks."""
+        return {**super().stand_ins(), "zoo": (nn.Identity(), nn.Identity())}
+
     def steps(self, n: int) -> int:
         """The number of updates on ``n`` samples."""
         return 0 if self.tune == "none" else self.top * self.recipe.steps(n)

@@ -305,6 +305,11 @@ class MDAAssembly(Method):
         self.parts = tuple(self.parts)
         require(len(self.parts) > 1, f"parts must be two networks or more, not {len(self.parts)}.")
 
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """Two networks."""
+        return {**super().stand_ins(), "parts": (nn.Identity(), nn.Identity())}
+
     def steps(self, n: int) -> int:
         """The updates of the fine-tuning, if any."""
         return self.recipe.steps(n) if self.tune else 0

@@ -14,9 +14,9 @@ from upcycle.core.errors import require, unknown
 from upcycle.diagnosis.attribution import METHODS, Attribution
 from upcycle.measure.cost import machine
 from upcycle.report import write_report
-from upcycle.verbs.looks import as_heat, as_image, as_pixels, looks, maps_of
-from upcycle.verbs.making import Say, claim_directory
-from upcycle.verbs.work import Reference
+from upcycle.verbs.directory import claim_directory
+from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, looks, maps_of
+from upcycle.verbs.options import Reference, Say
 
 
 @dataclass(frozen=True, kw_only=True)
