@@ -23,8 +23,9 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import seed_everything
-from upcycle.data import Images, ImageSplit, check_reference, describe
+from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
+from upcycle.data.images import pooled
 from upcycle.data.labels import relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.predictors import Predictor, check_predictor, predictor
@@ -293,33 +294,6 @@ def _between_domains(session: Session, sources: list[Any]) -> Result:
     rows = [other.row(f"{first.name}, {other.arm.words}") for other in others]
     rows.append(made.row(f"{first.name}, adapted"))
     return session.leave(made, rows, _sentence(rows, made.model, data), parents=students.parents(), data=data)
-
-
-def pooled(domains: Sequence[Images], unseen: Images) -> tuple[Images, torch.Tensor]:
-    """Several domains as one training set, measured on another; and the domain of each training sample, int64 (n,).
-
-    All have the same classes and shape. Validation images are those of the domains, test images of the unseen one.
-    """
-
-    def join(name: str) -> ImageSplit:
-        splits, ids, before = [getattr(d, name) for d in domains], [], 0
-        for split in splits:
-            ids.append(split.ids + before)  # augmentation is keyed by them
-            before += int(split.ids.max()) + 1 if len(split) else 0
-        return dataclasses.replace(splits[0], images=torch.cat([s.images for s in splits]),
-                                   labels=torch.cat([s.labels for s in splits]), ids=torch.cat(ids))  # fmt: skip
-
-    whole = dataclasses.replace(
-        domains[0],
-        name=" + ".join(d.name for d in domains),
-        train=join("train"),
-        validation=join("validation"),
-        test=unseen.test,
-        measured=unseen.name,
-        notes=list(dict.fromkeys(note for d in (*domains, unseen) for note in d.notes)),
-        licence=domains[0].licence if len({d.licence for d in domains}) == 1 else "unknown",
-    )
-    return whole, torch.repeat_interleave(torch.arange(len(domains)), torch.tensor([len(d.train) for d in domains]))
 
 
 # -- what they share --------------------------------------------------------------------------------------------

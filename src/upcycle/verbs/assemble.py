@@ -12,7 +12,7 @@ from torch import nn
 
 from upcycle.core import models
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
@@ -102,34 +102,29 @@ def assemble(
     session.check(sets)
     found = [models.resolve(part, trust=session.setting.trust) for part in parts]
     require(len(found) > 1, "assemble needs two parts or more: upcycle assemble PART1 PART2.")
-    each: list[Images | None] = [None] * len(found)
     if data is None:
         first = found[0]
         classes = tuple(name for part in found for name in part.classes)
         images = Images.none(first.input_shape, classes, first.mean, first.std)
+        each = [images] * len(found)
         session.own["scale"] = False
         session.say("data     none: the parts' logits are not scaled to each other, and nothing is measured")
     else:
         loaded = [session.load(ref, found[i]) for i, ref in enumerate(sets)]
         loaded = loaded * len(found) if len(loaded) == 1 else loaded
-        own = [relabelled(mine, part.classes) for mine, part in zip(loaded, found, strict=True)]
-        images = session.augmented(joined(own).normalised(found[0].mean, found[0].std))
+        each = [relabelled(own, part.classes) for own, part in zip(loaded, found, strict=True)]
+        images = session.augmented(joined(each).normalised(found[0].mean, found[0].std))
         session.say(f"data     {describe(images)}")
-        for part, mine in zip(found, own, strict=True):
-            session.show("part", part, mine)
-        each = [*own]
-
-    def measure(model: Model, data: Images | None) -> list[Evaluation]:
-        return [] if data is None or not len(data.test) else session.measured(model, data)
-
+        for part, own in zip(found, each, strict=True):
+            session.show("part", part, own)
     product, beside = session.arms(lambda seed: (session.method(parts=tuple(map(models.own_copy, found))), images))
     if session.setting.dry_run:
         return session.estimate([product, *beside], max(found, key=_macs))
-    made, _ = session.run(product, beside, measure)
+    made, _ = session.run(product, beside, lambda model, _: session.measured(model, images))
     rows = []
-    for part, its in zip(found, each, strict=True):
-        name = part.name if its is None or not len(its.test) else f"{part.name}, alone on its own classes"
-        rows.append(row(name, "part", measure(part, its), part))
+    for part, own in zip(found, each, strict=True):
+        arms = session.measured(part, own)
+        rows.append(row(f"{part.name}, alone on its own classes" if arms else part.name, "part", arms, part))
     rows.append(made.row(made.model.name))
     parents = [parent_node(part, "part") for part in found]
     return session.leave(made, rows, _sentence(rows, made.model), parents=parents, data=images)

@@ -16,7 +16,6 @@ from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.measure.cost import machine
 from upcycle.report import write_report
-from upcycle.verbs.options import RunSetting
 
 
 def first_process() -> bool:
@@ -48,21 +47,6 @@ def claim_directory(out: Path, *, resume: bool) -> None:
         for p in fresh:
             with contextlib.suppress(OSError):
                 p.rmdir()
-
-
-def open_run(directory: Path, setting: RunSetting, config: dict[str, Any], **options: Any) -> Run:
-    """A run in ``directory`` with the devices and the precision of ``setting``."""
-    return Run(
-        directory,
-        resume=setting.resume and (directory / "config.yaml").exists(),
-        devices=setting.devices,
-        accelerator=setting.accelerator,
-        precision=setting.precision,
-        save_every=setting.save_every,
-        config=config,
-        quiet=setting.quiet,
-        **options,
-    )
 
 
 def write_result(

@@ -22,17 +22,17 @@ from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count, si
 from upcycle.training.supervised import Supervised
-from upcycle.verbs import DEFAULT_METHOD
+from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import points, row, show_accuracy, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.methods import all_methods, find_method
-from upcycle.verbs.options import DataSetting, RunSetting, Say
+from upcycle.verbs.options import Say
 from upcycle.verbs.pairing import answered_by, on_its_pool, teacher_and_data
 from upcycle.verbs.session import Arm, Result, Session
 
 
 @dataclass(kw_only=True)
-class Setting(RunSetting, DataSetting):
+class Setting(options.Setting):
     """Data, devices, and where it goes.
 
     Args:

@@ -33,7 +33,7 @@ from upcycle.distillation.gallery import strip
 from upcycle.measure.cost import bytes_
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.directory import first_process
-from upcycle.verbs.figures import figures_of, share
+from upcycle.verbs.figures import figures_of, hundredths, share, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.options import Reference, RunSetting, Say
 from upcycle.verbs.session import Fitted, Result, Session
@@ -149,7 +149,7 @@ def extend(
     scores = {(cls.card.name if arm is made else arm.arm.name): arm.left[0]["scores"].record()
               for arm in (*others, made)}  # fmt: skip
     result = session.leave(
-        made, rows, _sentence(cls.card.name, made, others), data=together, notes=notes,
+        made, rows, _sentence(made, rows), data=together, notes=notes,
         parents=[parent_node(origin, "initial weights")] if origin is not None else [],
         pictures={"memory": picture} if picture else {},
         more={"scores": scores, "shows": "What is left of each task"},
@@ -258,38 +258,25 @@ def _row(arm: Fitted, name: str, data: Images, session: Session) -> dict[str, An
 
 
 def _percent(found: Sequence[dict[str, float]], name: str, sign: str = "") -> str:
-    """A figure of every seed, as mean and spread in per cent; empty where there is none."""
-    values = [100 * value for one in found if (value := one.get(name)) is not None]
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{sign}.1f}{spread} %".replace("-", "−")
+    """A figure of every seed in per cent; empty where there is none."""
+    return spread([value for one in found if (value := one.get(name)) is not None], sign).replace("-", "−")
 
 
-def _sentence(method: str, made: Fitted, others: Sequence[Fitted]) -> str:
+def _sentence(made: Fitted, rows: Sequence[dict[str, Any]]) -> str:
     """What is left of all tasks, between what bounds it, under which protocol; a failure is called one."""
-
-    def accuracy(arm: Fitted) -> list[float]:
-        return [left["scores"].summary()["average accuracy"] for left in arm.left]
-
-    first: Scores = made.left[0]["scores"]
-    text = (f"After {len(first.matrix[0])} tasks {made.model.name} by {method} recognises {share(accuracy(made))} of "
-            f"the test images, the mean over tasks ({first.protocol})")  # fmt: skip
-    bounds = {other.arm.role: accuracy(other) for other in others}
+    first, accuracy = made.left[0]["scores"], rows[-1]["accuracy"]
+    text = f"After {len(first.matrix[0])} tasks {rows[-1]['name']} recognises {share(accuracy)} of the test images, "
+    text += f"the mean over tasks ({first.protocol})"
+    bounds = {line["role"]: line["accuracy"] for line in rows[:-1]}
     words = {"lower bound": "plain fine-tuning", "upper bound": "training on all tasks at once"}
     if bounds:
         text += "; " + " and ".join(f"{words[role]} {share(values)}" for role, values in bounds.items())
     lost = [left["scores"].summary().get("forgetting") or 0.0 for left in made.left]
     if any(lost) and len(first.matrix) > 1:
-        text += f". It has forgotten {_points(lost)} points of each earlier task on average"
-    if "lower bound" in bounds and statistics.fmean(accuracy(made)) <= statistics.fmean(bounds["lower bound"]):
+        text += f". It has forgotten {hundredths(lost)} points of each earlier task on average"
+    if "lower bound" in bounds and statistics.fmean(accuracy) <= statistics.fmean(bounds["lower bound"]):
         text += ". That is no better than fine-tuning"
     return text + "."
-
-
-def _points(values: Sequence[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread}"
 
 
 def _memory(kept: Past, data: Stream) -> dict[str, Any]:

@@ -56,12 +56,15 @@ def figures_of(arms: list[Evaluation]) -> dict[str, Any]:
             "reliability": [dict(zip(("confidence", "accuracy", "count"), b, strict=True)) for b in bins]}  # fmt: skip
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation, in per cent."""
-    if not values:
-        return ""
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f} %" if len(values) > 1 else f"{mean} %"
+def hundredths(values: Sequence[float], sign: str = "") -> str:
+    """A hundred times the mean, and the sample standard deviation of several; ``sign="+"`` also shows a plus."""
+    text = f"{100 * statistics.fmean(values):{sign}.1f}"
+    return f"{text} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else text
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and spread of shares in per cent; empty where there are none."""
+    return f"{hundredths(values, sign)} %" if values else ""
 
 
 def share(values: Sequence[float]) -> str:

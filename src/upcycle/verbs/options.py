@@ -23,18 +23,6 @@ Reference = str | Path | nn.Module | Model
 
 
 @dataclass(kw_only=True)
-class DataSetting:
-    """The data of a verb.
-
-    Args:
-        data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
-            folder, pool:PATH, or hub:ORG/NAME.
-    """
-
-    data: str | None = None
-
-
-@dataclass(kw_only=True)
 class RunSetting:
     """Devices, seeds, and where it goes.
 
@@ -87,13 +75,20 @@ class RunSetting:
 
 
 @dataclass(kw_only=True)
-class Setting(RunSetting, DataSetting):
-    """Data, devices, and where it goes.
+class DataSetting:
+    """The data of a verb.
 
     Args:
         data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
             folder, or hub:ORG/NAME. To assemble, also several with commas between them, one for each part, or none.
     """
+
+    data: str | None = None
+
+
+@dataclass(kw_only=True)
+class Setting(RunSetting, DataSetting):
+    """Data, devices, seeds, and where it goes."""
 
 
 UNRECORDED = ("resume", "dry_run", "quiet", "save_every", "budget", "cache")

@@ -1,15 +1,7 @@
 """The engine of the verbs that make a model: arms, each run with every seed, and what they leave.
 
-A verb resolves networks and data, says which arms there are, and puts the outcome into a sentence::
-
-    session = Session("treat", method, {"model": model}, data, say, options)
-    session.check()
-    ...
-    product, beside = session.arms(make)
-    if session.setting.dry_run:
-        return session.estimate([product, *beside], source)
-    made, others = session.run(product, beside, measure)
-    return session.leave(made, rows, sentence, parents=[...], data=images)
+A verb resolves networks and data, says which arms there are, and puts the outcome into a sentence; see
+:func:`upcycle.verbs.treat.treat`, the shortest.
 """
 
 from __future__ import annotations
@@ -37,7 +29,7 @@ from upcycle.data.labels import relabelled
 from upcycle.data.streams import Stream
 from upcycle.measure.cost import count, duration, matmul_rate
 from upcycle.verbs import DEFAULT_METHOD, figures
-from upcycle.verbs.directory import claim_directory, first_process, open_run, write_result
+from upcycle.verbs.directory import claim_directory, first_process, write_result
 from upcycle.verbs.loading import augmented, load_for
 from upcycle.verbs.methods import find_method, plugin_of
 from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, default_of, plain, split_options
@@ -56,7 +48,11 @@ class Result:
     model: Model
     rows: list[dict[str, Any]]
     sentence: str
-    report: Path
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.directory / "report.html"
 
     @property
     def student(self) -> Model:
@@ -190,7 +186,9 @@ class Session:
         figures.show_accuracy(self.say, role, model, data, self.setting.device)
 
     def measured(self, model: Model, data: Images) -> list[Evaluation]:
-        """A model on the test images of its own classes."""
+        """A model on the test images of its own classes, if there are any."""
+        if not len(data.test):
+            return []
         test = relabelled(data, model.classes).normalised(model.mean, model.std).test
         return [evaluate(model.module, test, device=self.setting.device)] if len(test) else []
 
@@ -240,7 +238,7 @@ class Session:
         runs, bounds = len(self.seeds) * len(arms), f"between {duration(1.25 * floor)} and {duration(8 * floor)}"
         self.say(f"{runs} run(s) of {updates[0]:,} updates; {bounds} on this machine.")
         self.say("Nothing was written (--dry_run).")
-        return Result(directory=self.out, model=model, rows=[], sentence="", report=self.out / "report.html")
+        return Result(directory=self.out, model=model, rows=[], sentence="")
 
     def run(self, product: Arm, beside: Sequence[Arm], measure: Measure, **options: Any) -> tuple[Fitted, list[Fitted]]:
         """Run every arm with every seed, and measure what each run makes.
@@ -275,17 +273,19 @@ class Session:
 
     def _open(self, arm: Arm, seed: int, options: dict[str, Any]) -> Run:
         """The run of an arm with a seed: in the directory itself, or in ``more/`` beside it."""
-        config = self.config()
-        if self._main is None:
-            self._main = open_run(self.out, self.setting, config, seed=seed, **options)
-            return self._main
-        config |= {"seed": seed, "seeds": 1}
-        if arm is self._product:  # so that its file alone makes it again
-            config |= {name: False for name in ("alone", "control") if name in config}
-        else:
-            config = {"arm": arm.name, **config}
-        place = self.out / "more" / f"{arm.name.replace(' ', '-')}-{seed}"
-        return open_run(place, self.setting, config, seed=seed, **options)
+        config, place, setting = self.config(), self.out, self.setting
+        if self._main is not None:
+            place = self.out / "more" / f"{arm.name.replace(' ', '-')}-{seed}"
+            config |= {"seed": seed, "seeds": 1}
+            if arm is self._product:  # so that its file alone makes it again
+                config |= {name: False for name in ("alone", "control") if name in config}
+            else:
+                config = {"arm": arm.name, **config}
+        resume = setting.resume and (place / "config.yaml").exists()
+        same = {name: getattr(setting, name) for name in ("devices", "accelerator", "precision", "save_every", "quiet")}
+        run = Run(place, seed=seed, resume=resume, config=config, **same, **options)
+        self._main = self._main or run
+        return run
 
     # -- after it -----------------------------------------------------------------------------------------------
 
@@ -313,8 +313,7 @@ class Session:
         """
         run, product, config = self._main, made.model, self.config()
         assert run is not None
-        result = Result(directory=self.out, model=product, rows=rows, sentence=sentence,
-                        report=self.out / "report.html")  # fmt: skip
+        result = Result(directory=self.out, model=product, rows=rows, sentence=sentence)
         for note in (*data.notes, *notes):
             run.note(note)
         for name, picture in (pictures or {}).items():
@@ -339,7 +338,8 @@ class Session:
         """Everything that re-makes this run, as plain data in the names of the command line."""
         own = {key: self.own.get(key, default_of(self.cls, key)) for key in self.cls.options()}
         names = [f.name for f in dataclasses.fields(self.kind) if f.name not in UNRECORDED]
-        config = {**self.networks, "method": self.cls.card.name, **{n: getattr(self.setting, n) for n in names}}
+        config = {**self.networks, "method": self.cls.card.name, self.called: None}
+        config |= {name: getattr(self.setting, name) for name in names}
         if (plugin := plugin_of(self.cls)) is not None:
             config["plugin"] = plugin
         config |= {self.called: self.data_ref, "out": self.out, **own}

@@ -23,9 +23,7 @@ class Setting(options.Setting):
     """Data, devices, and where it goes.
 
     Args:
-        data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
-            folder, or hub:ORG/NAME.
-        control: also the same training without the treatment, so that one sees which of the two helped.
+        control: also run the same training without the treatment, so that one sees which of the two helped.
     """
 
     control: bool = True
