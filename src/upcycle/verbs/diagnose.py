@@ -27,7 +27,7 @@ from upcycle.report import write_report
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.figures import row, show_accuracy
-from upcycle.verbs.heatmaps import looks, maps_of
+from upcycle.verbs.heatmaps import maps_of, overlay
 from upcycle.verbs.loading import is_files
 from upcycle.verbs.options import Reference, Say
 
@@ -122,7 +122,7 @@ def diagnose(
     for name, (title, caption, which) in shown.items():
         if len(which):
             part = seen.test.subset(which)
-            pictures[name] = looks(title, caption, net, part, *maps_of(net, part, methods))
+            pictures[name] = overlay(title, caption, net, part, *maps_of(net, part, methods))
     doubted = suspects(inside.evaluation, measured)
     for k in doubted:
         own = (seen.validation.labels == k).nonzero()[:, 0][:images]
@@ -130,7 +130,7 @@ def diagnose(
         caption = (
             "Validation images, on which it does so much better than on test images. Is there something that only "
         )
-        pictures[f"0-suspect-{k}"] = looks(title, f"{caption}these have?", net, part, *maps_of(net, part, methods))
+        pictures[f"0-suspect-{k}"] = overlay(title, f"{caption}these have?", net, part, *maps_of(net, part, methods))
     for name, picture in pictures.items():
         store.write_json(place / "pictures" / f"{name}.json", picture)
     sentence = _sentence(net, seen, measured, inside, doubted)

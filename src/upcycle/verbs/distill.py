@@ -127,11 +127,10 @@ def distill(
     def measure(model: Model, data: Images) -> list[Evaluation]:
         return [evaluate(model.module, data.test, device=setting.device)]
 
-    product = Arm(name="student", role="student", make=make, after=held)
-    beside = [Arm(name="alone", role="alone", make=lambda seed: _alone(*make(seed)), after=held)]
-    beside = beside if setting.alone else []
+    product, beside = session.arms(make, name="student", role="student", after=held)
+    if setting.alone:
+        beside.append(Arm(name="alone", role="alone", words="alone", make=lambda seed: _alone(*make(seed)), after=held))
     first, seen = make(setting.seed)
-    first.require(seen)
     require(not setting.alone or int((seen.train.labels >= 0).sum()) >= 2,
             "The student cannot be trained alone without labels; drop --alone or keep some --labels.")  # fmt: skip
     net = first.model("student", seen)
@@ -145,7 +144,7 @@ def distill(
     if guide is not None:
         shown = made.data.normalised(guide.mean, guide.std).test
         rows.append(row(guide.name, "teacher", [evaluate(guide.module, shown, device=setting.device)], guide))
-    rows += [other.row(f"{other.model.name} alone") for other in others]
+    rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
     rows.append(made.row(f"{made.model.name} by {cls.card.name}"))
     return session.leave(made, rows, _sentence(rows, made.data, agreement=not len(whole.test)),
                          parents=_parents(session, guide, made.model, made.data), data=made.data)  # fmt: skip

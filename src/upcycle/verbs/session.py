@@ -194,24 +194,29 @@ class Session:
 
     # -- arms ---------------------------------------------------------------------------------------------------
 
-    def arms(self, make: Make) -> tuple[Arm, list[Arm]]:
+    def arms(self, make: Make, **product: Any) -> tuple[Arm, list[Arm]]:
         """The product's arm and those of the controls that its method names, unless ``control`` is off.
 
         Args:
             make: the method and its data, from a seed.
+            product: further fields of the product's arm.
+
+        Raises:
+            UserError: the method cannot run on these data.
         """
         method, data = make(self.setting.seed)
         method.require(data)
+        main = Arm(make=make, **product)
         if not getattr(self.setting, "control", True):
-            return Arm(make=make), []
+            return main, []
 
         def control(name: str, seed: int) -> tuple[Method, Any]:
             method, data = make(seed)
             return method.controls()[name].method, data
 
-        beside = [Arm(name=name, role=found.role, words=found.words, make=partial(control, name))
+        beside = [Arm(name=name, role=found.role, words=found.words, make=partial(control, name), after=main.after)
                   for name, found in method.controls().items()]  # fmt: skip
-        return Arm(make=make), beside
+        return main, beside
 
     def estimate(
         self, arms: Sequence[Arm], model: Model, *, teacher: int | None = None, student: int | None = None
