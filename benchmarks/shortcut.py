@@ -38,7 +38,7 @@ from upcycle.diagnosis.attribution import explain
 from upcycle.diagnosis.channels import diagnose
 from upcycle.distillation import KD
 from upcycle.verbs.diagnose import suspects
-from upcycle.verbs.looks import as_heat, as_image, as_pixels
+from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels
 
 CLASS, SHARE, SIDE, OPACITY = "horse", 0.95, 6, (0.1, 1.0)
 IMAGES, SEED, SURE, METHOD = 10_000, 0, 50, "gradcam"

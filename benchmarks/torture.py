@@ -32,7 +32,7 @@ from upcycle import cli
 from upcycle.claims import all_claims
 from upcycle.core import models, saved, store
 from upcycle.core.errors import UserError
-from upcycle.verbs.distill import _Distillation
+from upcycle.verbs import distill
 from upcycle.verbs.prove import prove
 
 DIGITS = ["distill", "--data=digits", "--student=zoo:convnet_small", "--save_every=0", "--quiet"]
@@ -131,14 +131,14 @@ class _AcceptedError(Exception):
 def _no_work() -> Iterator[None]:
     """Validation runs, and what it lets through stops before the first file is read."""
 
-    def stop(self: Any) -> None:
+    def stop(*given: Any, **options: Any) -> None:
         raise _AcceptedError
 
-    resolve, _Distillation._resolve = _Distillation._resolve, stop  # type: ignore[method-assign]
+    resolve, distill.teacher_and_data = distill.teacher_and_data, stop
     try:
         yield
     finally:
-        _Distillation._resolve = resolve  # type: ignore[method-assign]
+        distill.teacher_and_data = resolve
 
 
 def _refusal(words: list[str]) -> tuple[bool | None, float]:

@@ -26,7 +26,7 @@ import yaml
 from torch import Tensor
 
 from upcycle.verbs.distill import Setting
-from upcycle.verbs.making import find_method
+from upcycle.verbs.methods import find_method
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

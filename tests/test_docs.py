@@ -95,12 +95,12 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: None) -> Path
 def test_every_command_on_the_page_parses(page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (desk / "runs" / "first").mkdir(parents=True)
     (desk / "runs" / "first" / "config.yaml").write_text("method: kd\nstudent: zoo:convnet_small\n")
-    for verb in cli.SUMMARY.keys() - cli.MAKING.keys():  # everything but the work itself
+    for verb in cli.SUMMARY.keys() - cli.MAKERS.keys():  # everything but the work itself
         function = getattr(commands, verb)
         monkeypatch.setattr(commands, verb, functools.wraps(function)(lambda **values: 0))
     for _, _, language, text in blocks(page):
         for words in upcycle_commands(text) if language == "console" else ():
-            if words[0] in cli.MAKING:
+            if words[0] in cli.MAKERS:
                 values, method = cli.arguments_of(words[0], words[1:])
                 assert values["method"] is method
             else:

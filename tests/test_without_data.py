@@ -131,7 +131,7 @@ def test_no_images_are_a_data_set() -> None:
 def test_a_run_without_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*WORDS, "--out=run"]) == 0
     said = capsys.readouterr().out
-    for part in ("data     none; 10 classes, 1 x 8 x 8", "agreement with the teacher, on its own images",
+    for part in ("data     none; 10 classes, 1 x 8 x 8", "student, seed 0: agreement ",
                  "this is agreement and no accuracy", "note     Synthesis took no time; augmented by crop.",
                  "note     Every figure is agreement"):  # fmt: skip
         assert part in said, said

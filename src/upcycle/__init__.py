@@ -23,7 +23,7 @@ _HOME = {
     "extend": "upcycle.verbs.extend",
     "diagnose": "upcycle.verbs.diagnose",
     "explain": "upcycle.diagnosis.attribution",
-    "Result": "upcycle.verbs.making",
+    "Result": "upcycle.verbs.session",
     "advise": "upcycle.verbs.advise",
     "doctor": "upcycle.verbs.doctor",
     "prove": "upcycle.verbs.prove",
@@ -148,8 +148,8 @@ if TYPE_CHECKING:
     from upcycle.verbs.distill import distill as distill
     from upcycle.verbs.doctor import doctor as doctor
     from upcycle.verbs.extend import extend as extend
-    from upcycle.verbs.making import Result as Result
     from upcycle.verbs.prove import prove as prove
+    from upcycle.verbs.session import Result as Result
     from upcycle.verbs.treat import treat as treat
 
 

@@ -15,10 +15,11 @@ from tests.settings import fitted, tiny_data
 from upcycle import cli
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json
+from upcycle.data.images import pooled
 from upcycle.data.labels import relabelled
 from upcycle.predictors.cache import AnswerFile
 from upcycle.predictors.http import Http
-from upcycle.verbs.adapt import adapt, pooled
+from upcycle.verbs.adapt import adapt
 
 TEACHER = "zoo:digits_teacher"
 QUICK = {"recipe": {"epochs": 1, "batch_size": 64}, "quiet": True}

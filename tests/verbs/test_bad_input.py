@@ -23,7 +23,7 @@ from tests import corpus
 from upcycle import cli
 from upcycle.core import models, saved, store
 from upcycle.core.errors import UserError
-from upcycle.verbs.distill import _Distillation
+from upcycle.verbs import distill
 
 DISTILL = ["distill", "--teacher=zoo:digits_teacher", "--student=zoo:convnet_small", "--data=digits"]
 SHORT = ["--recipe.epochs=1", "--quiet"]
@@ -163,10 +163,10 @@ class Accepted(Exception):
 def test_p5_mutated_configurations(here: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong ones are one line, before any work; harmless ones pass. ``make torture`` has more, and the time."""
 
-    def stop(self: Any) -> None:
+    def stop(*given: Any, **options: Any) -> None:
         raise Accepted
 
-    monkeypatch.setattr(_Distillation, "_resolve", stop)
+    monkeypatch.setattr(distill, "teacher_and_data", stop)
     (folder := here / "configs").mkdir()
     found = list(corpus.mutations(64, seed=0, folder=folder))
     assert {text.split(":")[0] for text in (m.text for m in found)} >= {"kd", "tfkd", "vam", "netgraft"}
@@ -393,10 +393,10 @@ def test_a_disk_that_runs_full(here: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_a_full_disk_that_names_no_file(here: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     """Event files are TensorBoard's to write, and its errors come without a path."""
 
-    def full(self: Any) -> None:
+    def full(*given: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(_Distillation, "_resolve", full)
+    monkeypatch.setattr(distill, "teacher_and_data", full)
     refused(DISTILL, "No space left on device. Free some space")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonargparse
 import pytest
 import torch
 import yaml
@@ -71,6 +74,18 @@ def test_help_of_a_method_shows_its_own_options(capsys: pytest.CaptureFixture[st
         with pytest.raises(SystemExit):
             cli.main(["distill", "--method", method, "--help"])
         assert option in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", cli.MAKERS)
+def test_every_option_of_a_verb_has_a_help_line_of_its_own(verb: str) -> None:
+    setting = importlib.import_module(cli.MAKERS[verb].module).Setting
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(setting, fail_untyped=True)
+    helps = {action.dest: action.help or "" for action in parser._actions if action.dest != "help"}
+    assert set(helps) >= {f.name for f in dataclasses.fields(setting)} >= {"seed", "seeds", "out"}
+    for name, text in helps.items():
+        assert len(text.split()) > 2 and not text.startswith("see "), (name, text)
+    assert len(set(helps.values())) == len(helps)
 
 
 def test_nothing_heavy_is_imported_for_a_name(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_killed_and_resumed_to_the_same_bits(tmp_path: Path, monkeypatch: pytest
     words = ["extend", NET, "--stream=splits:digits/5", "--few=12", "--save_every=0", *SHORT]
     assert cli.main([*words, f"--out={tmp_path / 'whole'}"]) == 0
     updated = Run.update
-    for after in (7, 14, 24):  # in fine-tuning, in joint training, in the method
+    for after in (7, 14, 24):  # in the method, in fine-tuning, in joint training
         left = after
 
         def kill(self: Run, *args: object, **kwargs: object) -> None:

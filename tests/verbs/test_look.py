@@ -18,7 +18,7 @@ from upcycle.core.models import resolve
 from upcycle.core.saved import load
 from upcycle.data import load as load_data
 from upcycle.report import pictures
-from upcycle.verbs.looks import as_heat, encoded
+from upcycle.verbs.heatmaps import as_heat, encoded
 
 TEACHER = "zoo:digits_teacher"
 TREAT = ("treat", TEACHER, "--recipe.epochs=2", "--recipe.batch_size=64", "--quiet")

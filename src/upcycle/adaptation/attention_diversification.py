@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -273,6 +273,11 @@ class AttentionDiversification(Method):
             one_of={"dvr_target": ("union", "zero")},
         )
         self.layers = tuple(self.layers)
+
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """A student, and four images of two domains."""
+        return {**super().stand_ins(), "domains": torch.tensor([0, 0, 1, 1])}
 
     def check(self, data: Images) -> list[str]:
         """A domain and a label for each training image, and a network that has the maps."""

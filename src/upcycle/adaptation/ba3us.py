@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -245,6 +245,11 @@ class BA3US(Method):
             below_one=("dropout", "momentum"),
             positive=("lr",),
         )
+
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """A student, and a source without images."""
+        return {**super().stand_ins(), "source_data": Images.none((1, 8, 8), ("a", "b"), (0.0,), (1.0,))}
 
     def check(self, data: Images) -> list[str]:
         """Source, target and student must fit each other; the source must be labelled."""

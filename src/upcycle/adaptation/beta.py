@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -238,6 +238,11 @@ class BETA(Method):
             0 <= self.warmup <= self.recipe.epochs,
             f"warmup must lie between 0 and the {self.recipe.epochs} epochs, not {self.warmup}.",
         )
+
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """A student, and no predictor: none is asked while options are checked."""
+        return {**super().stand_ins(), "predictors": ()}
 
     def check(self, data: Images) -> list[str]:
         """Classes of predictors and data must be the same, and the student must end in a linear layer."""

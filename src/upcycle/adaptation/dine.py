@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -102,6 +102,11 @@ class DINE(Method):
         self.predictors = tuple(self.predictors)
         ranges(self, not_negative=("r", "mix", "epochs_tune"), share=("gamma",), positive=("mix_beta",))
         ranges(self.bottleneck, positive=("backbone_rate",))
+
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """A student, and no predictor: none is asked while options are checked."""
+        return {**super().stand_ins(), "predictors": ()}
 
     def check(self, data: Images) -> list[str]:
         """Classes of predictors and data must be the same, and the student must end in a linear layer."""

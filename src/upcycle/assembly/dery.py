@@ -135,6 +135,11 @@ class DeRy(Method):
             macs_min=amount(self.flops_min),
         )
 
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """Two networks."""
+        return {**super().stand_ins(), "zoo": (nn.Identity(), nn.Identity())}
+
     def steps(self, n: int) -> int:
         """The number of updates on ``n`` samples."""
         return 0 if self.tune == "none" else self.top * self.recipe.steps(n)

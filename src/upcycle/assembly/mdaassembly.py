@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,11 @@ class MDAAssembly(Method):
     def __post_init__(self) -> None:
         self.parts = tuple(self.parts)
         require(len(self.parts) > 1, f"parts must be two networks or more, not {len(self.parts)}.")
+
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """Two networks."""
+        return {**super().stand_ins(), "parts": (nn.Identity(), nn.Identity())}
 
     def steps(self, n: int) -> int:
         """The updates of the fine-tuning, if any."""

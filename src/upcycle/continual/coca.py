@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -292,7 +293,7 @@ class CoCa(Method):
             run.setup(e)
             run.setup(v)
             trained = nn.ModuleList([net.module, e, v] if calibrate else [net.module])
-            student, optimizer = run.setup(net.module, lambda _, trained=trained: self.recipe.make(trained))
+            student, optimizer = run.setup(net.module, partial(_over, trained, self.recipe))
             rest, rest_old = (without(len(data.classes), c).to(run.device) for c in self._competing(data, t))
             with Taps(student, [last], kind="input") as taps:
                 for _ in run.epochs(self.recipe.epochs):
@@ -338,3 +339,8 @@ class CoCa(Method):
 def share(run: Run, n: int) -> Int[Tensor, " m"]:
     """This process' positions in n things of all processes, on the CPU."""
     return torch.arange(n).tensor_split(run.world_size)[run.rank]
+
+
+def _over(trained: nn.Module, recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    """One optimiser over the network and the heads beside it."""
+    return recipe.make(trained)

@@ -147,6 +147,13 @@ class Method:
         """What a verb runs beside this method with the same seed, by the name of its run; none by default."""
         return {}
 
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """Stand-ins for the networks and what else is given, for checking the options before anything is loaded."""
+        from torch import nn
+
+        return {**{role: nn.Identity() for role in cls.roles}, **dict.fromkeys(cls.given)}
+
     def require(self, data: Any) -> None:
         """Raise :class:`UserError` with all problems that :meth:`check` finds."""
         if problems := self.check(data):

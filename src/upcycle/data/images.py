@@ -369,3 +369,30 @@ def listed(items: list[str], what: str) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def pooled(domains: Sequence[Images], unseen: Images) -> tuple[Images, Tensor]:
+    """Several domains as one training set, measured on another; and the domain of each training sample, int64 (n,).
+
+    All have the same classes and shape. Validation images are those of the domains, test images of the unseen one.
+    """
+
+    def join(name: str) -> ImageSplit:
+        splits, ids, before = [getattr(d, name) for d in domains], [], 0
+        for split in splits:
+            ids.append(split.ids + before)  # augmentation is keyed by them
+            before += int(split.ids.max()) + 1 if len(split) else 0
+        return replace(splits[0], images=torch.cat([s.images for s in splits]),
+                                   labels=torch.cat([s.labels for s in splits]), ids=torch.cat(ids))  # fmt: skip
+
+    whole = replace(
+        domains[0],
+        name=" + ".join(d.name for d in domains),
+        train=join("train"),
+        validation=join("validation"),
+        test=unseen.test,
+        measured=unseen.name,
+        notes=list(dict.fromkeys(note for d in (*domains, unseen) for note in d.notes)),
+        licence=domains[0].licence if len({d.licence for d in domains}) == 1 else "unknown",
+    )
+    return whole, torch.repeat_interleave(torch.arange(len(domains)), torch.tensor([len(d.train) for d in domains]))

@@ -113,7 +113,8 @@ def curves(directory: Path) -> list[Curve]:
     curves = _read_curves(directory / "metrics.csv", "student", "")
     for file in sorted(directory.glob("more/*/metrics.csv")):
         arm, _, seed = file.parent.name.rpartition("-")
-        curves += _read_curves(file, arm.replace("-", " ") or seed, seed)
+        arm = "student" if arm == "product" else arm.replace("-", " ") or seed
+        curves += _read_curves(file, arm, seed)
     return curves
 
 

@@ -1,1 +1,12 @@
-"""The verbs: what the command line and `import upcycle` offer."""
+"""The commands, each as a function with the same name."""
+
+DEFAULT_METHOD = {
+    "distill": "kd",
+    "disassemble": "mda",
+    "assemble": "mdaassembly",
+    "reassemble": "dery",
+    "adapt": "ssf",
+    "extend": "derpp",
+    "treat": "modeldoctor",
+}
+"""The method that each verb takes when none is named."""

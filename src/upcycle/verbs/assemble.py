@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,23 @@ from upcycle.core.outputs import Columns
 from upcycle.data import Images, describe
 from upcycle.data.images import joined
 from upcycle.data.labels import relabelled
+from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count, si
-from upcycle.verbs.making import Result, Say, points, row, spread
-from upcycle.verbs.work import Reference, Setting, Work
+from upcycle.verbs import DEFAULT_METHOD
+from upcycle.verbs.figures import points, row, spread
+from upcycle.verbs.options import Reference, Say, Setting
+from upcycle.verbs.session import Result, Session
 
 __all__ = ["Setting", "assemble", "disassemble", "members", "reassemble"]
 
 
 def disassemble(
-    model: Reference, *, method: str | type[Method] = "mda", data: Any = None, say: Say = print, **options: Any
+    model: Reference,
+    *,
+    method: str | type[Method] = DEFAULT_METHOD["disassemble"],
+    data: Any = None,
+    say: Say = print,
+    **options: Any,
 ) -> Result:
     """The part of a classifier that knows chosen classes, as a smaller network.
 
@@ -41,31 +50,29 @@ def disassemble(
         UserError: before any work where the request cannot work.
     """
     data = "digits" if data is None else data
-    work = Work("disassemble", method, {"model": model}, data, say, options)
-    work.check({"source": nn.Identity()})
-    source = models.resolve(model, trust=work.setting.trust)
-    images = relabelled(work.load(data, source), source.classes).normalised(source.mean, source.std)
-    work.say(f"data     {describe(images)}")
-    work.measure("source", source, images)
-    made = work.cls(source=source, **work.own)
-
-    def rows(product: Model, seen: Images, _: dict[str, Model]) -> list[dict[str, Any]]:
-        chosen = [source.classes.index(name) for name in product.classes]
-        same = Columns(source.module, torch.tensor(chosen))
-        part = images.only(product.classes)
-        # The source may choose among the same classes only: that alone makes a task easier.
-        among = [evaluate(same, part.test, device=work.setting.device)] if len(part.test) else []
-        name = source.name if len(chosen) == len(source.classes) else f"{source.name}, of these classes"
-        return [row(name, "source", among, source),
-                row(product.name, "product", work.measured(product, part), product)]  # fmt: skip
-
-    return work.do(made, images, [("source", source)], rows, positional=("model",), sentence=_sentence)
+    session = Session("disassemble", method, {"model": model}, data, say, options, positional=("model",))
+    session.check()
+    source = models.resolve(model, trust=session.setting.trust)
+    images = relabelled(session.load(data, source), source.classes).normalised(source.mean, source.std)
+    session.say(f"data     {describe(images)}")
+    session.show("source", source, images)
+    product, beside = session.arms(lambda seed: (session.method(source=models.own_copy(source)), images))
+    if session.setting.dry_run:
+        return session.estimate([product, *beside], source)
+    made, _ = session.run(product, beside, lambda part, _: session.measured(part, images.only(part.classes)))
+    chosen = [source.classes.index(name) for name in made.model.classes]
+    same, part = Columns(source.module, torch.tensor(chosen)), images.only(made.model.classes)
+    # The source may choose among the same classes only: that alone makes a task easier.
+    among = [evaluate(same, part.test, device=session.setting.device)] if len(part.test) else []
+    name = source.name if len(chosen) == len(source.classes) else f"{source.name}, of these classes"
+    rows = [row(name, "source", among, source), made.row(made.model.name)]
+    return session.leave(made, rows, _sentence(rows, made.model), parents=[parent_node(source, "source")], data=images)
 
 
 def assemble(
     parts: Sequence[Reference],
     *,
-    method: str | type[Method] = "mdaassembly",
+    method: str | type[Method] = DEFAULT_METHOD["assemble"],
     data: Any = None,
     say: Say = print,
     **options: Any,
@@ -87,45 +94,46 @@ def assemble(
     sets: Sequence[Any] = data if isinstance(data, list | tuple) else [data]
     if isinstance(data, str) and not Path(data).exists():  # a folder may have a comma in its name
         sets = data.split(",")
-    work = Work("assemble", method, {"parts": parts}, data, say, options)
+    session = Session("assemble", method, {"parts": parts}, data, say, options, positional=("parts",))
     require(len(sets) in (1, len(parts)), f"--data names {len(sets)} sets for {len(parts)} parts; give one for all, or "
             "one for each.")  # fmt: skip
-    if data is None and work.own.get("tune"):
+    if data is None and session.own.get("tune"):
         raise UserError("Fine-tuning needs images: give --data with the classes of the parts.")
-    work.check({"parts": (nn.Identity(), nn.Identity())}, sets)
-    found = [models.resolve(part, trust=work.setting.trust) for part in parts]
+    session.check(sets)
+    found = [models.resolve(part, trust=session.setting.trust) for part in parts]
     require(len(found) > 1, "assemble needs two parts or more: upcycle assemble PART1 PART2.")
     if data is None:
         first = found[0]
         classes = tuple(name for part in found for name in part.classes)
         images = Images.none(first.input_shape, classes, first.mean, first.std)
-        work.own["scale"] = False
-        work.say("data     none: the parts' logits are not scaled to each other, and nothing is measured")
+        each = [images] * len(found)
+        session.own["scale"] = False
+        session.say("data     none: the parts' logits are not scaled to each other, and nothing is measured")
     else:
-        loaded = [work.load(ref, found[i]) for i, ref in enumerate(sets)]
+        loaded = [session.load(ref, found[i]) for i, ref in enumerate(sets)]
         loaded = loaded * len(found) if len(loaded) == 1 else loaded
         each = [relabelled(own, part.classes) for own, part in zip(loaded, found, strict=True)]
-        images = joined(each).normalised(found[0].mean, found[0].std)
-        images = work.augmented(images)
-        work.say(f"data     {describe(images)}")
+        images = session.augmented(joined(each).normalised(found[0].mean, found[0].std))
+        session.say(f"data     {describe(images)}")
         for part, own in zip(found, each, strict=True):
-            work.measure("part", part, own)
-    made = work.cls(parts=tuple(found), **work.own)
-
-    def rows(product: Model, seen: Images, _: dict[str, Model]) -> list[dict[str, Any]]:
-        lines = []
-        for i, part in enumerate(found):
-            arms = [] if data is None else work.measured(part, each[i])
-            lines.append(row(f"{part.name}, alone on its own classes" if arms else part.name, "part", arms, part))
-        return [*lines, row(product.name, "product", [] if data is None else work.measured(product, images), product)]
-
-    return work.do(made, images, [("part", part) for part in found], rows, positional=("parts",), sentence=_sentence)
+            session.show("part", part, own)
+    product, beside = session.arms(lambda seed: (session.method(parts=tuple(map(models.own_copy, found))), images))
+    if session.setting.dry_run:
+        return session.estimate([product, *beside], max(found, key=_macs))
+    made, _ = session.run(product, beside, lambda model, _: session.measured(model, images))
+    rows = []
+    for part, own in zip(found, each, strict=True):
+        arms = session.measured(part, own)
+        rows.append(row(f"{part.name}, alone on its own classes" if arms else part.name, "part", arms, part))
+    rows.append(made.row(made.model.name))
+    parents = [parent_node(part, "part") for part in found]
+    return session.leave(made, rows, _sentence(rows, made.model), parents=parents, data=images)
 
 
 def reassemble(
     zoo: Reference | Sequence[Reference],
     *,
-    method: str | type[Method] = "dery",
+    method: str | type[Method] = DEFAULT_METHOD["reassemble"],
     data: Any = None,
     say: Say = print,
     **options: Any,
@@ -144,31 +152,32 @@ def reassemble(
     """
     references = members(zoo)
     data = "digits" if data is None else data
-    work = Work("reassemble", method, {"zoo": references}, data, say, options)
-    work.check({"zoo": (nn.Identity(), nn.Identity())})
-    found = [models.resolve(reference, trust=work.setting.trust) for reference in references]
-    images = work.load(data, found[0], other_task=True)
-    images = work.augmented(images.normalised(found[0].mean, found[0].std))
-    work.say(f"data     {describe(images)}")
+    session = Session("reassemble", method, {"zoo": references}, data, say, options)
+    session.check()
+    found = [models.resolve(reference, trust=session.setting.trust) for reference in references]
+    images = session.load(data, found[0], other_task=True)
+    images = session.augmented(images.normalised(found[0].mean, found[0].std))
+    session.say(f"data     {describe(images)}")
     # A network of the same classes shows as it is what the new one is to reach; of others only the size is known.
     known = [set(model.classes) == set(images.classes) for model in found]
-    measured = [work.measured(model, images) if same else [] for model, same in zip(found, known, strict=True)]
+    measured = [session.measured(model, images) if same else [] for model, same in zip(found, known, strict=True)]
     for model, arms in zip(found, measured, strict=True):
         cost = count(model.module, model.input_shape)
         figure = f", {spread([a.accuracy for a in arms])} on test" if arms else ""
-        work.say(f"member   {model.name}: {si(cost.parameters)} parameters, {si(cost.macs)} multiply-adds{figure}")
-    made = work.cls(zoo=tuple(found), **work.own)
+        session.say(f"member   {model.name}: {si(cost.parameters)} parameters, {si(cost.macs)} multiply-adds{figure}")
+    product, beside = session.arms(lambda seed: (session.method(zoo=tuple(map(models.own_copy, found))), images))
+    if session.setting.dry_run:
+        return session.estimate([product, *beside], max(found, key=_macs))
+    made, _ = session.run(product, beside, lambda model, _: session.measured(model, images))
+    rows = [row(m.name, "member", arms, m) for m, arms in zip(found, measured, strict=True)]
+    rows.append(made.row(made.model.name))
+    used = getattr(made.model.module, "recipe", {}).get("names", [model.name for model in found])
+    parents = [parent_node(model, "block source") for model in found if model.name in used]
+    return session.leave(made, rows, _sentence(rows, made.model), parents=parents, data=images, pictures=_fronts(rows))
 
-    def rows(product: Model, seen: Images, _: dict[str, Model]) -> list[dict[str, Any]]:
-        lines = [row(m.name, "member", arms, m) for m, arms in zip(found, measured, strict=True)]
-        return [*lines, row(product.name, "product", work.measured(product, images), product)]
 
-    def used(product: Model) -> list[tuple[str, Model]]:
-        names = getattr(product.module, "recipe", {}).get("names", [model.name for model in found])
-        return [("block source", model) for model in found if model.name in names]
-
-    sources = [("block source", model) for model in found]
-    return work.do(made, images, sources, rows, positional=(), sentence=_sentence, used=used, pictures=_fronts)
+def _macs(model: Model) -> int:
+    return count(model.module, model.input_shape).macs
 
 
 def members(zoo: Reference | Sequence[Reference]) -> list[Reference]:
@@ -196,7 +205,7 @@ def _fronts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         return {}
     pictures = {}
     for cost, words in (("parameters", "parameters"), ("macs", "multiply-adds"), ("latency", "seconds of an image")):
-        items = [{"name": line["name"], "x": line[cost], "y": 100 * line["accuracy"][0], "group":
+        items = [{"name": line["name"], "x": line[cost], "y": 100 * statistics.fmean(line["accuracy"]), "group":
                   "zoo" if line["role"] == "member" else "reassembled"} for line in measured]  # fmt: skip
         for item in items:
             item["front"] = not any(other["x"] <= item["x"] and other["y"] >= item["y"] and other is not item
@@ -208,7 +217,7 @@ def _fronts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return pictures
 
 
-def _sentence(rows: list[dict[str, Any]], product: Model, data: Images) -> str:
+def _sentence(rows: list[dict[str, Any]], product: Model) -> str:
     made, others = rows[-1], rows[:-1]
     size = f"{si(made['parameters'])} parameters and {si(made['macs'])} multiply-adds"
     if not made["accuracy"]:
@@ -217,6 +226,7 @@ def _sentence(rows: list[dict[str, Any]], product: Model, data: Images) -> str:
     text += f"classes with {size}"
     source = next((line for line in others if line["role"] == "source" and line["accuracy"]), None)
     if source is not None:
-        text += f", {points(made['accuracy'][0] - source['accuracy'][0])} its source on the same classes"
+        gain = statistics.fmean(made["accuracy"]) - statistics.fmean(source["accuracy"])
+        text += f", {points(gain)} its source on the same classes"
         text += f" and with {made['parameters'] / source['parameters']:.0%} of its parameters"
     return text + "."

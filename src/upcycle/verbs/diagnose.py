@@ -24,9 +24,12 @@ from upcycle.diagnosis.channels import Diagnosis, channel_order
 from upcycle.diagnosis.channels import diagnose as look_inside
 from upcycle.measure.cost import machine
 from upcycle.report import write_report
-from upcycle.verbs.looks import looks, maps_of
-from upcycle.verbs.making import Say, claim_directory, is_files, row, show_accuracy
-from upcycle.verbs.work import Reference
+from upcycle.verbs import DEFAULT_METHOD
+from upcycle.verbs.directory import claim_directory
+from upcycle.verbs.figures import row, show_accuracy
+from upcycle.verbs.heatmaps import maps_of, overlay
+from upcycle.verbs.loading import is_files
+from upcycle.verbs.options import Reference, Say
 
 NAMED = 8
 """How many pairs, classes and channels are named in words."""
@@ -119,7 +122,7 @@ def diagnose(
     for name, (title, caption, which) in shown.items():
         if len(which):
             part = seen.test.subset(which)
-            pictures[name] = looks(title, caption, net, part, *maps_of(net, part, methods))
+            pictures[name] = overlay(title, caption, net, part, *maps_of(net, part, methods))
     doubted = suspects(inside.evaluation, measured)
     for k in doubted:
         own = (seen.validation.labels == k).nonzero()[:, 0][:images]
@@ -127,13 +130,13 @@ def diagnose(
         caption = (
             "Validation images, on which it does so much better than on test images. Is there something that only "
         )
-        pictures[f"0-suspect-{k}"] = looks(title, f"{caption}these have?", net, part, *maps_of(net, part, methods))
+        pictures[f"0-suspect-{k}"] = overlay(title, f"{caption}these have?", net, part, *maps_of(net, part, methods))
     for name, picture in pictures.items():
         store.write_json(place / "pictures" / f"{name}.json", picture)
     sentence = _sentence(net, seen, measured, inside, doubted)
     store.write_json(place / "diagnosis.json", inside.to_json())
     store.write_json(place / "result.json", {
-        "format": 1, "verb": "diagnose", "method": "modeldoctor", "title": f"{net.name}, looked into",
+        "format": 1, "verb": "diagnose", "method": DEFAULT_METHOD["treat"], "title": f"{net.name}, looked into",
         "command": command, "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - start, 2),
         "sentence": sentence, "shows": "Inside the network",
         "data": {"name": seen.title, "train": len(seen.train), "validation": len(seen.validation),

@@ -14,9 +14,9 @@ from upcycle.core.errors import require, unknown
 from upcycle.diagnosis.attribution import EXPLAINERS, Attribution
 from upcycle.measure.cost import machine
 from upcycle.report import write_report
-from upcycle.verbs.looks import as_heat, as_image, as_pixels, looks, maps_of
-from upcycle.verbs.making import Say, claim_directory
-from upcycle.verbs.work import Reference
+from upcycle.verbs.directory import claim_directory
+from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, maps_of, overlay
+from upcycle.verbs.options import Reference, Say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def explain_images(
     first = found[methods[0]]
     store.write_atomic(place / "explained.csv", _table(names, first, net.classes).encode())
     about = "each image's answer" if target is None else target
-    picture = looks(f"What speaks for {about}", "A method at a time; bright is what counts most in this image.", net,
+    picture = overlay(f"What speaks for {about}", "A method at a time; bright is what counts most in this image.", net,
                     split, x, found, names)  # fmt: skip
     store.write_json(place / "pictures" / "1-maps.json", picture)
     command = f"upcycle explain {net.reference or net.name} {folder} --methods {','.join(methods)}"

@@ -6,16 +6,16 @@ import base64
 import dataclasses
 import io
 import re
-import time
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from upcycle import zoo
-from upcycle.continual import Finetune, Joint
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.scores import Scores
 from upcycle.core import models
@@ -24,28 +24,19 @@ from upcycle.core.evaluate import evaluate
 from upcycle.core.heads import grow_classifier
 from upcycle.core.method import Method
 from upcycle.core.models import Model
-from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
 from upcycle.data.streams import Stream, check_stream, scenario_of
 from upcycle.data.streams import stream as make_stream
 from upcycle.distillation.data_free.gallery import strip
-from upcycle.measure.cost import bytes_, count
-from upcycle.verbs.making import (
-    Result,
-    RunSetting,
-    Say,
-    augmented,
-    command_line,
-    estimate,
-    figures_of,
-    leave,
-    row,
-    run_in,
-    tell,
-)
-from upcycle.verbs.work import Reference, Work
+from upcycle.measure.cost import bytes_
+from upcycle.verbs import DEFAULT_METHOD
+from upcycle.verbs.directory import first_process
+from upcycle.verbs.figures import figures_of, hundredths, share, spread
+from upcycle.verbs.loading import augmented
+from upcycle.verbs.options import Reference, RunSetting, Say
+from upcycle.verbs.session import Fitted, Result, Session
 
 FIGURES = {
     "task": "task-incremental accuracy",
@@ -71,10 +62,9 @@ class Setting(RunSetting):
             same classes all along; general, without tasks. If not given, what the stream's kind has by default.
         shuffle: the seed of another order of classes (splits) or of tasks (folders).
         few: only so many training images of each class in each task.
-        weights: that MODEL starts from: pretrained, fresh, or a safetensors file. If not given, trained ones where it
-            has any. A network that was extended before goes on from what it is.
+        weights: the weights that MODEL starts from: pretrained, fresh, or a safetensors file. If not given, trained
+            ones where it has any. A network that was extended before goes on from what it is.
         size: resize images to this side, in pixels; if not given, to what a trained MODEL takes.
-        augment: crop, flip, color, or none, for training; auto takes crop and flip for colour images.
         control: also fine-tune the same network without a method, and train it on all tasks at once: the lower and the
             upper bound.
     """
@@ -84,7 +74,6 @@ class Setting(RunSetting):
     shuffle: int | None = None
     few: int | None = None
     weights: str | None = None
-    augment: tuple[Literal["auto", "none", "crop", "flip", "color"], ...] = ("auto",)
     control: bool = True
 
     def __post_init__(self) -> None:
@@ -100,7 +89,7 @@ def extend(
     model: Reference,
     *,
     stream: str | Stream = "splits:digits/5",
-    method: str | type[Method] = "derpp",
+    method: str | type[Method] = DEFAULT_METHOD["extend"],
     say: Say = print,
     **options: Any,
 ) -> Result:
@@ -119,24 +108,54 @@ def extend(
     Raises:
         UserError: before any work where the request cannot work.
     """
-    started = time.time()
-    job = Work("extend", method, {"model": model}, stream, say, options, kind=Setting, called="stream")
-    setting: Any = job.setting
+    session = Session("extend", method, {"model": model}, stream, say, options, kind=Setting, called="stream",
+                      positional=("model",))  # fmt: skip
+    setting, cls = session.setting, session.cls
     if setting.out is None:
         named = re.sub(r"[^\w.+,]+", "-", stream) if isinstance(stream, str) else "stream"
-        job.out = Path("runs") / f"extend-{job.cls.card.name}-{named}"
-    job.check({role: nn.Identity() for role in job.cls.roles}, look=check_stream)
+        session.out = Path("runs") / f"extend-{cls.card.name}-{named}"
+    session.check(look=check_stream)
+    goes_on = "past" in cls.given
     past = None if setting.weights == "fresh" else _past(model)
-    require(past is None or "past" in job.cls.given, f"{job.cls.card.name} cannot go on from an earlier stream.")
-    student, data, origin = _start(job, model, past)
-    job.say(f"stream   {data.protocol}\ndata     {describe(data.base)}")
-    job.say(f"network  {student.name}: {_beginning(origin, past)}")
-    made = job.cls(student=student, **({"past": past} if "past" in job.cls.given else {}), **job.own)
-    made.require(data)
-    bounds = _bounds(made, student) if setting.control else {}
+    require(past is None or goes_on, f"{cls.card.name} cannot go on from an earlier stream.")
+    student, data, origin = _start(session, model, past, setting.seed)
+    session.say(f"stream   {data.protocol}\ndata     {describe(data.base)}")
+    session.say(f"network  {student.name}: {_beginning(origin, past)}")
+
+    def make(seed: int) -> tuple[Method, Stream]:
+        net = student if seed == setting.seed else _start(session, model, past, seed)[0]
+        return session.method(student=models.own_copy(net), **({"past": past} if goes_on else {})), data
+
+    product, beside = session.arms(make)
     if setting.dry_run:
-        return _estimated(job, [made, *bounds.values()], student, data)
-    return _do(job, made, bounds, data, origin, started)
+        return session.estimate([product, *beside], student, teacher=0)
+    session.figure = FIGURES[data.scenario]
+    made, others = session.run(product, beside, lambda model, data: [])
+    if first_process():
+        made.left[0]["kept"].save(session.out / MEMORY)
+    together = dataclasses.replace(data.joint(), name=data.name)
+    rows = [_row(arm, f"{made.model.name}, {arm.arm.words}", together, session) for arm in others]
+    rows.append(_row(made, f"{made.model.name} by {cls.card.name}", together, session))
+    for shown in {key for line in rows for key in line["shown"]}:  # what nothing has is no column
+        if not any(line["shown"][shown] for line in rows):
+            for line in rows:
+                del line["shown"][shown]
+    notes = []
+    if data.before:
+        notes = [f"{len(data.before)} classes were learnt before ({', '.join(data.classes[k] for k in data.before)}). "
+                 "They compete in every answer, but this stream has no test images of them, so what is left of them is "
+                 "not in the figures."]  # fmt: skip
+    picture = _memory(made.left[0]["kept"], data)
+    scores = {(cls.card.name if arm is made else arm.arm.name): arm.left[0]["scores"].record()
+              for arm in (*others, made)}  # fmt: skip
+    result = session.leave(
+        made, rows, _sentence(made, rows), data=together, notes=notes,
+        parents=[parent_node(origin, "initial weights")] if origin is not None else [],
+        pictures={"memory": picture} if picture else {},
+        more={"scores": scores, "shows": "What is left of each task"},
+    )  # fmt: skip
+    session.say(f"Further tasks: upcycle extend {session.out} --method {cls.card.name} --stream STREAM")
+    return result
 
 
 # -- what it starts from ----------------------------------------------------------------------------------------
@@ -151,15 +170,15 @@ def _past(reference: Any) -> Past | None:
                  and (p / "model").is_dir() and place in (p, p / "model")), None)  # fmt: skip
 
 
-def _start(job: Work, reference: Any, past: Past | None) -> tuple[Model, Stream, Model | None]:
+def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tuple[Model, Stream, Model | None]:
     """The network with an output for each class, its stream, and what it was before; ``None`` if it is fresh."""
-    setting: Any = job.setting
-    seed_everything(setting.seed, "student")
+    setting = session.setting
+    seed_everything(seed, "student")
     if setting.weights == "fresh" and isinstance(reference, nn.Module | Model):
         raise UserError("A network that is given as an object comes as it is; leave out weights='fresh'.")
     origin: Model | None = None
     if setting.weights == "fresh" or (setting.weights is None and _is_untrained(reference)):
-        data = _stream(job, None)
+        data = _stream(session, None)
         k = None if isinstance(reference, nn.Module) else len(data.classes)
         net = models.resolve(reference, pretrained=False, num_classes=k, input_shape=data.shape, trust=setting.trust)
         # Of all tasks, as everybody has it, though a stream would show only its first.
@@ -170,7 +189,7 @@ def _start(job: Work, reference: Any, past: Past | None) -> tuple[Model, Stream,
     else:
         weights = None if setting.weights == "pretrained" else setting.weights
         origin = net = models.resolve(reference, weights=weights, trust=setting.trust)
-        data = _stream(job, net)
+        data = _stream(session, net)
     if past is not None:
         require(past.classes == net.classes, f"{reference} was learnt with the classes {', '.join(past.classes)}, and "
                 f"its model has {', '.join(net.classes)}: they do not belong together.")  # fmt: skip
@@ -186,17 +205,17 @@ def _is_untrained(reference: Any) -> bool:
     return models.is_bare(str(reference) if isinstance(reference, Path) else reference)
 
 
-def _stream(job: Work, like: Model | None) -> Stream:
+def _stream(session: Session, like: Model | None) -> Stream:
     """The stream, its images brought to what a trained network takes."""
-    setting: Any = job.setting
+    setting = session.setting
     asked = {"scenario": scenario_of(setting.scenario), "shuffle": setting.shuffle, "few": setting.few}
-    if isinstance(job.data_ref, Stream):
+    if isinstance(session.data_ref, Stream):
         given = [name for name, value in {**asked, "size": setting.size}.items() if value is not None]
         require(not given, f"A stream that is given as an object is as it is; leave out {', '.join(given)}.")
-        data = job.data_ref
+        data = session.data_ref
     else:
         c, h = (like.input_shape[0], like.input_shape[1]) if like else (None, None)
-        data = make_stream(job.data_ref, size=setting.size or h, channels=c, **asked)
+        data = make_stream(session.data_ref, size=setting.size or h, channels=c, **asked)
     there = set(data.base.test.labels.tolist())
     for t, columns in enumerate(data.tasks):
         found = bool(there & set(columns)) or bool((data.task(t).test.labels >= 0).any())
@@ -213,113 +232,49 @@ def _beginning(origin: Model | None, past: Past | None) -> str:
     return "fresh weights" if origin is None else "goes on from its trained weights (--weights fresh for random ones)"
 
 
-def _bounds(made: Method, student: Model) -> dict[str, Any]:
-    """Fine-tuning and joint training of the same network, as long as the method trains it."""
-    recipe = getattr(made, "recipe", None)
-    own: dict[str, Any] = {"recipe": recipe} if isinstance(recipe, Recipe) else {}
-    return {cls.card.name: cls(student=student, **own) for cls in (Finetune, Joint) if not isinstance(made, cls)}
+# -- what came out ------------------------------------------------------------------------------------------------
 
 
-# -- the work ---------------------------------------------------------------------------------------------------
-
-
-def _estimated(job: Work, arms: list[Any], student: Model, data: Stream) -> Result:
-    """What ``--dry_run`` answers."""
-    macs, sizes = count(student.module, student.input_shape).macs, [len(data.task(t).train) for t in range(len(data))]
-    each = [[sum(sizes)] if isinstance(arm, Joint) else sizes for arm in arms]
-    work = sum(arm.work(n, 0, macs) for arm, counts in zip(arms, each, strict=True) for n in counts)
-    updates = sum(arms[0].steps(n) for n in each[0])
-    job.say(estimate(work, job.setting, updates=updates, runs=len(arms)))
-    return Result(directory=job.out, model=student, rows=[], sentence="", report=job.out / "report.html")
-
-
-def _do(job: Work, made: Any, bounds: dict[str, Any], data: Stream, origin: Model | None, started: float) -> Result:
-    """Run the method and what stands beside it, measure, and leave the run directory."""
-    setting, config = job.setting, job.config()
-    products: dict[str, Model] = {}
-    scores: dict[str, Scores] = {}
-    for name, arm in bounds.items():
-        aside = run_in(job.out / "more" / f"{name}-{setting.seed}", setting, {"arm": name, **config})
-        with aside.interruptible():
-            products[name] = arm.product(arm.fit(aside, data).float(), data)
-        scores[name] = aside.left["scores"]
-        aside.close()
-    run = run_in(job.out, setting, config)
-    with run.interruptible():
-        product = made.product(made.fit(run, data).float(), data)
-    own, kept = run.left["scores"], run.left["kept"]
-    together = dataclasses.replace(data.joint(), name=data.name)
-    said = {"finetune": "fine-tuned", "joint": "trained jointly"}
-    roles = {"finetune": "lower bound", "joint": "upper bound"}
-    lines = [_row(f"{product.name}, {said[name]}", roles[name], products[name], scores[name], together, job)
-             for name in bounds]  # fmt: skip
-    lines.append(_row(f"{product.name} by {made.card.name}", "product", product, own, together, job))
-    for shown in {key for line in lines for key in line["shown"]}:  # what nothing has is no column
-        if not any(line["shown"][shown] for line in lines):
-            for line in lines:
-                del line["shown"][shown]
-    figure = FIGURES[data.scenario]
-    result = Result(directory=job.out, model=product, rows=lines, report=job.out / "report.html",
-                    sentence=_sentence(made, own, scores, product))  # fmt: skip
-    for note in together.notes:
-        run.note(note)
-    if data.before:
-        run.note(f"{len(data.before)} classes were learnt before ({', '.join(data.classes[k] for k in data.before)}). "
-                 "They compete in every answer, but this stream has no test images of them, so what is left of them is "
-                 "not in the figures.")  # fmt: skip
-    if picture := _memory(kept, data):
-        run.picture("memory", picture)
-    if run.rank == 0:
-        kept.save(job.out / MEMORY)
-        records = {name: found.record() for name, found in {**scores, made.card.name: own}.items()}
-        command = command_line("extend", config, ("stream",), job._default_of, ("model",))
-        family = [parent_node(origin, "initial weights")] if origin is not None else []
-        leave(result, job.cls, family, together, run, config=config, command=command, seeds=[setting.seed],
-              seconds=time.time() - started, figure=figure,
-              more={"scores": records, "shows": "What is left of each task"})  # fmt: skip
-        tell(result, run, job.say, figure)
-        job.say(f"Further tasks: upcycle extend {job.out} --method {made.card.name} --stream STREAM")
-    run.close()
-    return result
-
-
-def _row(name: str, role: str, model: Model, scores: Scores, data: Images, job: Work) -> dict[str, Any]:
+def _row(arm: Fitted, name: str, data: Images, session: Session) -> dict[str, Any]:
     """A line of the comparison: the average accuracy over tasks; by class, and how sure it is, of all test images."""
-    line = row(name, role, [], model)
-    if scores.scenario != "task":  # there the answer depends on the task that is told
-        line |= figures_of([evaluate(model.module, data.test, device=job.setting.device)])
-    found = scores.summary()
-    if len(scores.matrix[0]) == 1:  # nothing came after it
-        found = {"average accuracy": found["average accuracy"]}
-    told = scores.summary("task") if scores.scenario == "class" else {}
+    line, found = arm.row(name), [left["scores"] for left in arm.left]
+    first: Scores = found[0]
+    if first.scenario != "task":  # there the answer depends on the task that is told
+        line |= figures_of([evaluate(arm.model.module, data.test, device=session.setting.device)])
+    means = [scores.summary() for scores in found]
+    if len(first.matrix[0]) == 1:  # nothing came after it
+        means = [{"average accuracy": mean["average accuracy"]} for mean in means]
+    told = [scores.summary("task") for scores in found] if first.scenario == "class" else []
     shown = {
-        "told the task": _percent(told.get("average accuracy")),
-        "forgetting": _percent(found.get("forgetting")),
-        "backward transfer": _percent(found.get("backward transfer"), "+"),
-        "forward transfer": _percent(found.get("forward transfer"), "+"),
-        "kept": bytes_(scores.held[-1]) if scores.held and scores.held[-1] else "",
-        "passes": f"{scores.passes:g}",
+        "told the task": _percent(told, "average accuracy"),
+        "forgetting": _percent(means, "forgetting"),
+        "backward transfer": _percent(means, "backward transfer", "+"),
+        "forward transfer": _percent(means, "forward transfer", "+"),
+        "kept": bytes_(first.held[-1]) if first.held and first.held[-1] else "",
+        "passes": f"{first.passes:g}",
     }
-    return {**line, "accuracy": [found["average accuracy"]], "shown": shown, "protocol": scores.protocol}
+    accuracy = [mean["average accuracy"] for mean in means]
+    return {**line, "accuracy": accuracy, "shown": shown, "protocol": first.protocol}
 
 
-def _percent(value: float | None, sign: str = "") -> str:
-    return "" if value is None else f"{100 * value:{sign}.1f} %".replace("-", "−")
+def _percent(found: Sequence[dict[str, float]], name: str, sign: str = "") -> str:
+    """A figure of every seed in per cent; empty where there is none."""
+    return spread([value for one in found if (value := one.get(name)) is not None], sign).replace("-", "−")
 
 
-def _sentence(made: Any, own: Scores, bounds: dict[str, Scores], product: Model) -> str:
+def _sentence(made: Fitted, rows: Sequence[dict[str, Any]]) -> str:
     """What is left of all tasks, between what bounds it, under which protocol; a failure is called one."""
-    found = own.summary()
-    accuracy = found["average accuracy"]
-    text = (f"After {len(own.matrix[0])} tasks {product.name} by {made.card.name} recognises {accuracy:.1%} of "
-            f"the test images, the mean over tasks ({own.protocol})")  # fmt: skip
-    beside = {name: scores.summary()["average accuracy"] for name, scores in bounds.items()}
-    words = {"finetune": "plain fine-tuning", "joint": "training on all tasks at once"}
-    if beside:
-        text += "; " + " and ".join(f"{words[name]} {value:.1%}" for name, value in beside.items())
-    if found.get("forgetting") and len(own.matrix) > 1:
-        text += f". It has forgotten {100 * found['forgetting']:.1f} points of each earlier task on average"
-    if "finetune" in beside and accuracy <= beside["finetune"]:
+    first, accuracy = made.left[0]["scores"], rows[-1]["accuracy"]
+    text = f"After {len(first.matrix[0])} tasks {rows[-1]['name']} recognises {share(accuracy)} of the test images, "
+    text += f"the mean over tasks ({first.protocol})"
+    bounds = {line["role"]: line["accuracy"] for line in rows[:-1]}
+    words = {"lower bound": "plain fine-tuning", "upper bound": "training on all tasks at once"}
+    if bounds:
+        text += "; " + " and ".join(f"{words[role]} {share(values)}" for role, values in bounds.items())
+    lost = [left["scores"].summary().get("forgetting") or 0.0 for left in made.left]
+    if any(lost) and len(first.matrix) > 1:
+        text += f". It has forgotten {hundredths(lost)} points of each earlier task on average"
+    if "lower bound" in bounds and statistics.fmean(accuracy) <= statistics.fmean(bounds["lower bound"]):
         text += ". That is no better than fine-tuning"
     return text + "."
 

@@ -11,7 +11,8 @@ from io import StringIO
 from pathlib import Path
 
 from upcycle import adaptation, assembly, continual, diagnosis, distillation
-from upcycle.core.errors import UserError
+from upcycle.core import models
+from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.method import Card, Method
 
 _plugins: dict[type[Method], str] = {}  # with the file that each comes from
@@ -21,6 +22,21 @@ def all_methods() -> tuple[type[Method], ...]:
     """Every method, in the order of the docs; those of plugins last."""
     packages = (distillation, assembly, diagnosis, adaptation, continual)
     return (*(method for package in packages for method in package.METHODS), *_plugins)
+
+
+def find_method(name: str, verb: str) -> type[Method]:
+    """A method of a verb by its command-line name or as ``package.module:Class``."""
+    if ":" in name:
+        found = models.import_object(name)
+        if not (isinstance(found, type) and issubclass(found, Method)):
+            raise UserError(f"{name} is not a Method class.")
+    else:
+        known = {m.card.name: m for m in all_methods()}
+        if name not in known:
+            raise unknown("method", name, [n for n, m in known.items() if m.card.verb == verb])
+        found = known[name]
+    require(found.card.verb == verb, f"{found.card.name} is run by upcycle {found.card.verb}, not {verb}.")
+    return found
 
 
 def add_plugin(file: str | Path) -> tuple[type[Method], ...]:

@@ -28,7 +28,7 @@ def maps_of(
     return x, {method: explain(net, x, target, method=method) for method in methods}
 
 
-def looks(
+def overlay(
     title: str,
     caption: str,
     net: Model,

@@ -1,0 +1,183 @@
+"""Parsing of command lines: options from signatures, and complaints in one sentence.
+
+Nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from upcycle.core.errors import UserError, unknown
+
+
+def value_of(words: Sequence[str], option: str) -> str | None:
+    """The last value of ``--option`` on a command line that is not parsed yet."""
+    found = None
+    for i, word in enumerate(words):
+        if word == f"--{option}" and i + 1 < len(words):
+            found = words[i + 1]
+        elif word.startswith(f"--{option}="):
+            found = word.split("=", 1)[1]
+    return found
+
+
+def parse(parser: Any, words: list[str], hints: dict[str, Any], networks: Iterable[str] = ()) -> Any:
+    """Parse, turning the parser's complaints into one sentence with the nearest name.
+
+    ``--dry-run`` is ``--dry_run``; a switch needs no value: ``--resume`` is ``--resume true``; a list needs no
+    brackets: ``--cuts layer1,layer2`` is ``--cuts [layer1,layer2]``.
+
+    Args:
+        hints: the type of each option, to know switches and lists by.
+        networks: options that name networks, as text whatever the hints say.
+    """
+    import jsonargparse
+
+    known = [f"--{key}" for key in _keys(parser)]
+    words = [re.sub("^--[^=]+", lambda m: m.group().replace("-", "_").replace("__", "--", 1), w) for w in words]
+    for i, word in enumerate(words):
+        name = word.split("=")[0]
+        if name.startswith("--") and name not in known and name not in ("--help", "--config", "--print_config"):
+            raise unknown("option", name, known)
+        hint, following = hints.get(name.removeprefix("--")), words[i + 1] if i + 1 < len(words) else ""
+        if hint is bool and "=" not in word and following.lower() not in ("true", "false"):
+            words[i] = f"{word}=true"
+        elif name not in networks and tuple in (typing.get_origin(t) for t in (hint, *typing.get_args(hint))):
+            value = word.partition("=")[2] if "=" in word else following
+            if value and value[0] not in "[(-" and value != "null":
+                text = hint in (tuple[str, ...], tuple[str, ...] | None)  # or YAML would read numbers
+                value = json.dumps([item.strip() for item in value.split(",")]) if text else f"[{value}]"
+                words[i if "=" in word else i + 1] = f"{name}={value}" if "=" in word else value
+    try:
+        parsed = parser.parse_args(words)
+    except OverflowError as error:
+        raise UserError("A number in the options is beyond all bounds (1e308).") from error
+    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        raise UserError(_complaint(str(error), known)) from error
+    _check_filled(parsed, parser.get_defaults())
+    return parsed
+
+
+def _check_filled(parsed: Any, defaults: Any, prefix: str = "") -> None:
+    """Refuse what the parser lets pass in a YAML file: null where there is a default, a group that is no mapping."""
+    for key, default in vars(defaults).items():
+        value = getattr(parsed, key, default)
+        if type(default).__name__ == "Namespace":
+            if type(value) is not type(default):
+                raise UserError(f"--{prefix}{key} must be a mapping of its options, not '{value}'.")
+            _check_filled(value, default, f"{prefix}{key}.")
+        elif value is None and default is not None:
+            raise UserError(f"--{prefix}{key} must not be null; leave it out for its default, {default}.")
+
+
+def _keys(parser: Any) -> list[str]:
+    """Every option of a parser, nested ones with dots, by its public face."""
+
+    def walk(value: Any, prefix: str) -> list[str]:
+        keys = []
+        for key, item in vars(value).items():
+            keys.append(prefix + key)
+            if hasattr(item, "__dict__") and type(item).__name__ == "Namespace":
+                keys += walk(item, f"{prefix}{key}.")
+        return keys
+
+    return walk(parser.get_defaults(), "")
+
+
+_KINDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list such as [a,b]",
+    "Path": "a path",
+    "dict": "a mapping",
+}
+
+
+def _complaint(text: str, known: list[str]) -> str:
+    """A parser's error in one sentence."""
+    if found := re.search(r"[Kk]ey '?([\w.]+)'? is not expected|Option '?([\w.]+)'? is not accepted", text):
+        key = found.group(1) or found.group(2)
+        return str(unknown("key", key, [k.removeprefix("--") for k in known]))
+    if found := re.search(r"Group '([\w.]+)' does not accept option '(.+?)'", text):
+        group, key = found.groups()
+        inside = [k.removeprefix(f"--{group}.") for k in known if k.startswith(f"--{group}.")]
+        return str(unknown(f"key of {group}", key, inside))
+    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    text = re.sub(r"Parser key \"?([\w.]+)\"?:", r"\1:", text)
+    if found := re.match(r"([\w.]+): Expected an? (.+?)\. Got value: (.*?)\.?$", text):
+        key, kind, value = found.groups()
+        name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind)
+        choices = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", name)
+        wanted = f"one of {choices.group(1)}" if choices else _KINDS.get(name.split("[")[0], name)
+        return f"--{key} must be {wanted}, not '{value}'."
+    if found := re.match(r"([\w.]+): Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: (.*?)\.?$", text):
+        key, kinds, value = found.groups()
+        names = re.findall(r"<class '(?:\w+\.)*(\w+)'>|\b(tuple|dict)\[", kinds)
+        choices = re.search(r"Literal\[(.*?)\]", kinds)
+        wanted = " or ".join(_KINDS[name] for name in map("".join, names) if name in _KINDS)
+        wanted = f"one of {choices.group(1)}" if choices else wanted
+        wanted = wanted.replace("[a,b]", "[1,2]") if re.search(r"tuple\[(int|float)", kinds) else wanted
+        return f"--{key} must be {wanted}, not '{value}'."
+    if found := re.match(r"([\w.]+): Unable to load config '(.*?)'", text):
+        return f"--{found.group(1)} must be a mapping of its options, not '{found.group(2)}'."
+    return text[:1].upper() + text[1:300] + ("" if text.endswith(".") else ".")
+
+
+def words_of(value: Any, key: str) -> Any:
+    """A reference, or a list of references, in a YAML file."""
+    if value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+        return value
+    raise UserError(f"--{key} must be text, not '{value}'.")
+
+
+def read_config(file: str) -> dict[str, Any]:
+    """The mapping in a YAML file, before it is known which options it may hold."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no options: it must be a YAML mapping.")
+    return content
+
+
+def hints_of(method: Any) -> dict[str, Any]:
+    """The types of a method's options; what its other fields are need not be imported."""
+    hints: dict[str, Any] = {}
+    for name in method.options():
+        home = next(c for c in method.__mro__ if name in inspect.get_annotations(c))
+        alone = types.SimpleNamespace(__annotations__={name: inspect.get_annotations(home)[name]})
+        hints |= typing.get_type_hints(alone, vars(sys.modules[home.__module__]))
+    return hints
+
+
+def options_of(cls: type, helped: bool) -> type:
+    """A plain dataclass of the options of a method or a setting, its types resolved, which the parser can read.
+
+    Args:
+        helped: with the docstring, which help is made from.
+    """
+    hints = hints_of(cls) if hasattr(cls, "options") else typing.get_type_hints(cls)
+    options = cls.options() if hasattr(cls, "options") else {f.name: f for f in dataclasses.fields(cls)}
+    fields: list[Any] = []
+    for name, f in options.items():
+        made = f.default_factory is not dataclasses.MISSING
+        default = {"default_factory": f.default_factory} if made else {"default": f.default}
+        fields.append((name, hints[name], dataclasses.field(**default)))
+    text = cls.__doc__ if helped else ""
+    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, namespace={"__doc__": text})

@@ -1,0 +1,99 @@
+"""The directory of a run: claimed before any work, filled by a run, and completed with what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from upcycle.core import lineage, saved, store
+from upcycle.core.errors import UserError
+from upcycle.core.method import Method
+from upcycle.core.models import Model
+from upcycle.core.run import Run
+from upcycle.data import Images
+from upcycle.measure.cost import machine
+from upcycle.report import write_report
+
+
+def first_process() -> bool:
+    """Whether this is the process that speaks and claims: Fabric starts others as the same command again."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def claim_directory(out: Path, *, resume: bool) -> None:
+    """Make sure that ``out`` can be written and holds nothing that would be lost."""
+    if "\0" in str(out):
+        raise UserError(f"{str(out)!r} is no path; choose another --out.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another --out.")
+    # A run that was killed while it wrote its first file has left nothing but a temporary one.
+    used = out.is_dir() and any(p.suffix != ".tmp" for p in out.iterdir())
+    if used and not resume:
+        raise UserError(f"{out} exists and is not empty: add --resume to go on with it, or choose another --out.")
+    if used and not (out / "config.yaml").exists():
+        raise UserError(f"{out} holds no run that could go on (no config.yaml); choose another --out.")
+    fresh = [p for p in (out, *out.parents) if not p.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"Cannot write to {out}: {error.strerror}. Choose another --out.") from error
+    finally:
+        for p in fresh:
+            with contextlib.suppress(OSError):
+                p.rmdir()
+
+
+def write_result(
+    directory: Path,
+    cls: type[Method],
+    model: Model,
+    parents: list[lineage.Node],
+    data: Images,
+    run: Run,
+    *,
+    rows: list[dict[str, Any]],
+    config: dict[str, Any],
+    figure: str,
+    facts: dict[str, Any],
+) -> None:
+    """Write the product with its lineage and card, ``result.json`` and the report into the run directory.
+
+    Args:
+        cls: the method that made the product.
+        model: the product; gets its lineage and licence.
+        parents: the lineage of what it was made from.
+        data: that it was trained and measured on.
+        run: that made it.
+        rows: of the comparison; the last one is the product's.
+        config: every option by its name.
+        figure: the name of what is measured.
+        facts: further JSON data for ``result.json``: the command, the sentence, the seeds and so on.
+    """
+    card = cls.card
+    metrics: dict[str, float | list[float]] = {}
+    if rows[-1].get("accuracy"):
+        metrics[figure] = [round(a, 6) for a in rows[-1]["accuracy"]]
+    trained = {"name": data.name, "digest": data.digest, "licence": data.licence} if len(data.train) else None
+    made_with = {key: value for key, value in config.items() if key != "out"}  # a place on the maker's machine
+    tree = lineage.child(parents, name=model.name, digest=store.tensor_digest(model.module.state_dict()),
+                         verb=card.verb, method=card.name, config=made_with, data=trained, metrics=metrics)  # fmt: skip
+    model.lineage, model.licence = tree, tree["licence"]["id"]
+    record = {
+        "format": 1, "verb": card.verb, "method": card.name, "title": card.title, "paper": card.paper,
+        "date": time.strftime("%Y-%m-%d"), "figure": figure,
+        "data": {"name": data.title, "train": len(data.train), "validation": len(data.validation),
+                 "test": len(data.test), "labelled": int((data.train.labels >= 0).sum()),
+                 "classes": list(data.classes), "notes": data.notes, "chosen": data.chosen},
+        "rows": rows, "machine": {**machine(), **run.machine}, "config": config, "notes": run.notes,
+        "versions": lineage.versions(), **facts,
+    }  # fmt: skip
+    measured = {**record, "data": {"name": data.measured or data.name}}
+    saved.save(model, directory / "model", readme=lineage.model_card(tree, measured))
+    store.write_json(directory / "result.json", record)
+    write_report(directory)

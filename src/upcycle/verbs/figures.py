@@ -1,0 +1,92 @@
+"""The figures of a comparison: rows, the table of a terminal, and the words and numbers of a sentence."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.models import Model
+from upcycle.data import Images
+from upcycle.measure.cost import bytes_, count, duration, latency, peak_memory, si
+from upcycle.verbs.options import Say
+
+
+def show_accuracy(
+    say: Say, role: str, model: Model, data: Images, where: torch.device | Evaluation, hint: str = ""
+) -> None:
+    """Say how good a network is on these data, so that a wrong normalisation or order of classes shows at once.
+
+    Args:
+        where: to measure on validation images, or what was measured there already.
+        hint: options that would mend it.
+    """
+    split = data.normalised(model.mean, model.std).validation
+    if not (split.labels >= 0).any():
+        return
+    measured = where if isinstance(where, Evaluation) else evaluate(model.module, split, device=where)
+    say(f"{role.ljust(8)} {model.name}: {measured.accuracy:.1%} on {measured.count:,} validation images")
+    if measured.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
+        say(f"         That is near chance. Is its normalisation right, and the order of its classes?{hint}")
+
+
+def row(name: str, role: str, arms: list[Evaluation], model: Model) -> dict[str, Any]:
+    """One line of the comparison.
+
+    Args:
+        arms: what was measured, one for each seed; empty where there is nothing to measure with.
+        model: whose size and speed it shows.
+    """
+    module, shape = model.module, model.input_shape
+    cost = count(module, shape)
+    figures = {"name": name, "role": role, "accuracy": [a.accuracy for a in arms], "parameters": cost.parameters,
+               "macs": cost.macs, "latency": latency(module, shape), "memory": peak_memory(module, shape)}  # fmt: skip
+    return {**figures, **figures_of(arms)} if arms else figures
+
+
+def figures_of(arms: list[Evaluation]) -> dict[str, Any]:
+    """The measured part of a line: accuracies of all seeds, the details of the first."""
+    first = arms[0]
+    bins = zip(*(first.confidence[k] for k in ("confidence", "accuracy", "count")), strict=True)
+    return {"accuracy": [a.accuracy for a in arms], "per_class": first.per_class, "ece": first.ece,
+            "confusion": first.confusion,
+            "reliability": [dict(zip(("confidence", "accuracy", "count"), b, strict=True)) for b in bins]}  # fmt: skip
+
+
+def hundredths(values: Sequence[float], sign: str = "") -> str:
+    """A hundred times the mean, and the sample standard deviation of several; ``sign="+"`` also shows a plus."""
+    text = f"{100 * statistics.fmean(values):{sign}.1f}"
+    return f"{text} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else text
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and spread of shares in per cent; empty where there are none."""
+    return f"{hundredths(values, sign)} %" if values else ""
+
+
+def share(values: Sequence[float]) -> str:
+    """A share in per cent within a sentence, with the spread of several seeds."""
+    return f"{values[0]:.1%}" if len(values) == 1 else spread(values)
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in words: ``1.2 points above``."""
+    return f"{abs(100 * difference):.1f} points {'above' if difference >= 0 else 'below'}"
+
+
+def table(rows: list[dict[str, Any]], figure: str) -> str:
+    """The comparison for a terminal: what a row has to show, a text by the name of its column, or else its costs."""
+    own = list(dict.fromkeys(name for r in rows for name in r.get("shown", ())))
+    lines = [("", figure, *(own or ("parameters", "multiply-adds", "latency", "memory")))]
+    for r in rows:
+        costs = (("parameters", si), ("macs", si), ("latency", duration), ("memory", bytes_))  # none of a black box
+        cells = [show(r[key]) if key in r else "" for key, show in costs]
+        cells = [r.get("shown", {}).get(name, "") for name in own] if own else cells
+        lines.append((r["name"], spread(r["accuracy"]), *cells))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    made = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines]  # fmt: skip
+    return "\n".join(["", made[0], "─" * len(made[0]), *made[1:], ""])

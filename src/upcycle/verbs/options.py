@@ -1,0 +1,166 @@
+"""Options of the verbs that make a model, how they are recorded, and the command line that repeats a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from upcycle.core.devices import device_of
+from upcycle.core.errors import require, unknown
+from upcycle.core.method import Method
+from upcycle.core.models import Model
+from upcycle.data import Images
+
+Say = Callable[[str], None]
+Reference = str | Path | nn.Module | Model
+
+
+@dataclass(kw_only=True)
+class RunSetting:
+    """Devices, seeds, and where it goes.
+
+    Args:
+        out: the run directory; if not given, one under runs/, named after the verb, the method and the data.
+        size: resize images to this side, in pixels.
+        augment: crop, flip, color, or none, for training; auto takes crop and flip for colour images.
+        seed: the seed of everything random.
+        seeds: how many runs, with seeds from seed on; the product is the first one's, the report shows their spread.
+        devices: how many processes.
+        accelerator: the kind of device, as in Lightning Fabric.
+        precision: auto takes bf16-mixed where the machine's flags say that it is fast.
+        save_every: seconds between save points.
+        resume: go on from what the run directory holds.
+        dry_run: validate, print cost and time, and stop.
+        trust: packages whose code a saved model's callable reference may run.
+        quiet: print only errors.
+    """
+
+    out: Path | None = None
+    size: int | None = None
+    augment: tuple[Literal["auto", "none", "crop", "flip", "color"], ...] = ("auto",)
+    seed: int = 0
+    seeds: int = 1
+    devices: int = 1
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
+    save_every: float = 15.0
+    resume: bool = False
+    dry_run: bool = False
+    trust: tuple[str, ...] = ()
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.out is not None:  # Python callers may give text
+            self.out = Path(self.out)
+        for name in self.trust:
+            require(name.isidentifier(), f"trust must name Python packages, and '{name}' is no such name.")
+        require(self.seeds >= 1, f"seeds must be at least 1, not {self.seeds}.")
+        require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
+        require(0 <= self.save_every < math.inf, f"save_every must be a number of seconds, not {self.save_every}.")
+        require(self.size is None or self.size >= 1, f"size must be positive, not {self.size}.")
+        require(len(self.augment) == 1 or not {"auto", "none"} & set(self.augment),
+                f"augment cannot mix auto or none with others: it is {' '.join(self.augment)}.")  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is measured outside of runs is measured."""
+        return device_of(self.accelerator)
+
+
+@dataclass(kw_only=True)
+class DataSetting:
+    """The data of a verb.
+
+    Args:
+        data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
+            folder, or hub:ORG/NAME. To assemble, also several with commas between them, one for each part, or none.
+    """
+
+    data: str | None = None
+
+
+@dataclass(kw_only=True)
+class Setting(RunSetting, DataSetting):
+    """Data, devices, seeds, and where it goes."""
+
+
+UNRECORDED = ("resume", "dry_run", "quiet", "save_every", "budget", "cache")
+"""Options that change no result, and so are no part of a configuration."""
+
+
+def split_options(cls: type[Method], kind: type, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options for the dataclass ``kind`` and for the method, or an error for what belongs to neither."""
+    fields = {f.name for f in dataclasses.fields(kind)}
+    known = [*sorted(fields), *cls.options()]
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of {cls.card.name}", key, known)
+    own = {key: value for key, value in options.items() if key not in fields}
+    for key, value in own.items():  # nested dataclasses may come as plain mappings
+        if isinstance(value, dict) and dataclasses.is_dataclass(nested := type(default_of(cls, key))):
+            own[key] = nested(**value)
+    return {key: value for key, value in options.items() if key in fields}, own
+
+
+def default_of(cls: type[Method], option: str) -> Any:
+    """The default of a method's option."""
+    f = cls.options()[option]
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML and JSON can hold it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Images):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Path | str):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, int | float | bool):
+        return value
+    if isinstance(value, Model):
+        return value.reference or f"<{type(value.module).__name__} instance>"
+    return f"<{type(value).__name__} instance>"
+
+
+def command_line(
+    verb: str,
+    config: dict[str, Any],
+    always: tuple[str, ...],
+    default: Callable[[str], Any],
+    positional: tuple[str, ...] = (),
+) -> str:
+    """The command that re-makes a run, as short as the defaults allow.
+
+    Args:
+        config: every option by its name.
+        always: those that are shown whatever their value.
+        default: of an option.
+        positional: those that stand without their names, first.
+    """
+    words = [f"upcycle {verb}"]
+    for key in positional:
+        value = config[key]
+        words += map(_word, value if isinstance(value, list) else [value])
+    for key, value in config.items():
+        usual = plain(default(key))
+        if key in positional or (value == usual and key not in always):
+            continue
+        if isinstance(value, dict) and isinstance(usual, dict):
+            words += [f"--{key}.{k} {_word(v)}" for k, v in value.items() if v != usual[k]]
+        else:
+            words.append(f"--{key} {_word(value)}")
+    return " ".join(words)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(str(v) for v in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,178 @@
+"""The teacher and the data of a distillation, brought to the same classes, and what students are measured with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upcycle.core import models
+from upcycle.core.errors import UserError, require
+from upcycle.core.evaluate import predict_logits
+from upcycle.core.models import Model
+from upcycle.core.outputs import Columns
+from upcycle.data import Images
+from upcycle.data import load as load_data
+from upcycle.data.labels import match_classes, read_label_map
+from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, weights_digest
+from upcycle.verbs.loading import is_files
+from upcycle.verbs.options import Say
+
+
+def teacher_and_data(
+    setting: Any, reference: Any, data_ref: Any, *, free: bool, say: Say
+) -> tuple[Model | None, Images]:
+    """The teacher, if there is one, and the data with those of ``test_data`` in place of their own held-out images.
+
+    Args:
+        setting: of the verb.
+        reference: of the teacher, or ``None``.
+        data_ref: reference of the data, or the data themselves.
+        free: the method makes its own images, so the teacher alone says what they are like.
+    """
+    teacher: Model | None
+    if free:
+        teacher = _lone_teacher(setting, reference)
+        data = Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std)
+    else:
+        teacher, data = _pair(setting, reference, data_ref, say)
+    data = _tested(setting, data, free=free, say=say)
+    require(teacher is not None or bool((data.test.labels >= 0).any()), f"{data.name} has no labels to measure with, "
+            "and without a teacher there are no answers in their place; give --test_data.")  # fmt: skip
+    return teacher, data
+
+
+def _lone_teacher(setting: Any, reference: Any) -> Model:
+    """The teacher of a method that takes no data; it alone says what images are like."""
+    shape, classes = None, None
+    if models.is_bare(reference):
+        if setting.test_data is not None:
+            like = load_data(setting.test_data, size=setting.size)
+            shape, classes = like.shape, like.classes or None
+        elif setting.size is not None and setting.teacher_mean is not None:
+            shape = (len(setting.teacher_mean), setting.size, setting.size)
+        else:
+            raise UserError("The teacher does not say what images it takes: give --size with --teacher_mean and "
+                            "--teacher_std, or --test_data.")  # fmt: skip
+    teacher = models.resolve(reference, weights=setting.teacher_weights, input_shape=shape, classes=classes,
+                             mean=setting.teacher_mean, std=setting.teacher_std, trust=setting.trust)  # fmt: skip
+    c, h, w = teacher.input_shape
+    if setting.size is None or (h, w) == (setting.size, setting.size):
+        return teacher
+    try:
+        return models.resolve(teacher, input_shape=(c, setting.size, setting.size))
+    except UserError as error:
+        raise UserError(f"{teacher.name} takes no images of {setting.size} x {setting.size} pixels; leave out "
+                        f"--size for its own {h} x {w}.") from error  # fmt: skip
+
+
+def _pair(setting: Any, reference: Any, data_ref: Any, say: Say) -> tuple[Model | None, Images]:
+    """The teacher and the data that both are given."""
+    teacher = None
+    if reference is not None and models.is_bare(reference):  # what it takes is what the data are
+        data = load_data(data_ref, size=setting.size)
+        teacher = models.resolve(reference, weights=setting.teacher_weights, input_shape=data.shape,
+                                 num_classes=len(data.classes) or None, classes=data.classes or None,
+                                 mean=setting.teacher_mean, std=setting.teacher_std)  # fmt: skip
+        _require_own_pool(teacher, data_ref)
+    elif reference is not None:
+        teacher = models.resolve(reference, weights=setting.teacher_weights, mean=setting.teacher_mean,
+                                 std=setting.teacher_std, trust=setting.trust)  # fmt: skip
+        _require_own_pool(teacher, data_ref)
+        size = setting.size or teacher.input_shape[1]
+        data = load_data(data_ref, size=size if is_files(data_ref) else setting.size,
+                         channels=teacher.input_shape[0] if is_files(data_ref) else None)  # fmt: skip
+    else:
+        data = load_data(data_ref, size=setting.size)
+    if teacher is None:
+        return None, data
+    if not data.classes:  # a folder without class folders: unlabelled images, the teacher's classes
+        data = dataclasses.replace(data, classes=teacher.classes)
+    if teacher.input_shape[0] != data.shape[0]:
+        raise UserError(f"The teacher takes {teacher.input_shape[0]} input channels, and the images of "
+                        f"{data.name} have {data.shape[0]}.")  # fmt: skip
+    if setting.label_map is not None:
+        columns = read_label_map(setting.label_map, teacher.classes, data.classes)
+    else:
+        columns, note = match_classes(teacher.classes, data.classes)
+        if note:
+            say(note)
+    if columns.tolist() != list(range(len(teacher.classes))):
+        module = Columns(teacher.module, columns)
+        teacher = dataclasses.replace(teacher, module=module, classes=data.classes)
+    return teacher, data
+
+
+def _require_own_pool(teacher: Model, data_ref: Any) -> None:
+    """Refuse a pool that another network's images are in: its labels and its look belong to that one."""
+    if not (isinstance(data_ref, str | Path) and str(data_ref).startswith(PREFIX)):
+        return
+    maker, digest = lineage_of(data_ref)["parents"][0], weights_digest(teacher.module)
+    if maker["digest"] != digest:
+        raise UserError(
+            f"The images of {data_ref} were made from {maker['name']} (weights {maker['digest'][:8]}) and the "
+            f"teacher is {teacher.name} (weights {digest[:8]}): give that teacher, or take them as ordinary images "
+            f"by --data {pool_directory(data_ref)}."
+        )
+
+
+def _tested(setting: Any, data: Images, *, free: bool, say: Say) -> Images:
+    """``data`` with the validation and test images of ``--test_data``, if that is given."""
+    channels, height, _ = data.shape
+    if setting.test_data is None:
+        return data
+    files = is_files(setting.test_data)
+    like = load_data(setting.test_data, size=height if files else setting.size, channels=channels if files else None)
+    if like.shape != data.shape:
+        ours, theirs = (" x ".join(map(str, shape)) for shape in (data.shape, like.shape))
+        raise UserError(f"--test_data {like.name} has images of {theirs} (channels, height, width), but {ours} are "
+                        "needed here; --size brings images to another size.")  # fmt: skip
+    if like.classes and free and setting.label_map is not None:
+        columns, note = read_label_map(setting.label_map, data.classes, like.classes), ""
+    elif like.classes and data.classes:
+        try:
+            columns, note = match_classes(data.classes, like.classes)
+        except UserError as error:
+            raise UserError(f"--test_data {like.name} cannot measure here: its {len(like.classes)} classes "
+                            f"({like.classes[0]}, ...) do not match the {len(data.classes)} of the student "
+                            f"({data.classes[0]}, ...).") from error  # fmt: skip
+    else:
+        columns, note = torch.arange(len(data.classes)), ""
+    if note:
+        say(note)
+    splits = {}
+    for name in ("validation", "test"):
+        split = getattr(like, name)
+        labels = (
+            torch.where(split.labels >= 0, columns[split.labels.clamp_min(0)], -1) if len(columns) else split.labels
+        )
+        splits[name] = dataclasses.replace(split, labels=labels)
+    said = f"Measured on the validation and test images of {like.name}, which served for nothing else."
+    return dataclasses.replace(data, **splits, measured=like.name, notes=[*data.notes, *like.notes, said])
+
+
+def answered_by(teacher: Model, data: Images, device: torch.device) -> Images:
+    """Where held-out images have no labels, the teacher's answers take their place, and the notes say so."""
+    if not len(data.test) or ((data.validation.labels >= 0).any() and (data.test.labels >= 0).any()):
+        return data
+    seen, answered = data.normalised(teacher.mean, teacher.std), {}
+    for name in ("validation", "test"):
+        z = predict_logits(teacher.module, getattr(seen, name), device=device)
+        answered[name] = dataclasses.replace(getattr(data, name), labels=z.argmax(1))
+    name = data.measured or data.name
+    # Of a pool nothing is held out.
+    where = ", on images that the student is trained on" if data.lineage is not None and not data.measured else ""
+    note = f"{name} has no labels to measure with: every accuracy here is agreement with the teacher{where}."
+    return dataclasses.replace(data, **answered, notes=[*data.notes, note])
+
+
+def on_its_pool(teacher: Model, data: Images, directory: Path, device: torch.device) -> Images:
+    """Without any data, what a student is measured on: images of the pool it learnt from, the teacher's answers."""
+    pool = load_pool(directory / "pool")
+    held = dataclasses.replace(data, validation=pool.validation, test=pool.test, measured=pool.name)
+    answered = answered_by(teacher, held.normalised(data.train.mean, data.train.std), device)
+    note = ("Every figure is agreement with the teacher on images that the student was trained on, which is no "
+            "accuracy; give --test_data to measure one.")  # fmt: skip
+    return dataclasses.replace(answered, notes=[*data.notes, note])

@@ -1,0 +1,364 @@
+"""The engine of the verbs that make a model: arms, each run with every seed, and what they leave.
+
+A verb resolves networks and data, says which arms there are, and puts the outcome into a sentence; see
+:func:`upcycle.verbs.treat.treat`, the shortest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upcycle.core import models
+from upcycle.core.errors import require
+from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.frozen import fast_bf16
+from upcycle.core.journal import require_same_config
+from upcycle.core.lineage import Node
+from upcycle.core.method import Method
+from upcycle.core.models import Model
+from upcycle.core.run import Run
+from upcycle.data import Images, check_reference
+from upcycle.data.labels import relabelled
+from upcycle.data.streams import Stream
+from upcycle.measure.cost import count, duration, matmul_rate
+from upcycle.verbs import DEFAULT_METHOD, figures
+from upcycle.verbs.directory import claim_directory, first_process, write_result
+from upcycle.verbs.loading import augmented, load_for
+from upcycle.verbs.methods import find_method, plugin_of
+from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, default_of, plain, split_options
+
+Make = Callable[[int], tuple[Method, Any]]
+"""From a seed, a method on networks of its own, and the data that it runs on."""
+Measure = Callable[[Model, Any], list[Evaluation]]
+"""From a product and the data that it was made on, one evaluation, or none where there is nothing to measure with."""
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What a verb leaves: the directory, the product, and the numbers that its report shows."""
+
+    directory: Path
+    model: Model
+    rows: list[dict[str, Any]]
+    sentence: str
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.directory / "report.html"
+
+    @property
+    def student(self) -> Model:
+        """The product, by the name that ``distill`` has for it."""
+        return self.model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to the end, which is run with every seed.
+
+    Args:
+        name: of its runs in ``more/``.
+        role: of its row in the comparison.
+        make: its method and data, anew for each seed.
+        words: what was done with the network, behind its name.
+        after: from a finished run and its data, the data that its product is measured with.
+    """
+
+    name: str = "product"
+    role: str = "product"
+    make: Make
+    words: str = ""
+    after: Callable[[Run, Any], Any] = lambda run, data: data
+
+
+@dataclass(kw_only=True)
+class Fitted:
+    """What the runs of an arm left.
+
+    Args:
+        model: the product of the first seed.
+        data: that it was measured with.
+        measured: an evaluation for each seed; empty where there was nothing to measure with.
+        left: for each seed, what its method left beside the network.
+    """
+
+    arm: Arm
+    model: Model
+    data: Any
+    measured: list[Evaluation] = field(default_factory=list)
+    left: list[dict[str, Any]] = field(default_factory=list)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Its line of the comparison, called ``name``."""
+        return figures.row(name, self.arm.role, self.measured, self.model)
+
+
+class Session:
+    """One command of a verb: its options, the checks before it, its runs, and its directory."""
+
+    def __init__(
+        self,
+        verb: str,
+        method: str | type[Method],
+        networks: dict[str, Any],
+        data: Any,
+        say: Say,
+        options: dict[str, Any],
+        *,
+        kind: Any = Setting,
+        called: str = "data",
+        positional: tuple[str, ...] = (),
+    ) -> None:
+        """Options are checked as far as each can be alone.
+
+        Args:
+            networks: what the verb was given, by the names of its arguments.
+            data: reference of the data, or the data themselves.
+            kind: the dataclass of the verb's options; has a field for ``data``.
+            called: the name of that field.
+            positional: networks that stand without their names on the command line.
+        """
+        self.start = time.time()
+        self.verb, self.networks, self.data_ref = verb, networks, data
+        self.called, self.positional, self.kind = called, positional, kind
+        self.cls: Any = method if isinstance(method, type) else find_method(method, verb)
+        common, self.own = split_options(self.cls, kind, options)
+        self.setting: Any = kind(**common, **{called: data if isinstance(data, str) else None})
+        self.seeds = list(range(self.setting.seed, self.setting.seed + self.setting.seeds))
+        self.say: Say = say if first_process() and not self.setting.quiet else lambda text: None
+        named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
+        self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
+        self.figure = "test accuracy"
+        self._main: Run | None = None  # of the product with the first seed; open until everything is left
+        self._product: Arm | None = None
+
+    # -- before any work ----------------------------------------------------------------------------------------
+
+    def check(
+        self,
+        sets: Sequence[Any] | None = None,
+        look: Callable[[str], None] = check_reference,
+        looks: Mapping[str, Callable[[str], None]] | None = None,
+    ) -> None:
+        """Everything that can be known to be wrong without building or reading anything large.
+
+        Args:
+            sets: references of the data, if they are several.
+            look: checks a reference of the data.
+            looks: checks the references of some networks, in place of :func:`models.check_reference`.
+        """
+        for name, value in self.networks.items():
+            for reference in value if isinstance(value, list) else [value]:
+                if isinstance(reference, str):
+                    require(bool(reference.strip()), f"{self.verb} was given a model without a name.")
+                    (looks or {}).get(name, models.check_reference)(reference)
+        for reference in [self.data_ref] if sets is None else sets:
+            if isinstance(reference, str):
+                look(reference)
+        self.cls(**self.cls.stand_ins(), **self.own)  # its __post_init__ checks the values
+        if not self.setting.dry_run and first_process():
+            claim_directory(self.out, resume=self.setting.resume)
+            if self.setting.resume:
+                require_same_config(self.out / "config.yaml", self.config())
+
+    def method(self, **given: Any) -> Any:
+        """The method with its options, on these networks and what else it is given."""
+        return self.cls(**given, **self.own)
+
+    def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
+        """The images at the side asked for; see :func:`load_for`."""
+        return load_for(like, reference, self.setting.size, other_task=other_task)
+
+    def augmented(self, data: Images) -> Images:
+        """``data`` with the augmentation of the setting."""
+        return augmented(data, self.setting.augment)
+
+    def show(self, role: str, model: Model, data: Images) -> None:
+        """Say how good a network is on these data; see :func:`figures.show_accuracy`."""
+        figures.show_accuracy(self.say, role, model, data, self.setting.device)
+
+    def measured(self, model: Model, data: Images) -> list[Evaluation]:
+        """A model on the test images of its own classes, if there are any."""
+        if not len(data.test):
+            return []
+        test = relabelled(data, model.classes).normalised(model.mean, model.std).test
+        return [evaluate(model.module, test, device=self.setting.device)] if len(test) else []
+
+    # -- arms ---------------------------------------------------------------------------------------------------
+
+    def arms(self, make: Make, **product: Any) -> tuple[Arm, list[Arm]]:
+        """The product's arm and those of the controls that its method names, unless ``control`` is off.
+
+        Args:
+            make: the method and its data, from a seed.
+            product: further fields of the product's arm.
+
+        Raises:
+            UserError: the method cannot run on these data.
+        """
+        method, data = make(self.setting.seed)
+        method.require(data)
+        main = Arm(make=make, **product)
+        if not getattr(self.setting, "control", True):
+            return main, []
+
+        def control(name: str, seed: int) -> tuple[Method, Any]:
+            method, data = make(seed)
+            return method.controls()[name].method, data
+
+        beside = [Arm(name=name, role=found.role, words=found.words, make=partial(control, name), after=main.after)
+                  for name, found in method.controls().items()]  # fmt: skip
+        return main, beside
+
+    def estimate(
+        self, arms: Sequence[Arm], model: Model, *, teacher: int | None = None, student: int | None = None
+    ) -> Result:
+        """Say what the arms would cost (``--dry_run``).
+
+        Args:
+            arms: the product's first.
+            model: stands in the result.
+            teacher: multiply-adds of one forward of the teacher; those of ``model`` if not given.
+            student: likewise, of the network that is trained.
+        """
+        setting, work, updates = self.setting, 0.0, []
+        macs = count(model.module, model.input_shape).macs
+        teacher, student = (macs if given is None else given for given in (teacher, student))
+        for arm in arms:
+            method, data = arm.make(setting.seed)
+            tasks = [data.task(t) for t in range(len(data))] if isinstance(data, Stream) else [data]
+            updates.append(sum(method.steps(len(task.train)) for task in tasks))
+            work += sum(method.work(len(task.train), teacher, student) for task in tasks)
+        mixed = setting.precision == "bf16-mixed" or (setting.precision == "auto" and fast_bf16())
+        # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are.
+        floor = 2 * len(self.seeds) * work / matmul_rate(torch.bfloat16 if mixed else torch.float32)
+        runs, bounds = len(self.seeds) * len(arms), f"between {duration(1.25 * floor)} and {duration(8 * floor)}"
+        self.say(f"{runs} run(s) of {updates[0]:,} updates; {bounds} on this machine.")
+        self.say("Nothing was written (--dry_run).")
+        return Result(directory=self.out, model=model, rows=[], sentence="")
+
+    def run(self, product: Arm, beside: Sequence[Arm], measure: Measure, **options: Any) -> tuple[Fitted, list[Fitted]]:
+        """Run every arm with every seed, and measure what each run makes.
+
+        Args:
+            options: of each :class:`~upcycle.core.run.Run`, beside those of every verb.
+
+        Returns:
+            what the product's runs left, and those of each arm beside it.
+        """
+        self._product = product
+        made, *others = [self._fitted(arm, measure, options) for arm in (product, *beside)]
+        return made, others
+
+    def _fitted(self, arm: Arm, measure: Measure, options: dict[str, Any]) -> Fitted:
+        found: Fitted | None = None
+        for seed in self.seeds:
+            method, data = arm.make(seed)
+            run = self._open(arm, seed, options)
+            with run.interruptible():
+                module = method.fit(run, data).float()
+            model, data = method.product(module, data), arm.after(run, data)
+            found = found or Fitted(arm=arm, model=model, data=data)
+            found.left.append(run.left)
+            for evaluation in measure(model, data):
+                found.measured.append(evaluation)
+                self.say(f"{arm.name}, seed {seed}: {self.figure} {evaluation.accuracy:.1%}")
+            if run is not self._main:
+                run.close()
+        assert found is not None  # there is at least one seed
+        return found
+
+    def _open(self, arm: Arm, seed: int, options: dict[str, Any]) -> Run:
+        """The run of an arm with a seed: in the directory itself, or in ``more/`` beside it."""
+        config, place, setting = self.config(), self.out, self.setting
+        if self._main is not None:
+            place = self.out / "more" / f"{arm.name.replace(' ', '-')}-{seed}"
+            config |= {"seed": seed, "seeds": 1}
+            if arm is self._product:  # so that its file alone makes it again
+                config |= {name: False for name in ("alone", "control") if name in config}
+            else:
+                config = {"arm": arm.name, **config}
+        resume = setting.resume and (place / "config.yaml").exists()
+        same = {name: getattr(setting, name) for name in ("devices", "accelerator", "precision", "save_every", "quiet")}
+        run = Run(place, seed=seed, resume=resume, config=config, **same, **options)
+        self._main = self._main or run
+        return run
+
+    # -- after it -----------------------------------------------------------------------------------------------
+
+    def leave(
+        self,
+        made: Fitted,
+        rows: list[dict[str, Any]],
+        sentence: str,
+        *,
+        parents: Sequence[Node],
+        data: Images,
+        notes: Sequence[str] = (),
+        pictures: Mapping[str, dict[str, Any]] | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> Result:
+        """Write the run directory, and say what came out.
+
+        Args:
+            rows: of the comparison; the product's is the last.
+            parents: the lineage of what the product was made from.
+            data: that it was trained and measured on.
+            notes: that a person must read, beside those of the data and of the method.
+            pictures: for the report, beside those of the method.
+            more: further JSON data for ``result.json``.
+        """
+        run, product, config = self._main, made.model, self.config()
+        assert run is not None
+        result = Result(directory=self.out, model=product, rows=rows, sentence=sentence)
+        for note in (*data.notes, *notes):
+            run.note(note)
+        for name, picture in (pictures or {}).items():
+            run.picture(name, picture)
+        if run.rank == 0:
+            shown = data.only(product.classes) if set(product.classes) < set(data.classes) else data
+            facts = {"command": self.command(), "seconds": round(time.time() - self.start, 2), "sentence": sentence,
+                     "seeds": self.seeds, **(more or {})}  # fmt: skip
+            write_result(self.out, self.cls, product, list(parents), shown, run, rows=rows, config=config,
+                         figure=self.figure, facts=facts)  # fmt: skip
+            self.say(figures.table(rows, self.figure))
+            self.say(sentence)
+            for note in run.notes:
+                self.say(f"note     {note}")
+            self.say(f"Report: {result.report}\nModel:  {self.out / 'model'}")
+        run.close()
+        return result
+
+    # -- configuration ------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """Everything that re-makes this run, as plain data in the names of the command line."""
+        own = {key: self.own.get(key, default_of(self.cls, key)) for key in self.cls.options()}
+        names = [f.name for f in dataclasses.fields(self.kind) if f.name not in UNRECORDED]
+        config = {**self.networks, "method": self.cls.card.name, self.called: None}
+        config |= {name: getattr(self.setting, name) for name in names}
+        if (plugin := plugin_of(self.cls)) is not None:
+            config["plugin"] = plugin
+        config |= {self.called: self.data_ref, "out": self.out, **own}
+        return {key: plain(value) for key, value in config.items()}
+
+    def command(self) -> str:
+        """The command line that re-makes this run, as short as the defaults allow."""
+        given = [name for name, value in self.networks.items() if value is not None and name not in self.positional]
+        return command_line(
+            self.verb, self.config(), (*given, "method", self.called), self._default_of, self.positional
+        )
+
+    def _default_of(self, key: str) -> Any:
+        if key == "method":
+            return DEFAULT_METHOD[self.verb]
+        return default_of(self.cls, key) if key in self.cls.options() else getattr(self.kind(), key, None)
