@@ -16,7 +16,7 @@ import docstring_parser
 import pytest
 
 import upcycle
-from upcycle.cli import MAKING
+from upcycle.cli import MAKERS
 from upcycle.core.method import Method
 from upcycle.verbs.methods import all_methods
 
@@ -47,7 +47,7 @@ def test_the_loops_of_a_fit_stand_open(method: type[Method]) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_leaves_save_points_and_order_to_the_run(method: type[Method]) -> None:
     source = inspect.getsource(inspect.getmodule(method))  # type: ignore[arg-type]
-    assert "save_within" not in source and "data.ordered" not in source
+    assert "save_within" not in source and "shuffle=" not in source
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -73,20 +73,17 @@ def test_a_verb_knows_no_method() -> None:
     """Neither its class nor its name; what a verb runs by default stands in one table of the command line."""
     cards = {method.card.name for method in all_methods()}
     classes = {method.__name__ for method in all_methods()}
+    table = SRC / "verbs" / "__init__.py"
     found = []
-    for file in (SRC / "verbs").rglob("*.py"):
-        if file.stem.startswith("advi") or file.parent.name.startswith("advi"):
+    for file in {*(SRC / "verbs").rglob("*.py"), SRC / "cli.py"} - {table}:
+        if "advi" in str(file.relative_to(SRC)):  # what each is good for moves into the methods' files
             continue
         for node in ast.walk(tree(file)):
-            if (
-                isinstance(node, ast.Name | ast.alias)
-                and (getattr(node, "id", None) or getattr(node, "name", "")) in classes
-            ):
-                found.append(f"{file.name}: {getattr(node, 'id', None) or node.name}")  # type: ignore[union-attr]
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in cards:
-                found.append(f"{file.name}: '{node.value}'")
-    defaults = [f"'{making.default}'" for making in MAKING.values()]
-    assert not [name for name in found if name.split(": ")[1] not in defaults]
+            name = node.id if isinstance(node, ast.Name) else node.name if isinstance(node, ast.alias) else None
+            text = node.value if isinstance(node, ast.Constant) else None
+            if name in classes or (isinstance(text, str) and text in cards):
+                found.append(f"{file.name}: {name or text}")
+    assert not found
 
 
 def test_formatter_off_is_no_habit() -> None:
@@ -111,8 +108,8 @@ def groups() -> dict[str, tuple[type, list[str]]]:
 
     for method in all_methods():
         add(method, method.options())
-    for making in MAKING.values():
-        setting = importlib.import_module(making.module).Setting
+    for maker in MAKERS.values():
+        setting = importlib.import_module(maker.module).Setting
         add(setting, {f.name: f for f in dataclasses.fields(setting)})
     return found
 
