@@ -27,6 +27,7 @@ from upcycle.data import Images
 from upcycle.data.streams import Stream
 from upcycle.measure.cost import bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si
 from upcycle.report import write_report
+from upcycle.report.card import model_card
 from upcycle.verbs.methods import all_methods
 
 Say = Callable[[str], None]
@@ -342,7 +343,7 @@ def leave(
         "versions": lineage.versions(), **(more or {}),
     }  # fmt: skip
     measured = {**record, "data": {"name": data.measured or data.name}}
-    saved.save(model, result.directory / "model", readme=lineage.model_card(tree, measured))
+    saved.save(model, result.directory / "model", readme=model_card(tree, measured))
     store.write_json(result.directory / "result.json", record)
     write_report(result.directory)
 
