@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from upcycle.core import lineage, models, store
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.licences import NOTICE, hub_fields
 from upcycle.core.outputs import Columns, Logits
 from upcycle.data.augment import uniform
 from upcycle.data.decode import Item, decode
@@ -182,9 +183,7 @@ def _png(pixels: np.ndarray) -> bytes:
 def _card(pool: Pool, classes: Sequence[str], name: str, node: lineage.Node, note: str) -> str:
     """The data-set card in the form of the Hugging Face hub: a YAML header, then sections."""
     licence, (c, h, w), teacher = node["licence"], pool.shape, node["parents"][0]
-    known = licence["id"] in lineage.TERMS and not licence["id"].startswith("LicenseRef")
-    header: dict[str, Any] = {"pretty_name": name}
-    header["license"] = licence["id"].lower() if known or licence["id"] == "unknown" else "other"
+    header: dict[str, Any] = {"pretty_name": name, **hub_fields(licence["id"])}
     header["task_categories"] = ["image-classification"]
     header["tags"] = ["upcycle", "synthetic", node["method"]]
     # Named, because the JSON files beside it would be taken for data otherwise.
@@ -207,7 +206,7 @@ def _card(pool: Pool, classes: Sequence[str], name: str, node: lineage.Node, not
         "## Licence",
         f"**{licence['id']}**. {licence['why']}",
         "\n".join(f"- {duty}" for duty in licence["obligations"]),
-        lineage.NOTICE,
+        NOTICE,
     ]
     head = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=110)
     return f"---\n{head}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"

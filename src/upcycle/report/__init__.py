@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from upcycle.core import lineage
+from upcycle.core import licences, lineage
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json, write_atomic
 from upcycle.measure.cost import bytes_, duration, si
@@ -62,8 +62,8 @@ def write_report(run_directory: Path) -> Path:
         sections=[section for section in sections if section[2]],
         family=family,
         summary=lineage.summary,
-        data_sentence=lineage.data_sentence,
-        notice=lineage.NOTICE,
+        data_sentence=licences.data_sentence,
+        notice=licences.NOTICE,
         config=yaml.safe_dump(result.get("config", {}), sort_keys=False, allow_unicode=True),
     )
     write_atomic(run_directory / "report.html", page.encode("utf-8", "replace"))

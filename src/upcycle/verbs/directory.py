@@ -16,6 +16,7 @@ from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.measure.cost import machine
 from upcycle.report import write_report
+from upcycle.report.card import model_card
 
 
 def first_process() -> bool:
@@ -94,6 +95,6 @@ def write_result(
         "versions": lineage.versions(), **facts,
     }  # fmt: skip
     measured = {**record, "data": {"name": data.measured or data.name}}
-    saved.save(model, directory / "model", readme=lineage.model_card(tree, measured))
+    saved.save(model, directory / "model", readme=model_card(tree, measured))
     store.write_json(directory / "result.json", record)
     write_report(directory)

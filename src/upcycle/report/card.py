@@ -1,0 +1,72 @@
+"""The model card of a saved model: its ``README.md``, in the form of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from upcycle.core.licences import NOTICE, data_sentence, hub_fields
+from upcycle.core.lineage import POOL, Node, figure, tree
+
+_USE = """from upcycle.core.saved import load
+
+model = load("path/to/this/folder")
+logits = model.module(images)"""
+
+
+def model_card(model: Node, result: dict[str, Any] | None = None) -> str:
+    """Write the model card: a YAML header, then sections.
+
+    Args:
+        model: the lineage of the model.
+        result: what the verb found (``result.json`` of the run); its sections are left out without it.
+    """
+    result = result or {}
+    header = yaml.safe_dump(_header(model), sort_keys=False, allow_unicode=True, width=110)
+    sections = [f"# {model['name']}", result.get("sentence", "")]
+    if rows := result.get("rows"):
+        sections += ["## Results", _results(rows, result.get("data", {}), result.get("figure", "test accuracy"))]
+    sections += ["## How it was made", _fenced(tree(model))]
+    if paper := result.get("paper"):
+        sections.append(f"Method: {result.get('title', model['method'])}. {paper}")
+    if command := result.get("command"):
+        sections.append(_fenced(command))
+    sections += ["## Use", _fenced(_USE, "python")]
+    sections.append("`model.mean`, `model.std` and `model.classes` say what the network expects and answers.")
+    sections += ["## Licence", f"**{model['licence']['id']}**. {model['licence']['why']}"]
+    sections.append("\n".join(f"- {duty}" for duty in model["licence"]["obligations"]))
+    sections += [data_sentence(model["data"]) if model["data"] else "", NOTICE]
+    if notes := result.get("notes"):
+        sections += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    made_with = ", ".join(f"{name} {version}" for name, version in model["versions"].items())
+    sections.append(f"Made with {made_with}." if made_with else "")
+    return f"---\n{header}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _header(model: Node) -> dict[str, Any]:
+    header: dict[str, Any] = {**hub_fields(model["licence"]["id"]), "library_name": "upcycle"}
+    header["tags"] = ["upcycle", *(tag for tag in (model["verb"], model["method"]) if tag)]
+    if bases := {parent["name"].removeprefix("hf:") for parent in model["parents"] if parent["role"] != POOL}:
+        header["base_model"] = sorted(bases)
+    if model["data"]:
+        header["datasets"] = [model["data"]["name"]]
+    if model["metrics"]:
+        header["metrics"] = sorted({name.replace("_", " ").split()[-1] for name in model["metrics"]})
+    return header
+
+
+def _results(rows: list[dict[str, Any]], data: dict[str, Any], figure_name: str) -> str:
+    lines = [f"| model | {figure_name} | parameters |", "|---|---:|---:|"]
+    for row in rows:
+        accuracy = figure("accuracy", row["accuracy"]) if row.get("accuracy") else ""
+        parameters = f"{row['parameters']:,}" if row.get("parameters") is not None else ""
+        lines.append(f"| {str(row['name']).replace('|', '/')} | {accuracy} | {parameters} |")
+    return "\n".join(lines) + (f"\n\nMeasured on {data['name']}." if data.get("name") else "")
+
+
+def _fenced(text: str, language: str = "") -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}"
