@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -216,13 +217,14 @@ class NetGraft(Method):
                 "more are better (batch_size, shots)."
             )
 
-        for name, first, last, epochs, *rates in self._grafts(_f(n, classes)):
+        for name, first, last, epochs, lr_block, lr_adapter in self._grafts(_f(n, classes)):
             found = run.stored(name)
             if found is None:
                 with run.open_stage(name) as found:
                     below, replaced, above = t[: first - 1], t[first - 1 : last], t[last:]
                     made = Chain(blocks, t, range(first, last + 1))
-                    chain, optimizer = run.setup(made, lambda chain, rates=rates: _adam(chain, *rates))
+                    adam = partial(_adam, lr_block=lr_block, lr_adapter=lr_adapter)
+                    chain, optimizer = run.setup(made, adam)
                     for _ in run.epochs(epochs):
                         chain.train()
                         for images, _, _ in run.batches(data.train, batch_size):
