@@ -372,7 +372,7 @@ def test_contrast_changes_the_images() -> None:
     [
         ({"g_steps": 0}, "g_steps must be at least 1"),
         ({"n_neg": 0}, "n_neg must be at least 1"),
-        ({"cr": -0.1}, "cr must be"),
+        ({"cr": -0.1}, "cr must not be negative"),
         ({"tau": 0.0}, "tau must be positive"),
         ({"batch": 33}, "at most bank"),
         ({"warmup": 4}, "warmup must lie between"),

@@ -460,8 +460,8 @@ def test_the_losses_go_down() -> None:
     ("options", "words"),
     [
         ({"k": 0}, "k must be at least 1"),
-        ({"bn": -1.0}, "bn must be"),
-        ({"adv": float("nan")}, "adv must be"),
+        ({"bn": -1.0}, "bn must not be negative"),
+        ({"adv": float("nan")}, "adv must not be negative"),
         ({"bn_mmt": 1.0}, "bn_mmt must be at least 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"batch": 1}, "batch must be at least 2"),

@@ -176,7 +176,7 @@ class CMI(Method):
         """The student's updates."""
         return self.making.steps(self.recipe)
 
-    def work(self, n: int, teacher: float, student: float) -> float:
+    def work(self, n: int, teacher: int, student: int) -> float:
         """Multiply-adds of synthesis (forward and input gradients) and of the student's training."""
         generator = generator_work(self.teacher, self.nz, self.ngf)
         image = self.g_steps * (3 * generator + (4 if self.cr else 2) * teacher + 2 * student)

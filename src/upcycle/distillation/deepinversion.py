@@ -115,7 +115,7 @@ class DeepInversion(Method):
         """The student's updates."""
         return self.making.steps(self.recipe)
 
-    def work(self, n: int, teacher: float, student: float) -> float:
+    def work(self, n: int, teacher: int, student: int) -> float:
         """Multiply-adds of synthesis (forward and input gradients) and of the student's training."""
         image = self.g_steps * (2 * teacher + 2 * student)
         return self.making.work(self.recipe, image, teacher, student)

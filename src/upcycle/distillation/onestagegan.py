@@ -106,7 +106,7 @@ class OneStageGAN(Method):
         """The student's updates."""
         return self.making.steps(self.recipe) + min(self.making.rounds, self.recipe.epochs) * self.g_steps
 
-    def work(self, n: int, teacher: float, student: float) -> float:
+    def work(self, n: int, teacher: int, student: int) -> float:
         """Multiply-adds of the one-stage updates and of the student's training on the pool."""
         image = self.g_steps * (3 * generator_work(self.teacher, self.nz, self.ngf) + 2 * teacher + 3 * student)
         return self.making.work(self.recipe, image, teacher, student)

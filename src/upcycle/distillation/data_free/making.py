@@ -62,7 +62,7 @@ class Making:
         """The student's updates on the pool, ``kd_steps`` in each of the recipe's epochs."""
         return recipe.epochs * self.kd_steps
 
-    def work(self, recipe: Recipe, image: float, teacher: float, student: float) -> float:
+    def work(self, recipe: Recipe, image: int, teacher: int, student: int) -> float:
         """The multiply-adds of a method's whole run.
 
         Args:
