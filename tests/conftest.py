@@ -15,7 +15,16 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         f"upcycle.{name}"
-        for name in ("adaptation", "assembly", "continual", "diagnosis", "distillation", "predictors", "training")
+        for name in (
+            "adaptation",
+            "assembly",
+            "continual",
+            "diagnosis",
+            "distillation",
+            "predictors",
+            "surgery",
+            "training",
+        )
     ],
     "beartype.beartype",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -243,3 +244,12 @@ def test_features_in_the_networks_own_normalisation() -> None:
     assert not torch.allclose(a, b)
     again = next(node_features(chain(one), split.normalised((0.9,), (0.2,))))[0]
     torch.testing.assert_close(again, a, rtol=0, atol=0)
+
+
+def test_a_signal_is_what_its_record_says() -> None:
+    for signal in (Signal("map", 3, (8, 6)), Signal("grid", 12, (4, 4)), Signal("tokens", 24, (2, 3), 1)):
+        assert Signal.from_record(json.loads(json.dumps(signal.record()))) == signal
+    with pytest.raises(KeyError):
+        Signal.from_record({"layout": "map", "channels": 3})
+    with pytest.raises(ValueError):
+        Signal.from_record({"layout": "map", "channels": 3, "size": [8], "extra": 0})

@@ -168,7 +168,7 @@ class DeRy(Method):
         return problems
 
     def _problems_of(self, model: Model, data: Images) -> list[str]:
-        """What keeps one network of the zoo from being cut into blocks for these data."""
+        """Problems of one network of the zoo: a wrong size, or too few blocks that it could be cut into."""
         if model.input_shape != data.shape:
             ours, theirs = (" x ".join(map(str, shape)) for shape in (model.input_shape, data.shape))
             return [f"{model.name} takes images of {ours} and the data have {theirs}: all must be of one size"]

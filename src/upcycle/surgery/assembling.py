@@ -45,8 +45,11 @@ def assemble(models: Sequence[Model]) -> Model:
     first, *rest = models
     for other in rest:
         ours, theirs = (" x ".join(map(str, m.input_shape)) for m in (first, other))
-        require(ours == theirs, f"{first.name} takes images of {ours} and {other.name} of {theirs}; only networks for "
-                "one size can be assembled.")  # fmt: skip
+        require(
+            ours == theirs,
+            f"{first.name} takes images of {ours} and {other.name} of {theirs}; only networks for "
+            "one size can be assembled.",
+        )
     names = [name for model in models for name in model.classes]
     twice = [name for name in names if names.count(name) > 1]
     require(
@@ -94,8 +97,10 @@ def _same_steps(name: str, steps: Channels, other: str, theirs: Channels) -> Non
         if a[:2] != b[:2]:
             where = f" at '{a.module or b.module}'" if a.module or b.module else ""
             ours, others = (a.what, b.what) if a.what != b.what else (f"{x.what} of {x.reads}" for x in (a, b))
-            raise UserError(f"{name} and {other} cannot be assembled, for their layers differ{where}: "
-                            f"{ours} in {name}, {others} in {other}.")  # fmt: skip
+            raise UserError(
+                f"{name} and {other} cannot be assembled, for their layers differ{where}: "
+                f"{ours} in {name}, {others} in {other}."
+            )
 
 
 def _front(module: nn.Module) -> Renormalise | None:
@@ -147,16 +152,24 @@ def _check_assembled(models: Sequence[Model], module: nn.Module) -> None:
         problem = "" if error <= TOLERANCE else f"its logits are wrong by {error:.1e}"
     except (IndexError, RuntimeError, TypeError, ValueError) as failure:
         problem = one_line(failure)
-    require(not problem, f"{' and '.join(m.name for m in models)} cannot be assembled: their forward counts on the "
-            f"widths that they have ({problem}).")  # fmt: skip
+    require(
+        not problem,
+        f"{' and '.join(m.name for m in models)} cannot be assembled: their forward counts on the "
+        f"widths that they have ({problem}).",
+    )
 
 
 def assembled_model(models: Sequence[Model], module: nn.Module) -> Model:
     """A module that was assembled of ``models``, with their classes, licence and what it is rebuilt from."""
     licences = {model.licence for model in models}
-    whole = dataclasses.replace(models[0], module=module, classes=tuple(c for m in models for c in m.classes),
-                                licence=licences.pop() if len(licences) == 1 else "unknown", lineage=None,
-                                name="+".join(m.name for m in models))  # fmt: skip
+    whole = dataclasses.replace(
+        models[0],
+        module=module,
+        classes=tuple(c for m in models for c in m.classes),
+        licence=licences.pop() if len(licences) == 1 else "unknown",
+        lineage=None,
+        name="+".join(m.name for m in models),
+    )
     return with_origin(whole, models[0])
 
 

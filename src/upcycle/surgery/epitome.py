@@ -214,8 +214,16 @@ class EpitomeConv2d(nn.Module):
     def materialise(self) -> nn.Conv2d:
         """The ordinary convolution with the whole weight, equal in eval mode up to rounding."""
         (c_out, c_in), kernel = self.channels, tuple(self.epitome.shape[2:])
-        conv = nn.utils.skip_init(nn.Conv2d, c_in, c_out, kernel, bias=self.bias is not None, **self.geometry,
-                                  device=self.epitome.device, dtype=self.epitome.dtype)  # fmt: skip
+        conv = nn.utils.skip_init(
+            nn.Conv2d,
+            c_in,
+            c_out,
+            kernel,
+            bias=self.bias is not None,
+            **self.geometry,
+            device=self.epitome.device,
+            dtype=self.epitome.dtype,
+        )
         with torch.no_grad():
             conv.weight.copy_(sample(self.epitome, self.routing, self.channels))
             if self.bias is not None:
@@ -278,8 +286,11 @@ def compress(
         for conv in convolutions[1:]
         if replaceable(conv)
     }
-    require(bool(made), f"{type(module).__name__} has nothing to compress: besides its first, it has no nn.Conv2d in "
-            "one group with zero padding.")  # fmt: skip
+    require(
+        bool(made),
+        f"{type(module).__name__} has nothing to compress: besides its first, it has no nn.Conv2d in "
+        "one group with zero padding.",
+    )
     return _exchange(network, made)
 
 

@@ -69,8 +69,9 @@ def follow_channels(module: nn.Module, example: Float[Tensor, "b c h w"]) -> Cha
     try:
         graph = _Tracer().trace(shadow, defaults)
     except Exception as error:  # whatever a stranger's forward does with a proxy
-        raise UserError(f"{title} cannot be cut into channels: torch.fx cannot trace its forward "
-                        f"({one_line(error)}).") from error  # fmt: skip
+        raise UserError(
+            f"{title} cannot be cut into channels: torch.fx cannot trace its forward ({one_line(error)})."
+        ) from error
     follower = _Follower(title, fx.GraphModule(shadow, graph))
     try:
         with torch.no_grad():
@@ -285,9 +286,11 @@ class _Follower(fx.Interpreter):
     def _refuse(self, n: fx.Node) -> NoReturn:
         kind = f" ({type(self.submodules[str(n.target)]).__name__})" if n.op == "call_module" else ""
         what = "its output" if n.op == "output" else f"{describe(n)}{kind}"
-        raise UserError(f"{self.title} cannot be cut into channels: {what} uses channels in a way that is not "
-                        "understood; convolutions, linear layers, BatchNorm, activations, pooling, sums and "
-                        "concatenations are.")  # fmt: skip
+        raise UserError(
+            f"{self.title} cannot be cut into channels: {what} uses channels in a way that is not "
+            "understood; convolutions, linear layers, BatchNorm, activations, pooling, sums and "
+            "concatenations are."
+        )
 
 
 def _tensors(value: Any) -> bool:
@@ -307,8 +310,10 @@ def _settings(m: nn.Module) -> str:
     """A module in words, without its widths."""
     if isinstance(m, nn.Conv2d):
         groups = "" if m.groups == 1 else ", depthwise" if m.groups == m.in_channels else ", grouped"
-        return (f"Conv2d {m.kernel_size}, stride {m.stride}, padding {m.padding} {m.padding_mode}, "
-                f"dilation {m.dilation}{groups}, bias {m.bias is not None}")  # fmt: skip
+        return (
+            f"Conv2d {m.kernel_size}, stride {m.stride}, padding {m.padding} {m.padding_mode}, "
+            f"dilation {m.dilation}{groups}, bias {m.bias is not None}"
+        )
     if isinstance(m, nn.Linear):
         return f"Linear, bias {m.bias is not None}"
     if isinstance(m, _BatchNorm):

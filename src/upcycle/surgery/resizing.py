@@ -110,8 +110,15 @@ def resized(module: nn.Module, widths: Mapping[str, Sequence[int]]) -> nn.Module
         if not isinstance(name, str) or not all(type(n) is int and 0 <= n <= LARGEST for n in numbers):
             raise ValueError(f"the widths of '{name}' are no whole numbers: {numbers}")
         m = made.get_submodule(name)
-        expected = (3 if isinstance(m, nn.Conv2d) else 2 if isinstance(m, nn.Linear) else
-                    1 if isinstance(m, _BatchNorm | nn.PReLU) else 0)  # fmt: skip
+        expected = (
+            3
+            if isinstance(m, nn.Conv2d)
+            else 2
+            if isinstance(m, nn.Linear)
+            else 1
+            if isinstance(m, _BatchNorm | nn.PReLU)
+            else 0
+        )
         if expected and (len(numbers) != expected or min(numbers) < 1):
             raise ValueError(f"'{name}' takes {expected} positive widths, not {list(numbers)}")
         total += _size(m, numbers)
@@ -181,8 +188,10 @@ def join_networks(
             made.set_submodule(together[0], _joined_shortcut(parts, counts))
         elif isinstance(parts[0], _BatchNorm | nn.PReLU):
             m = made.get_submodule(together[0])
-            values = [{name: v.expand(count) for name, v in vectors(part).items()} for part, count in
-                      zip(parts, counts, strict=True)]  # fmt: skip
+            values = [
+                {name: v.expand(count) for name, v in vectors(part).items()}
+                for part, count in zip(parts, counts, strict=True)
+            ]
             set_vectors(m, {name: torch.cat([v[name] for v in values]) for name in values[0]})
     for together in zip(*(c.layers for c in channels), strict=True):
         m = _layer_of(made, together[0])
@@ -238,8 +247,10 @@ def _correspondence(whole: Channels, channels: Sequence[Channels], shared: bool)
 def _columns(layer: Layer, ids: Tensor) -> Tensor:
     """Which inputs of a layer of the whole are those of one of its networks, ``ids`` in its order."""
     places = torch.isin(layer.inputs, ids).nonzero().flatten()
-    require(torch.equal(layer.inputs[places], ids), f"Layer '{layer.name}' cannot be joined: its forward counts on the "
-            "number of channels.")  # fmt: skip
+    require(
+        torch.equal(layer.inputs[places], ids),
+        f"Layer '{layer.name}' cannot be joined: its forward counts on the number of channels.",
+    )
     return places
 
 

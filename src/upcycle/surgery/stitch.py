@@ -265,8 +265,11 @@ def _stitch(joint: dict[str, Any], before: Chain, last: int, after: Chain, first
     stride = joint["stride"]
     given, needed = before.nodes[last].gives, after.nodes[first].takes
     if (takes.layout, takes.channels, gives.layout, gives.channels) != (
-        given.layout, given.channels, needed.layout, needed.channels
-    ):  # fmt: skip
+        given.layout,
+        given.channels,
+        needed.layout,
+        needed.channels,
+    ):
         raise ValueError("a stitch that does not fit its blocks")
     _sizes(takes.channels, gives.channels, stride, kernel=stride)
     return functools.partial(Stitch, takes, gives, stride)

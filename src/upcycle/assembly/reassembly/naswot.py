@@ -21,17 +21,17 @@ UNITS: frozenset[Any] = frozenset({
     torch.prelu, F.elu, F.elu_, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardtanh, F.hardtanh_,
     F.softplus, F.linear, F.dropout, F.multi_head_attention_forward,
 })  # fmt: skip
-"""What counts as a unit: activations, linear layers, dropout and attention, also as bare functions."""
+"""Functions that count as units: activations, linear layers, dropout and attention."""
 
 
 class Agreement(TorchFunctionMode):
-    """Within: adds up, over every unit that runs, the bits in which two inputs of the batch agree.
+    """A mode that adds up, over every unit that runs in it, the bits in which two inputs of the batch agree.
 
     K = sum over units of x x' + (1 - x)(1 - x)', where x (b, d) says which of the unit's outputs are positive.
     Functions are watched, not modules, so that a forward that calls ``F.relu`` counts too, and no hook is left behind.
 
     Args:
-        kernel: what units before have added, (b, b).
+        kernel: sum over units that ran before, (b, b).
     """
 
     def __init__(self, kernel: Float64[Tensor, "b b"] | float = 0.0) -> None:
@@ -46,13 +46,13 @@ class Agreement(TorchFunctionMode):
 
 
 def agreement(out: Tensor) -> Float64[Tensor, "b b"]:
-    """x x' + (1 - x)(1 - x)' for x = 1[out > 0], by one product of signs: s s' counts agreements less disagreements."""
+    """Count equal bits, x x' + (1 - x)(1 - x)' for x = 1[out > 0], by one product of signs."""
     signs = (out.detach() > 0).flatten(1).to(torch.float32).mul_(2).sub_(1)
     return (signs @ signs.T).double().add_(signs.shape[1]).div_(2)
 
 
 def log_det(kernel: Float64[Tensor, "b b"]) -> float:
-    """log |det K|; -inf where K is singular, for example because two inputs agree in every bit."""
+    """Compute log |det K|; -inf where K is singular, for example because two inputs agree in every bit."""
     values = torch.linalg.eigvalsh(kernel)
     largest = float(values[-1])
     if not largest > 0 or float(values[0]) <= largest * len(values) * torch.finfo(torch.float64).eps:
@@ -61,7 +61,7 @@ def log_det(kernel: Float64[Tensor, "b b"]) -> float:
 
 
 def naswot(module: nn.Module, batches: Iterable[Float[Tensor, "b c h w"]]) -> float:
-    """log |det K| / b, averaged over batches of inputs; higher is better, and only networks of like size compare.
+    """Score a network by log |det K| / b, averaged over batches; higher is better, among networks of like size.
 
     The network runs in evaluation mode, so that BatchNorm keeps its statistics and each input stands alone. (The
     authors' code runs in training mode, which changes them.) Modes are restored.
@@ -82,12 +82,12 @@ def score_paths(
     make: Callable[[Hashable], nn.Module],
     batches: Iterable[Float[Tensor, "b c h w"]],
 ) -> list[float]:
-    """:func:`naswot` of networks that are sequences of modules; what several begin with runs once a batch.
+    """Score networks that are sequences of modules as :func:`naswot` does; what several begin with runs once a batch.
 
     Args:
         candidates: each network's modules, by key, in the order in which they run.
-        make: the module of a key; asked once for each key.
-        batches: as above; the same for all candidates.
+        make: makes the module of a key; called once for each key.
+        batches: normalised images, the same for all candidates.
     """
     modules: dict[Hashable, nn.Module] = {}
     for key in dict.fromkeys(key for candidate in candidates for key in candidate):

@@ -76,11 +76,13 @@ def partition(
     Args:
         similarity: s between the outputs of all nodes, those of one network after another, (L, L).
         lengths: nodes of each network; their sum is L.
-        K: blocks a network, and sets.
-        eps: a block of network i has less than (1 + eps) |M_i| / K nodes, or as many as an even cut needs.
-        runs: R, restarts.
-        iterations: T, the most in a run.
-        stage_rule: blocks of different stage are never similar, so that set k holds the blocks k (the authors' code).
+        K: blocks of each network, and sets.
+        eps: slack in the size of blocks: one of network i has less than (1 + eps) |M_i| / K nodes, or as many as an
+            even cut needs.
+        runs: R, how many random starts there are.
+        iterations: T, the most iterations in a run.
+        stage_rule: never take blocks of different stage for similar, so that set k holds the blocks k (the authors'
+            code).
         seed: of the random starts.
 
     Raises:
@@ -110,7 +112,7 @@ def partition(
 
 
 def size_limit(n: int, K: int, eps: float) -> int:
-    """The most nodes in a block of a network of n: the largest number below (1 + eps) n / K, or what an even cut needs.
+    """Find the most nodes in a block of a network of n: the largest below (1 + eps) n / K, or that of an even cut.
 
     >>> size_limit(27, 4, 0.2), size_limit(9, 4, 0.2)
     (8, 3)
@@ -120,7 +122,12 @@ def size_limit(n: int, K: int, eps: float) -> int:
 
 
 def block_values(similarity: ArrayLike, lengths: Sequence[int], made: Partition) -> tuple[Numbers, Numbers]:
-    """What :class:`upcycle.assembly.reassembly.search.Search` adds up, for the blocks of one network after another.
+    """Look up what the search adds up (:mod:`upcycle.assembly.reassembly.search`), for blocks network by network.
+
+    Args:
+        similarity: s between the outputs of all nodes, (L, L), as in :func:`partition`.
+        lengths: nodes of each network.
+        made: the partition.
 
     Returns:
         unary, (blocks,): S of each block with its anchor; and pairwise, (blocks, blocks): s between what block i
@@ -159,8 +166,11 @@ class Ascent:
     Args:
         table: s between places.
         starts: the place of each network's image.
-        lengths, K, eps, stage_rule: as in :func:`partition`.
-        runs: R.
+        lengths: nodes of each network.
+        K: blocks of each network, and sets.
+        eps: slack in the size of blocks, as in :func:`partition`.
+        runs: R, how many runs there are.
+        stage_rule: keep blocks of different stage from sharing a set.
         random: source of the starting points.
     """
 
@@ -262,7 +272,7 @@ class Ascent:
         )
 
     def _blocks(self) -> Places:
-        """What each block takes and gives, (runs, networks * K, 2)."""
+        """The places that each block takes and gives, (runs, networks * K, 2)."""
         return np.stack([self.cuts[:, :, :-1], self.cuts[:, :, 1:]], axis=-1).reshape(len(self.cuts), -1, 2)
 
     def _similarity(self, blocks: Places, others: Places) -> Numbers:

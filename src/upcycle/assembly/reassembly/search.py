@@ -31,7 +31,7 @@ UNIT = 2**30
 
 
 class Passage(NamedTuple):
-    """What a block costs on an input of one size, and the size of what it then gives."""
+    """The cost of a block on an input of one size, and the size of its output."""
 
     params: int
     macs: int
@@ -82,7 +82,7 @@ class StitchCost:
 
 
 def stitch_cost(before: Block, after: Block, size: Size) -> StitchCost | None:
-    """The layer between two blocks, or None where ``after`` cannot follow.
+    """Find the cost of the layer between two blocks, or None where ``after`` cannot follow.
 
     From a map: BatchNorm(a), then a convolution a -> b without bias whose kernel and stride are t. From tokens to
     tokens: LayerNorm(a), then Linear(a, b) without bias. t is the largest stride after which the map is no smaller
@@ -90,6 +90,8 @@ def stitch_cost(before: Block, after: Block, size: Size) -> StitchCost | None:
     gives tokens. Normalisation and activation count no multiply-adds, as in :func:`upcycle.measure.cost.count`.
 
     Args:
+        before: the block that gives.
+        after: the block that takes.
         size: of what ``before`` gives.
     """
     if before.network == after.network and before.stage + 1 == after.stage:
@@ -137,7 +139,7 @@ class _Edge(NamedTuple):
 
 
 class _Reach(NamedTuple):
-    """What the completions of a beginning can add to it."""
+    """The range of what completions of a beginning can add to it."""
 
     ways: int
     value: int
@@ -265,7 +267,7 @@ class Search:
         return start.ways if start else 0
 
     def _edges_after(self, i: int, size: Size) -> tuple[_Edge, ...]:
-        """What can follow block ``i`` where that gives ``size``; -1 is the image."""
+        """The blocks that can follow block ``i`` where that gives ``size``; -1 is the image."""
         edges = []
         stage = self.blocks[i].stage + 1 if i >= 0 else 0
         for j in self.stages[stage] if stage < len(self.stages) else ():
@@ -285,7 +287,7 @@ class Search:
         return tuple(edges)
 
     def _reach_from(self, i: int, size: Size, used: frozenset[int]) -> _Reach | None:
-        """What the completions behind block ``i`` add, budget and ``min_sources`` aside; None where there is none."""
+        """The range of the completions behind block ``i``, budget and ``min_sources`` aside, or None without any."""
         if i >= 0 and self.blocks[i].stage + 1 == len(self.stages):
             return _Reach(1, 0, (0, 0), (0, 0)) if used == self.sets else None
         found = []
@@ -304,14 +306,19 @@ class Search:
         )
 
     def _next(self, path: _Path) -> Iterator[_Edge]:
-        """What can follow a beginning."""
+        """The blocks that can follow a beginning."""
         i, size = (path.edges[-1].block, path.edges[-1].size) if path.edges else (-1, self.input_size)
         return (e for e in self._edges(i, size) if self.blocks[e.block].equivalence not in path.used)
 
     def _extended(self, path: _Path, edge: _Edge) -> _Path:
         block = self.blocks[edge.block]
-        return _Path((*path.edges, edge), path.used | {block.equivalence}, path.networks | {block.network},
-                     path.params + edge.params, path.macs + edge.macs)  # fmt: skip
+        return _Path(
+            (*path.edges, edge),
+            path.used | {block.equivalence},
+            path.networks | {block.network},
+            path.params + edge.params,
+            path.macs + edge.macs,
+        )
 
     def _ordered(
         self, budget: Budget, value: Callable[[_Edge], int], bound: Callable[[_Reach], int]
@@ -335,8 +342,12 @@ class Search:
                 if reach is None or len(longer.networks) + len(self.stages) - len(longer.edges) < self.min_sources:
                     continue
                 least, most = ((longer.params + reach.params[e], longer.macs + reach.macs[e]) for e in (0, 1))
-                if (least[0] <= budget.params and least[1] <= budget.macs
-                        and most[0] >= budget.params_min and most[1] >= budget.macs_min):  # fmt: skip
+                if (
+                    least[0] <= budget.params
+                    and least[1] <= budget.macs
+                    and most[0] >= budget.params_min
+                    and most[1] >= budget.macs_min
+                ):
                     worth = gained + value(edge)
                     heapq.heappush(heap, (-worth - bound(reach), (*chosen, edge.block), worth, longer))
 
