@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import alternate, record
-from upcycle.adaptation.peft_tuning import IA3, LoRA, low_rank, scaled
-from upcycle.adaptation.ssf import attach
+from upcycle.adaptation.adapters.scale_shift import attach
+from upcycle.adaptation.ia3 import IA3, add_ia3
+from upcycle.adaptation.lora import LoRA, add_lora
 from upcycle.core.heads import classifier, with_classes
 from upcycle.core.losses import ce_loss
 from upcycle.core.models import Model, resolve
@@ -82,10 +83,10 @@ def arms(source: Model, classes: tuple[str, ...]) -> tuple[dict[str, Arm], dict[
         sites = LoRA(source=source, targets=targets).sites(source)
         linear = [network.get_submodule(site) for site in sites]
         ranks[name] = max(1, round(budget / sum(m.in_features + m.out_features for m in linear)))  # type: ignore[operator,union-attr]
-        tuner = low_rank(network, sites, ranks[name], 8.0, 0.0, torch.Generator().manual_seed(0))
+        tuner = add_lora(network, sites, ranks[name], 8.0, 0.0, torch.Generator().manual_seed(0))
         found[name] = by_peft(tuner, network, False)
     network = with_classes(source, classes).module
-    found["IA3"] = by_peft(scaled(network, *IA3(source=source).sites(source)), network, True)
+    found["IA3"] = by_peft(add_ia3(network, *IA3(source=source).sites(source)), network, True)
     found["full fine-tuning"] = Arm(with_classes(source, classes).module.requires_grad_(True), [])
     return found, ranks
 

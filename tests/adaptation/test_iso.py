@@ -10,20 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.settings import ROWS, fitted, tiny_data, tiny_model, tiny_net
-from upcycle.adaptation.iso import (
-    ISO,
-    SHIFTS,
-    Adapter,
-    Joint,
-    adapt,
-    alignment,
-    entropy_loss,
-    moving,
-    rotated,
-    rotation_loss,
-    shifted,
-    turn_loss,
-)
+from upcycle.adaptation.iso import ISO
+from upcycle.adaptation.test_time.adapter import StreamAdapter, adapt, moving_parameters
+from upcycle.adaptation.test_time.joint_network import JointNetwork, gradient_alignment
+from upcycle.adaptation.test_time.losses import SHIFTS, entropy_loss, rotate, rotation_loss, shift_copies, turn_loss
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.recipe import Recipe
@@ -38,7 +28,7 @@ BOTH = pytest.mark.parametrize("mode", ["vanilla", "online"])
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05)
 
 
-def joint(seed: int = 0, norm: str = "batch") -> Joint:
+def joint(seed: int = 0, norm: str = "batch") -> JointNetwork:
     model = tiny_model("net", seed)
     if norm == "group":
         torch.manual_seed(seed)
@@ -47,7 +37,7 @@ def joint(seed: int = 0, norm: str = "batch") -> Joint:
         if isinstance(m, nn.BatchNorm2d):
             m.running_mean.uniform_(-0.5, 0.5)  # type: ignore[union-attr]
             m.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
-    return Joint(model).train()
+    return JointNetwork(model).train()
 
 
 def turning(network: nn.Module, x: Tensor) -> Tensor:
@@ -64,7 +54,7 @@ def answers(network: nn.Module, stream: list[Tensor], mode: str, **options: floa
 
 def test_turns_are_turns_and_their_labels_follow() -> None:
     x = torch.randn(3, 2, 5, 5, generator=G)
-    views = rotated(x)
+    views = rotate(x)
     assert torch.equal(views[:3], x) and torch.equal(views[3:6].rot90(-1, (2, 3)), x)
     assert torch.equal(views[9:].rot90(1, (2, 3)), x)
     z = torch.zeros(12, 4)
@@ -75,7 +65,7 @@ def test_turns_are_turns_and_their_labels_follow() -> None:
 
 def test_copies_are_shifts_of_the_image_that_comes_first() -> None:
     x = torch.randn(2, 1, 6, 6, generator=G)
-    views = shifted(x, 5).view(5, 2, 1, 6, 6)
+    views = shift_copies(x, 5).view(5, 2, 1, 6, 6)
     assert torch.equal(views[0], x) and len(set(SHIFTS)) == 25 and SHIFTS[0] == (0, 0)
     for (i, j), view in zip(SHIFTS[:5], views, strict=True):
         assert torch.equal(view[..., 1:-1, 1:-1], x[..., 1 + i : 5 + i, 1 + j : 5 + j])
@@ -85,7 +75,7 @@ def test_rotation_loss_asks_all_copies_in_all_turns() -> None:
     seen = []
     loss = rotation_loss(lambda views: (seen.append(views), torch.zeros(len(views), 4))[1], STREAM[0], copies=16)
     assert seen[0].shape == (16, 1, 8, 8) and float(loss) == pytest.approx(math.log(4))
-    assert torch.equal(seen[0][:4], shifted(STREAM[0], 4))
+    assert torch.equal(seen[0][:4], shift_copies(STREAM[0], 4))
 
 
 def test_entropy_of_equal_and_of_certain_answers() -> None:
@@ -153,7 +143,7 @@ def test_online_that_resets_each_time_is_vanilla(optimizer: str) -> None:
 
 def test_a_reset_takes_weights_buffers_and_the_optimiser_back() -> None:
     network = joint()
-    adapter = Adapter(network, turning, mode="online", steps=1, lr=1e-2, head="phi")
+    adapter = StreamAdapter(network, turning, mode="online", steps=1, lr=1e-2, head="phi")
     start = tensor_digest(network.state_dict())
     list(adapter.answers(STREAM))
     next(iter(network.buffers())).add_(1)
@@ -164,7 +154,7 @@ def test_a_reset_takes_weights_buffers_and_the_optimiser_back() -> None:
 
 def test_batch_statistics_are_never_used() -> None:
     network, seen = joint(), []
-    adapter = Adapter(network, turning, mode="online", steps=1, lr=1e-2, head="phi")
+    adapter = StreamAdapter(network, turning, mode="online", steps=1, lr=1e-2, head="phi")
     for m in network.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.register_forward_hook(lambda m, i, o: seen.append(m.training))
@@ -198,7 +188,9 @@ def test_a_full_pull_leaves_nothing_of_a_step_and_a_half_one_half() -> None:
     def after(pull: float) -> list[Tensor]:
         for p, q in zip(network.parameters(), start, strict=True):
             p.data.copy_(q)
-        adapter = Adapter(network, turning, mode="online", steps=1, lr=0.1, head="phi", optimizer="sgd", pull=pull)
+        adapter = StreamAdapter(
+            network, turning, mode="online", steps=1, lr=0.1, head="phi", optimizer="sgd", pull=pull
+        )
         adapter.answer(STREAM[0])
         return [p.detach().clone() for p in network.parameters()]
 
@@ -228,7 +220,7 @@ def test_no_gradient_reaches_what_is_frozen(params: str) -> None:
     norms = {name for name in before if ".bn" in name}
     expected = {"all": set(before), "norm-affine": norms,
                 "encoder": {name for name in before if not name.startswith("phi")}}[params]  # fmt: skip
-    adapter = Adapter(network, both, mode="online", steps=1, lr=1e-2, params=params, head="phi", update=update)  # type: ignore[arg-type]
+    adapter = StreamAdapter(network, both, mode="online", steps=1, lr=1e-2, params=params, head="phi", update=update)  # type: ignore[arg-type]
     list(adapter.answers(STREAM[:2]))
     assert {name for name, g in grads[0].items() if g is not None and bool(g.any())} == expected
     assert {name for name, p in network.named_parameters() if not torch.equal(p, before[name])} == expected
@@ -265,7 +257,7 @@ def test_the_rotation_head_is_taken_apart_and_put_back() -> None:
     x = model.example(5)
     with torch.no_grad():
         expected = model.module(x)
-        taken = Joint(dataclasses.replace(model, module=model.module)).eval()
+        taken = JointNetwork(dataclasses.replace(model, module=model.module)).eval()
         z, turns = taken.parts(x)
         assert torch.equal(z, expected) and torch.equal(taken(x), expected)
         assert torch.equal(turns, taken.turns(x)) and turns.shape == (5, 4)
@@ -316,11 +308,11 @@ def test_alignment_is_one_where_both_losses_are_the_same_and_minus_one_where_the
         network.psi.weight.zero_()
         network.psi.bias.copy_(torch.tensor([0.0, 9.0, 9.0, 9.0]))  # it says 1, 2 or 3: the first logit is too low
         network.psi.weight[0] = 1.0
-    assert alignment(network, x, y) == pytest.approx((1.0, 0.0), abs=1e-4)
-    assert alignment(network, x[:1], y[:1])[1] == 0
+    assert gradient_alignment(network, x, y) == pytest.approx((1.0, 0.0), abs=1e-4)
+    assert gradient_alignment(network, x[:1], y[:1])[1] == 0
     with torch.no_grad():
         network.psi.weight[0] = -1.0
-    assert alignment(network, x, y) == pytest.approx((-1.0, 0.0), abs=1e-4)
+    assert gradient_alignment(network, x, y) == pytest.approx((-1.0, 0.0), abs=1e-4)
 
 
 # -- bad input ----------------------------------------
@@ -328,14 +320,14 @@ def test_alignment_is_one_where_both_losses_are_the_same_and_minus_one_where_the
 
 def test_a_cosine_below_zero_by_chance_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny_data(64)
-    monkeypatch.setattr("upcycle.adaptation.iso.alignment", lambda *a: (-0.02, 0.011))
+    monkeypatch.setattr("upcycle.adaptation.iso.gradient_alignment", lambda *a: (-0.02, 0.011))
     ISO(source=tiny_model("s", 7), source_data=data, recipe=RECIPE, updates=0).fit(Run(None), data)
 
 
 def test_losses_that_disagree_are_refused_before_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny_data(64)
-    monkeypatch.setattr("upcycle.adaptation.iso.alignment", lambda *a: (-0.2, 0.01))
-    monkeypatch.setattr(Adapter, "answer", lambda *a: pytest.fail("it adapted"))
+    monkeypatch.setattr("upcycle.adaptation.iso.gradient_alignment", lambda *a: (-0.2, 0.01))
+    monkeypatch.setattr(StreamAdapter, "answer", lambda *a: pytest.fail("it adapted"))
     with pytest.raises(UserError, match=r"Adapting would hurt.*-0\.200 ± 0\.010.*train longer"):
         ISO(source=tiny_model("s", 7), source_data=data, recipe=RECIPE).fit(Run(None), data)
 
@@ -363,7 +355,7 @@ def test_images_must_be_square_and_the_network_end_in_a_linear_layer() -> None:
     with pytest.raises(UserError, match=r"6 x 8, and rotation prediction needs square ones"):
         method.require(oblong(data))
     with pytest.raises(UserError, match="must be square, not 6 x 8"):
-        rotated(torch.zeros(1, 1, 6, 8))
+        rotate(torch.zeros(1, 1, 6, 8))
     flat = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
     with pytest.raises(UserError, match="does not end in a linear layer"):
         ISO(source=flat, source_data=data).require(data)
@@ -374,8 +366,8 @@ def test_images_must_be_square_and_the_network_end_in_a_linear_layer() -> None:
     [
         ({"copies": 6}, "multiple of 4"),
         ({"copies": 104}, "multiple of 4"),
-        ({"pull": 1.5}, r"pull must lie in \[0, 1\]"),
-        ({"lr": -1.0}, "lr must be"),
+        ({"pull": 1.5}, "pull must lie between 0 and 1"),
+        ({"lr": -1.0}, "lr must not be negative"),
         ({"updates": -1}, "updates must not"),
         ({"lam": float("nan")}, "lam must"),
         ({"mode": "vanilla", "reset_every": 3}, "reset_every is for --mode online"),
@@ -389,7 +381,7 @@ def test_options_out_of_range_are_refused(options: dict, words: str) -> None:  #
 def test_a_loss_that_is_not_a_number_stops_and_names_the_sample() -> None:
     network = joint()
     stream = [*STREAM[:3], STREAM[3] * float("nan")]
-    adapter = Adapter(network, turning, mode="online", steps=1, lr=1e-2, head="phi")
+    adapter = StreamAdapter(network, turning, mode="online", steps=1, lr=1e-2, head="phi")
     with pytest.raises(UserError, match="sample 3 of the stream"):
         list(adapter.answers(stream))
     assert all(p.isfinite().all() for p in network.parameters())
@@ -397,9 +389,9 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_sample() -> None:
 
 def test_what_moves_must_exist() -> None:
     with pytest.raises(UserError, match="head= the name"):
-        moving(tiny_net(), "encoder")
+        moving_parameters(tiny_net(), "encoder")
     with pytest.raises(UserError, match="no parameters"):
-        moving(nn.Linear(2, 2), "norm-affine")
+        moving_parameters(nn.Linear(2, 2), "norm-affine")
 
 
 def test_estimates_count_both_stages() -> None:

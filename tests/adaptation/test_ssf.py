@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.settings import fitted, tiny_data, tiny_model
-from upcycle.adaptation.ssf import SSF, TINY, Adapter, ScaleShift, _Conv, _Linear, _Output, attach, load_adapter
+from upcycle.adaptation.adapters.scale_shift import (
+    TINY,
+    Adapter,
+    ScaleShift,
+    _Conv,
+    _Linear,
+    _Output,
+    attach,
+    load_adapter,
+)
+from upcycle.adaptation.ssf import SSF
 from upcycle.core import saved
 from upcycle.core.errors import UserError
 from upcycle.core.heads import classifier

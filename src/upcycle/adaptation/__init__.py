@@ -4,14 +4,13 @@ from upcycle.adaptation.attention_diversification import AttentionDiversificatio
 from upcycle.adaptation.ba3us import BA3US
 from upcycle.adaptation.beta import BETA
 from upcycle.adaptation.dine import DINE
+from upcycle.adaptation.ia3 import IA3
 from upcycle.adaptation.iso import ISO
-from upcycle.adaptation.peft_tuning import IA3, LoRA
+from upcycle.adaptation.lora import LoRA
 from upcycle.adaptation.probe import LinearProbe
 from upcycle.adaptation.ssf import SSF
 from upcycle.core.method import Method
 
-METHODS: tuple[type[Method], ...] = (
-    SSF, LoRA, IA3, LinearProbe, DINE, BETA, BA3US, AttentionDiversification, ISO
-)  # fmt: skip
+METHODS: tuple[type[Method], ...] = (SSF, LoRA, IA3, LinearProbe, DINE, BETA, BA3US, AttentionDiversification, ISO)
 
 __all__ = ["BA3US", "BETA", "DINE", "IA3", "ISO", "METHODS", "SSF", "AttentionDiversification", "LinearProbe", "LoRA"]

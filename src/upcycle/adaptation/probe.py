@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upcycle.core.errors import UserError
-from upcycle.core.heads import classifier, for_classes
+from upcycle.core.heads import classifier, for_classes, linear
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, own_copy
 from upcycle.core.recipe import Recipe
@@ -27,12 +27,15 @@ class LinearProbe(Method):
     Args:
         source: a trained classifier that ends in a linear layer. Where the data have its classes its classifier is
             the start, otherwise a new one, of zeros.
-        recipe: of the classifier.
+        recipe: training of the classifier.
     """
 
     source: Model | nn.Module
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, batch_size=64, optimizer="adamw", lr=1e-2,
-                                                          weight_decay=0.05, warmup=1))  # fmt: skip
+    recipe: Recipe = field(
+        default_factory=lambda: Recipe(
+            epochs=20, batch_size=64, optimizer="adamw", lr=1e-2, weight_decay=0.05, warmup=1
+        )
+    )
 
     roles: ClassVar[tuple[str, ...]] = ("source",)
     card = Card(
@@ -65,16 +68,12 @@ class LinearProbe(Method):
         start = for_classes(self.model("source", data), data.classes)
         data = data.normalised(start.mean, start.std)
         start.module.requires_grad_(False)
-        start.module.get_submodule(classifier(start)).requires_grad_(True)
+        linear(start.module, classifier(start)).requires_grad_(True)
         student, optimizer = run.setup(start.module, self.recipe)
         student.eval()  # dropout and BatchNorm as in use
         for _ in run.epochs(self.recipe.epochs):
-            for images, y, _ in run.batches(data.train, self.recipe.batch_size, save_within=True):
-                self.recipe.schedule_rate(optimizer, run.progress)
-                loss = F.cross_entropy(student(images), y)
-                run.backward(loss)
-                run.update(optimizer)
-                run.track(loss=loss)
+            for images, y, _ in run.batches(data.train, self.recipe.batch_size):
+                run.step(F.cross_entropy(student(images), y), optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student).requires_grad_(True)
 
@@ -86,5 +85,5 @@ class LinearProbe(Method):
 
 
 def probed(source: Model | nn.Module, recipe: Recipe) -> dict[str, Control]:
-    """The control of methods that go on from a trained network: its linear probe, trained as long."""
+    """Give methods that go on from a trained network their control: its linear probe, trained as long."""
     return {"linear probe": Control(method=LinearProbe(source=own_copy(source), recipe=recipe), words="linear probe")}

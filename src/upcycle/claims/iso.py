@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from upcycle.adaptation.iso import ISO, Joint
+from upcycle.adaptation.iso import ISO
+from upcycle.adaptation.test_time.joint_network import JointNetwork
 from upcycle.claims import Check, Claim, gain
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import fresh, short, test, train
@@ -34,7 +35,7 @@ def pale(split: ImageSplit, seed: int) -> ImageSplit:
     return dataclasses.replace(split, images=(0.5 + 0.4 * (x - 0.5) + noise).clamp(0, 1))
 
 
-def answered(model: Model, joint: Joint, split: ImageSplit, mode: str) -> float:
+def answered(model: Model, joint: JointNetwork, split: ImageSplit, mode: str) -> float:
     """The accuracy in per cent of the answers that a copy of ``joint`` gives along ``split``."""
     adapter = ISO(source=model, mode=mode, **MODES[mode]).adapter(copy_of(joint))  # type: ignore[arg-type]
     images, y, _ = split.batch(torch.arange(len(split)), device=torch.device("cpu"))

@@ -8,8 +8,9 @@ from functools import cache
 import torch
 from torch import nn
 
+from upcycle.adaptation.adapters.scale_shift import attach
 from upcycle.adaptation.probe import LinearProbe
-from upcycle.adaptation.ssf import SSF, attach
+from upcycle.adaptation.ssf import SSF
 from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import test, train
 from upcycle.core.heads import classifier, with_classes

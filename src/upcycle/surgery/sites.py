@@ -37,7 +37,7 @@ class Site:
         weight: the name of the parameter that γ folds into.
         biases: what β folds into: the module, its parameter, and which of the C channels that holds. Empty where the
             layer has no bias.
-        mode: how it is computed in training, see :mod:`upcycle.adaptation.ssf`.
+        mode: how it is computed in training, see :mod:`upcycle.adaptation.adapters.scale_shift`.
         kept: why it cannot be folded; nothing if it can.
     """
 
@@ -52,7 +52,7 @@ class Site:
 
 
 def site(network: nn.Module, name: str, *, create: bool = False) -> Site | None:
-    """The layer ``name`` as a place for a scale and a shift; ``None`` for one of another kind.
+    """Take the layer ``name`` as a place for a scale and a shift; ``None`` for one of another kind.
 
     Linear layers, convolutions, and normalisations with a weight for each channel. ``nn.MultiheadAttention`` is its
     projection of queries, keys and values. timm's attentions with ``q_bias`` and ``v_bias`` but no bias of the keys
@@ -95,8 +95,8 @@ def _channels(norm: nn.Module, create: bool) -> int | None:
     return getattr(norm, "num_features", None) or getattr(norm, "num_channels", None) or (*shape, None)[0]
 
 
-def scaled(m: nn.Module, weight: Tensor | None, gamma: Float[Tensor, " c"]) -> Tensor:
-    """γ times the weight of ``m`` along its output channels; without a weight, γ."""
+def scale_weight(m: nn.Module, weight: Tensor | None, gamma: Float[Tensor, " c"]) -> Tensor:
+    """Scale the weight of ``m`` by γ along its output channels; without a weight it is γ."""
     if weight is None:
         return gamma
     if isinstance(m, _ConvTransposeNd):  # (inputs, outputs / groups, ...), the groups along the inputs
@@ -105,8 +105,8 @@ def scaled(m: nn.Module, weight: Tensor | None, gamma: Float[Tensor, " c"]) -> T
     return weight * gamma.view(-1, *[1] * (weight.ndim - 1))
 
 
-def shifted(bias: Tensor | None, gamma: Float[Tensor, " c"], beta: Float[Tensor, " c"] | None) -> Tensor | None:
-    """γ b + β, where either may be missing."""
+def shift_bias(bias: Tensor | None, gamma: Float[Tensor, " c"], beta: Float[Tensor, " c"] | None) -> Tensor | None:
+    """Scale and shift a bias to γ b + β, where b or β may be missing."""
     if bias is None:
         return beta
     return gamma * bias if beta is None else torch.addcmul(beta, gamma, bias)
@@ -117,20 +117,24 @@ def fold(where: Site, gamma: Float[Tensor, " c"], beta: Float[Tensor, " c"] | No
     """Replace the layer's parameters by γ W and γ b + β, computed in float32 at least; missing ones are made."""
     m, g = where.module, _wide(gamma)
 
-    def wide(owner: nn.Module, name: str) -> Tensor | None:
-        p = owner._parameters.get(name)
-        return None if p is None else _wide(p)
-
-    def put(owner: nn.Module, name: str, value: Tensor | None) -> None:
-        if value is None:
-            return
-        old = owner._parameters.get(name)
-        asks = old is None or old.requires_grad
-        setattr(owner, name, nn.Parameter(value.to(gamma if old is None else old), requires_grad=asks))
-
-    put(m, where.weight, scaled(m, wide(m, where.weight), g))
+    _set(m, where.weight, scale_weight(m, _parameter(m, where.weight), g), gamma)
     for owner, name, part in where.biases:
-        put(owner, name, shifted(wide(owner, name), g[part], None if beta is None else _wide(beta)[part]))
+        shift = None if beta is None else _wide(beta)[part]
+        _set(owner, name, shift_bias(_parameter(owner, name), g[part], shift), gamma)
+
+
+def _parameter(owner: nn.Module, name: str) -> Tensor | None:
+    p = owner._parameters.get(name)
+    return None if p is None else _wide(p)
+
+
+def _set(owner: nn.Module, name: str, value: Tensor | None, like: Tensor) -> None:
+    """Put ``value`` in place of a parameter, in its number format; a missing one is made in that of ``like``."""
+    if value is None:
+        return
+    old = owner._parameters.get(name)
+    asks = old is None or old.requires_grad
+    setattr(owner, name, nn.Parameter(value.to(like if old is None else old), requires_grad=asks))
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -141,7 +145,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def sites(model: Model, patterns: tuple[str, ...] = (), *, create: bool = False) -> list[Site]:
-    """The sites of a network, in the order of its modules; one batch in evaluation mode shows how each is used.
+    """List the sites of a network, in the order of its modules; one batch in evaluation mode shows how each is used.
 
     Args:
         model: the network; its classifier is never a site.
@@ -178,8 +182,10 @@ def _look(model: Model, candidates: dict[str, Site]) -> tuple[dict[str, Site], s
         if isinstance(candidates[name].module, _BatchNorm):
             into_norm.append(arguments[0])
 
-    hooks = [s.module.register_forward_hook(lambda m, i, out, name=name: called(name, i, out))
-             for name, s in candidates.items()]  # fmt: skip
+    hooks = [
+        s.module.register_forward_hook(lambda m, i, out, name=name: called(name, i, out))
+        for name, s in candidates.items()
+    ]
     asked = [(p, p.requires_grad) for p in network.parameters()]
     weights = {n: w for n, s in candidates.items() if (w := s.module._parameters.get(s.weight)) is not None}
     try:
@@ -235,7 +241,7 @@ def _is_linear(s: Site, call: tuple[tuple[Any, ...], Any, int]) -> bool:
     assert weight is not None
     gamma = torch.linspace(0.5, 1.5, s.channels).to(weight)
     beta = torch.linspace(-1, 1, s.channels).to(weight)
-    folded = {"weight": scaled(m, weight, gamma)}
+    folded = {"weight": scale_weight(m, weight, gamma)}
     if bias is not None:
         folded["bias"] = torch.addcmul(beta, gamma, bias)
     y, found = m(*arguments), torch.func.functional_call(m, folded, arguments)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.settings import fitted, tiny_data, tiny_model
-from upcycle.adaptation import peft_tuning
-from upcycle.adaptation.peft_tuning import IA3, LoRA, layers, low_rank, merged, scaled
+from upcycle.adaptation.adapters.peft_layers import layers, merge
+from upcycle.adaptation.ia3 import IA3, add_ia3
+from upcycle.adaptation.lora import LoRA, add_lora
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.heads import with_classes
@@ -99,11 +100,11 @@ def test_patterns_choose() -> None:
 def test_a_name_that_ends_like_another_is_another() -> None:
     """peft takes a list of names for endings, which would put adapters where nobody asked for them."""
     net = nn.ModuleDict({"fc": nn.Linear(4, 4), "block": nn.ModuleDict({"fc": nn.Linear(4, 4)})})
-    low_rank(net, ["fc"], 2, 2.0, 0.0, generator())
+    add_lora(net, ["fc"], 2, 2.0, 0.0, generator())
     assert {name for name, _ in net.named_parameters() if "lora" in name} == {
         "fc.lora_A.default.weight", "fc.lora_B.default.weight"}  # fmt: skip
     net = nn.Sequential(nn.Linear(4, 4), *[nn.Identity()] * 9, nn.Linear(4, 4))  # "0" and "10"
-    scaled(net, ["0", "10"], ["0"])
+    add_ia3(net, ["0", "10"], ["0"])
     assert net[0].is_feedforward and not net[10].is_feedforward
 
 
@@ -166,15 +167,15 @@ def test_merged_equals_unmerged_and_the_architecture_is_what_it_was(network: Any
         module.get_submodule("head" if network is Attention else "e").weight.normal_(generator=generator())
     before, plain = {k: (v.shape, v.dtype) for k, v in module.state_dict().items()}, module(images)
     if method is LoRA:
-        tuner = low_rank(module, LoRA(source=model).sites(model), 3, 5.0, 0.0, generator())
+        tuner = add_lora(module, LoRA(source=model).sites(model), 3, 5.0, 0.0, generator())
     else:
         names, inputs = IA3(source=model, targets=("*",)).sites(model)
-        tuner = scaled(module, names, inputs or names[1:2])
+        tuner = add_ia3(module, names, inputs or names[1:2])
     assert torch.equal(module(images), plain)  # at the start nothing changes
     disturb(module)
     expected = module(images)
     assert float((expected - plain).detach().abs().max()) > 1e-2
-    found, error = merged(tuner, images)
+    found, error = merge(tuner, images)
     assert torch.allclose(found(images), expected, atol=1e-5) and error < 1e-5
     assert {k: (v.shape, v.dtype) for k, v in found.state_dict().items()} == before
     assert not any(type(m).__module__.startswith("peft") for m in found.modules()) and not hasattr(found, "peft_config")
@@ -191,10 +192,10 @@ def test_a_layer_used_in_a_second_way_is_refused_when_merging() -> None:
             return self.head(self.a(x.flatten(1)) @ self.a.weight)
 
     net = Twice()
-    tuner = low_rank(net, ["a"], 2, 2.0, 0.0, generator())
+    tuner = add_lora(net, ["a"], 2, 2.0, 0.0, generator())
     disturb(net)
     with pytest.raises(UserError, match="second way"):
-        merged(tuner, torch.randn(4, 1, 8, 8, generator=generator()))
+        merge(tuner, torch.randn(4, 1, 8, 8, generator=generator()))
 
 
 class Looking(Run):
@@ -230,7 +231,7 @@ def test_the_network_given_is_left_alone() -> None:
 
 def test_vectors_are_not_decayed() -> None:
     network = with_classes(of(Convolutions()), tuple("ab")).module
-    scaled(network, ["a", "c"], [])
+    add_ia3(network, ["a", "c"], [])
     network.get_submodule("e").requires_grad_(True)
     optimizer = IA3(source=network, recipe=dataclasses.replace(RECIPE, weight_decay=0.1))._optimizer(network)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -296,7 +297,7 @@ def test_other_classes_are_learnt_and_the_product_is_rebuilt_from_files(method: 
 
 def test_dropout_acts_in_training_only() -> None:
     network = of(Attention()).module
-    low_rank(network, ["fc1"], 4, 4.0, 0.5, generator())
+    add_lora(network, ["fc1"], 4, 4.0, 0.5, generator())
     disturb(network)
     images = of(network).example(4)
     network.eval()
@@ -309,7 +310,7 @@ def test_the_draw_of_lora_is_the_generators() -> None:
     def drawn(seed: int, own: int) -> Tensor:
         torch.manual_seed(seed)
         network = nn.Sequential(nn.Linear(4, 4))
-        low_rank(network, ["0"], 2, 2.0, 0.0, torch.Generator().manual_seed(own))
+        add_lora(network, ["0"], 2, 2.0, 0.0, torch.Generator().manual_seed(own))
         return network.state_dict()["0.lora_A.default.weight"]
 
     assert torch.equal(drawn(0, 5), drawn(1, 5)) and not torch.equal(drawn(0, 5), drawn(0, 6))
@@ -357,4 +358,4 @@ def test_what_cannot_work_is_said_before_any_work() -> None:
 def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"pip install 'upcycle\[peft\]'"):
-        peft_tuning.LoRA(source=tiny_model("source", 0)).require(tiny_data())
+        LoRA(source=tiny_model("source", 0)).require(tiny_data())
