@@ -1,4 +1,4 @@
-"""Streaming self-supervision: the invariants of its card, its losses and its probes."""
+"""Streaming self-supervision: the invariants of its card."""
 
 from __future__ import annotations
 
@@ -14,18 +14,10 @@ from upcycle.continual import StreamingSSL
 from upcycle.continual.embeddings.two_views import (
     Projection,
     Views,
-    barlow_twins_loss,
-    resized_crop,
-    simsiam_loss,
-    windows,
 )
 from upcycle.continual.protocol.probing import (
     Probing,
-    concatenate,
     features,
-    flatness,
-    linear_probe,
-    recalibrate_batchnorm,
 )
 from upcycle.continual.streaming import UnlabelledMemory, flat, importance, penalty
 from upcycle.core.errors import UserError
@@ -33,7 +25,6 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.images import Images
 from upcycle.data.streams import Stream, portions, stream
-from upcycle.measure.similarity import linear_cka
 
 RECIPE = Recipe(epochs=2, batch_size=32, optimizer="adam", lr=1e-3, weight_decay=0.0)
 
@@ -302,169 +293,4 @@ def test_the_memory_holds_no_labels_and_reloads() -> None:
         again.load_state_dict({"images": torch.zeros(2, 9, 9, 1, dtype=torch.uint8), "ids": torch.arange(2)})
 
 
-# -- objectives and views -----------------------------------------------------------------------------------------
-
-
-def test_barlow_twins() -> None:
-    z = normal(64, 5)
-    q = torch.linalg.qr(z - z.mean(0)).Q * 8  # uncorrelated, of variance 1
-    assert float(barlow_twins_loss(q, q)) == pytest.approx(0.0, abs=1e-6)
-    assert float(barlow_twins_loss(3 * q + 1, q)) == pytest.approx(0.0, abs=1e-6)  # scale and mean do not matter
-    assert float(barlow_twins_loss(-q, q)) == pytest.approx(4 * 5, rel=1e-4)
-    one = q[:, :1].expand(-1, 5)  # all dimensions alike: C is all ones
-    assert float(barlow_twins_loss(one, one, 0.1)) == pytest.approx(0.1 * 20, rel=1e-4)
-    a, b = normal(64, 5), normal(64, 5, seed=1)
-    c = torch.corrcoef(torch.cat([a, b], 1).T)[:5, 5:]
-    expected = (1 - c.diagonal()).square().sum() + 0.5 * (c - c.diagonal().diag()).square().sum()
-    assert float(barlow_twins_loss(a, b, 0.5)) == pytest.approx(float(expected), rel=1e-3)
-
-
-def test_simsiam() -> None:
-    p = [normal(8, 5, seed=i).requires_grad_() for i in range(4)]
-    assert simsiam_loss(p[0], p[1], p[1], p[0]).item() == pytest.approx(-1.0)
-    simsiam_loss(p[0], p[1], p[2], p[3]).backward()
-    assert p[1].grad is None and p[3].grad is None  # gradients stop at the projections
-    assert p[0].grad is not None and p[2].grad is not None
-    assert simsiam_loss(*p).item() == pytest.approx(simsiam_loss(p[2], p[3], p[0], p[1]).item())
-
-
-def test_a_projection_keeps_apart_what_it_projects_and_predicts() -> None:
-    head, x, y = Projection("simsiam", 6, 8), normal(16, 6, dtype=torch.float32), normal(16, 6, 1, 1, seed=1).float()
-    z = head.projector(x)
-    assert torch.equal(head(x)[:, :8], z) and torch.equal(head(x)[:, 8:], head.predictor(z))
-    second = y.flatten(1)
-    expected = simsiam_loss(head(x)[:, 8:], head(x)[:, :8], head(second)[:, 8:], head(second)[:, :8])
-    assert torch.allclose(head.loss(head(x), head(second)), expected)
-    barlow = Projection("barlow", 6, 8)
-    assert barlow(x).shape == (16, 8)
-    assert torch.equal(barlow.loss(barlow(x), barlow(second)), barlow_twins_loss(barlow(x), barlow(second)))
-
-
-def test_a_window_of_the_whole_image_is_the_image() -> None:
-    x = normal(3, 2, 8, 6)
-    whole = torch.tensor([[1.0, 1.0, 0.0, 0.0]]).expand(3, -1).double()
-    assert torch.allclose(resized_crop(x, whole), x, atol=1e-6)
-    ramp = torch.arange(8.0).view(1, 1, 8, 1).expand(1, 1, 8, 8)
-    lower = resized_crop(ramp, torch.tensor([[0.5, 1.0, 0.5, 0.0]]))  # rows 4 to 7
-    assert lower[0, 0, :, 0].tolist() == [3.75, 4.25, 4.75, 5.25, 5.75, 6.25, 6.75, 7.0]  # the border repeats
-    assert torch.equal(lower, resized_crop(ramp.mT, torch.tensor([[1.0, 0.5, 0.0, 0.5]])).mT)
-
-
-def test_windows_lie_inside_and_have_their_share() -> None:
-    ids = torch.arange(2000)
-    height, width, row, column = windows((0, 0), ids, 0.4).double().unbind(1)
-    assert float((row.abs() + height).max()) <= 1 + 1e-6 and float((column.abs() + width).max()) <= 1 + 1e-6
-    area = height * width
-    assert 0.35 < float(area.min()) < 0.45 and 0.9 < float(area.max()) <= 1
-    assert float(area.mean()) == pytest.approx(0.69, abs=0.03)
-    assert not torch.equal(windows((0, 0), ids, 0.4), windows((0, 1), ids, 0.4))
-
-
-def test_two_views_differ_and_repeat() -> None:
-    split = dataclasses.replace(tiny_data().train, augment=("flip", "color"))
-    views, index, cpu = Views(split, 0.4), torch.arange(10, 30), torch.device("cpu")
-    batch = views.batch(index, device=cpu, view=(1, 2))
-    first, second = batch.images.unbind(1)
-    assert batch.images.shape == (20, 2, 1, 8, 8) and bool((first != second).flatten(1).any(1).all())
-    assert torch.equal(views.batch(index, device=cpu, view=(1, 2)).images, batch.images)
-    assert not torch.equal(views.batch(index, device=cpu, view=(1, 3)).images, batch.images)
-    assert torch.equal(views.batch(index[5:9], device=cpu, view=(1, 2)).images, batch.images[5:9])
-    still = Views(dataclasses.replace(split, augment=()), 1.0).batch(index, device=cpu, view=(1, 2)).images
-    assert torch.equal(still[:, 0], split.batch(index, device=cpu).images) and torch.equal(still[:, 0], still[:, 1])
-
-
 # -- probes -------------------------------------------------------------------------------------------------------
-
-
-def blobs(n: int, seed: int, k: int = 3) -> tuple[Tensor, Tensor]:
-    y = torch.arange(n) % k
-    return 3 * torch.eye(k, 4, dtype=torch.float64)[y] + normal(n, 4, seed=seed), y
-
-
-def test_a_probe_is_the_minimum_of_its_objective() -> None:
-    (x, y), strength = blobs(90, 0), 0.1
-    probe = linear_probe(x, y, 3, strengths=(strength,))
-    mean, std = x.mean(0), x.std(0, correction=0)
-    weight = (probe.weight * std).requires_grad_()
-    bias = (probe.bias + probe.weight @ mean).requires_grad_()
-    z = ((x - mean) / std) @ weight.T + bias
-    (nn.functional.cross_entropy(z, y) + strength / 2 * weight.square().sum()).backward()
-    assert float(weight.grad.abs().max()) < 1e-3 and float(bias.grad.abs().max()) < 1e-3  # type: ignore[union-attr]
-
-
-def test_a_probe_chooses_on_validation_and_ignores_scale() -> None:
-    (x, y), (held, its) = blobs(90, 0), blobs(300, 1)
-    probe = linear_probe(x, y, 3, (held, its))
-    each = [linear_probe(x, y, 3, (held, its), strengths=(s,)).validation for s in (1e-3, 1e-2, 1e-1, 1.0, 10.0)]
-    assert probe.validation == max(each) and probe.validation == probe.accuracy(held, its) > 0.9  # type: ignore[type-var]
-    scale = torch.tensor([1e-3, 1.0, 1e3, 10.0], dtype=torch.float64)
-    other = linear_probe(x * scale + 5, y, 3, (held * scale + 5, its))
-    assert torch.allclose(other(held * scale + 5), probe(held), atol=1e-2)
-
-
-def test_a_probe_of_two_classes_and_of_classes_it_did_not_see() -> None:
-    x, y = blobs(80, 0, 2)
-    probe = linear_probe(x, 3 * y, 5)
-    assert set(probe(x).argmax(1).tolist()) == {0, 3} and probe.accuracy(x, 3 * y) > 0.9
-    with pytest.raises(UserError, match="two classes"):
-        linear_probe(x, torch.zeros(80, dtype=torch.int64), 5)
-
-
-def test_a_probe_learns_from_equally_many_images_of_each_task() -> None:
-    data = tiny_stream()(160)
-    probing = Probing(TinyNet().eval(), data, 40)
-    train, _ = probing._labelled
-    assert train is not None
-    assert [int(torch.isin(train.labels, torch.tensor(c)).sum()) for c in data.tasks] == [8] * 5
-
-
-def test_features_are_those_of_evaluation() -> None:
-    encoder, data = TinyNet(), tiny_data()
-    encoder.linear = nn.Identity()  # type: ignore[assignment]
-    encoder.train()
-    x = features(encoder, data.test, 16)
-    assert encoder.training and torch.equal(x, features(encoder.eval(), data.test, 16))
-    assert torch.allclose(features(encoder.double(), data.test), x, atol=1e-5)
-    encoder.conv1.weight.data[0] = float("nan")
-    with pytest.raises(UserError, match="NaN"):
-        features(encoder, data.test)
-
-
-def test_recalibrated_statistics_are_those_of_the_images() -> None:
-    encoder, data = TinyNet(), tiny_data()
-    made = recalibrate_batchnorm(encoder, data.test, 25)
-    x = data.test.batch(torch.arange(50), device=torch.device("cpu")).images
-    assert torch.allclose(made.bn1.running_mean, encoder.conv1(x).mean((0, 2, 3)), atol=1e-5)
-    assert made.bn1.momentum == 0.1 and not torch.equal(made.bn1.running_mean, encoder.bn1.running_mean)
-    assert not bool(encoder.bn1.running_mean.any())  # the network itself is left alone
-
-
-def test_cka_of_features() -> None:
-    k = normal(60, 5)
-    q = torch.linalg.qr(normal(5, 5, seed=2)).Q
-    assert float(linear_cka(k, k)) == pytest.approx(1.0)
-    assert float(linear_cka(k, 7 * k @ q)) == pytest.approx(1.0)
-    assert 0 <= float(linear_cka(k, normal(60, 5, seed=3))) <= 1
-
-
-def test_flatness_of_a_bowl() -> None:
-    line = nn.Linear(4, 3).double()
-    with torch.no_grad():
-        line.weight.copy_(normal(3, 4))
-    before = line.weight.clone()
-
-    def loss(m: nn.Module) -> Tensor:
-        return (m.weight - before).square().sum()  # type: ignore[union-attr,operator]
-
-    found = flatness(line, loss, (0.0, 0.5, 1.0), 3, torch.Generator().manual_seed(0))
-    norm = before.square().sum().item()  # steps are as long as each filter: the loss at ε is ε² |W|²
-    assert found == pytest.approx([0.0, 0.25 * norm, norm])
-    assert torch.equal(line.weight, before)
-    with pytest.raises(UserError, match="direction"):
-        flatness(line, loss, (0.1,), 0, torch.Generator())
-
-
-def test_union_keeps_order() -> None:
-    split = tiny_data().train
-    both = concatenate([split.subset(torch.tensor([3, 1])), split.subset(torch.tensor([2]))])
-    assert torch.equal(both.ids, split.ids[[3, 1, 2]]) and torch.equal(both.images, split.images[[3, 1, 2]])

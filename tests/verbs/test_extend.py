@@ -333,9 +333,9 @@ def test_mistakes_in_python(tmp_path: Path) -> None:
 
 
 def test_what_was_learnt_before_competes_in_every_answer() -> None:
+    from upcycle.continual import Finetune
     from upcycle.continual.protocol.scores import Scores
     from upcycle.continual.protocol.tasks import tasks
-    from upcycle.core.recipe import Recipe
 
     data = tiny_stream()(160)
     assert data.before == () and data.after(("old", "older")).before == (0, 1)
@@ -346,13 +346,8 @@ def test_what_was_learnt_before_competes_in_every_answer() -> None:
     old[1].bias.data = torch.tensor([1.0] + [0.0] * 11)
     net = dataclasses.replace(tiny_model("old", 0), module=old, classes=later.classes)
 
-    class Nothing:
-        card = all_methods()[0].card
-        past = None
-        recipe = Recipe()
-
     run = Run(None)
-    for _ in tasks(Nothing(), run, later, net):  # type: ignore[arg-type]
+    for _ in tasks(Finetune(student=net), run, later, net):
         pass
     scores: Scores = run.left["scores"]
     assert all(a == 0 for row in scores.matrices["class"] for a in row if a is not None)

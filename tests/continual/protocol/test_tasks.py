@@ -1,4 +1,4 @@
-"""Fine-tuning, joint training, ER and DER++: limit cases that are each other, and what replay is for."""
+"""The protocol: one stage a task, what is kept between them, what is refused."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.settings import tiny_data, tiny_model, tiny_stream
-from upcycle.continual import ER, DERpp, Finetune, Joint
+from upcycle.continual import ER, DERpp, Finetune
 from upcycle.continual.protocol.past import Past
-from upcycle.continual.protocol.replay import Replay, logit_loss
-from upcycle.continual.protocol.tasks import of_task
+from upcycle.continual.protocol.replay import Replay
+from upcycle.continual.protocol.tasks import of_task, start, tasks
 from upcycle.core.errors import UserError
-from upcycle.core.losses import cross_entropy
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
@@ -34,30 +32,6 @@ def fit(cls: Any, data: Stream | None = None, seed: int = 0, **options: Any) -> 
     return tensor_digest(method.fit(run, data).state_dict()), run
 
 
-def test_without_a_memory_replay_is_fine_tuning_to_the_bit() -> None:
-    plain, _ = fit(Finetune)
-    assert fit(ER, replay=Replay(images=0))[0] == plain
-    assert fit(DERpp, replay=Replay(images=0))[0] == plain
-    assert fit(DERpp, replay=Replay(images=20), alpha=0.0, beta=0.0)[0] == plain
-    assert fit(ER, replay=Replay(images=20))[0] != plain
-
-
-def test_der_draws_once() -> None:
-    _, both = fit(DERpp, replay=Replay(images=20))
-    _, der = fit(DERpp, replay=Replay(images=20), beta=0.0)
-    assert both.left["kept"].state["buffer"]["drawn"] == 2 * der.left["kept"].state["buffer"]["drawn"] > 0
-    assert (both.left["scores"].passes, der.left["scores"].passes) == (3, 2)
-
-
-def test_losses_by_hand() -> None:
-    z, stored = torch.randn(4, 3), torch.randn(4, 3)
-    assert torch.allclose(logit_loss(z, stored, 4), torch.nn.functional.mse_loss(z, stored))
-    y = torch.tensor([0, 1, 2, 0])
-    assert torch.allclose(cross_entropy(z, y, 4), torch.nn.functional.cross_entropy(z, y))
-    parts: Tensor = sum(cross_entropy(a, b, 4) for a, b in zip(z.split(1), y.split(1), strict=True))  # type: ignore[assignment]
-    assert torch.allclose(parts, cross_entropy(z, y, 4))
-
-
 def test_told_the_task_only_its_outputs_compete_and_the_others_rest() -> None:
     data = tiny_stream("5", "task")(160)
     z, y = of_task(torch.arange(10.0).expand(2, 10), torch.tensor([4, 5]), data, 2)
@@ -70,26 +44,6 @@ def test_told_the_task_only_its_outputs_compete_and_the_others_rest() -> None:
                    base=one.base, order={})  # fmt: skip
     after = method.fit(Run(None, quiet=True), first).linear.weight
     assert after[2:].equal(before[2:]) and not after[:2].equal(before[:2])
-
-
-def test_joint_training_does_not_depend_on_the_order_of_the_tasks() -> None:
-    data = tiny_stream()(160)
-    turned = Stream(name=data.name, scenario="class", classes=data.classes, tasks=data.tasks[::-1], base=data.base,
-                    make=lambda t: data.task(4 - t), order={})  # fmt: skip
-    accuracy = [fit(Joint, d)[1].left["scores"].summary()["average accuracy"] for d in (data, turned)]
-    assert sorted(data.joint().train.ids.tolist()) == sorted(turned.joint().train.ids.tolist())
-    assert abs(accuracy[0] - accuracy[1]) < 0.15  # the same images in another order
-
-
-def test_replay_keeps_what_fine_tuning_forgets() -> None:
-    data = stream("splits:digits/5").normalised((0.3,), (0.4,))
-    longer = dataclasses.replace(RECIPE, epochs=8, lr=0.1)
-    plain, er, dark = (fit(c, data, recipe=longer)[1].left["scores"].summary() for c in (Finetune, ER, DERpp))
-    assert plain["average accuracy"] < 0.35 and plain["forgetting"] > 0.5
-    assert er["average accuracy"] > plain["average accuracy"] + 0.2
-    assert dark["average accuracy"] > plain["average accuracy"] + 0.2
-    joint = fit(Joint, data, recipe=longer)[1].left["scores"].summary()
-    assert joint["average accuracy"] > plain["average accuracy"] + 0.3 and set(joint) == {"average accuracy"}
 
 
 def test_task_told_is_never_worse_than_not_told() -> None:
@@ -159,3 +113,22 @@ def test_a_resumed_run_keeps_its_stream(tmp_path: Path) -> None:
     go(None)
     with pytest.raises(UserError, match="resumed run keeps its stream"):
         go(2)
+
+
+def test_tasks_that_were_learnt_are_not_gone_through_again(tmp_path: Path) -> None:
+    data, method = tiny_stream()(160), Finetune(student=tiny_model("student", 3), recipe=RECIPE)
+    went, rows = [], []
+    for _ in range(2):
+        run, net = Run(tmp_path, resume=True, quiet=True), start(method, data)
+        went.append([t for t, _ in tasks(method, run, data, net)])
+        rows.append(run.left["scores"].matrix)
+        run.close()
+    assert went == [[0, 1, 2, 3, 4], []] and rows[0] == rows[1] and len(rows[0]) == 5
+
+
+def test_bytes_and_passes_may_be_counted_while_it_goes() -> None:
+    data, method, run = tiny_stream()(160), Finetune(student=tiny_model("student", 3), recipe=RECIPE), Run(None)
+    seen: list[int] = []
+    for t, _ in tasks(method, run, data, start(method, data), held=lambda t: 10 * t, passes=lambda: float(len(seen))):
+        seen.append(t)
+    assert run.left["scores"].held == [0, 10, 20, 30, 40] and run.left["scores"].passes == 5
