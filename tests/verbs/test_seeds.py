@@ -135,6 +135,14 @@ def test_a_network_that_is_given_stays_as_it_is(tmp_path: Path) -> None:
     assert tensor_digest(source.module.state_dict()) == before != tensor_digest(result.model.module.state_dict())
 
 
+@pytest.mark.parametrize("method", all_methods(), ids=lambda m: m.card.name)
+def test_options_are_checked_with_what_a_method_says_stands_in(method: Any) -> None:
+    given = method.stand_ins()
+    assert set(given) == {*method.roles, *method.given}
+    made = method(**given)
+    assert all(hasattr(made, name) for name in method.options())
+
+
 def test_no_verb_names_a_method() -> None:
     """What a verb must know of a method is said by the method."""
     classes = {m.__name__ for m in all_methods()}

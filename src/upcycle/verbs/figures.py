@@ -69,7 +69,7 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 def share(values: Sequence[float]) -> str:
     """A share in per cent within a sentence, with the spread of several seeds."""
-    return f"{values[0]:.1%}" if len(values) == 1 else spread(values)
+    return f"{values[0]:.1%}" if len(values) == 1 else f"{hundredths(values)}%"
 
 
 def points(difference: float) -> str:
