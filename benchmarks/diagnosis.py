@@ -18,7 +18,8 @@ from benchmarks.common import alternate, record
 from upcycle.core.losses import ce_loss
 from upcycle.core.models import copy_of, resolve
 from upcycle.data import load
-from upcycle.diagnosis.channels import class_gradients, diagnose, recorded, rivals
+from upcycle.diagnosis.errors.class_channels import class_gradients, record_layer, rivals
+from upcycle.diagnosis.errors.findings import diagnose
 from upcycle.diagnosis.model_doctor import channel_loss
 
 IMAGES, BATCH, REPETITIONS, ASKED = 2500, 128, 5, 1.3
@@ -51,7 +52,7 @@ def main() -> None:
 
     def treated() -> None:
         network.zero_grad(set_to_none=True)
-        with recorded(network, found.layer) as seen:
+        with record_layer(network, found.layer) as seen:
             z = network(images)
         rival = rivals(z, y)
         own, other = (class_gradients(z, seen.f, c, graph=True) for c in (y, rival))

@@ -35,7 +35,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.data import Images, ImageSplit, load
 from upcycle.diagnosis import ModelDoctor
 from upcycle.diagnosis.attribution import explain
-from upcycle.diagnosis.channels import diagnose
+from upcycle.diagnosis.errors.findings import diagnose
 from upcycle.distillation import KD
 from upcycle.verbs.diagnose import suspects
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels

@@ -16,19 +16,19 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.diagnosis import ModelDoctor
-from upcycle.diagnosis.channels import (
+from upcycle.diagnosis.errors.class_channels import (
     channel_mask,
     channel_order,
     channel_scores,
     class_gradients,
-    diagnose,
     last_convolution,
-    recorded,
+    record_layer,
     rivals,
     share_on,
     support,
 )
-from upcycle.diagnosis.model_doctor import channel_loss, spatial_loss
+from upcycle.diagnosis.errors.findings import diagnose
+from upcycle.diagnosis.model_doctor import channel_loss, gaussian, spatial_loss
 from upcycle.distillation import KD
 
 G = torch.Generator().manual_seed(0)
@@ -46,7 +46,7 @@ def hooks(module: nn.Module) -> int:
 
 
 def inner(net: nn.Module, x: Tensor, y: Tensor, mask: Tensor, layer: str = "conv2") -> Tensor:
-    with recorded(net, layer) as seen:
+    with record_layer(net, layer) as seen:
         z = net(x)
     rival = rivals(z, y)
     own, other = (class_gradients(z, seen.f, c, graph=True) for c in (y, rival))
@@ -71,7 +71,7 @@ class InPlace(nn.Module):
 
 def test_with_pooling_and_a_linear_head_the_support_is_the_weight() -> None:
     net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10))
-    with recorded(net, "0") as seen:
+    with record_layer(net, "0") as seen:
         z = net(X)
     g = class_gradients(z, seen.f, Y)
     weight = net[3].weight.detach()[Y]
@@ -82,11 +82,11 @@ def test_with_pooling_and_a_linear_head_the_support_is_the_weight() -> None:
 
 def test_the_gradient_is_of_each_sample_alone_and_never_a_mean() -> None:
     net = tiny_net().eval()
-    with recorded(net, "conv2") as seen:
+    with record_layer(net, "conv2") as seen:
         z = net(X)
     g = class_gradients(z, seen.f, Y)
     for i in range(len(X)):
-        with recorded(net, "conv2") as seen:
+        with record_layer(net, "conv2") as seen:
             one = net(X[i : i + 1])
         assert torch.allclose(class_gradients(one, seen.f, Y[i : i + 1])[0], g[i], atol=1e-6)
 
@@ -95,12 +95,12 @@ def test_the_output_is_kept_though_the_network_writes_over_it() -> None:
     net = InPlace()
     expected, f = net(X), net.conv(X)
     for leaf in (False, True):
-        with recorded(net, "conv", leaf=leaf) as seen:
+        with record_layer(net, "conv", leaf=leaf) as seen:
             z = net(X)
         assert torch.equal(z, expected) and torch.equal(seen.f, f)
         g = class_gradients(z, seen.f, Y)
         assert torch.allclose(g, net.linear.weight[Y][:, :, None, None] / 64 * (f + 1 > 0))
-    with recorded(net, "conv", noise=lambda f: torch.full_like(f, 0.5)) as seen:
+    with record_layer(net, "conv", noise=lambda f: torch.full_like(f, 0.5)) as seen:
         z = net(X)
     assert torch.equal(seen.f, f)
     assert torch.allclose(z, net.linear(F.relu(f + 1.5).mean((2, 3))))
@@ -109,17 +109,17 @@ def test_the_output_is_kept_though_the_network_writes_over_it() -> None:
 
 def test_as_a_leaf_nothing_before_it_has_a_graph() -> None:
     net = tiny_net().eval().requires_grad_(False)
-    with recorded(net, "conv2", leaf=True) as seen:
+    with record_layer(net, "conv2", leaf=True) as seen:
         z = net(X)
     assert seen.f.is_leaf and seen.f.requires_grad and z.requires_grad
     assert bool(class_gradients(z, seen.f, Y).any())
-    with recorded(net, "conv2", leaf=False) as seen:
+    with record_layer(net, "conv2", leaf=False) as seen:
         assert not net(X).requires_grad
 
 
 def test_hooks_go_when_the_forward_fails() -> None:
     net = tiny_net()
-    with pytest.raises(RuntimeError), recorded(net, "conv2"):
+    with pytest.raises(RuntimeError), record_layer(net, "conv2"):
         net(torch.zeros(2, 7, 8, 8))
     assert hooks(net) == 0
 
@@ -202,7 +202,7 @@ def test_the_penalties_have_a_gradient_for_the_weights() -> None:
         if penalty == "channel":
             loss = inner(net, X, Y, mask)
         else:
-            with recorded(net, "conv2") as seen:
+            with record_layer(net, "conv2") as seen:
                 z = net(X)
             own = class_gradients(z, seen.f, Y, graph=True)
             loss = spatial_loss(own, torch.zeros(6, 4, 4))
@@ -210,6 +210,14 @@ def test_the_penalties_have_a_gradient_for_the_weights() -> None:
         for name in ("linear.weight", "bn2.weight", "conv2.weight"):  # conv2 through the batch's variance
             grad = net.get_parameter(name).grad
             assert grad is not None and float(grad.abs().max()) > 0, (penalty, name)
+
+
+def test_the_noise_of_a_sample_depends_on_no_other() -> None:
+    f, ids = torch.zeros(3, 2, 20, 20), torch.tensor([5, 7, 9])
+    noise = gaussian(f, ids=ids, view=(0, 1), deviation=2.0)
+    assert torch.equal(noise[1:2], gaussian(f[1:2], ids=ids[1:2], view=(0, 1), deviation=2.0))
+    assert not torch.equal(noise, gaussian(f, ids=ids, view=(0, 2), deviation=2.0))
+    assert abs(float(noise.mean())) < 0.2 and 1.8 < float(noise.std()) < 2.2
 
 
 # -- diagnosis ----------------------------------------
@@ -243,7 +251,7 @@ def test_what_a_diagnosis_says() -> None:
 
     # concentration, from its definition
     split = data.validation
-    with recorded(model.module, "conv2") as seen:
+    with record_layer(model.module, "conv2") as seen:
         z = model.module(split.batch(torch.arange(50), device=torch.device("cpu")).images)
     g = class_gradients(z, seen.f, split.labels).relu().sum((2, 3))
     share = (g * found.mask[split.labels]).sum(1) / g.sum(1)

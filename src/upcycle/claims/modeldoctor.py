@@ -18,16 +18,16 @@ from upcycle.core.models import Model, copy_of, resolve
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, ImageSplit
 from upcycle.diagnosis import ModelDoctor
-from upcycle.diagnosis.channels import (
+from upcycle.diagnosis.errors.class_channels import (
     class_gradients,
     class_support,
-    diagnose,
     last_convolution,
     probe,
-    recorded,
+    record_layer,
     shares,
 )
-from upcycle.diagnosis.masks import foreground, load_masks
+from upcycle.diagnosis.errors.findings import diagnose
+from upcycle.diagnosis.errors.foreground import foreground, load_masks
 from upcycle.distillation import KD
 
 A, B = 0.1, 0.1
@@ -86,7 +86,7 @@ def outside(module: nn.Module, split: ImageSplit, masks: ImageSplit, layer: str)
     network, found = probe(module), []
     for index in torch.arange(len(split)).split(256):
         images, y, _ = split.batch(index, device=CPU)
-        with recorded(network, layer, leaf=True) as seen:
+        with record_layer(network, layer, leaf=True) as seen:
             z = network(images)
         g = class_gradients(z, seen.f, y).abs().sum(1)
         m = foreground(masks, index, (g.shape[1], g.shape[2]))

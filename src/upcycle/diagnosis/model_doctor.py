@@ -1,19 +1,18 @@
 """Model Doctor: training that silences wrong channels and the background.
 
 :func:`channel_loss` and :func:`spatial_loss` are for a training loop of one's own; what they penalise comes from
-:mod:`upcycle.diagnosis.channels`.
+:mod:`upcycle.diagnosis.errors.class_channels`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -21,15 +20,11 @@ from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of, fresh_copy_of
+from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.augment import uniform
-from upcycle.diagnosis.masks import as_masks, foreground, load_masks
-
-if TYPE_CHECKING:
-    from upcycle.data.images import Images, ImageSplit
-
-from upcycle.diagnosis.channels import (
+from upcycle.diagnosis.errors.class_channels import (
     Act,
     aligned,
     by_class,
@@ -38,17 +33,19 @@ from upcycle.diagnosis.channels import (
     class_aggregate,
     class_gradients,
     class_support,
-    diagnose,
     labelled,
     last_convolution,
     probe,
-    recorded,
+    record_layer,
     rivals,
     shares,
     support,
 )
+from upcycle.diagnosis.errors.findings import diagnose
+from upcycle.diagnosis.errors.foreground import foreground, gradcam_masks, load_masks
 
-# -- losses ----------------------------------------
+if TYPE_CHECKING:
+    from upcycle.data.images import Images, ImageSplit
 
 
 def channel_loss(
@@ -84,39 +81,27 @@ def spatial_loss(own: Float[Tensor, "b c h w"], m: Float[Tensor, "b h w"]) -> Fl
     return ((1 - m[:, None]) * wide).abs().sum() / len(own)
 
 
-# -- masks that the network draws itself ----------------------------------------
+def gaussian(
+    f: Float[Tensor, "b c h w"], *, ids: Int[Tensor, " b"], view: tuple[int, int], deviation: float
+) -> Float[Tensor, "b c h w"]:
+    """ε of each sample, drawn from (seed, epoch, sample), so that the number of processes changes nothing.
 
-
-def gradcam_masks(network: nn.Module, split: ImageSplit, layer: str, *, device: torch.device | str) -> ImageSplit:
-    """Masks of all images from the network itself: where Grad-CAM of the true class is above its mean.
-
-    Σ_ch α_ch F[ch] with α the spatial mean of G (Selvaraju et al., arXiv:1610.02391). F is taken before BatchNorm,
-    whose shift would add a constant to the map, so the threshold is the map's mean and not zero (our choice). Such
-    masks hold training to where the network looks already; they cannot tell it where to look.
+    Args:
+        f: F, whose shape and type ε has.
+        ids: numbers of the samples.
+        view: seed and epoch.
+        deviation: the standard deviation of ε.
     """
-    _, height, width = split.shape
-    maps = []
-    for index in torch.arange(len(split)).split(256):
-        images, y, _ = split.batch(index, device=torch.device(device))
-        with torch.enable_grad(), recorded(network, layer, leaf=True) as seen:
-            z = network(images)
-        alpha = class_gradients(z, seen.f, y).mean((2, 3), keepdim=True)
-        cam = (alpha * seen.f.detach()).sum(1)
-        above = (cam > cam.mean((1, 2), keepdim=True)).float()
-        maps.append(F.interpolate(above[:, None], (height, width), mode="nearest-exact")[:, 0].cpu() > 0.5)
-    found = torch.cat(maps)
-    rows = found.flatten(1).any(1).nonzero()[:, 0]
-    return as_masks(found[rows], rows, split)
-
-
-# -- treatment ----------------------------------------
+    u = uniform(*view, ids, "model doctor", f[0].numel()).clamp_min(2.0**-54)
+    return deviation * torch.special.ndtri(u).view(f.shape).to(f)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ModelDoctor(Method):
     """Model Doctor: A Simple Gradient Aggregation Strategy (Feng et al.; AAAI 2022; arXiv:2112.04934).
 
-    1. *Diagnosis.* M from the most confident training images of each class, see :func:`diagnose`.
+    1. *Diagnosis.* M from the most confident training images of each class, see
+       :func:`~upcycle.diagnosis.errors.findings.diagnose`.
     2. *Treatment.* Ordinary training of all weights, from the trained ones, on
 
         L = CE(z, y) + a L_chan + b L_spat      (:func:`channel_loss`, :func:`spatial_loss`),
@@ -139,12 +124,13 @@ class ModelDoctor(Method):
         source: a trained classifier that can be differentiated twice from its logits to the layer.
         a: weight of the channel term.
         b: weight of the spatial term; above 0 it needs ``masks``.
-        theta: threshold of the channel masks.
-        n: confident images a class.
-        act: relu (released code) or abs.
+        theta: score, at least 0 and below 1, above which a channel belongs to a class.
+        n: images of each class that its channels are found from, those recognised most surely.
+        act: relu counts what speaks for a class (released code), abs also what speaks against it.
         noise: standard deviation of Gaussian noise added to F in training (1 in the code of 2021, 0 in the released).
-        layer: whose output is F; none: the last convolution that runs.
-        masks: foreground: gradcam, a folder of PNG files, or a COCO file (:func:`~upcycle.diagnosis.masks.load_masks`).
+        layer: name of the layer whose output is F; if not given, the last convolution that runs.
+        masks: foreground of training images: gradcam, a folder of PNG files, or a COCO file
+            (:func:`~upcycle.diagnosis.errors.foreground.load_masks`).
         from_scratch: draw new weights and train those, with the masks of the trained network.
         recipe: ordinary training (the paper: 200 epochs).
     """
@@ -174,12 +160,13 @@ class ModelDoctor(Method):
     )
 
     def __post_init__(self) -> None:
-        for name in ("a", "b", "noise"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{name} must be zero or positive, not {value}.")
-        require(0 <= self.theta < 1, f"theta must lie in [0, 1), as scores do, not {self.theta}.")
-        require(self.n >= 1, f"n must be at least 1 image a class, not {self.n}.")
-        require(self.act in ("relu", "abs"), f"act must be relu or abs, not '{self.act}'.")
+        ranges(
+            self,
+            not_negative=("a", "b", "noise"),
+            below_one=("theta",),
+            at_least={"n": 1},
+            one_of={"act": ("relu", "abs")},
+        )
 
     def controls(self) -> dict[str, Control]:
         """Plain continued training with the same recipe: what a gain must be compared with."""
@@ -223,14 +210,14 @@ class ModelDoctor(Method):
         require(not (run.compile and (self.a or self.b)), "modeldoctor differentiates twice, which compiled networks "
                 "cannot; leave out --compile.")  # fmt: skip
 
-        def look() -> dict[str, Any]:
-            found = diagnose(
-                source, data, layer=self.layer, n=self.n, theta=self.theta, act=self.act, device=run.device
-            )
-            return {"layer": found.layer, "scores": found.scores, "mask": found.mask, "images": found.images,
-                    "shares": [found.concentration, found.wrong]}  # fmt: skip
-
-        before = run.stage("diagnosis", look)
+        before = run.stored("diagnosis")
+        if before is None:
+            with run.open_stage("diagnosis") as before:
+                found = diagnose(
+                    source, data, layer=self.layer, n=self.n, theta=self.theta, act=self.act, device=run.device
+                )
+                before |= {"layer": found.layer, "scores": found.scores, "mask": found.mask, "images": found.images}
+                before["shares"] = [found.concentration, found.wrong]
         layer, mask = before["layer"], before["mask"].to(run.device)
         masks = self._masks(run, source, data, layer)
 
@@ -238,10 +225,10 @@ class ModelDoctor(Method):
         student, optimizer = run.setup(network.requires_grad_(True), self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for images, y, index in run.batches(data.train, self.recipe.batch_size, save_within=True):
+            for images, y, index in run.batches(data.train, self.recipe.batch_size):
                 self.recipe.schedule_rate(optimizer, run.progress)
                 view = (run.seed, run.view)
-                with recorded(student, layer, noise=self._noise(data.train, index, view)) as seen:
+                with record_layer(student, layer, noise=self._noise(data.train, index, view)) as seen:
                     z = student(images)
                 loss = cross_entropy = ce_loss(z, y)
                 if self.a or self.b:
@@ -278,15 +265,9 @@ class ModelDoctor(Method):
         return gradcam_masks(probe(source.module, run.device), data.train, layer, device=run.device)
 
     def _noise(self, split: ImageSplit, index: Tensor, view: tuple[int, int]) -> Callable[[Tensor], Tensor] | None:
-        """ε of each sample, drawn from (seed, epoch, sample), so that the number of processes changes nothing."""
         if not self.noise:
             return None
-
-        def draw(f: Tensor) -> Tensor:
-            u = uniform(*view, split.ids[index.cpu()], "model doctor", f[0].numel()).clamp_min(2.0**-54)
-            return self.noise * torch.special.ndtri(u).view(f.shape).to(f)
-
-        return draw
+        return partial(gaussian, ids=split.ids[index.cpu()], view=view, deviation=self.noise)
 
     def _show(self, run: Run, source: Model, data: Images, before: dict[str, Any], made: nn.Module) -> None:
         """The channels before and after, and what they mean on validation images with the same M."""
@@ -321,7 +302,7 @@ def require_penalty(network: nn.Module, layer: str, example: Float[Tensor, "b c 
         UserError: the layer gives no maps or does not reach the logits, or there is no second derivative.
     """
     network = copy_of(network).requires_grad_(True)
-    with recorded(network, layer) as seen:
+    with record_layer(network, layer) as seen:
         z = network(example)
     require(hasattr(seen, "f"), f"'{layer}' does not run in eval mode; name another --layer.")
     require(seen.f.ndim == 4, f"'{layer}' gives {tuple(seen.f.shape)}, not maps (b, c, h, w); name another --layer.")

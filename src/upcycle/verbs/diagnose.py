@@ -20,8 +20,9 @@ from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
 from upcycle.data.labels import relabelled
 from upcycle.diagnosis.attribution import EXPLAINERS
-from upcycle.diagnosis.channels import Diagnosis, channel_order
-from upcycle.diagnosis.channels import diagnose as look_inside
+from upcycle.diagnosis.errors.class_channels import channel_order
+from upcycle.diagnosis.errors.findings import Diagnosis
+from upcycle.diagnosis.errors.findings import diagnose as look_inside
 from upcycle.measure.cost import machine
 from upcycle.report import write_report
 from upcycle.verbs import DEFAULT_METHOD

@@ -138,9 +138,12 @@ def learned(
     Args:
         network: (b, c, h, w) to logits (b, k), in eval mode, parameters without gradients.
         chunk: images that fit in a forward and backward; a quarter of them is solved at a time.
-        iterations, lr: of Adam on φ.
-        lambda1, lambda2: weights of the mask's mean and total variation.
-        noise: standard deviation of what is added to x_m.
+        iterations: steps of Adam on φ.
+        lr: learning rate of Adam.
+        lambda1: weight of the mask's mean.
+        lambda2: weight of the mask's total variation.
+        noise: standard deviation of the noise that is added to x_m.
+        seed: of that noise.
 
     Returns:
         the evidence a of the last θ, (b, h, w), and notes.
@@ -152,38 +155,38 @@ def learned(
     require(min(lambda1, lambda2, noise) >= 0, "lambda1, lambda2 and noise must not be negative.")
 
     idle: set[int] = set()
-
-    def log_p_of(x: Tensor, target: Tensor) -> Tensor:
-        return F.log_softmax(network(x), 1).gather(1, target[:, None])[:, 0]
-
-    def solve(x: Tensor, target: Tensor) -> Tensor:
-        with torch.no_grad():
-            log_p = log_p_of(x, target)
-        phi = plugins(network, x)
-        optimizer = torch.optim.Adam(phi, lr=lr)
-        generator = torch.Generator().manual_seed(seed)
-
-        def found() -> Tensor:
-            return evidence(modified_gradient(network, x, target, [2 * p.sigmoid() for p in phi]), x)
-
-        for _ in range(iterations):
-            m = normalised(found())
-            drawn = torch.randn(x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
-            x_m = m[:, None] * x + noise * drawn  # r = 0; activations run plain here
-            j = objective(log_p, log_p_of(x_m, target), m, lambda1=lambda1, lambda2=lambda2)
-            grads = torch.autograd.grad(j, phi, allow_unused=True)
-            idle.update(i for i, grad in enumerate(grads) if grad is None)
-            require(len(idle) < len(phi), _ONCE.format("no rule changes the gradient"))
-            for p, grad in zip(phi, grads, strict=True):
-                p.grad = grad
-            optimizer.step()
-        return found().detach()
-
+    maps = []
     size = max(1, chunk // 4)  # the second derivative keeps activations several times
     with _twice_differentiable():
-        a = torch.cat([solve(*part) for part in zip(x.split(size), target.split(size), strict=True)])
+        for images, y in zip(x.split(size), target.split(size), strict=True):
+            with torch.no_grad():
+                log_p = _log_probability(network, images, y)
+            phi = plugins(network, images)
+            optimizer = torch.optim.Adam(phi, lr=lr)
+            generator = torch.Generator().manual_seed(seed)
+            for _ in range(iterations):
+                m = normalised(_evidence_by(phi, network, images, y))
+                drawn = torch.randn(x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
+                x_m = m[:, None] * images + noise * drawn  # r = 0; activations run plain here
+                log_p_m = _log_probability(network, x_m, y)
+                j = objective(log_p, log_p_m, m, lambda1=lambda1, lambda2=lambda2)
+                grads = torch.autograd.grad(j, phi, allow_unused=True)
+                idle.update(i for i, grad in enumerate(grads) if grad is None)
+                require(len(idle) < len(phi), _ONCE.format("no rule changes the gradient"))
+                for p, grad in zip(phi, grads, strict=True):
+                    p.grad = grad
+                optimizer.step()
+            maps.append(_evidence_by(phi, network, images, y).detach())
     note = f"{len(idle)} of the network's activations have no part in the map: nothing leads from them to it twice."
-    return a, [note] if idle else []
+    return torch.cat(maps), [note] if idle else []
+
+
+def _log_probability(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    return F.log_softmax(network(x), 1).gather(1, target[:, None])[:, 0]
+
+
+def _evidence_by(phi: list[Tensor], network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    return evidence(modified_gradient(network, x, target, [2 * p.sigmoid() for p in phi]), x)
 
 
 def plugins(network: nn.Module, x: Float[Tensor, "b c h w"]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Foreground masks of training images: read from files, and moved as augmentation moves the images.
+"""Foreground masks of training images: from files or by Grad-CAM, and moved as augmentation moves the images.
 
 Masks are themselves an :class:`~upcycle.data.images.ImageSplit`: grey images, one for each training image and with its
 number, so that a view of them is the view of the images. Their label is 1, or 0 for an image that has no mask.
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, require
+from upcycle.diagnosis.errors.class_channels import class_gradients, record_layer
 
 if TYPE_CHECKING:
     from upcycle.data.images import ImageSplit
@@ -118,3 +119,25 @@ def _coco(path: Path, split: ImageSplit) -> tuple[list[int], UInt8[Tensor, "m h 
     require(bool(drawn), f"{path} holds no annotation, so there are no masks.")
     pixels = [torch.frombuffer(bytearray(m.tobytes()), dtype=torch.uint8).view(h, w) for m in drawn.values()]
     return list(drawn), torch.stack(pixels)
+
+
+def gradcam_masks(network: nn.Module, split: ImageSplit, layer: str, *, device: torch.device | str) -> ImageSplit:
+    """Masks of all images from the network itself: where Grad-CAM of the true class is above its mean.
+
+    Σ_ch α_ch F[ch] with α the spatial mean of G (Selvaraju et al., arXiv:1610.02391). F is taken before BatchNorm,
+    whose shift would add a constant to the map, so the threshold is the map's mean and not zero (our choice). Such
+    masks hold training to where the network looks already; they cannot tell it where to look.
+    """
+    _, height, width = split.shape
+    maps = []
+    for index in torch.arange(len(split)).split(256):
+        images, y, _ = split.batch(index, device=torch.device(device))
+        with torch.enable_grad(), record_layer(network, layer, leaf=True) as seen:
+            z = network(images)
+        alpha = class_gradients(z, seen.f, y).mean((2, 3), keepdim=True)
+        cam = (alpha * seen.f.detach()).sum(1)
+        above = (cam > cam.mean((1, 2), keepdim=True)).float()
+        maps.append(F.interpolate(above[:, None], (height, width), mode="nearest-exact")[:, 0].cpu() > 0.5)
+    found = torch.cat(maps)
+    rows = found.flatten(1).any(1).nonzero()[:, 0]
+    return as_masks(found[rows], rows, split)

@@ -14,9 +14,8 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.images import ImageSplit
 from upcycle.diagnosis import ModelDoctor
-from upcycle.diagnosis.channels import probe
-from upcycle.diagnosis.masks import as_masks, foreground, load_masks
-from upcycle.diagnosis.model_doctor import gradcam_masks
+from upcycle.diagnosis.errors.class_channels import probe
+from upcycle.diagnosis.errors.foreground import as_masks, foreground, gradcam_masks, load_masks
 
 ALL = torch.arange(160)
 
