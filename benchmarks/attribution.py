@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import alternate, record
 from upcycle.core.frozen import Precision, fast_bf16
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.core.seeds import seed_everything
 from upcycle.diagnosis.attribution import explain
 from upcycle.diagnosis.attribution.faithfulness import rank_correlation

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import alternate, record
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.data import load
 from upcycle.measure.similarity import similarity_map
 from upcycle.surgery.blocks import chain, node_features

@@ -29,8 +29,8 @@ from upcycle.continual.derpp import dark, labelled
 from upcycle.continual.weights.fisher import squared_gradients
 from upcycle.continual.weights.penalty import ParameterState, pull
 from upcycle.core.losses import cross_entropy
-from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data.buffer import Buffer

@@ -25,8 +25,9 @@ from benchmarks.common import RESULTS, record
 from upcycle.claims.data_free import NoiseImages
 from upcycle.claims.settings import fresh, test
 from upcycle.core.method import Method
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.store import read_json
 from upcycle.data import Images, load

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.common import alternate, record
 from upcycle.claims.settings import fresh
-from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.data import Images, load
 from upcycle.distillation import CMI, FastDFKD

@@ -20,7 +20,7 @@ from benchmarks.common import alternate, record
 from upcycle.assembly.reassembly.partition import partition
 from upcycle.assembly.reassembly.search import Candidate, Search
 from upcycle.assembly.reassembly.zoo import block_table, used_chains
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.measure.cost import Budget, count
 from upcycle.surgery.blocks import Chain, chain
 from upcycle.surgery.stitch import plan, stitched

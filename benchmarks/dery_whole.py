@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.common import record
 from upcycle.assembly import DeRy
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.data import load
 from upcycle.measure.cost import count

@@ -27,8 +27,8 @@ from torch import nn
 
 from benchmarks.common import RESULTS, record
 from upcycle.claims.settings import cifar10, fresh, short, test
-from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.data import Images, load
 from upcycle.distillation import KD

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from benchmarks.common import alternate, record
 from upcycle.core.losses import ce_loss, kd_objective
-from upcycle.core.models import copy_of, resolve
+from upcycle.core.models import copy_of
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.data import load
 from upcycle.distillation.kd import teacher_outputs

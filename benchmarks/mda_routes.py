@@ -15,7 +15,7 @@ import torch
 from benchmarks.common import alternate, record
 from upcycle.assembly.disassembly.meters import CHUNK
 from upcycle.assembly.disassembly.routes import find_routes
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.data import load
 from upcycle.measure.cost import count, matmul_rate
 from upcycle.surgery.following import follow_channels

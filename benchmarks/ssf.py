@@ -28,8 +28,9 @@ from upcycle.adaptation.ia3 import IA3, add_ia3
 from upcycle.adaptation.lora import LoRA, add_lora
 from upcycle.core.heads import classifier, with_classes
 from upcycle.core.losses import ce_loss
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.seeds import seed_everything
 
 RECIPE = Recipe(optimizer="adamw", lr=1e-4, weight_decay=0.05)

@@ -30,7 +30,7 @@ from tests import corpus
 from benchmarks.common import RESULTS, record
 from upcycle import cli
 from upcycle.claims import all_claims
-from upcycle.core import models, saved, store
+from upcycle.core import references, saved, store
 from upcycle.core.errors import UserError
 from upcycle.verbs import distill
 from upcycle.verbs.prove import prove
@@ -193,7 +193,7 @@ def pickles(n: int, folder: Path, tally: Tally) -> None:
     """Files that would run code when unpickled are refused as weights, and nothing runs."""
     (evil := folder / "evil").mkdir()
     canary = folder / "canary"
-    state = models.resolve("zoo:digits_teacher").module.state_dict()
+    state = references.resolve("zoo:digits_teacher").module.state_dict()
     for file in corpus.malicious_files(evil, canary, state)[:n]:
         said = io.StringIO()
         with contextlib.redirect_stderr(said):

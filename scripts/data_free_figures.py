@@ -21,7 +21,7 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
 from upcycle.core.frozen import frozen
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.data import load_pool
 from upcycle.distillation.data_free.gallery import strip
 from upcycle.report import svg

@@ -19,7 +19,7 @@ from typing import Any
 from upcycle.claims import all_claims, find
 from upcycle.cli import SUMMARY
 from upcycle.core.licences import TERMS
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.measure.cost import bytes_, count, duration, si
 from upcycle.verbs.methods import all_methods, methods_table_markdown
 from upcycle.zoo import ENTRIES

@@ -12,8 +12,8 @@ import torch
 from upcycle.core import lineage, store
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import Terms
-from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data import load

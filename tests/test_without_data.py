@@ -16,7 +16,7 @@ from torch import nn
 import upcycle
 from tests.corpus import picture_folder
 from upcycle import cli
-from upcycle.core import models, saved, store
+from upcycle.core import references, saved, store
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError
 from upcycle.core.losses import kd_loss
@@ -145,7 +145,7 @@ def test_a_run_without_data(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(pool.train) == 96 and tree is not None and tree["data"] is None
     assert list(tree["metrics"]) == ["agreement"] and [p["role"] for p in tree["parents"]] == ["teacher"]
     # The student's figure is its agreement on the pool's test images.
-    teacher, student = models.resolve("zoo:digits_teacher"), saved.load("run")
+    teacher, student = references.resolve("zoo:digits_teacher"), saved.load("run")
     x = pool.normalised(teacher.mean, teacher.std).test.batch(torch.arange(len(pool.test)), device=torch.device("cpu"))
     with torch.no_grad():
         same = teacher.module(x.images).argmax(1) == student.module(x.images).argmax(1)
@@ -192,7 +192,7 @@ def test_size_and_augmentation(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert "augmented by nothing" in capsys.readouterr().out and load_pool("run").shape == (1, 12, 12)
     assert saved.load("run").input_shape == (1, 12, 12)
     torch.manual_seed(0)
-    colour = models.resolve("zoo:convnet_small", pretrained=False, input_shape=(3, 8, 8))
+    colour = references.resolve("zoo:convnet_small", pretrained=False, input_shape=(3, 8, 8))
     said: list[str] = []
     upcycle.distill(teacher=colour, student="zoo:convnet_small", method=Noise, out=here / "colour", say=said.append)
     assert any("augmented by crop flip" in line for line in said)
@@ -255,7 +255,7 @@ def test_data_that_a_method_does_not_take(refused: Refused) -> None:
 
 
 def test_sizes_that_a_teacher_does_not_take(here: Path, refused: Refused) -> None:
-    teacher = models.resolve(Rigid(), input_shape=(1, 8, 8))
+    teacher = references.resolve(Rigid(), input_shape=(1, 8, 8))
     with pytest.raises(UserError, match="Rigid takes no images of 12 x 12 pixels; leave out --size for its own 8 x 8"):
         upcycle.distill(teacher=teacher, student=Rigid(), method=Noise, out=here / "run", size=12, quiet=True)
     refused([*WORDS, "--size=2"], "takes no images of 2 x 2 pixels")

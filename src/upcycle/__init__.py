@@ -28,7 +28,7 @@ _HOME = {
     "doctor": "upcycle.verbs.doctor",
     "prove": "upcycle.verbs.prove",
     "load": "upcycle.core.saved",
-    "resolve": "upcycle.core.models",
+    "resolve": "upcycle.core.references",
     "export": "upcycle.measure.export",
     "Model": "upcycle.core.models",
     "Method": "upcycle.core.method",
@@ -117,8 +117,8 @@ if TYPE_CHECKING:
     from upcycle.core.method import Method as Method
     from upcycle.core.method import Needs as Needs
     from upcycle.core.models import Model as Model
-    from upcycle.core.models import resolve as resolve
     from upcycle.core.recipe import Recipe as Recipe
+    from upcycle.core.references import resolve as resolve
     from upcycle.core.run import Run as Run
     from upcycle.core.saved import load as load
     from upcycle.core.taps import Taps as Taps

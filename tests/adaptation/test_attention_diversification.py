@@ -24,8 +24,8 @@ from upcycle.adaptation.attention_diversification import (
 )
 from upcycle.core.errors import UserError
 from upcycle.core.losses import ce_loss
-from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 
 RECIPE = Recipe(epochs=2, batch_size=64, lr=0.05)

@@ -18,8 +18,9 @@ from upcycle.adaptation.lora import LoRA, add_lora
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.heads import with_classes
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.saved import load, save
 from upcycle.data import Images

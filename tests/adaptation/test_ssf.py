@@ -374,7 +374,7 @@ def test_the_sites_of_a_vit_are_those_of_the_paper() -> None:
 
 
 def test_in_networks_with_batchnorm_only_batchnorms_have_one() -> None:
-    from upcycle.core.models import resolve
+    from upcycle.core.references import resolve
 
     model = resolve("zoo:resnet20", pretrained=False, num_classes=10, input_shape=(3, 32, 32))
     adapter = attach(model)
@@ -532,7 +532,7 @@ def test_an_adapter_alone_makes_the_same_network_and_refuses_another_base(tmp_pa
 
 
 def test_the_product_is_saved_and_built_again(tmp_path: Path) -> None:
-    from upcycle.core.models import resolve
+    from upcycle.core.references import resolve
 
     torch.manual_seed(0)
     source = resolve("zoo:convnet_small", pretrained=False, num_classes=7, input_shape=(1, 8, 8))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.assembly.networks import part_of
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
+from upcycle.core.references import resolve
 from upcycle.data import Images, load
 
 

@@ -20,8 +20,9 @@ from upcycle.assembly.reassembly.zoo import similarities
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.saved import load as load_model
 from upcycle.core.saved import save

@@ -14,8 +14,8 @@ from tests.surgery.test_epitome import seeded
 from upcycle.assembly.nes import NES
 from upcycle.core.errors import UserError
 from upcycle.core.losses import Terms
-from upcycle.core.models import resolve
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 from upcycle.surgery.epitome import (

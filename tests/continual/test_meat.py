@@ -24,8 +24,9 @@ from upcycle.continual.weights.attention_masks import (
     unpack_bits,
 )
 from upcycle.core.errors import UserError
-from upcycle.core.models import Model, copy_of, resolve
+from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.saved import load, save
 from upcycle.measure.export import export

@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import upcycle.measure.export as export_module
-from upcycle.core import models, store
+from upcycle.core import building, models, references, store
 from upcycle.core.errors import UserError
-from upcycle.core.models import Model, check_reference, resolve
+from upcycle.core.models import Model
 from upcycle.core.outputs import Columns, Logits
+from upcycle.core.references import check_reference, resolve
 from upcycle.core.saved import load, save
 from upcycle.core.weights import load_weights
 from upcycle.measure.export import export
@@ -97,8 +98,8 @@ def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
 
 def test_callable_from_the_current_directory(here: Path) -> None:
     check_reference("my_networks_7f:tiny")
-    assert models.is_bare("my_networks_7f:tiny")
-    assert not models.is_bare("zoo:mlp")
+    assert references.is_bare("my_networks_7f:tiny")
+    assert not references.is_bare("zoo:mlp")
     model = resolve("my_networks_7f:tiny", input_shape=SHAPE, num_classes=5)
     assert model.module(model.example(3)).shape == (3, 5)
     assert model.classes == ("0", "1", "2", "3", "4")
@@ -127,10 +128,10 @@ def test_callables_that_fail_do_so_in_one_sentence(here: Path, reference: str, s
 
 
 def test_objects_are_imported_by_name(here: Path) -> None:
-    assert models.import_object("my_networks_7f:fixed").__name__ == "fixed"
+    assert building.import_object("my_networks_7f:fixed").__name__ == "fixed"
     for name in ("my_networks_7f", ":fixed", "my_networks_7f:", "no_package_7f:fixed", "a b:c"):
         with pytest.raises(UserError, match=r"package\.module:name"):
-            models.import_object(name)
+            building.import_object(name)
 
 
 def test_callable_needs_an_image_shape(here: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from upcycle import cli
-from upcycle.core import lineage, models, saved, store
+from upcycle.core import lineage, models, references, saved, store
 from upcycle.core.errors import UserError
 from upcycle.core.outputs import Columns, Logits
 from upcycle.data import Images, Pool, check_reference, load, load_pool, pool_lineage, save_pool
@@ -27,7 +27,7 @@ WORDS = ["distill", "--student=zoo:convnet_small", "--recipe.epochs=1", "--quiet
 
 @pytest.fixture(scope="module")
 def teacher() -> models.Model:
-    return models.resolve("zoo:digits_teacher")
+    return references.resolve("zoo:digits_teacher")
 
 
 def filled(n: int = 60, channels: int = 1, capacity: int = 100, seed: int = 0) -> Pool:
@@ -186,7 +186,7 @@ def test_a_pool_of_another_teacher_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    other = models.resolve("zoo:digits_teacher")
+    other = references.resolve("zoo:digits_teacher")
     with torch.no_grad():
         next(other.module.parameters()).add_(1e-3)
     saved.save(models.replace(other, lineage=None, name="cousin"), tmp_path / "cousin")
@@ -220,7 +220,7 @@ def test_a_student_from_a_pool(
 
 def test_a_pools_licence_binds_its_students(tmp_path: Path) -> None:
     """The images carry the licence of the network that they were made from, whoever else has part in the student."""
-    strict = models.resolve("zoo:digits_teacher")
+    strict = references.resolve("zoo:digits_teacher")
     strict = models.replace(strict, lineage=None, licence="CC-BY-NC-SA-4.0", name="strict")
     images = load_pool(saved_pool(tmp_path / "pool", strict))
     assert isinstance(images, Images) and images.licence == "CC-BY-NC-SA-4.0" and images.lineage is not None

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.settings import TinyNet
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.distillation import CMI, DeepInversion, FastDFKD, OneStageGAN

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import upcycle
 from tests.settings import seen, tiny_data, tiny_model, tiny_net, tiny_tree
-from upcycle.core import models, saved
+from upcycle.core import references, saved
 from upcycle.core.errors import UserError
 from upcycle.core.losses import Terms, kd_objective
 from upcycle.core.recipe import Recipe
@@ -179,18 +179,18 @@ def test_a_small_map_is_not_enlarged_before_the_heads(shape: tuple[int, int, int
 
 
 def test_the_zoo_has_both_and_refuses_images_too_small() -> None:
-    tree = models.resolve("zoo:tree", pretrained=False).module
+    tree = references.resolve("zoo:tree", pretrained=False).module
     assert [tuple(S.shape) for S in tree.branching] == [(4, 2), (8, 4), (10, 8)]  # type: ignore[union-attr]
     widths = [m.out_channels for m in tree.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [128, 128, 256, 256, 512, 256]
-    small = models.resolve("zoo:tree_small", pretrained=False, input_shape=(1, 28, 28)).module
+    small = references.resolve("zoo:tree_small", pretrained=False, input_shape=(1, 28, 28)).module
     assert [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)] == [32, 32, 64, 32]
     with pytest.raises(UserError, match="at least 8 x 8 pixels"):
-        models.resolve("zoo:tree", pretrained=False, input_shape=(1, 4, 4))
+        references.resolve("zoo:tree", pretrained=False, input_shape=(1, 4, 4))
 
 
 def test_a_hard_tree_comes_back_from_its_files_and_is_exported(tmp_path: Path) -> None:
-    model = models.resolve("zoo:tree_small", pretrained=False, input_shape=(1, 8, 8))
+    model = references.resolve("zoo:tree_small", pretrained=False, input_shape=(1, 8, 8))
     seen(model).module.harden()  # type: ignore[operator]
     x = model.example(4)
     saved.save(model, tmp_path / "model")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.data import load
 from upcycle.measure.similarity import Similarity, linear_cka, similarity_map
 

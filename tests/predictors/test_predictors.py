@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from tests.predictor_server import serve
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import predict_logits
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
+from upcycle.core.references import resolve
 from upcycle.core.saved import save
 from upcycle.data import ImageSplit, load
 from upcycle.measure.export import METADATA, export

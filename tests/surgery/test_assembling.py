@@ -12,7 +12,8 @@ from torch import nn
 from tests.assembly.networks import Flat, Gated, model, part_of, some_part
 from upcycle.assembly.disassembly import component
 from upcycle.core.errors import UserError
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
+from upcycle.core.references import resolve
 from upcycle.data import Images
 from upcycle.surgery.assembling import assemble, rebuild_resized, zero_blocks
 from upcycle.surgery.following import follow_channels

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tests.settings import tiny_data
 from upcycle.core.errors import UserError
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
+from upcycle.core.references import resolve
 from upcycle.core.taps import Taps
 from upcycle.measure.cost import count
 from upcycle.surgery.blocks import BlockCost, Chain, chain, node_features

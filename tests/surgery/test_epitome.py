@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from tests.settings import tiny_model
 from upcycle.core.cut import cut
 from upcycle.core.frozen import frozen
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.core.store import tensor_digest
 from upcycle.measure.cost import count
 from upcycle.surgery.epitome import (

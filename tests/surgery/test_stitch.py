@@ -13,7 +13,8 @@ from torch import nn
 
 from tests.surgery.test_blocks import model, resnet
 from upcycle.core.errors import UserError
-from upcycle.core.models import Model, resolve, source_of
+from upcycle.core.models import Model, source_of
+from upcycle.core.references import resolve
 from upcycle.measure.cost import count
 from upcycle.surgery.blocks import Chain, chain
 from upcycle.surgery.signals import Signal

@@ -16,7 +16,7 @@ from tests.settings import fitted, tiny_data
 from upcycle import cli
 from upcycle.core import store
 from upcycle.core.errors import UserError
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.core.saved import load
 from upcycle.data import load as load_data
 from upcycle.data.images import joined

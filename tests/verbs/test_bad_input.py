@@ -21,7 +21,7 @@ from torch import nn
 import upcycle
 from tests import corpus
 from upcycle import cli
-from upcycle.core import models, saved, store
+from upcycle.core import references, saved, store
 from upcycle.core.errors import UserError
 from upcycle.verbs import distill
 
@@ -221,7 +221,7 @@ def test_netgraft_needs_blocks_of_equal_spatial_size(here: Path, refused: Refuse
 
 
 def test_weights_that_do_not_fit(here: Path, refused: Refused) -> None:
-    state = models.resolve("zoo:digits_teacher").module.state_dict()
+    state = references.resolve("zoo:digits_teacher").module.state_dict()
     files = {
         "other": {f"x.{k}": v for k, v in state.items()},
         "some": {k: v for k, v in state.items() if not k.startswith("block3")},
@@ -246,7 +246,7 @@ def test_weights_that_do_not_fit(here: Path, refused: Refused) -> None:
 
 
 def test_a_damaged_saved_model_is_named(here: Path, refused: Refused) -> None:
-    saved.save(models.resolve("zoo:digits_teacher"), here / "saved")
+    saved.save(references.resolve("zoo:digits_teacher"), here / "saved")
     file = here / "saved" / saved.WEIGHTS
     whole = file.read_bytes()
     file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:])
@@ -259,7 +259,7 @@ def test_a_damaged_saved_model_is_named(here: Path, refused: Refused) -> None:
 def test_malicious_pickles_are_not_executed(here: Path, refused: Refused) -> None:
     canary = here / "canary"
     (folder := here / "evil").mkdir()
-    files = corpus.malicious_files(folder, canary, models.resolve("zoo:digits_teacher").module.state_dict())
+    files = corpus.malicious_files(folder, canary, references.resolve("zoo:digits_teacher").module.state_dict())
     assert len(files) == 30 == len({f.read_bytes() for f in files})
     armed = [f for f in files if _would_run(f, canary)]
     assert len(armed) >= 15, "the corpus is harmless by itself"

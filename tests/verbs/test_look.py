@@ -14,7 +14,7 @@ from PIL import Image
 import upcycle
 from tests.browser import Browser, find_chromium, open_browser
 from upcycle import cli
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.core.saved import load
 from upcycle.data import load as load_data
 from upcycle.report import pictures

@@ -23,10 +23,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, fx, nn
 
 from upcycle import zoo
-from upcycle.core import models, store
+from upcycle.core import building, models, store
 from upcycle.core.cut import cut, trace
 from upcycle.core.errors import UserError
-from upcycle.core.models import Model, check_reference, resolve
+from upcycle.core.models import Model
+from upcycle.core.references import check_reference, resolve
 from upcycle.core.saved import load, save
 from upcycle.measure import cost
 from upcycle.zoo.densenet import DenseLayer
@@ -450,6 +451,6 @@ def test_transformers_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_builders_answer_to_the_same_call() -> None:
-    for module in models.BUILDERS.values():
+    for module in building.BUILDERS.values():
         signature = inspect.signature(importlib.import_module(module).build)
         assert list(signature.parameters)[:4] == ["name", "pretrained", "num_classes", "input_shape"]

@@ -19,8 +19,9 @@ from upcycle.assembly.reassembly.search import Search
 from upcycle.assembly.reassembly.zoo import block_table, score_candidates, similarities, used_chains
 from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.settings import cifar10, test
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load

@@ -12,8 +12,9 @@ from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import cifar10, fresh, short, test, train
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import Terms
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.data import Images, load
 from upcycle.distillation import KD
 

@@ -17,8 +17,9 @@ from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import cifar10, test, train
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import Terms
-from upcycle.core.models import Model, copy_of, resolve
+from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
 from upcycle.data.images import ImageSplit, joined

@@ -12,8 +12,9 @@ from upcycle.claims.settings import train_and_left
 from upcycle.continual import MEAT, Finetune
 from upcycle.continual.protocol.scores import Scores, average
 from upcycle.continual.weights.attention_masks import Masks, Sites
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.data import Images, ImageSplit, load
 from upcycle.data.streams import Stream
 

@@ -14,8 +14,9 @@ from upcycle.claims import Check, Claim, Measured, gain, mean
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import cifar10, fresh, test, train
 from upcycle.core.losses import Terms
-from upcycle.core.models import Model, copy_of, resolve
+from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.data import Images, ImageSplit
 from upcycle.diagnosis import ModelDoctor
 from upcycle.diagnosis.errors.class_channels import (

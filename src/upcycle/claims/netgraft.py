@@ -12,8 +12,9 @@ from upcycle.claims import Check, Claim, gain
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model, copy_of, resolve
+from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.data import load
 from upcycle.distillation import KD, NetGraft

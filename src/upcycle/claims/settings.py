@@ -10,8 +10,9 @@ from torch import nn
 
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.method import Method
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load

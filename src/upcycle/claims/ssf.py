@@ -15,8 +15,9 @@ from upcycle.claims import Check, Claim, gain, mean
 from upcycle.claims.settings import test, train
 from upcycle.core.heads import classifier, with_classes
 from upcycle.core.losses import Terms
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
+from upcycle.core.references import resolve
 from upcycle.data import Images, load
 from upcycle.distillation import KD
 

@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from upcycle.core import store
+from upcycle.core.building import BUILDERS, MADE, call
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.models import BUILDERS, MADE, Model, call
+from upcycle.core.models import Model
 from upcycle.core.weights import fill
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"

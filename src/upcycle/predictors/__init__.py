@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.core.errors import unknown
-from upcycle.core.models import Model, check_reference, resolve
+from upcycle.core.models import Model
+from upcycle.core.references import check_reference, resolve
 from upcycle.predictors.answers import Answers, Predictor
 
 __all__ = ["Answers", "Predictor", "check_predictor", "predictor"]
@@ -23,7 +24,7 @@ def predictor(reference: str | Path | Model, *, trust: tuple[str, ...] = (), **o
 
     Args:
         reference: the address of an endpoint (``http://`` or ``https://``), the path of a file that ends in
-            ``.onnx``, or anything that :func:`upcycle.core.models.resolve` takes.
+            ``.onnx``, or anything that :func:`upcycle.core.references.resolve` takes.
         trust: Python packages that a saved model may be rebuilt from.
         options: of :class:`~upcycle.predictors.http.Http`, :class:`~upcycle.predictors.onnx_file.OnnxFile` or
             :class:`~upcycle.predictors.local.Local`, whichever it is.

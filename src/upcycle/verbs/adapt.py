@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from upcycle.core import models
+from upcycle.core import models, references
 from upcycle.core.errors import require
 from upcycle.core.evaluate import judged
 from upcycle.core.heads import with_classes
@@ -106,7 +106,7 @@ def adapt(
     for reference in sources:
         if isinstance(reference, str):
             check_reference(reference)
-    session.check(looks={"model": check_predictor if asks else models.check_reference})
+    session.check(looks={"model": check_predictor if asks else references.check_reference})
     if asks:
         return _from_answers(session, asked)
     if "source" in cls.roles:
@@ -151,7 +151,7 @@ def _require_given(cls: Any, asked: list[Any], student: Any, sources: list[Any])
 
 
 def _of_source(session: Session, reference: Any, sources: list[Any]) -> Result:
-    source = models.resolve(reference, trust=session.setting.trust)
+    source = references.resolve(reference, trust=session.setting.trust)
     images = session.load(session.data_ref, source, other_task=True)
     given: dict[str, Any] = {}
     if sources:  # the old domain has the network's classes, and so has the new one
@@ -229,7 +229,7 @@ def _predictor(reference: Any, setting: Any) -> Predictor:
         file = isinstance(reference, str) and reference.endswith(".onnx")  # which runs on the CPU
         given = {"top": setting.top, "device": None if file else setting.device}
     if isinstance(reference, nn.Module) and not isinstance(reference, Model):
-        reference = models.resolve(reference)
+        reference = references.resolve(reference)
     return predictor(reference, trust=setting.trust, **{k: v for k, v in given.items() if v is not None})
 
 
@@ -325,13 +325,15 @@ class _Students:
         weights, trust = self.setting.student_weights, self.setting.trust
         seed_everything(seed, "student")
         if self.fresh:
-            student = models.resolve(self.reference, pretrained=False, num_classes=len(self.classes),
+            student = references.resolve(self.reference, pretrained=False, num_classes=len(self.classes),
                                      input_shape=self.images.shape, trust=trust)  # fmt: skip
             mean, std = self.statistics
             student = dataclasses.replace(student, mean=mean, std=std, lineage=None, licence="unknown",
                                           classes=self.classes)  # fmt: skip
         else:
-            student = models.resolve(self.reference, weights=None if weights == "pretrained" else weights, trust=trust)
+            student = references.resolve(
+                self.reference, weights=None if weights == "pretrained" else weights, trust=trust
+            )
         student = dataclasses.replace(student, module=models.copy_of(student.module))
         return student if student.classes == self.classes else with_classes(student, self.classes)
 

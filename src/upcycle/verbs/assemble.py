@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from upcycle.core import models, saved
+from upcycle.core import models, references, saved
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Method
@@ -52,7 +52,7 @@ def disassemble(
     data = "digits" if data is None else data
     session = Session("disassemble", method, {"model": model}, data, say, options, positional=("model",))
     session.check()
-    source = models.resolve(model, trust=session.setting.trust)
+    source = references.resolve(model, trust=session.setting.trust)
     images = relabelled(session.load(data, source), source.classes).normalised(source.mean, source.std)
     session.say(f"data     {describe(images)}")
     session.show("source", source, images)
@@ -100,7 +100,7 @@ def assemble(
     if data is None and session.own.get("tune"):
         raise UserError("Fine-tuning needs images: give --data with the classes of the parts.")
     session.check(sets)
-    found = [models.resolve(part, trust=session.setting.trust) for part in parts]
+    found = [references.resolve(part, trust=session.setting.trust) for part in parts]
     require(len(found) > 1, "assemble needs two parts or more: upcycle assemble PART1 PART2.")
     if data is None:
         first = found[0]
@@ -150,11 +150,11 @@ def reassemble(
     Raises:
         UserError: before any work where the request cannot work.
     """
-    references = members(zoo)
+    given = members(zoo)
     data = "digits" if data is None else data
-    session = Session("reassemble", method, {"zoo": references}, data, say, options)
+    session = Session("reassemble", method, {"zoo": given}, data, say, options)
     session.check()
-    found = [models.resolve(reference, trust=session.setting.trust) for reference in references]
+    found = [references.resolve(reference, trust=session.setting.trust) for reference in given]
     images = session.load(data, found[0], other_task=True)
     images = session.augmented(images.normalised(found[0].mean, found[0].std))
     session.say(f"data     {describe(images)}")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from upcycle.core import models, store
+from upcycle.core import references, store
 from upcycle.core.devices import device_of
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import evaluate as measure
@@ -154,9 +154,9 @@ def evaluate(
     from upcycle.data import check_reference, load
     from upcycle.data.labels import match_classes
 
-    models.check_reference(model)
+    references.check_reference(model)
     check_reference(data)
-    net = models.resolve(model, weights=weights, trust=trust)
+    net = references.resolve(model, weights=weights, trust=trust)
     images = load(data, **({"size": net.input_shape[1], "channels": net.input_shape[0]} if Path(data).is_dir() else {}))
     require(images.shape[0] == net.input_shape[0], f"{net.name} takes {net.input_shape[0]} input channels, and the "
             f"images of {images.name} have {images.shape[0]}.")  # fmt: skip
@@ -192,11 +192,11 @@ def predict(model: str, images: Path, out: Path = Path("predictions.csv"), trust
     """
     from upcycle.data.files import read_folder
 
-    models.check_reference(model)
+    references.check_reference(model)
     require(images.is_dir(), f"There is no folder {images}.")
     if out.exists():
         raise UserError(f"{out} exists; choose another --out.")
-    net = models.resolve(model, trust=trust)
+    net = references.resolve(model, trust=trust)
     split, paths = read_folder(images, net)
     p = predict_logits(net.module, split, device=device_of("auto")).softmax(1)
     text = io.StringIO()
@@ -294,8 +294,8 @@ def lineage(model: str) -> int:
     """
     from upcycle.core.lineage import tree
 
-    models.check_reference(model)
-    net = models.resolve(model)
+    references.check_reference(model)
+    net = references.resolve(model)
     require(net.lineage is not None, f"{net.name} carries no lineage.")
     assert net.lineage is not None
     print(tree(net.lineage))
@@ -311,8 +311,8 @@ def export(model: str, out: Path, format: Literal["onnx", "torch"] = "onnx", tru
         format: onnx, or torch for torch.export.
         trust: packages whose code a saved model's callable reference may run.
     """
-    models.check_reference(model)
-    error = write_export(models.resolve(model, trust=trust), out, format)
+    references.check_reference(model)
+    error = write_export(references.resolve(model, trust=trust), out, format)
     print(f"{out}: equal to the network to {error:.1e} on a held batch")
     return 0
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upcycle.core import lineage, models, store
+from upcycle.core import lineage, references, store
 from upcycle.core.devices import device_of
 from upcycle.core.errors import require, unknown
 from upcycle.core.evaluate import Evaluation, judged, predict_logits
@@ -89,10 +89,10 @@ def diagnose(
         if method not in EXPLAINERS:
             raise unknown("attribution method", method, EXPLAINERS)
     if isinstance(model, str):
-        models.check_reference(model)
+        references.check_reference(model)
     if isinstance(reference, str):
         check_reference(reference)
-    net = models.resolve(model, weights=weights, trust=trust)
+    net = references.resolve(model, weights=weights, trust=trust)
     c, h, _ = net.input_shape
     files = is_files(reference)
     raw = load_data(reference, size=h if files else None, channels=c if files else None)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from upcycle.core import lineage, models
+from upcycle.core import lineage, models, references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.method import Method
@@ -195,11 +195,17 @@ def _student(session: Session, teacher: Model | None, data: Images, seed: int) -
     seed_everything(seed, "student")
     if isinstance(reference, nn.Module | Model):
         module = reference.module if isinstance(reference, Model) else reference
-        student = models.resolve(reference, input_shape=data.shape, classes=data.classes)
+        student = references.resolve(reference, input_shape=data.shape, classes=data.classes)
         return dataclasses.replace(student, module=models.copy_of(module))
     pretrained = weights == "pretrained"
-    student = models.resolve(reference, pretrained=pretrained, num_classes=len(data.classes), input_shape=data.shape,
-                             weights=None if pretrained else weights, trust=setting.trust)  # fmt: skip
+    student = references.resolve(
+        reference,
+        pretrained=pretrained,
+        num_classes=len(data.classes),
+        input_shape=data.shape,
+        weights=None if pretrained else weights,
+        trust=setting.trust,
+    )
     if weights is None:  # fresh weights take any normalisation; the teacher's saves renormalising
         like = (teacher.mean, teacher.std) if teacher else data.statistics
         student = dataclasses.replace(student, mean=like[0], std=like[1], lineage=None, licence="unknown")

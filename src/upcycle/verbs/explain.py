@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from upcycle.core import lineage, models, store
+from upcycle.core import lineage, references, store
 from upcycle.core.errors import require, unknown
 from upcycle.diagnosis.attribution import EXPLAINERS, Attribution
 from upcycle.measure.cost import machine
@@ -58,13 +58,13 @@ def explain_images(
 
     start, place, folder = time.time(), Path(out), Path(images)
     if isinstance(model, str):
-        models.check_reference(model)
+        references.check_reference(model)
     require(folder.is_dir(), f"There is no folder {folder}.")
     require(bool(methods), "methods must name at least one method.")
     for method in methods:
         if method not in EXPLAINERS:
             raise unknown("attribution method", method, EXPLAINERS)
-    net = models.resolve(model, weights=weights, trust=trust)
+    net = references.resolve(model, weights=weights, trust=trust)
     if target is not None and target not in net.classes:
         raise unknown(f"class of {net.name}", target, net.classes)
     split, paths = read_folder(folder, net)

@@ -18,7 +18,7 @@ from torch import nn
 from upcycle import zoo
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.scores import Scores
-from upcycle.core import models
+from upcycle.core import models, references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.heads import grow_classifier
@@ -180,7 +180,9 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
     if setting.weights == "fresh" or (setting.weights is None and _is_untrained(reference)):
         data = _stream(session, None)
         k = None if isinstance(reference, nn.Module) else len(data.classes)
-        net = models.resolve(reference, pretrained=False, num_classes=k, input_shape=data.shape, trust=setting.trust)
+        net = references.resolve(
+            reference, pretrained=False, num_classes=k, input_shape=data.shape, trust=setting.trust
+        )
         # Of all tasks, as everybody has it, though a stream would show only its first.
         mean, std = data.base.statistics
         net = dataclasses.replace(net, mean=mean, std=std, lineage=None, licence="unknown")
@@ -188,7 +190,7 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
             net = dataclasses.replace(net, classes=data.classes)
     else:
         weights = None if setting.weights == "pretrained" else setting.weights
-        origin = net = models.resolve(reference, weights=weights, trust=setting.trust)
+        origin = net = references.resolve(reference, weights=weights, trust=setting.trust)
         data = _stream(session, net)
     if past is not None:
         require(past.classes == net.classes, f"{reference} was learnt with the classes {', '.join(past.classes)}, and "
@@ -202,7 +204,7 @@ def _is_untrained(reference: Any) -> bool:
     """Whether there are no trained weights to start from."""
     if isinstance(reference, str) and reference.startswith("zoo:"):
         return zoo.ENTRIES[reference.removeprefix("zoo:")].trained is None
-    return models.is_bare(str(reference) if isinstance(reference, Path) else reference)
+    return references.is_bare(str(reference) if isinstance(reference, Path) else reference)
 
 
 def _stream(session: Session, like: Model | None) -> Stream:

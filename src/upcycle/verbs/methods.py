@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 
 from upcycle import adaptation, assembly, continual, diagnosis, distillation
-from upcycle.core import models
+from upcycle.core import building
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.method import Card, Method
 
@@ -27,7 +27,7 @@ def all_methods() -> tuple[type[Method], ...]:
 def find_method(name: str, verb: str) -> type[Method]:
     """A method of a verb by its command-line name or as ``package.module:Class``."""
     if ":" in name:
-        found = models.import_object(name)
+        found = building.import_object(name)
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise UserError(f"{name} is not a Method class.")
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from upcycle.core import models
+from upcycle.core import references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
@@ -47,7 +47,7 @@ def teacher_and_data(
 def _lone_teacher(setting: Any, reference: Any) -> Model:
     """The teacher of a method that takes no data; it alone says what images are like."""
     shape, classes = None, None
-    if models.is_bare(reference):
+    if references.is_bare(reference):
         if setting.test_data is not None:
             like = load_data(setting.test_data, size=setting.size)
             shape, classes = like.shape, like.classes or None
@@ -56,13 +56,13 @@ def _lone_teacher(setting: Any, reference: Any) -> Model:
         else:
             raise UserError("The teacher does not say what images it takes: give --size with --teacher_mean and "
                             "--teacher_std, or --test_data.")  # fmt: skip
-    teacher = models.resolve(reference, weights=setting.teacher_weights, input_shape=shape, classes=classes,
+    teacher = references.resolve(reference, weights=setting.teacher_weights, input_shape=shape, classes=classes,
                              mean=setting.teacher_mean, std=setting.teacher_std, trust=setting.trust)  # fmt: skip
     c, h, w = teacher.input_shape
     if setting.size is None or (h, w) == (setting.size, setting.size):
         return teacher
     try:
-        return models.resolve(teacher, input_shape=(c, setting.size, setting.size))
+        return references.resolve(teacher, input_shape=(c, setting.size, setting.size))
     except UserError as error:
         raise UserError(f"{teacher.name} takes no images of {setting.size} x {setting.size} pixels; leave out "
                         f"--size for its own {h} x {w}.") from error  # fmt: skip
@@ -71,14 +71,14 @@ def _lone_teacher(setting: Any, reference: Any) -> Model:
 def _pair(setting: Any, reference: Any, data_ref: Any, say: Say) -> tuple[Model | None, Images]:
     """The teacher and the data that both are given."""
     teacher = None
-    if reference is not None and models.is_bare(reference):  # what it takes is what the data are
+    if reference is not None and references.is_bare(reference):  # what it takes is what the data are
         data = load_data(data_ref, size=setting.size)
-        teacher = models.resolve(reference, weights=setting.teacher_weights, input_shape=data.shape,
+        teacher = references.resolve(reference, weights=setting.teacher_weights, input_shape=data.shape,
                                  num_classes=len(data.classes) or None, classes=data.classes or None,
                                  mean=setting.teacher_mean, std=setting.teacher_std)  # fmt: skip
         _require_own_pool(teacher, data_ref)
     elif reference is not None:
-        teacher = models.resolve(reference, weights=setting.teacher_weights, mean=setting.teacher_mean,
+        teacher = references.resolve(reference, weights=setting.teacher_weights, mean=setting.teacher_mean,
                                  std=setting.teacher_std, trust=setting.trust)  # fmt: skip
         _require_own_pool(teacher, data_ref)
         size = setting.size or teacher.input_shape[1]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from upcycle.core import models
+from upcycle.core import references
 from upcycle.core.errors import require
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.frozen import fast_bf16
@@ -154,13 +154,13 @@ class Session:
         Args:
             sets: references of the data, if they are several.
             look: checks a reference of the data.
-            looks: checks the references of some networks, in place of :func:`models.check_reference`.
+            looks: checks the references of some networks, in place of :func:`references.check_reference`.
         """
         for name, value in self.networks.items():
             for reference in value if isinstance(value, list) else [value]:
                 if isinstance(reference, str):
                     require(bool(reference.strip()), f"{self.verb} was given a model without a name.")
-                    (looks or {}).get(name, models.check_reference)(reference)
+                    (looks or {}).get(name, references.check_reference)(reference)
         for reference in [self.data_ref] if sets is None else sets:
             if isinstance(reference, str):
                 look(reference)

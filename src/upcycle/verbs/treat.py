@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from upcycle.core import models
+from upcycle.core import models, references
 from upcycle.core.method import Method
 from upcycle.data import Images, describe
 from upcycle.data.labels import relabelled
@@ -52,7 +52,7 @@ def treat(
     data = "digits" if data is None else data
     session = Session("treat", method, {"model": model}, data, say, options, kind=Setting, positional=("model",))
     session.check()
-    source = models.resolve(model, trust=session.setting.trust)
+    source = references.resolve(model, trust=session.setting.trust)
     images = relabelled(session.load(data, source), source.classes)
     seen = session.augmented(images).normalised(source.mean, source.std)
     session.say(f"data     {describe(images)}")

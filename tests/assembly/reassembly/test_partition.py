@@ -22,7 +22,7 @@ from upcycle.assembly.reassembly.partition import (
     size_limit,
 )
 from upcycle.core.errors import UserError
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.data import load
 from upcycle.measure.similarity import similarity_map
 

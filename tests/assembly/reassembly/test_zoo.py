@@ -14,7 +14,7 @@ from upcycle.assembly.reassembly.naswot import naswot
 from upcycle.assembly.reassembly.partition import block_values, partition
 from upcycle.assembly.reassembly.search import Search
 from upcycle.assembly.reassembly.zoo import block_table, score_candidates, score_zoo, similarities, used_chains
-from upcycle.core.models import resolve
+from upcycle.core.references import resolve
 from upcycle.data import load
 from upcycle.measure.cost import Budget, count
 from upcycle.surgery.blocks import chain, node_features

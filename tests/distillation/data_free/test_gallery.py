@@ -19,7 +19,8 @@ from PIL import Image
 from scripts.data_free_figures import accuracy_svg, grid
 from torch import Tensor, nn
 
-from upcycle.core.models import Model, resolve
+from upcycle.core.models import Model
+from upcycle.core.references import resolve
 from upcycle.data import Images, Pool, load, pool_lineage, save_pool
 from upcycle.distillation.data_free import gallery
 from upcycle.report import pictures
