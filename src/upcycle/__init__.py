@@ -41,78 +41,29 @@ _HOME = {
     "frozen": "upcycle.core.frozen",
     "Taps": "upcycle.core.taps",
     "load_data": "upcycle.data",
-    "KD": "upcycle.distillation",
-    "TfKD": "upcycle.distillation",
-    "NetGraft": "upcycle.distillation",
-    "VAM": "upcycle.distillation",
-    "KDExplainer": "upcycle.distillation",
-    "FastDFKD": "upcycle.distillation",
-    "CMI": "upcycle.distillation",
-    "DeepInversion": "upcycle.distillation",
-    "OneStageGAN": "upcycle.distillation",
     "Making": "upcycle.distillation.data_free.making",
-    "kd_loss": "upcycle.distillation",
-    "MDA": "upcycle.assembly",
-    "MDAAssembly": "upcycle.assembly",
-    "DeRy": "upcycle.assembly",
-    "NES": "upcycle.assembly",
-    "ModelDoctor": "upcycle.diagnosis",
-    "SSF": "upcycle.adaptation",
-    "LoRA": "upcycle.adaptation",
-    "IA3": "upcycle.adaptation",
-    "LinearProbe": "upcycle.adaptation",
-    "DINE": "upcycle.adaptation",
-    "BETA": "upcycle.adaptation",
-    "BA3US": "upcycle.adaptation",
-    "AttentionDiversification": "upcycle.adaptation",
-    "ISO": "upcycle.adaptation",
-    "Finetune": "upcycle.continual",
-    "Joint": "upcycle.continual",
-    "ER": "upcycle.continual",
-    "DERpp": "upcycle.continual",
-    "EWC": "upcycle.continual",
-    "SI": "upcycle.continual",
-    "LwF": "upcycle.continual",
-    "CoCa": "upcycle.continual",
-    "BLIP": "upcycle.continual",
-    "MEAT": "upcycle.continual",
-    "VPR": "upcycle.continual",
-    "StreamingSSL": "upcycle.continual",
+    "kd_loss": "upcycle.core.losses",
+    "Bottleneck": "upcycle.adaptation.black_box.bottleneck",
+    "Replay": "upcycle.continual.protocol.replay",
     "Stream": "upcycle.data.streams",
     "Buffer": "upcycle.data.buffer",
 }
 
+# Where methods live, each in its room's list ``METHODS``, by the name of its class.
+_ROOMS = ("distillation", "assembly", "adaptation", "continual", "diagnosis")
+
 __all__ = [*_HOME]
 
 if TYPE_CHECKING:
-    from upcycle.adaptation import BA3US as BA3US
-    from upcycle.adaptation import BETA as BETA
-    from upcycle.adaptation import DINE as DINE
-    from upcycle.adaptation import IA3 as IA3
-    from upcycle.adaptation import ISO as ISO
-    from upcycle.adaptation import SSF as SSF
-    from upcycle.adaptation import AttentionDiversification as AttentionDiversification
-    from upcycle.adaptation import LinearProbe as LinearProbe
-    from upcycle.adaptation import LoRA as LoRA
-    from upcycle.assembly import MDA as MDA
-    from upcycle.assembly import NES as NES
-    from upcycle.assembly import DeRy as DeRy
-    from upcycle.assembly import MDAAssembly as MDAAssembly
-    from upcycle.continual import BLIP as BLIP
-    from upcycle.continual import ER as ER
-    from upcycle.continual import EWC as EWC
-    from upcycle.continual import MEAT as MEAT
-    from upcycle.continual import SI as SI
-    from upcycle.continual import VPR as VPR
-    from upcycle.continual import CoCa as CoCa
-    from upcycle.continual import DERpp as DERpp
-    from upcycle.continual import Finetune as Finetune
-    from upcycle.continual import Joint as Joint
-    from upcycle.continual import LwF as LwF
-    from upcycle.continual import StreamingSSL as StreamingSSL
+    from upcycle.adaptation import *  # noqa: F403
+    from upcycle.adaptation.black_box.bottleneck import Bottleneck as Bottleneck
+    from upcycle.assembly import *  # noqa: F403
+    from upcycle.continual import *  # noqa: F403
+    from upcycle.continual.protocol.replay import Replay as Replay
     from upcycle.core.errors import UserError as UserError
     from upcycle.core.frozen import frozen as frozen
     from upcycle.core.losses import Terms as Terms
+    from upcycle.core.losses import kd_loss as kd_loss
     from upcycle.core.method import Card as Card
     from upcycle.core.method import Method as Method
     from upcycle.core.method import Needs as Needs
@@ -125,18 +76,9 @@ if TYPE_CHECKING:
     from upcycle.data import load as load_data  # noqa: F401
     from upcycle.data.buffer import Buffer as Buffer
     from upcycle.data.streams import Stream as Stream
-    from upcycle.diagnosis import ModelDoctor as ModelDoctor
+    from upcycle.diagnosis import *  # noqa: F403
     from upcycle.diagnosis.attribution import explain as explain
-    from upcycle.distillation import CMI as CMI
-    from upcycle.distillation import KD as KD
-    from upcycle.distillation import VAM as VAM
-    from upcycle.distillation import DeepInversion as DeepInversion
-    from upcycle.distillation import FastDFKD as FastDFKD
-    from upcycle.distillation import KDExplainer as KDExplainer
-    from upcycle.distillation import NetGraft as NetGraft
-    from upcycle.distillation import OneStageGAN as OneStageGAN
-    from upcycle.distillation import TfKD as TfKD
-    from upcycle.distillation import kd_loss as kd_loss
+    from upcycle.distillation import *  # noqa: F403
     from upcycle.distillation.data_free.making import Making as Making
     from upcycle.measure.export import export as export
     from upcycle.verbs.adapt import adapt as adapt
@@ -154,9 +96,18 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    value = _methods().get(name) if name not in _HOME and not name.startswith("_") else None
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), "load" if name == "load_data" else name)
+    if value is None:
         raise AttributeError(f"module 'upcycle' has no attribute '{name}'")
-    attribute = "load" if name == "load_data" else name
-    value = getattr(import_module(_HOME[name]), attribute)
     globals()[name] = value
     return value
+
+
+def _methods() -> dict[str, Any]:
+    return {method.__name__: method for room in _ROOMS for method in import_module(f"upcycle.{room}").METHODS}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_methods()})

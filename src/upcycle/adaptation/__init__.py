@@ -12,5 +12,3 @@ from upcycle.adaptation.ssf import SSF
 from upcycle.core.method import Method
 
 METHODS: tuple[type[Method], ...] = (SSF, LoRA, IA3, LinearProbe, DINE, BETA, BA3US, AttentionDiversification, ISO)
-
-__all__ = ["BA3US", "BETA", "DINE", "IA3", "ISO", "METHODS", "SSF", "AttentionDiversification", "LinearProbe", "LoRA"]

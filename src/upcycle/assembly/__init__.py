@@ -4,7 +4,6 @@ from upcycle.assembly.dery import DeRy
 from upcycle.assembly.mda import MDA
 from upcycle.assembly.mdaassembly import MDAAssembly
 from upcycle.assembly.nes import NES
+from upcycle.core.method import Method
 
-METHODS = (MDA, MDAAssembly, DeRy, NES)
-
-__all__ = ["MDA", "METHODS", "NES", "DeRy", "MDAAssembly"]
+METHODS: tuple[type[Method], ...] = (MDA, MDAAssembly, DeRy, NES)

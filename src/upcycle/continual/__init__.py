@@ -8,7 +8,6 @@ from upcycle.continual.er import ER
 from upcycle.continual.lwf import LwF
 from upcycle.continual.meat import MEAT
 from upcycle.continual.oewc import EWC
-from upcycle.continual.protocol.replay import Replay
 from upcycle.continual.si import SI
 from upcycle.continual.streaming import StreamingSSL
 from upcycle.continual.vpr import VPR
@@ -28,20 +27,3 @@ METHODS: tuple[type[Method], ...] = (
     StreamingSSL,
     BLIP,
 )
-
-__all__ = [
-    "BLIP",
-    "ER",
-    "EWC",
-    "MEAT",
-    "METHODS",
-    "SI",
-    "VPR",
-    "CoCa",
-    "DERpp",
-    "Finetune",
-    "Joint",
-    "LwF",
-    "Replay",
-    "StreamingSSL",
-]

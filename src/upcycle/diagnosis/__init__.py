@@ -1,7 +1,6 @@
 """Networks looked into, and repaired: the list of methods is ``METHODS``."""
 
+from upcycle.core.method import Method
 from upcycle.diagnosis.model_doctor import ModelDoctor
 
-METHODS = (ModelDoctor,)
-
-__all__ = ["METHODS", "ModelDoctor"]
+METHODS: tuple[type[Method], ...] = (ModelDoctor,)
