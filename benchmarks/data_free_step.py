@@ -22,7 +22,8 @@ from upcycle.core.run import Run
 from upcycle.data import Images, load
 from upcycle.distillation import CMI, FastDFKD, synthesis
 from upcycle.distillation.inversion import only_inputs
-from upcycle.measure.cost import count, matmul_rate
+from upcycle.measure.cost import count
+from upcycle.measure.machine import matmul_rate
 from upcycle.zoo.generator import Generator
 
 BATCH, STEPS, REPETITIONS = 128, 10, 7

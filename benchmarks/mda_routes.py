@@ -16,7 +16,8 @@ from benchmarks.common import alternate, record
 from upcycle.assembly.routing import CHUNK, routes
 from upcycle.core.models import resolve
 from upcycle.data import load
-from upcycle.measure.cost import count, matmul_rate
+from upcycle.measure.cost import count
+from upcycle.measure.machine import matmul_rate
 from upcycle.surgery.channels import follow
 
 PER_CLASS, REPETITIONS, ASKED = 50, 5, 30.0

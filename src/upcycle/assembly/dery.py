@@ -23,8 +23,9 @@ from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.measure.cost import Budget, amount, count, si
+from upcycle.measure.cost import Budget, count
 from upcycle.measure.similarity import Kind, Similarity
+from upcycle.measure.units import amount, si
 from upcycle.surgery.blocks import Chain, Signal, chain, features
 from upcycle.surgery.stitch import Stitched, pieces, plan, stitched
 

@@ -29,7 +29,7 @@ from upcycle.core.models import Model, copy_of
 from upcycle.core.outputs import Columns
 from upcycle.core.run import Run
 from upcycle.data.labels import match_classes
-from upcycle.measure.cost import si
+from upcycle.measure.units import si
 from upcycle.surgery.channels import Channels, follow
 from upcycle.surgery.resizing import shrink
 

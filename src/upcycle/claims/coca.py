@@ -12,7 +12,8 @@ from upcycle.claims.settings import fresh, train
 from upcycle.continual import ER, CoCa, DERpp
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
-from upcycle.data.streams import Stream, stream
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
 
 SETS = {"mnist": "MNIST", "fashion_mnist_local": "Fashion-MNIST"}
 RECIPE = Recipe(epochs=1, batch_size=32, lr=0.03, momentum=0.0, weight_decay=0.0, schedule="constant")

@@ -17,7 +17,7 @@ from upcycle.core.store import write_json
 from upcycle.data.pool import Pool
 from upcycle.data.pool_files import pool_lineage, save_pool
 from upcycle.distillation import gallery
-from upcycle.measure.cost import duration
+from upcycle.measure.units import duration
 
 if TYPE_CHECKING:
     from upcycle.core.batches import Batch

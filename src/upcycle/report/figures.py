@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json
-from upcycle.measure.cost import si
+from upcycle.measure.units import si
 from upcycle.report import plots
 from upcycle.report.plots import HUES, Bar, Piece, Point, Series, percent
 

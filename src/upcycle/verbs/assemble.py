@@ -18,7 +18,8 @@ from upcycle.core.outputs import Columns
 from upcycle.data import Images, describe
 from upcycle.data.images import joined
 from upcycle.data.labels import relabelled
-from upcycle.measure.cost import count, si
+from upcycle.measure.cost import count
+from upcycle.measure.units import si
 from upcycle.verbs.making import Result, Say, points, row, spread
 from upcycle.verbs.work import Reference, Setting, Work
 

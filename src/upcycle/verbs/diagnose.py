@@ -22,7 +22,7 @@ from upcycle.data.labels import relabelled
 from upcycle.diagnosis.attribution import METHODS
 from upcycle.diagnosis.channels import Diagnosis, channel_order
 from upcycle.diagnosis.channels import diagnose as look_inside
-from upcycle.measure.cost import machine
+from upcycle.measure.machine import machine
 from upcycle.report import write_report
 from upcycle.verbs.looks import looks, maps_of
 from upcycle.verbs.making import Say, claim_directory, is_files, row, show_accuracy

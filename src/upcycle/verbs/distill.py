@@ -27,7 +27,8 @@ from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, parent_node, pool_directory, weights_digest
 from upcycle.distillation import KD
-from upcycle.measure.cost import Cost, count, si
+from upcycle.measure.cost import Cost, count
+from upcycle.measure.units import si
 from upcycle.verbs.making import (
     UNRECORDED,
     DataSetting,

@@ -12,7 +12,7 @@ from pathlib import Path
 from upcycle.core import lineage, models, store
 from upcycle.core.errors import require, unknown
 from upcycle.diagnosis.attribution import METHODS, Attribution
-from upcycle.measure.cost import machine
+from upcycle.measure.machine import machine
 from upcycle.report import write_report
 from upcycle.verbs.looks import as_heat, as_image, as_pixels, looks, maps_of
 from upcycle.verbs.making import Say, claim_directory

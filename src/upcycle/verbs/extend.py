@@ -28,10 +28,12 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
-from upcycle.data.streams import Stream, check_stream, scenario_of
-from upcycle.data.streams import stream as make_stream
+from upcycle.data.stream_kinds import check_stream
+from upcycle.data.stream_kinds import stream as make_stream
+from upcycle.data.streams import Stream, scenario_of
 from upcycle.distillation.gallery import strip
-from upcycle.measure.cost import bytes_, count
+from upcycle.measure.cost import count
+from upcycle.measure.units import bytes_
 from upcycle.verbs.making import (
     Result,
     RunSetting,

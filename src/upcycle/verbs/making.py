@@ -25,7 +25,9 @@ from upcycle.core.models import Model
 from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.data.streams import Stream
-from upcycle.measure.cost import bytes_, count, duration, latency, machine, matmul_rate, peak_memory, si
+from upcycle.measure.cost import count, latency, peak_memory
+from upcycle.measure.machine import machine, matmul_rate
+from upcycle.measure.units import bytes_, duration, si
 from upcycle.report import write_report
 from upcycle.report.card import model_card
 from upcycle.verbs.methods import all_methods
