@@ -22,7 +22,8 @@ from benchmarks.common import RESULTS, record
 from upcycle.claims.settings import fresh, train_and_left
 from upcycle.continual import ER, EWC, SI, DERpp, Finetune, Joint, LwF
 from upcycle.core.recipe import Recipe
-from upcycle.data.streams import Stream, stream
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
 
 MNIST = ((0.0,), (1.0,))  # as the published figures have it: pixels in [0, 1]
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615))

@@ -24,7 +24,8 @@ from upcycle.distillation import CMI, FastDFKD
 from upcycle.distillation.data_free import synthesis
 from upcycle.distillation.data_free.inversion import only_inputs
 from upcycle.distillation.data_free.making import Making
-from upcycle.measure.cost import count, matmul_rate
+from upcycle.measure.cost import count
+from upcycle.measure.machine import matmul_rate
 from upcycle.zoo.generator import Generator
 
 BATCH, STEPS, REPETITIONS = 128, 10, 7

@@ -25,7 +25,8 @@ from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.data import load
 from upcycle.distillation.kd import teacher_outputs
-from upcycle.measure.cost import count, matmul_rate
+from upcycle.measure.cost import count
+from upcycle.measure.machine import matmul_rate
 
 B = 128
 CPU = torch.device("cpu")

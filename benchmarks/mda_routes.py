@@ -17,7 +17,8 @@ from upcycle.assembly.disassembly.meters import CHUNK
 from upcycle.assembly.disassembly.routes import find_routes
 from upcycle.core.references import resolve
 from upcycle.data import load
-from upcycle.measure.cost import count, matmul_rate
+from upcycle.measure.cost import count
+from upcycle.measure.machine import matmul_rate
 from upcycle.surgery.following import follow_channels
 
 PER_CLASS, REPETITIONS, ASKED = 50, 5, 30.0

@@ -17,7 +17,8 @@ import torch
 
 from benchmarks.common import alternate, record
 from upcycle.claims.onestagegan import LR_D_ONE, LR_D_TWO, B, batches, dcgan, mnist, step_one_stage, step_two_stage
-from upcycle.measure.cost import count, matmul_rate
+from upcycle.measure.cost import count
+from upcycle.measure.machine import matmul_rate
 from upcycle.training import NON_SATURATING, SATURATING
 
 WIDTH = 32

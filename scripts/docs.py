@@ -20,7 +20,8 @@ from upcycle.claims import all_claims, find
 from upcycle.cli import SUMMARY
 from upcycle.core.licences import TERMS
 from upcycle.core.references import resolve
-from upcycle.measure.cost import bytes_, count, duration, si
+from upcycle.measure.cost import count
+from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.methods import all_methods, methods_table_markdown
 from upcycle.zoo import ENTRIES
 

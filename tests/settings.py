@@ -26,7 +26,8 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, ImageSplit, load
-from upcycle.data.streams import Stream, stream
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
 from upcycle.diagnosis import ModelDoctor
 from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, KDExplainer, NetGraft, OneStageGAN, TfKD
 from upcycle.distillation.data_free.making import Making

@@ -19,7 +19,8 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.augment import uniform
-from upcycle.data.streams import Stream, stream
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
 from upcycle.zoo.convnet import MLP, ConvNet
 
 BOUND = torch.tensor(0.75, dtype=torch.float64)

@@ -30,7 +30,8 @@ from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 from upcycle.data.augment import uniform
 from upcycle.data.buffer import Buffer
-from upcycle.data.streams import Stream, stream
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
 
 RECIPE = Recipe(epochs=1, batch_size=16, lr=0.05, momentum=0.9, weight_decay=1e-3, schedule="constant")
 G = torch.Generator().manual_seed(0)

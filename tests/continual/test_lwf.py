@@ -16,7 +16,8 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.method import Method
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.data.streams import Stream, stream
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
 
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 G = torch.Generator().manual_seed(0)

@@ -24,7 +24,8 @@ from upcycle.core.errors import UserError
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.images import Images
-from upcycle.data.streams import Stream, portions, stream
+from upcycle.data.stream_kinds import portions, stream
+from upcycle.data.streams import Stream
 
 RECIPE = Recipe(epochs=2, batch_size=32, optimizer="adam", lr=1e-3, weight_decay=0.0)
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.settings import tiny_data
 from upcycle.core.errors import UserError
-from upcycle.data.streams import Stream, angles, permutation, rotated, stream
+from upcycle.data.stream_kinds import angles, permutation, rotated, stream
+from upcycle.data.streams import Stream
 
 
 def test_splits_share_all_images_and_no_class() -> None:

@@ -7,16 +7,9 @@ import torch
 from torch import nn
 
 from upcycle.core.errors import UserError
-from upcycle.measure.cost import (
-    bytes_,
-    count,
-    duration,
-    latency,
-    machine,
-    matmul_rate,
-    peak_memory,
-    si,
-)
+from upcycle.measure.cost import count, latency, peak_memory
+from upcycle.measure.machine import machine, matmul_rate
+from upcycle.measure.units import bytes_, duration, si
 
 
 def convolutional() -> nn.Module:

@@ -29,8 +29,9 @@ from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.measure.cost import Budget, amount, si
+from upcycle.measure.cost import Budget
 from upcycle.measure.similarity import Kind
+from upcycle.measure.units import amount, si
 from upcycle.surgery.blocks import Chain, chain
 from upcycle.surgery.stitch import Stitched, plan, stitched
 

@@ -30,7 +30,7 @@ from upcycle.core.outputs import Columns
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
 from upcycle.data.labels import match_classes
-from upcycle.measure.cost import si
+from upcycle.measure.units import si
 from upcycle.surgery.assembling import with_origin
 from upcycle.surgery.following import follow_channels
 from upcycle.surgery.logits import class_positions

@@ -15,7 +15,8 @@ from upcycle.continual.blip import BLIP
 from upcycle.continual.oewc import EWC
 from upcycle.core.recipe import Recipe
 from upcycle.data import load
-from upcycle.data.streams import Stream, stream
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
 
 SETS = {"mnist": "MNIST", "fashion_mnist_local": "Fashion-MNIST"}
 RECIPE = Recipe(epochs=8, batch_size=64, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")

@@ -13,7 +13,8 @@ from upcycle.continual import ER, CoCa, DERpp
 from upcycle.continual.protocol.replay import Replay
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
-from upcycle.data.streams import Stream, stream
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
 
 SETS = {"mnist": "MNIST", "fashion_mnist_local": "Fashion-MNIST"}
 RECIPE = Recipe(epochs=1, batch_size=32, lr=0.03, momentum=0.0, weight_decay=0.0, schedule="constant")

@@ -12,7 +12,7 @@ from upcycle.claims.settings import fresh, train_and_left
 from upcycle.continual import ER, EWC, SI, DERpp, Finetune, Joint, LwF
 from upcycle.core.recipe import Recipe
 from upcycle.data import load
-from upcycle.data.streams import stream
+from upcycle.data.stream_kinds import stream
 
 RECIPE = Recipe(epochs=1, batch_size=10, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
 ARMS: dict[str, tuple[type, dict[str, Any]]] = {

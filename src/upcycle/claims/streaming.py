@@ -22,7 +22,8 @@ from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data import Images, load
-from upcycle.data.streams import Stream, portions, stream
+from upcycle.data.stream_kinds import portions, stream
+from upcycle.data.streams import Stream
 from upcycle.measure.similarity import linear_cka
 
 WIDTHS = (16, 32, 64)

@@ -21,7 +21,8 @@ from upcycle.core.models import copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_of
 from upcycle.data import load
-from upcycle.data.streams import Stream, stream
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
 
 SETS = {"fashion_mnist_local": ("Fashion-MNIST", 14), "digits": ("digits", 8)}
 NET = "zoo:convnet_groupnorm"

@@ -1,16 +1,10 @@
-"""What a network costs: parameters, multiply-adds, time and memory; and how fast matrix products are here."""
+"""What a network costs: parameters, multiply-adds, time and memory; and bounds on it."""
 
 from __future__ import annotations
 
-import functools
 import math
-import os
-import platform
-import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import undisturbed
-from upcycle.core.frozen import fast_bf16
-
-LATENCY_BUDGET = 0.4
-"""Seconds that :func:`latency` spends at most, after its first repetitions."""
+from upcycle.measure.machine import fastest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +75,7 @@ def latency(module: nn.Module, input_shape: tuple[int, ...], batch: int = 1, rep
 
     with undisturbed(module):
         _forward(module, sample)
-        return _fastest(once, repetitions)
+        return fastest(once, repetitions)
 
 
 def peak_memory(module: nn.Module, input_shape: tuple[int, ...], batch: int = 1) -> int:
@@ -108,127 +99,6 @@ def peak_memory(module: nn.Module, input_shape: tuple[int, ...], batch: int = 1)
         with _Live(module) as live:
             _forward(module, _sample(module, input_shape, batch))
         return _stored(module) + live.peak
-
-
-def matmul_rate(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
-    """Floating-point operations a second of a large square matrix product here, measured once (0.5 s)."""
-    return _matmul_rate(dtype, str(device), torch.get_num_threads())
-
-
-@functools.cache
-def _matmul_rate(dtype: torch.dtype, device: str, threads: int) -> float:
-    n = 1024 if device == "cpu" else 8192
-    a = torch.ones(n, n, dtype=dtype, device=device)
-
-    def once() -> None:
-        a @ a
-        if a.is_cuda:
-            torch.cuda.synchronize(a.device)
-
-    once()
-    return 2 * n**3 / _fastest(once, 30)
-
-
-def machine() -> dict[str, Any]:
-    """What measured figures must be read with: processor, cores, threads, GPU, and if bf16 is fast there."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": ", ".join(gpus) or None,
-        "fast_bf16": fast_bf16("cuda" if gpus else "cpu"),
-        "system": platform.system(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def si(value: float) -> str:
-    """A count with three digits: ``272 k``, ``1.28 M``, ``650``.
-
-    >>> si(272474), si(1_280_000), si(65)
-    ('272 k', '1.28 M', '65')
-    """
-    return _scaled(value, ("", "k", "M", "G", "T", "P"))
-
-
-def amount(value: float | str) -> float:
-    """A count that a person wrote, perhaps with k, M, G or T behind it.
-
-    >>> amount("0.5M"), amount("60 M"), amount(1000)
-    (500000.0, 60000000.0, 1000.0)
-
-    Raises:
-        UserError: it is no positive number.
-    """
-    text = str(value).strip()
-    scale = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(text[-1:], 1.0)
-    try:
-        found = float(text[:-1] if scale > 1 else text) * scale
-    except ValueError:
-        found = math.nan
-    if not (math.isfinite(found) and found >= 0):
-        raise UserError(f"'{value}' is no amount; write a number such as 500000, 0.5M or 60M.")
-    return found
-
-
-def bytes_(value: float) -> str:
-    """A size with three digits, in powers of 1000.
-
-    >>> bytes_(1_234_567)
-    '1.23 MB'
-    """
-    return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
-
-
-def duration(seconds: float) -> str:
-    """A time with two or three digits.
-
-    >>> duration(0.00123), duration(75), duration(3720)
-    ('1.23 ms', '1 min 15 s', '1 h 2 min')
-    """
-    if seconds < 0.9995:
-        return _scaled(seconds * 1e9, ("ns", "µs", "ms"))
-    if seconds < 59.95:
-        return f"{_digits(seconds)} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def _scaled(value: float, units: tuple[str, ...]) -> str:
-    step = 0
-    while abs(value) >= 999.5 and step + 1 < len(units):
-        value, step = value / 1000, step + 1
-    number = f"{value:.0f}" if step == 0 and value == round(value) else _digits(value)
-    return f"{number} {units[step]}".strip()
-
-
-def _digits(value: float) -> str:
-    """Three significant digits, without exponent."""
-    places = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{places}f}"
-
-
-def _fastest(once: Callable[[], None], repetitions: int) -> float:
-    best, start = float("inf"), time.perf_counter()
-    for done in range(max(repetitions, 3)):
-        before = time.perf_counter()
-        if done >= 3 and before - start > LATENCY_BUDGET:
-            break
-        once()
-        best = min(best, time.perf_counter() - before)
-    return best
 
 
 def _stored(module: nn.Module) -> int:

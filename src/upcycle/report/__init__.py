@@ -13,7 +13,7 @@ import yaml
 from upcycle.core import licences, lineage
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json, write_atomic
-from upcycle.measure.cost import bytes_, duration, si
+from upcycle.measure.units import bytes_, duration, si
 from upcycle.report import figures
 from upcycle.report.figures import Arm
 from upcycle.report.pictures import picture

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json
-from upcycle.measure.cost import si
+from upcycle.measure.units import si
 from upcycle.report import svg
 from upcycle.report.bars import Bar, bar_chart, blocks, routes
 from upcycle.report.figures import Figure, Table, is_number

@@ -20,7 +20,8 @@ from upcycle.data import Images, describe
 from upcycle.data.images import joined
 from upcycle.data.labels import relabelled
 from upcycle.data.pool_files import parent_node
-from upcycle.measure.cost import count, si
+from upcycle.measure.cost import count
+from upcycle.measure.units import si
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.figures import points, row, spread
 from upcycle.verbs.options import Reference, Say, Setting

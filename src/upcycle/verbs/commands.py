@@ -15,8 +15,9 @@ from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import evaluate as measure
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.outputs import Columns
-from upcycle.measure.cost import bytes_, count, duration, latency, peak_memory, si
+from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.export import export as write_export
+from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.methods import add_plugin, all_methods
 
 

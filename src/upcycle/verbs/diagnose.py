@@ -23,7 +23,7 @@ from upcycle.diagnosis.attribution import EXPLAINERS
 from upcycle.diagnosis.errors.class_channels import channel_order
 from upcycle.diagnosis.errors.findings import Diagnosis
 from upcycle.diagnosis.errors.findings import diagnose as look_inside
-from upcycle.measure.cost import machine
+from upcycle.measure.machine import machine
 from upcycle.report import write_report
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.directory import claim_directory

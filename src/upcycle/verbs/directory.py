@@ -14,7 +14,7 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.run import Run
 from upcycle.data import Images
-from upcycle.measure.cost import machine
+from upcycle.measure.machine import machine
 from upcycle.report import write_report
 from upcycle.report.card import model_card
 

@@ -21,7 +21,8 @@ from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
-from upcycle.measure.cost import count, si
+from upcycle.measure.cost import count
+from upcycle.measure.units import si
 from upcycle.training.supervised import Supervised
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import points, row, show_accuracy, spread

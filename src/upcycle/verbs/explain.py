@@ -12,7 +12,7 @@ from pathlib import Path
 from upcycle.core import lineage, references, store
 from upcycle.core.errors import require, unknown
 from upcycle.diagnosis.attribution import EXPLAINERS, Attribution
-from upcycle.measure.cost import machine
+from upcycle.measure.machine import machine
 from upcycle.report import write_report
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, maps_of, overlay

@@ -27,10 +27,11 @@ from upcycle.core.models import Model
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
-from upcycle.data.streams import Stream, check_stream, scenario_of
-from upcycle.data.streams import stream as make_stream
+from upcycle.data.stream_kinds import check_stream
+from upcycle.data.stream_kinds import stream as make_stream
+from upcycle.data.streams import Stream, scenario_of
 from upcycle.distillation.data_free.gallery import strip
-from upcycle.measure.cost import bytes_
+from upcycle.measure.units import bytes_
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.directory import first_process
 from upcycle.verbs.figures import figures_of, hundredths, share, spread

@@ -11,7 +11,8 @@ import torch
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.models import Model
 from upcycle.data import Images
-from upcycle.measure.cost import bytes_, count, duration, latency, peak_memory, si
+from upcycle.measure.cost import count, latency, peak_memory
+from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.options import Say
 
 

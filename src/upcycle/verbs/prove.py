@@ -14,7 +14,7 @@ from upcycle.claims import Claim, Measured, find
 from upcycle.core import store
 from upcycle.core.errors import require
 from upcycle.core.lineage import versions
-from upcycle.measure.cost import machine
+from upcycle.measure.machine import machine
 
 
 @dataclass(kw_only=True)

@@ -28,7 +28,9 @@ from upcycle.core.run import Run
 from upcycle.data import Images, check_reference
 from upcycle.data.labels import relabelled
 from upcycle.data.streams import Stream
-from upcycle.measure.cost import count, duration, matmul_rate
+from upcycle.measure.cost import count
+from upcycle.measure.machine import matmul_rate
+from upcycle.measure.units import duration
 from upcycle.verbs import DEFAULT_METHOD, figures
 from upcycle.verbs.directory import claim_directory, first_process, write_result
 from upcycle.verbs.loading import augmented, load_for

@@ -19,7 +19,8 @@ from upcycle.continual.protocol.probing import (
 )
 from upcycle.core.errors import UserError
 from upcycle.data.images import Images
-from upcycle.data.streams import Stream, portions
+from upcycle.data.stream_kinds import portions
+from upcycle.data.streams import Stream
 from upcycle.measure.similarity import linear_cka
 
 

@@ -18,7 +18,7 @@ from upcycle.data.pool import Pool
 from upcycle.data.pool_files import pool_lineage, save_pool
 from upcycle.distillation.data_free import gallery
 from upcycle.distillation.data_free.inversion import Normalise, Statistics, only_inputs
-from upcycle.measure.cost import duration
+from upcycle.measure.units import duration
 
 if TYPE_CHECKING:
     from upcycle.core.batches import Batch

@@ -1,0 +1,322 @@
+"""The kinds of streams, and the way to one from its name.
+
+A stream is written ``KIND:DATA/TASKS``: ``splits:cifar10/5``, ``splits:digits/2+1`` (two classes, then one at a time),
+``permuted:mnist/10``, ``rotated:mnist/20``, ``parts:mnist/5`` (a random fifth of the images at a time),
+``drifting:mnist`` and ``folders:PATH`` (a folder of images a task).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upcycle.core.errors import UserError, require, unknown
+from upcycle.data.augment import uniform
+from upcycle.data.images import Images, ImageSplit, draw, joined
+from upcycle.data.labels import relabelled
+from upcycle.data.sources import check_reference, load
+from upcycle.data.streams import Scenario, Stream
+
+KINDS = ("splits", "permuted", "rotated", "parts", "drifting", "folders")
+
+
+_SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<data>.+?)(/(?P<count>\d+(\+\d+|(,\d+)+)?))?")
+
+
+def check_stream(reference: str) -> None:
+    """Raise :class:`UserError` at once for a stream that cannot be made (cheap: no images are read)."""
+    kind, data, _ = _parts(reference)
+    if kind == "folders":
+        require(Path(data).expanduser().is_dir(), f"There is no folder {data} with a folder of images for each task.")
+    else:
+        check_reference(data)
+
+
+def _parts(reference: str) -> tuple[str, str, str]:
+    found = _SPEC.fullmatch(reference)
+    if not found:
+        raise UserError(f"A stream is written KIND:DATA/TASKS, for example splits:cifar10/5, not '{reference}'.")
+    if found["kind"] not in KINDS:
+        raise unknown("kind of stream", found["kind"], KINDS)
+    return found["kind"], found["data"], found["count"] or ""
+
+
+def stream(
+    reference: str | Images,
+    *,
+    tasks: str = "",
+    scenario: Scenario | None = None,
+    shuffle: int | None = None,
+    few: int | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+) -> Stream:
+    """A stream from its name, or splits of images that are loaded already.
+
+    Args:
+        reference: see this module's docstring; or an :class:`Images`, whose classes are split.
+        tasks: of an :class:`Images`: how its classes are split, as after the stroke of a name: ``5`` tasks of
+            equally many classes, ``2+1`` for two and then one at a time, or ``2,3,5``.
+        scenario: class-incremental by default for splits and folders, domain-incremental for permuted and rotated
+            images and for parts (the only one), general for drifting ones.
+        shuffle: draws another order of classes (splits) or tasks (folders) from this seed.
+        few: only so many training images of each class in each task, drawn with a fixed seed.
+        size, channels: as in :func:`upcycle.data.load`.
+
+    Raises:
+        UserError: for what is unknown, not found, or cannot be split so.
+    """
+    if isinstance(reference, Images):
+        made = _splits(f"splits:{reference.name}/{tasks}", reference, tasks, scenario or "class", shuffle)
+        return _few(made, few)
+    kind, data, count = _parts(reference)
+    if kind == "folders":
+        require(not count, f"Each folder in {data} is a task, so leave out /{count}.")
+        return _few(_folders(reference, Path(data).expanduser(), scenario or "class", shuffle, size, channels), few)
+    images = load(data, size=size, channels=channels)
+    require(bool(images.classes), f"{images.name} has no labels, so there are no classes to make a stream of.")
+    if kind == "splits":
+        return _few(_splits(reference, images, count, scenario or "class", shuffle), few)
+    require(
+        shuffle is None, f"The order of the tasks of {kind}: streams is part of their definition; leave out shuffle."
+    )
+    if kind == "drifting":
+        require(not count, f"A drifting stream has no tasks, so leave out /{count}.")
+        require(scenario in (None, "general"), "A drifting stream has no tasks: its scenario is general.")
+        return _few(_drifting(reference, images), few)
+    require(scenario in (None, "domain"), f"A {kind} stream shows the same classes all along: its scenario is domain.")
+    require(count.isdigit() and int(count) >= 1, f"{kind}:{data} needs the number of its tasks: {kind}:{data}/10.")
+    if kind == "parts":
+        return _few(portions(reference, images, int(count)), few)
+    change = _permuted if kind == "permuted" else _rotated(int(count))
+    return _few(_domains(reference, images, int(count), change), few)
+
+
+def _few(made: Stream, few: int | None) -> Stream:
+    if few is None:
+        return made
+    require(few >= 2, f"few takes at least 2 images a class, not {few}.")
+    make = made.make
+
+    def fewer(t: int) -> Images:
+        images = make(t)
+        counts = [few] * len(made.classes)
+        return images.subset(draw(images.train.labels, images.train.ids, counts, 0, "few"))
+
+    return dataclasses.replace(made, make=fewer, name=f"{made.name}, {few} images a class",
+                               order={**made.order, "few": few})  # fmt: skip
+
+
+def _sizes(count: str, k: int, name: str) -> list[int]:
+    """How many classes each task has."""
+    if "+" in count:
+        first, then = map(int, count.split("+"))
+        require(then >= 1 and first >= 1 and (k - first) % then == 0 and first <= k,
+                f"The {k} classes of {name} cannot be split into {first} and then {then} at a time.")  # fmt: skip
+        return [first, *[then] * ((k - first) // then)]
+    if "," in count:
+        sizes = [int(n) for n in count.split(",")]
+        require(sum(sizes) == k and min(sizes) >= 1,
+                f"{count} adds up to {sum(sizes)} classes, and {name} has {k}.")  # fmt: skip
+        return sizes
+    require(count.isdigit() and int(count) >= 1, f"splits:{name} needs the number of its tasks: splits:{name}/5.")
+    n = int(count)
+    require(k % n == 0, f"The {k} classes of {name} do not divide into {n} tasks of equally many; write their sizes, "
+            f"as in splits:{name}/2,3,5.")  # fmt: skip
+    return [k // n] * n
+
+
+def _splits(name: str, images: Images, count: str, scenario: Scenario, shuffle: int | None) -> Stream:
+    """The classes of one set, some at a time."""
+    require(
+        scenario in ("class", "task", "general"), "Splits bring new classes: their scenario is class, task or general."
+    )
+    k = len(images.classes)
+    places = torch.arange(k)
+    if shuffle is not None:
+        places = torch.randperm(k, generator=torch.Generator().manual_seed(shuffle))
+        images = relabelled(images, tuple(images.classes[i] for i in places.tolist()))
+    tasks, start = [], 0
+    for n in _sizes(count, k, images.name):
+        tasks.append(tuple(range(start, start + n)))
+        start += n
+    if scenario == "general":  # one pass over the classes in their order, no boundaries
+        order = images.train.labels.argsort(stable=True)
+        return Stream(name=name, scenario=scenario, classes=images.classes, tasks=(tuple(range(k)),),
+                      make=lambda t: images.subset(order), base=images, order={"classes": places.tolist()})  # fmt: skip
+
+    def make(t: int) -> Images:
+        columns = torch.tensor(tasks[t])
+
+        def of(split: ImageSplit) -> ImageSplit:
+            return split.subset(torch.isin(split.labels, columns).nonzero()[:, 0])
+
+        return dataclasses.replace(images, train=of(images.train), validation=of(images.validation),
+                                   test=of(images.test))  # fmt: skip
+
+    return Stream(name=name, scenario=scenario, classes=images.classes, tasks=tuple(tasks), make=make, base=images,
+                  order={"classes": places.tolist()})  # fmt: skip
+
+
+Change = Callable[[Tensor, int], Tensor]  # uint8 (n, h, w, c) and the task
+
+
+def _domains(name: str, images: Images, n: int, change: Change) -> Stream:
+    """All classes in every task, seen differently."""
+
+    def make(t: int) -> Images:
+        def of(split: ImageSplit) -> ImageSplit:
+            pixels = split.images
+            if pixels.dtype != torch.uint8:  # (n, c, h, w)
+                changed = change(pixels.permute(0, 2, 3, 1), t).permute(0, 3, 1, 2).contiguous()
+            else:
+                changed = change(pixels, t)
+            return dataclasses.replace(split, images=changed)
+
+        return dataclasses.replace(images, train=of(images.train), validation=of(images.validation),
+                                   test=of(images.test))  # fmt: skip
+
+    everything = tuple(range(len(images.classes)))
+    return Stream(name=name, scenario="domain", classes=images.classes, tasks=(everything,) * n, make=make,
+                  base=images, order={"seed": 0})  # fmt: skip
+
+
+def portions(name: str, images: Images, n: int) -> Stream:
+    """Every image in one task, drawn with a fixed seed: nothing changes from task to task but the images."""
+
+    def make(t: int) -> Images:
+        def of(split: ImageSplit) -> ImageSplit:
+            order = uniform(0, 0, torch.arange(len(split)), "parts")[:, 0].argsort(stable=True)
+            return split.subset(order.tensor_split(n)[t].sort().values)
+
+        return dataclasses.replace(images, train=of(images.train), validation=of(images.validation),
+                                   test=of(images.test))  # fmt: skip
+
+    everything = tuple(range(len(images.classes)))
+    return Stream(name=name, scenario="domain", classes=images.classes, tasks=(everything,) * n, make=make,
+                  base=images, order={"seed": 0})  # fmt: skip
+
+
+def permutation(pixels: int, t: int) -> Tensor:
+    """The permutation of task t, int64 (pixels,); the first task leaves images as they are."""
+    if t == 0:
+        return torch.arange(pixels)
+    return torch.randperm(pixels, generator=torch.Generator().manual_seed(1000 + t))
+
+
+def _permuted(images: Tensor, t: int) -> Tensor:
+    n, h, w, _ = images.shape
+    return images.reshape(n, h * w, -1)[:, permutation(h * w, t)].view_as(images)
+
+
+def angles(n: int) -> Tensor:
+    """The angles of n rotated tasks in degrees, float64 (n,), uniform in [0, 180), drawn with a fixed seed."""
+    return 180 * uniform(0, 0, torch.arange(n), "rotated")[:, 0]
+
+
+def _rotated(n: int) -> Change:
+    degrees = angles(n)
+    return lambda images, t: rotated(images, degrees[t].expand(len(images)))
+
+
+def rotated(images: Tensor, degrees: Tensor) -> Tensor:
+    """Each image turned about its middle, anticlockwise, bilinear, black outside.
+
+    Args:
+        images: (n, h, w, c), uint8 or float.
+        degrees: (n,).
+    """
+    made = []
+    for pixels, angle in zip(images.split(2048), degrees.split(2048), strict=True):
+        b, h, w, c = pixels.shape
+        a = torch.deg2rad(angle.double())
+        cos, sin, zero = a.cos(), a.sin(), torch.zeros_like(a)
+        # affine_grid's coordinates run from -1 to 1 on each side, whatever the sides' lengths
+        matrix = torch.stack([cos, -sin * h / w, zero, sin * w / h, cos, zero], 1).view(-1, 2, 3).float()
+        grid = F.affine_grid(matrix, [b, c, h, w], align_corners=False)
+        turned = F.grid_sample(pixels.permute(0, 3, 1, 2).float(), grid, align_corners=False)
+        turned = turned.permute(0, 2, 3, 1)
+        made.append(turned.round_().clamp_(0, 255).to(pixels.dtype) if pixels.dtype == torch.uint8 else turned)
+    return torch.cat(made)
+
+
+def _drifting(name: str, images: Images, rounds: int = 3) -> Stream:
+    """MNIST-360 of the DER paper (arXiv:2004.07211): pairs of consecutive classes, three rounds, each class turning.
+
+    The last class is left out, as there (a nine is a six upside down). In each round every class meets the one before
+    and the one after it; its images turn through 360 degrees in the course of the round. How images are shared among
+    the pairs is reconstructed: equally, and the two classes of a pair take turns. Test images stand at angles spread
+    evenly over the circle.
+    """
+    k = len(images.classes) - 1
+    require(k >= 2, f"A drifting stream takes at least 3 classes, and {images.name} has {k + 1}.")
+    images = images.only(images.classes[:k])
+
+    def of(split: ImageSplit) -> ImageSplit:
+        turn = torch.zeros(len(split))
+        for c in range(k):
+            places = (split.labels == c).nonzero()[:, 0]
+            turn[places] = torch.arange(len(places)) * 360.0 / max(len(places), 1)
+        return dataclasses.replace(split, images=rotated(split.images, turn))
+
+    split = images.train
+    of_class = [(split.labels == c).nonzero()[:, 0] for c in range(k)]
+    order, turn = [], []
+    for r in range(rounds):
+        share = [places.tensor_split(rounds)[r] for places in of_class]
+        halves = [s.tensor_split(2) for s in share]
+        degrees = [(torch.arange(len(s)) * 360.0 / max(len(s), 1)).tensor_split(2) for s in share]
+        for c in range(k):
+            d = (c + 1) % k  # class c in its second half, d in its first; class 0 begins with its second
+            both = (halves[c][1], halves[d][0])
+            n = min(map(len, both))
+            order.append(torch.stack([b[:n] for b in both], 1).flatten())
+            turn.append(torch.stack([degrees[c][1][:n], degrees[d][0][:n]], 1).flatten())
+    train = split.subset(torch.cat(order))
+    train = dataclasses.replace(train, images=rotated(train.images, torch.cat(turn)))
+    whole = dataclasses.replace(images, train=train, validation=of(images.validation), test=of(images.test))
+    return Stream(name=name, scenario="general", classes=images.classes, tasks=(tuple(range(k)),),
+                  make=lambda t: whole, base=images, order={"rounds": rounds})  # fmt: skip
+
+
+def _folders(
+    name: str, root: Path, scenario: Scenario, shuffle: int | None, size: int | None, channels: int | None
+) -> Stream:
+    """A folder for each task, in the order of their names; classes are named by the folders in them."""
+    require(scenario != "general", "Folders are tasks: their scenario is class, task or domain.")
+    places = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    require(bool(places), f"There is no folder in {root}, and each task is one.")
+    if shuffle is not None:
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(shuffle))
+        places = [places[i] for i in order.tolist()]
+    sets = [load(place, size=size, channels=channels) for place in places]
+    if (blank := next((s for s in sets if not s.classes), None)) is not None:
+        raise UserError(f"The task {blank.name} in {root} has no class folders; write TASK/CLASS/IMAGE.")
+    classes = tuple(dict.fromkeys(c for s in sets for c in s.classes))
+    tasks = tuple(tuple(sorted(classes.index(c) for c in s.classes)) for s in sets)
+    if scenario == "domain" and (odd := next((s for s in sets if set(s.classes) != set(classes)), None)) is not None:
+        raise UserError(f"The task {odd.name} in {root} lacks some of the classes, which a domain-incremental stream "
+                        "has in every task; use --scenario class.")  # fmt: skip
+
+    @cache
+    def labelled(t: int) -> Images:
+        return relabelled(sets[t], classes, partial=True)
+
+    if scenario == "domain":
+        base = labelled(0)
+    else:
+        alike = all(s.shape == sets[0].shape for s in sets)
+        base = dataclasses.replace(joined(sets), name=root.name) if alike and _disjoint(tasks) else sets[0]
+    return Stream(name=name, scenario=scenario, classes=classes, tasks=tasks, make=labelled, base=base,
+                  order={"folders": [p.name for p in places]})  # fmt: skip
+
+
+def _disjoint(tasks: tuple[tuple[int, ...], ...]) -> bool:
+    return len({k for columns in tasks for k in columns}) == sum(map(len, tasks))
