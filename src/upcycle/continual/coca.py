@@ -283,14 +283,14 @@ class CoCa(Method):
         e, v = (CalibrationHead(d, outputs).to(run.device, run.dtype) for outputs in (R, EMBEDDING))
         buffer = self.replay.buffer(data.train, run.seed, logits=len(data.classes))
         calibrate = self.w_sc > 0 or self.w_rot > 0
+        trained = nn.ModuleList([net.module, e, v] if calibrate else [net.module])
         keep = {"buffer": buffer, "e": e, "v": v}
         passes = 1.0 + (self.alpha > 0) + (self.beta > 0 or calibrate) + 2 * calibrate
         allowed = f"memory {self.replay.images} images with logits" + ", told the boundaries" * self.boundaries
         for t, task in tasks(self, run, data, net, keep=keep, allowed=allowed, passes=passes):
             run.setup(e)
             run.setup(v)
-            trained = nn.ModuleList([net.module, e, v] if calibrate else [net.module])
-            student, optimizer = run.setup(net.module, lambda _, trained=trained: self.recipe.make(trained))
+            student, optimizer = run.setup(net.module, lambda _: self.recipe.make(trained))
             rest, rest_old = (without(len(data.classes), c).to(run.device) for c in self._competing(data, t))
             with Taps(student, [last], kind="input") as taps:
                 for _ in run.epochs(self.recipe.epochs):

@@ -307,7 +307,7 @@ def _percent(value: float | None, sign: str = "") -> str:
     return "" if value is None else f"{100 * value:{sign}.1f} %".replace("-", "−")
 
 
-def _sentence(made: Any, own: Scores, bounds: dict[str, Scores], product: Model) -> str:
+def _sentence(made: Any, own: Any, bounds: dict[str, Scores], product: Model) -> str:
     """What is left of all tasks, between what bounds it, under which protocol; a failure is called one."""
     found = own.summary()
     accuracy = found["average accuracy"]
