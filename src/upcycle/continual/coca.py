@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -286,14 +285,14 @@ class CoCa(Method):
         e, v = (CalibrationHead(d, outputs).to(run.device, run.dtype) for outputs in (R, EMBEDDING))
         buffer = self.replay.buffer(data.train, run.seed, logits=len(data.classes))
         calibrate = self.w_sc > 0 or self.w_rot > 0
+        trained = nn.ModuleList([net.module, e, v] if calibrate else [net.module])
         keep = {"buffer": buffer, "e": e, "v": v}
         passes = 1.0 + (self.alpha > 0) + (self.beta > 0 or calibrate) + 2 * calibrate
         allowed = f"memory {self.replay.images} images with logits" + ", told the boundaries" * self.boundaries
         for t, task in tasks(self, run, data, net, keep=keep, allowed=allowed, passes=passes):
             run.setup(e)
             run.setup(v)
-            trained = nn.ModuleList([net.module, e, v] if calibrate else [net.module])
-            student, optimizer = run.setup(net.module, partial(_over, trained, self.recipe))
+            student, optimizer = run.setup(net.module, lambda _: self.recipe.make(trained))
             rest, rest_old = (without(len(data.classes), c).to(run.device) for c in self._competing(data, t))
             with Taps(student, [last], kind="input") as taps:
                 for _ in run.epochs(self.recipe.epochs):
@@ -339,8 +338,3 @@ class CoCa(Method):
 def share(run: Run, n: int) -> Int[Tensor, " m"]:
     """This process' positions in n things of all processes, on the CPU."""
     return torch.arange(n).tensor_split(run.world_size)[run.rank]
-
-
-def _over(trained: nn.Module, recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """One optimiser over the network and the heads beside it."""
-    return recipe.make(trained)
