@@ -86,19 +86,20 @@ def test_what_is_recorded_are_the_answers_in_the_order_of_the_images() -> None:
 
 
 def test_a_heavier_weight_leaves_the_old_answers_nearer_to_what_they_were() -> None:
+    """Of five networks, weight 10 divided the distance by 2.6 to 6.3, and 30 once more by 1.6 to 3.3."""
     data, recipe = stream(tiny_data(), tasks="5,5"), dataclasses.replace(RECIPE, epochs=10)
     first = Finetune(student=tiny_net(1), recipe=recipe)
     split = data.task(1).train
     run = Run(None, seed=1, precision="32-true")
     before = predict_logits(first.fit(run, dataclasses.replace(data, tasks=data.tasks[:1])), split)
     apart = []
-    for alpha in (0.0, 1.0, 10.0):
+    for alpha in (0.0, 10.0, 30.0):
         method = LwF(student=tiny_net(1), recipe=recipe, alpha=alpha)
         run = Run(None, seed=1, precision="32-true")
         z = predict_logits(method.fit(run, data), split)
         apart.append(float(F.kl_div((z[:, :5] / 2).log_softmax(1), (before[:, :5] / 2).softmax(1), reduction="sum")))
         assert run.left["scores"].held == [0, 0]
-    assert apart[0] > 1.5 * apart[1] > 3 * apart[2], apart
+    assert apart[0] > 2 * apart[1] and apart[1] > 1.25 * apart[2], apart
 
 
 @pytest.mark.parametrize("options", [{"alpha": -1.0}, {"temperature": 0.0}])
