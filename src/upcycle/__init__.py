@@ -96,7 +96,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    value = _methods().get(name) if name not in _HOME and not name.startswith("_") else None
+    value = _methods().get(name) if name not in _HOME and name[:1].isupper() else None  # the rooms import torch
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), "load" if name == "load_data" else name)
     if value is None:

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor, nn
-from upcycle.continual.finetune import Finetune
 
 from tests.settings import tiny_data, tiny_net, tiny_stream
+from upcycle.continual.baselines import Finetune
 from upcycle.continual.si import SI, omega
 from upcycle.core.errors import UserError
 from upcycle.core.method import Method

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import os
 import pickle
@@ -654,7 +655,7 @@ def test_export_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         export(small(), tmp_path / "net.onnx", "onx")
     with pytest.raises(UserError, match=r"ends in \.pt2"):
         export(small(), tmp_path / "net.pth", "torch")
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "upcycle\[onnx\]"'):
         export(small(), tmp_path / "net.onnx", "onnx")
     monkeypatch.undo()

@@ -445,9 +445,9 @@ def test_the_losses_go_down() -> None:
     losses: list[list[float]] = []
 
     class Kept(Watched):
-        def _log_tracked(self) -> None:
+        def _end_epoch(self) -> None:
             losses.append(list(self.losses[:40]))
-            super()._log_tracked()
+            super()._end_epoch()
 
     tiny(k=40, rounds=1, warmup=0, adv=0.0, recipe=Recipe(epochs=1, batch_size=16)).fit(Kept(), nothing())
     assert losses[0][-1] < 0.8 * losses[0][0]

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, fx, nn
 
 from upcycle import zoo
-from upcycle.core import building, models, store
+from upcycle.core import building, store
 from upcycle.core.cut import cut, trace
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model
@@ -398,7 +398,7 @@ def test_a_broken_torchvision_is_explained(
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "upcycle\[vision\]"'):
         check_reference("timm:resnet18")
     with pytest.raises(UserError, match=r'pip install "upcycle\[hub\]"'):
