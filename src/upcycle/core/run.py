@@ -103,6 +103,11 @@ class Run:
         self._stages = Stages(self.journal, self._updates, self.fabric, seed, save_every)
         self._stages.enter(ROOT)
 
+    def begin(self, inputs: dict[str, str], code: dict[str, str] | None = None) -> None:
+        """Record what goes into this run, or, where it goes on, compare; see :meth:`Journal.begin`."""
+        self.journal.begin(inputs, code or {})
+        self._stages.seed()  # whatever looking at the inputs drew
+
     # -- stages -------------------------------------------------------------------------------------------------
 
     @property
@@ -443,5 +448,6 @@ class Run:
         return catching(lambda signum: setattr(self, "interrupt", signum))
 
     def close(self) -> None:
-        """Finish the log."""
+        """Finish the log, and let other processes write the directory."""
         self._log.close()
+        self.journal.close()
