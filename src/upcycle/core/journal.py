@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypedDict
 
@@ -185,7 +186,7 @@ class Journal:
             self._commit()  # an index from the start: without one, a stray checkpoint is damage
         return machine
 
-    def begin(self, inputs: dict[str, str], code: dict[str, str]) -> None:
+    def begin(self, inputs: Mapping[str, str], code: Mapping[str, str]) -> None:
         """Record what the run is begun with, or compare it with what it was begun with.
 
         Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -12,7 +11,7 @@ from upcycle.core.errors import UserError
 NAME = ".lock"
 """The file in a directory that is locked; empty, and left there, since taking it away would let two in."""
 
-_held: weakref.WeakValueDictionary[Path, Hold] = weakref.WeakValueDictionary()
+_held: dict[Path, Hold] = {}
 
 
 class Hold:

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from upcycle.core import store
 from upcycle.core.errors import require
+from upcycle.core.inputs import of_plain
 from upcycle.core.read import Count
 
 
@@ -51,6 +52,12 @@ class Past:
             "state": store.save_state(directory / "state.safetensors", self.state),
         }
         store.write_json(directory / "state.json", store.sealed(value))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all of it."""
+        skeleton, tensors = store.pack(self.state)
+        return of_plain([self.classes, self.tasks, self.streams, skeleton, store.tensor_digest(tensors)])
 
     @classmethod
     def load(cls, directory: Path) -> Past:
