@@ -117,7 +117,7 @@ def corruptions(n: int, seed: int, folder: Path, tally: Tally) -> None:
 def read_all(out: Path) -> None:
     """Read a run directory as resuming it and loading its model do."""
     checkpoints = out / "checkpoints"
-    for name, digests in store.unsealed(checkpoints / "index.json")["files"].items():
+    for name, digests in store.unsealed(checkpoints / "index.json", dict)["files"].items():
         store.load_state(checkpoints / name, digests)
     store.verify_manifest(out / "model")
     saved.load(out)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +15,11 @@ import torch
 from torch import Tensor
 
 from tests.settings import ROWS, tiny_data
+from upcycle.core import lock
 from upcycle.core.errors import UserError
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
+from upcycle.data.streams import Stream
 from upcycle.verbs.methods import all_methods
 
 EACH = pytest.mark.parametrize("name", ROWS)
@@ -46,10 +51,14 @@ class StopsAfter(Run):
 
 def fit(name: str, run: Run, n: int = 160) -> dict[str, Tensor]:
     data, method = ROWS[name].data(n), ROWS[name].make()
-    method.require(data)
+    method.begin(run, data)
     state = method.fit(run, data).state_dict()
     run.close()
     return state
+
+
+def is_lock(file: Path) -> bool:
+    return file.name == lock.NAME and not file.stat().st_size
 
 
 def test_every_method_has_a_row() -> None:
@@ -78,7 +87,7 @@ def test_p2_a_run_directory_is_data(name: str, tmp_path: Path) -> None:
     for file in tmp_path.rglob("*"):
         if file.is_file() and file.parent.name != "events":
             images = {".parquet", ".md"} if file.parent.name == "pool" else set()
-            assert file.suffix in {".safetensors", ".json", ".yaml", ".csv"} | images, file
+            assert file.suffix in {".safetensors", ".json", ".yaml", ".csv"} | images or is_lock(file), file
             assert b"cpickle" not in file.read_bytes()[:64].lower()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -98,6 +107,71 @@ def test_p3_corruption_is_named(name: str, tmp_path: Path) -> None:
                 with pytest.raises(UserError, match=file.name):
                     fit(name, Run(tmp_path, save_every=0, resume=True))
         file.write_bytes(content)
+
+
+@EACH
+def test_p13_a_run_goes_on_only_with_what_it_was_begun_with(name: str, tmp_path: Path) -> None:
+    run = StopsAfter(tmp_path, seed=4, save_every=0)
+    run.due = 1
+    with pytest.raises(Killed):
+        fit(name, run)
+    names = ROWS[name].make().inputs(ROWS[name].data(160))
+    for field in (*ROWS[name].method.roles, *ROWS[name].method.given):
+        assert any(re.search(rf"\b{field}\b", one) for one in names), field
+    for one in names:
+        method, data = ROWS[name].make(), ROWS[name].data(160)
+        data = spoil(one, method, data)
+        if "classes" in one or one.endswith("of past"):  # which may not even fit, and that is another refusal
+            method.check = lambda data: []  # type: ignore[method-assign]
+        with pytest.raises(UserError, match=f"^{one[:1].upper()}{one[1:]}( and .*)? differ from those that"):
+            method.begin(Run(tmp_path, seed=4, resume=True), data)
+
+
+def spoil(name: str, method: Any, data: Any) -> Any:
+    """Change the one input of ``method`` that is called ``name``, in place where it is no data; returns the data."""
+    parts = r"the (labels of the )?(training|validation|test) images|the names of the classes|the tasks of the stream"
+    found = re.fullmatch(rf"({parts})(?: of (\w+))?", name)
+    if found and found[4]:
+        setattr(method, found[4], other(getattr(method, found[4]), found[1], found[2], found[3]))
+    elif found:
+        return other(data, found[1], found[2], found[3])
+    else:
+        what, field, number = re.fullmatch(r"the ([\w ]+) of (?:the )?(\w+)(?: (\d+))?", name).groups()  # type: ignore[union-attr]
+        value = getattr(method, field)
+        thing = value[int(number) - 1] if number else value
+        if what == "weights":
+            module = getattr(thing, "model", thing)
+            with torch.no_grad():
+                next(p for p in module.module.parameters() if p.numel()).view(-1)[0] += 1
+        elif what == "values":
+            method.check = lambda data: []  # which would make them anew
+            setattr(method, field, thing.flip(0))
+        elif thing is None:
+            setattr(method, field, SimpleNamespace(digest="another"))
+        elif what == "contents":
+            thing.name = "another"
+        else:
+            at = getattr(thing, "model", thing)
+            at.classes = tuple(reversed(at.classes))
+    return data
+
+
+def other(data: Any, what: str, labels: str | None, word: str | None) -> Any:
+    """``data`` with another first image, first label, class name, or order of tasks."""
+    if isinstance(data, Stream):
+        if what == "the tasks of the stream":
+            return dataclasses.replace(data, order={**data.order, "seed": 77})
+        make = data.make
+        return dataclasses.replace(
+            data, base=other(data.base, what, labels, word), make=lambda t: other(make(t), what, labels, word)
+        )
+    if word is None:
+        return dataclasses.replace(data, classes=("another", *data.classes[1:]))
+    key = {"training": "train"}.get(word, word)
+    split, field = getattr(data, key), "labels" if labels else "images"
+    changed = getattr(split, field).clone()
+    changed.view(-1)[0] = 1 - changed.view(-1)[0].clamp(0, 1)
+    return dataclasses.replace(data, **{key: dataclasses.replace(split, **{field: changed})})
 
 
 @EACH

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import os
 import pickle
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 import upcycle.measure.export as export_module
 from upcycle.core import building, models, references, store
 from upcycle.core.errors import UserError
+from upcycle.core.lineage import node
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns, Logits
 from upcycle.core.references import check_reference, resolve
@@ -464,7 +464,7 @@ def test_nothing_of_a_strangers_is_executed(tmp_path: Path) -> None:
 
 def test_a_saved_model_comes_back_as_it_was(tmp_path: Path) -> None:
     model = small(3, mean=(0.2,), std=(0.3,), classes=tuple("abcdefghij"), num_classes=10)
-    model.lineage, model.licence, model.name = {"name": "x", "parents": []}, "MIT", "tiny"
+    model.lineage, model.licence, model.name = node(name="x", digest=""), "MIT", "tiny"
     model.module.to(memory_format=torch.channels_last).train()
     save(model, tmp_path / "run" / "model", readme="# tiny\n")
     assert sorted(p.name for p in (tmp_path / "run" / "model").iterdir()) == [
@@ -655,7 +655,7 @@ def test_export_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         export(small(), tmp_path / "net.onnx", "onx")
     with pytest.raises(UserError, match=r"ends in \.pt2"):
         export(small(), tmp_path / "net.pth", "torch")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "upcycle\[onnx\]"'):
         export(small(), tmp_path / "net.onnx", "onnx")
     monkeypatch.undo()

@@ -193,7 +193,7 @@ def test_a_record_that_somebody_changed_is_refused(change: dict[str, object], pa
     record["reference"] = change.get("reference", record["reference"])
     store.write_json(folder / "architecture.json", record)
     store.write_manifest(
-        folder, {"weights.safetensors": store.unsealed(folder / store.MANIFEST)["files"]["weights.safetensors"]}
+        folder, {"weights.safetensors": store.unsealed(folder / store.MANIFEST, dict)["files"]["weights.safetensors"]}
     )
     with pytest.raises(UserError, match=r"damaged|trust|takes no option|no zoo model"):
         load(folder)

@@ -322,7 +322,7 @@ def test_a_loss_that_is_no_number_ends_the_run(here: Path, capsys: pytest.Captur
     assert "not a finite number" in said and "lower lr" in said and said.count("\n") == 1
     run = here / "run"
     assert not (run / "model").exists() and not (run / "result.json").exists() and not list(run.rglob("*.tmp"))
-    files = store.unsealed(run / "checkpoints" / "index.json")["files"]
+    files = store.unsealed(run / "checkpoints" / "index.json", dict)["files"]
     for name, record in files.items():
         for key, tensor in store.parse_tensors(store.verified(run / "checkpoints" / name, record), run).items():
             assert tensor.isfinite().all(), key
@@ -384,7 +384,7 @@ def test_a_disk_that_runs_full(here: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert f"Cannot write {run}/" in said and "bytes): No space left on device" in said and said.count("\n") == 1
         assert not list(run.rglob("*.tmp"))
         if (run / "checkpoints" / "index.json").exists():
-            for name, record in store.unsealed(run / "checkpoints" / "index.json")["files"].items():
+            for name, record in store.unsealed(run / "checkpoints" / "index.json", dict)["files"].items():
                 store.verified(run / "checkpoints" / name, record)
         assert cli.main([*words, f"--out={run}", "--resume"]) == 0
         assert (run / "model" / saved.WEIGHTS).read_bytes() == expected

@@ -8,14 +8,81 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 import torch
 import yaml
+from msgspec import Meta
 
-from upcycle.core import store
+from upcycle.core import lock, store
 from upcycle.core.errors import UserError, require
+from upcycle.core.read import Count, Digest, checked, contents, parsed
+
+FORMAT: Final = 2
+StateName = Annotated[str, Meta(pattern=r"^\d{6,12}\.safetensors$")]
+WRITTEN = (
+    "config.yaml",
+    "metrics.csv",
+    "result.json",
+    "report.html",
+    "synthesis.json",
+    "diagnosis.json",
+    "model",
+    "pool",
+)
+"""What is written into a run directory itself, where a killed process can have left it half-written."""
+
+
+class Machine(TypedDict):
+    """What decides the bits beside the options; stands in ``config.yaml``."""
+
+    precision: Literal["32-true", "bf16-mixed", "64-true"]
+    threads: Annotated[int, Meta(ge=1, le=4096)]
+    world_size: Annotated[int, Meta(ge=1, le=65536)]
+
+
+class Kept(TypedDict):
+    """Where the result of a finished stage lies: in a file, or as the skeleton of a state without tensors."""
+
+    file: StateName | None
+    value: Any
+    updates: Count
+
+
+class Point(TypedDict):
+    """The save point of an unfinished stage."""
+
+    stage: str
+    file: StateName
+    epoch: Count
+    step: Count
+    updates: Count
+
+
+class Text(TypedDict):
+    """So many bytes from the start of a file, and their digest."""
+
+    bytes: Count
+    sha256: Digest
+
+
+class Index(TypedDict):
+    """``checkpoints/index.json``: what of a run directory counts, and what the run was begun with."""
+
+    format: Literal[2]
+    config: Digest
+    metrics: Text
+    inputs: dict[str, Digest]
+    code: dict[str, Digest]
+    files: dict[StateName, store.Record]
+    stages: dict[str, Kept]
+    current: Point | None
+    rows: Count
+    saves: Count
+    notes: list[str]
 
 
 class Journal:
@@ -35,12 +102,16 @@ class Journal:
     def __init__(self, directory: Path | None, writes: bool) -> None:
         self.directory = directory
         self.writes = writes and directory is not None
-        self.stages: dict[str, dict[str, Any]] = {}
-        self.current: dict[str, Any] | None = None
+        self.stages: dict[str, Kept] = {}
+        self.current: Point | None = None
         self.rows: list[list[Any]] = []
         self.notes: list[str] = []
-        self._files: dict[str, dict[str, Any]] = {}  # digest records by name
+        self._files: dict[str, store.Record] = {}  # digest records by name
         self._saves = 0
+        self._config = ""  # the digest of config.yaml
+        self._inputs: dict[str, str] = {}  # digests of what the run was begun with
+        self._code: dict[str, str] = {}
+        self._hold: lock.Hold | None = None
 
     def open(self, resume: bool, precision: str, world_size: int, config: dict[str, Any] | None) -> dict[str, Any]:
         """Begin the directory, or go on from what it holds.
@@ -55,38 +126,104 @@ class Journal:
             what else decides the bits: precision, threads and number of processes, of the begun run where it goes on.
 
         Raises:
-            UserError: other options or another number of processes than it was begun with, or damage.
+            UserError: other options or another number of processes than it was begun with, damage, or another process
+                that writes there.
         """
         machine = {"precision": precision, "threads": torch.get_num_threads(), "world_size": world_size}
         if self.directory is None:
             return machine
-        file = self.directory / "config.yaml"
         if self.writes:
-            store.clear_temporary(self.directory)
+            self._hold = lock.Hold(self.directory)
+        try:
+            return self._open(self.directory, resume, machine, config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self, directory: Path, resume: bool, machine: dict[str, Any], config: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        file = directory / "config.yaml"
+        for folder in (self._folder, directory / "pictures"):
+            require(
+                not folder.is_symlink(),
+                f"{folder} is a symbolic link, and a run writes and deletes in its own directory only: "
+                f"put the folder itself there, or link {directory} as a whole.",
+            )
+        if self.writes:
+            store.clear_temporary(directory, WRITTEN)
+            store.clear_temporary(self._folder)
+            store.clear_temporary(directory / "pictures")
         if resume and file.exists():
-            recorded = yaml.safe_load(file.read_text())
-            begun = {**machine, **recorded.pop("machine", {})}
+            content = contents(file)
+            recorded, begun = _configuration(content, file)
+            if (index := self._index()) is not None and store.digest_of(content) != index["config"]:
+                raise UserError(
+                    f"{file} was changed since the run began, so it does not say what was run: put it back as it was. "
+                    "To run with other options, give a changed copy with --config and another --out."
+                )
+            world_size, begun = machine["world_size"], {**machine, **begun}
             require(
                 begun["world_size"] == world_size,
-                f"{self.directory} was begun on {begun['world_size']} processes, so it goes on with as many, not "
+                f"{directory} was begun on {begun['world_size']} processes, so it goes on with as many, not "
                 f"{world_size}.",
             )
-            torch.set_num_threads(begun["threads"])
             if config is not None:
                 _require_same(recorded, config, file)
-            self._read()
+            torch.set_num_threads(begun["threads"])
+            self._config = store.digest_of(content)
+            if index is None:
+                self._commit()
+            else:
+                self._read(index)
             return begun
+        text = yaml.safe_dump({**(config or {}), "machine": machine}, sort_keys=False, allow_unicode=True)
+        self._config = store.digest_of(text.encode())
         if self.writes:
-            text = yaml.safe_dump({**(config or {}), "machine": machine}, sort_keys=False, allow_unicode=True)
+            there = [path for path in (file, self._folder) if path.exists()]
+            require(not there, f"{directory} holds a run already: go on with it (resume), or choose another directory.")
             store.write_atomic(file, text.encode())
             self._commit()  # an index from the start: without one, a stray checkpoint is damage
         return machine
 
+    def begin(self, inputs: Mapping[str, str], code: Mapping[str, str]) -> None:
+        """Record what the run is begun with, or compare it with what it was begun with.
+
+        Args:
+            inputs: the digest of each thing that goes in, by its name in a sentence, in the plural.
+            code: the digest of each file of code that networks or the method come from; a change is only noted.
+
+        Raises:
+            UserError: something differs, naming it.
+        """
+        if not self._inputs:
+            self._inputs, self._code = dict(inputs), dict(code)
+            self._commit()
+            return
+        for file in code:
+            note = f"{file} was changed after this run began, so not all of it was made by the same code."
+            if self._code.get(file, code[file]) != code[file] and note not in self.notes:
+                self.notes.append(note)
+        changed = [name for name in {**self._inputs, **inputs} if self._inputs.get(name) != inputs.get(name)]
+        if changed:
+            *most, last = changed if len(changed) <= 4 else [*changed[:3], f"{len(changed) - 3} more"]
+            named = f"{', '.join(most)} and {last}" if most else last
+            raise UserError(
+                f"{named[:1].upper()}{named[1:]} differ from those that the run in {self.directory} began with; "
+                "put back what it began with, or start anew in another --out."
+            )
+
+    def close(self) -> None:
+        """Let other processes write the directory."""
+        if self._hold is not None:
+            self._hold.release()
+
     def recall(self, path: str) -> tuple[Any, int]:
         """What the finished stage ``path`` left, and the updates until its end."""
         found = self.stages[path]
-        result = self._load(found["file"]) if found["file"] else store.unpack(found["value"], {})
-        return result, found["updates"]
+        if found["file"] is not None:
+            return self._load(found["file"]), found["updates"]
+        return store.unpacked(found["value"], {}, self._folder / "index.json"), found["updates"]
 
     def finish(self, path: str, result: Any, updates: int) -> None:
         """Keep what a stage left, in place of its save point and of the stages inside it."""
@@ -97,64 +234,99 @@ class Journal:
             self._files.pop(self.current["file"], None)
             self.current = None
         if self.writes:
-            kept = {"file": self._store(result), "value": None} if tensors else {"file": None, "value": skeleton}
-            self.stages[path] = {**kept, "updates": updates}
+            file, value = (self._store(result), None) if tensors else (None, skeleton)
+            self.stages[path] = {"file": file, "value": value, "updates": updates}
             self._commit()
 
-    def save(self, path: str, state: dict[str, Any], **where: int) -> None:
+    def save(self, path: str, state: dict[str, Any], *, epoch: int, step: int, updates: int) -> None:
         """Replace the save point, on the process that writes.
 
         Args:
             path: of the unfinished stage.
             state: what it registered.
-            where: epoch, step and updates.
+            epoch, step, updates: where it stands.
         """
         old = self.current["file"] if self.current else ""
-        self.current = {"stage": path, "file": self._store(state), **where}
+        file = self._store(state)
+        self.current = {"stage": path, "file": file, "epoch": epoch, "step": step, "updates": updates}
         self._files.pop(old, None)
         self._commit()
 
-    def saved(self, path: str) -> tuple[dict[str, Any], dict[str, int]] | None:
+    def saved(self, path: str) -> tuple[dict[str, Any], Point] | None:
         """The state and the place (epoch, step, updates) of the save point, if it is one of the stage ``path``."""
         if self.current is None or self.current["stage"] != path:
             return None
-        return self._load(self.current["file"]), self.current
+        state, file = self._load(self.current["file"]), self._folder / self.current["file"]
+        require(isinstance(state, dict), f"{file} is damaged: it holds no state of a run.")
+        return state, self.current
 
     def write_metrics(self) -> None:
         """Write ``metrics.csv``."""
         if self.writes:
             assert self.directory is not None
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([["stage", "epoch", "step", "name", "value"], *self.rows])
-            store.write_atomic(self.directory / "metrics.csv", text.getvalue().encode())
+            store.write_atomic(self.directory / "metrics.csv", self._metrics())
+
+    def _metrics(self) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([["stage", "epoch", "step", "name", "value"], *self.rows])
+        return text.getvalue().encode()
 
     @property
     def _folder(self) -> Path:
         assert self.directory is not None
         return self.directory / "checkpoints"
 
-    def _read(self) -> None:
-        assert self.directory is not None
-        index = self._folder / "index.json"
-        if not index.exists():
+    def _index(self) -> Index | None:
+        """What the index says; ``None`` where the run was stopped before it had one."""
+        file = self._folder / "index.json"
+        if not file.exists():
             stray = any(self._folder.glob("*.safetensors"))
-            require(not stray, f"{index} is missing, so {self.directory} cannot go on; start anew in another --out.")
-            self._commit()
-            return
-        value = store.unsealed(index)
-        self._files, self.stages, self.current = value["files"], value["stages"], value["current"]
-        self._saves, self.notes = value["saves"], value["notes"]
-        log = (self.directory / "metrics.csv").read_bytes() if (self.directory / "metrics.csv").exists() else b""
-        self.rows = [list(row) for row in csv.reader(io.StringIO(log.decode()))][1 : value["rows"] + 1]
+            require(not stray, f"{file} is missing, so {self.directory} cannot go on; start anew in another --out.")
+            return None
+        found = store.unsealed(file, dict[str, Any])
+        if found.get("format") != FORMAT:
+            raise UserError(
+                f"{file} has format {found.get('format')}, and this version of upcycle goes on with format {FORMAT}: "
+                "use the version that began it, or start anew in another --out."
+            )
+        index = checked(found, Index, file)
+        used = [kept["file"] for kept in index["stages"].values()] + [
+            index["current"]["file"] if index["current"] else None
+        ]
+        lost = [name for name in used if name is not None and name not in index["files"]]
+        require(not lost, f"{file} is damaged: it names {''.join(lost[:1])} without its digest.")
+        return index
+
+    def _read(self, index: Index) -> None:
+        assert self.directory is not None
+        self._files, self.stages, self.current = index["files"], index["stages"], index["current"]
+        self._saves, self.notes = index["saves"], index["notes"]
+        self._inputs, self._code = index["inputs"], index["code"]
+        file, known = self.directory / "metrics.csv", index["metrics"]
+        log = contents(file)[: known["bytes"]] if file.exists() else b""
+        if store.digest_of(log) != known["sha256"]:
+            raise UserError(
+                f"{file} was changed or damaged since the run wrote it, so the run cannot go on with it: "
+                "put it back as it was, or start anew in another --out."
+            )
+        try:
+            self.rows = [list(row) for row in csv.reader(io.StringIO(log.decode(), newline=""))][1:]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is damaged: {error}.") from error
         self.write_metrics()
 
     def _commit(self) -> None:
         """Make the newest files the truth: replace the index, then drop what it no longer names."""
         if not self.writes:
             return
+        log = self._metrics()
         self.write_metrics()
-        value = {
-            "format": 1,
+        index: Index = {
+            "format": FORMAT,
+            "config": self._config,
+            "metrics": {"bytes": len(log), "sha256": store.digest_of(log)},
+            "inputs": self._inputs,
+            "code": self._code,
             "files": self._files,
             "stages": self.stages,
             "current": self.current,
@@ -162,10 +334,15 @@ class Journal:
             "saves": self._saves,
             "notes": self.notes,
         }
-        store.write_json(self._folder / "index.json", store.sealed(value))
+        store.write_json(self._folder / "index.json", store.sealed(dict(index)))
         for path in self._folder.iterdir():
-            if path.name != "index.json" and path.name not in self._files:
+            if path.name not in self._files and self._wrote(path):
                 path.unlink()
+
+    def _wrote(self, path: Path) -> bool:
+        """Whether a file in ``checkpoints/`` is a state that this run wrote, or was writing when it was killed."""
+        found = re.fullmatch(r"(\d{6,12})\.safetensors", path.name)
+        return found is not None and int(found[1]) <= self._saves + 1 and path.is_file() and not path.is_symlink()
 
     def _store(self, state: Any) -> str:
         """Write a state beside the others; it counts only once the index names it."""
@@ -185,10 +362,15 @@ def require_same_config(file: Path, config: dict[str, Any]) -> None:
         UserError: naming the option and both values.
     """
     if file.exists():
-        recorded = yaml.safe_load(file.read_text())
-        for key in ("machine", "arm"):
-            recorded.pop(key, None)
+        recorded, _ = _configuration(contents(file), file)
+        recorded.pop("arm", None)
         _require_same(recorded, config, file)
+
+
+def _configuration(content: bytes, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options in ``config.yaml``, and what it says of the machine."""
+    recorded = checked(parsed(content, file), dict[str, Any], file)
+    return recorded, dict(checked(recorded.pop("machine", None), Machine, file, "$.machine"))
 
 
 def _require_same(recorded: dict[str, Any], config: dict[str, Any], file: Path) -> None:

@@ -11,11 +11,56 @@ import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 from upcycle.core.licences import Licence, licence_of
+from upcycle.core.read import contents, parse
 
 Node = dict[str, Any]
+
+
+class _Data(TypedDict):
+    name: str
+    digest: NotRequired[str]
+    licence: NotRequired[str]
+
+
+class _Licence(TypedDict):
+    id: str
+    why: str
+    obligations: list[str]
+
+
+class Tree(TypedDict):
+    """``lineage.json``, a :data:`Node` as :func:`node` makes it."""
+
+    name: str
+    digest: str
+    verb: str
+    method: str
+    config: dict[str, Any]
+    data: _Data | None
+    versions: dict[str, str]
+    metrics: dict[str, float | list[float]]
+    licence: _Licence
+    date: str
+    role: str
+    parents: list[Tree]
+
+
+def read(path: Path, content: bytes | None = None) -> Node:
+    """The lineage in a file.
+
+    Args:
+        content: what is in it, where that was read already.
+
+    Raises:
+        UserError: it is none.
+    """
+    return dict(parse(contents(path) if content is None else content, Tree, path))
+
+
 POOL = "image pool"  # the role of images that a network was inverted to
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -158,6 +159,35 @@ class Method:
         """Raise :class:`UserError` with all problems that :meth:`check` finds."""
         if problems := self.check(data):
             raise UserError(f"{self.card.name} cannot run here: " + "; ".join(problems))
+
+    def inputs(self, data: Any) -> dict[str, str]:
+        """The digest of everything that goes into :meth:`fit`, by its name in a sentence.
+
+        A resumed run is compared by it. Data of one's own say what they are by a method ``digests()``, as those of
+        :class:`upcycle.data.images.Images` do.
+        """
+        from upcycle.core.inputs import digests
+
+        found: dict[str, str] = data.digests() if hasattr(data, "digests") else {}
+        for role in self.roles:
+            several = isinstance(getattr(self, role), tuple | list)
+            found |= digests(getattr(self, role), role if several else f"the {role}")
+        return found | {key: value for name in self.given for key, value in digests(getattr(self, name), name).items()}
+
+    def begin(
+        self, run: Run, data: Any, beside: Mapping[str, str] | None = None, code: Mapping[str, str] | None = None
+    ) -> None:
+        """Check everything before :meth:`fit`: what :meth:`require` finds, and that a resumed run has the same inputs.
+
+        Args:
+            beside: digests of what only the caller knows, see :meth:`inputs`.
+            code: digests of files of code that networks come from, by their names; a change there is a note.
+
+        Raises:
+            UserError: a need that is not met, or an input that is not what the run was begun with.
+        """
+        self.require(data)
+        run.begin({**self.inputs(data), **(beside or {})}, code)
 
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:

@@ -20,7 +20,7 @@ epoch), every sample's augmentation from (seed, epoch, sample). So nothing about
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -58,8 +58,7 @@ class Run:
         seed: of everything random.
         resume: go on from what ``directory`` holds.
         devices, accelerator: as in Lightning Fabric.
-        precision: 32-true, bf16-mixed or 64-true; auto takes bf16-mixed where the machine's flags say that it is
-            fast, float32 elsewhere.
+        precision: 32-true, bf16-mixed or 64-true; auto takes bf16-mixed where the machine says that it is fast.
         teacher_precision: auto takes bf16 for a frozen teacher where that is fast and its answers stay the same.
         save_every: seconds between save points. When they fall changes no result.
         compile: compile what is set up with ``torch.compile``; pays for itself in long runs.
@@ -103,6 +102,11 @@ class Run:
         self._stages = Stages(self.journal, self._updates, self.fabric, seed, save_every)
         self._stages.enter(ROOT)
 
+    def begin(self, inputs: Mapping[str, str], code: Mapping[str, str] | None = None) -> None:
+        """Record what goes into this run, or compare with what it was begun with; see :meth:`Journal.begin`."""
+        self.journal.begin(inputs, code or {})
+        self._stages.seed()  # whatever looking at the inputs drew
+
     # -- stages -------------------------------------------------------------------------------------------------
 
     @property
@@ -139,8 +143,7 @@ class Run:
             name: unique within the enclosing stage.
 
         Yields:
-            an empty dict, for tensors and plain data; after the block it holds what was stored of them, as
-            :meth:`stored` returns it.
+            an empty dict, for tensors and plain data; after the block it holds what :meth:`stored` returns.
         """
         self._stages.begin(name)
         left: dict[str, Any] = {}
@@ -221,15 +224,14 @@ class Run:
             augment: let the split augment its samples, keyed by (seed, epoch, sample).
             shuffle: in an order drawn from (seed, stage, epoch). If not given, unless the split says that it is
                 ``ordered``.
-            views: if positive, augmentation repeats after so many passes, so that outputs can be cached; the
-                number of the present one is :attr:`view`.
+            views: if positive, augmentation repeats after so many passes, so that outputs can be cached.
             steps: so many batches, in as many passes as that takes, each in its own order and with its own
                 augmentation; ``None`` for one pass.
             save_within: allow save points inside the epoch, between which the loop's position moves :attr:`progress`.
                 If not given, wherever nothing that came before in the epoch's body changed registered state, such as
                 an update, another batch loop or a tensor that was written to, nor took batches of :meth:`others`.
 
-        Used outside :meth:`epochs` it is the outermost loop itself.
+        Outside :meth:`epochs` it is the outermost loop itself.
         """
         stage = self._stage
         outermost = not stage.looping
@@ -341,7 +343,7 @@ class Run:
 
         Args:
             split: whose batches the teacher will see; renormalised when the teacher expects other statistics.
-                ``None`` where there are no data: it is checked on noise, and sees its own normalisation.
+                ``None`` without data: it is checked on noise, and sees its own normalisation.
         """
         precision = "64-true" if self.precision == "64-true" else self.teacher_precision
         made = frozen_for(split, model, self.device, precision, input_grad=input_grad, keep_bn=keep_bn)
@@ -443,5 +445,6 @@ class Run:
         return catching(lambda signum: setattr(self, "interrupt", signum))
 
     def close(self) -> None:
-        """Finish the log."""
+        """Finish the log, and let other processes write the directory."""
         self._log.close()
+        self.journal.close()

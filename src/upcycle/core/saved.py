@@ -9,25 +9,59 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
+from msgspec import Meta
 from torch import nn
 
-from upcycle.core import store
+from upcycle.core import lineage, store
 from upcycle.core.building import BUILDERS, MADE, call
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.models import Model
+from upcycle.core.read import checked, parsed
 from upcycle.core.weights import fill
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
 FORMAT = 1
+
+Side = Annotated[int, Meta(ge=1, le=2**16)]
+ImageShape = tuple[Side, Side, Side]
+
+
+class Options(TypedDict):
+    """What every builder takes; further options are a builder's own."""
+
+    num_classes: NotRequired[Annotated[int, Meta(ge=1, le=2**24)] | None]
+    input_shape: NotRequired[ImageShape | None]
+
+
+class Source(TypedDict):
+    """What a network that another is made of is rebuilt from."""
+
+    reference: str
+    options: dict[str, Any]
+    input_shape: ImageShape
+
+
+class Architecture(TypedDict):
+    """``architecture.json``."""
+
+    format: Literal[1]
+    name: str
+    reference: str | None
+    options: dict[str, Any]
+    input_shape: ImageShape
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    licence: str
+    weights: str
 
 
 def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
@@ -115,7 +149,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
         reference=record["reference"],
         options=record["options"],
         licence=record["licence"],
-        lineage=json.loads(files[LINEAGE]) if LINEAGE in files else None,
+        lineage=lineage.read(directory / LINEAGE, files[LINEAGE]) if LINEAGE in files else None,
         name=record["name"],
     )
 
@@ -160,34 +194,29 @@ def directory_of(path: str | Path) -> Path:
     raise UserError(f"There is no saved model in {path}: no {ARCHITECTURE} with its {store.MANIFEST}, nor in model/.")
 
 
-def _record(directory: Path, files: dict[str, bytes]) -> dict[str, Any]:
+def _record(directory: Path, files: dict[str, bytes]) -> Architecture:
     """The content of ``architecture.json``; its digest holds, but a stranger may have made both."""
-    try:
-        record = json.loads(files[ARCHITECTURE])
-        if record["format"] != FORMAT:
-            raise UserError(
-                f"{directory} has format {record['format']}, and this version of upcycle reads format "
-                f"{FORMAT}: use the version that wrote it."
-            )
-        record["input_shape"] = tuple(map(int, record["input_shape"]))
-        record["mean"], record["std"] = (tuple(map(float, record[key])) for key in ("mean", "std"))
-        record["classes"] = tuple(map(str, record["classes"]))
-        record["name"], record["licence"] = str(record["name"]), str(record["licence"])
-        record["options"] = dict(record["options"])
-        record["reference"] = None if record["reference"] is None else str(record["reference"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
+    file = directory / ARCHITECTURE
+    require(ARCHITECTURE in files, f"{directory} is damaged: its manifest does not name {ARCHITECTURE}.")
+    found = parsed(files[ARCHITECTURE], file)
+    if isinstance(found, dict) and found.get("format") != FORMAT:
+        raise UserError(
+            f"{directory} has format {found.get('format')}, and this version of upcycle reads format "
+            f"{FORMAT}: use the version that wrote it."
+        )
+    record = checked(found, Architecture, file)
+    checked(record["options"], Options, file, "$.options")
     return record
 
 
-def _rebuild(directory: Path, record: dict[str, Any], options: dict[str, Any], trust: tuple[str, ...]) -> Model:
+def _rebuild(directory: Path, record: Architecture | Source, options: dict[str, Any], trust: tuple[str, ...]) -> Model:
     """The architecture of a saved model with fresh weights."""
     reference = record["reference"]
     if reference is None:
         raise UserError(f"{directory} was saved from a Python object: load it with load(path, into=module).")
     kind, _, name = reference.partition(":")
     if kind in MADE:
-        return _again(directory, record, options, trust)
+        return _again(directory, record, reference, options, trust)
     build: Callable[..., Any]
     if kind in BUILDERS:
         build = importlib.import_module(BUILDERS[kind]).build
@@ -210,12 +239,19 @@ def _rebuild(directory: Path, record: dict[str, Any], options: dict[str, Any], t
             raise UserError(f"{directory / ARCHITECTURE} is damaged: {reference} takes no option '{key}'.")
     if arguments.get("input_shape") is not None:
         arguments["input_shape"] = tuple(arguments["input_shape"])
-    return build(**arguments)
+    try:
+        return build(**arguments)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        if kind not in BUILDERS:  # a person's own code
+            raise
+        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
 
 
-def _again(directory: Path, record: dict[str, Any], options: dict[str, Any], trust: tuple[str, ...]) -> Model:
+def _again(
+    directory: Path, record: Architecture | Source, reference: str, options: dict[str, Any], trust: tuple[str, ...]
+) -> Model:
     """A network that was made of others, with fresh weights."""
-    kind, _, name = record["reference"].partition(":")
+    kind, _, name = reference.partition(":")
     made = {key: value for key, value in options.items() if key not in ("num_classes", "input_shape")}
     operations = importlib.import_module(MADE[kind]).OPERATIONS
     try:
@@ -224,23 +260,22 @@ def _again(directory: Path, record: dict[str, Any], options: dict[str, Any], tru
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
+    known: dict[str, Any] = dict(record)
     channels = record["input_shape"][0]
     return Model(
         module=module,
         input_shape=record["input_shape"],
-        mean=record.get("mean", (0.0,) * channels),
-        std=record.get("std", (1.0,) * channels),
-        classes=record.get("classes", ()),
-        reference=record["reference"],
+        mean=known.get("mean", (0.0,) * channels),
+        std=known.get("std", (1.0,) * channels),
+        classes=known.get("classes", ()),
+        reference=reference,
         options=made,
-        name=record.get("name", name),
+        name=known.get("name", name),
     )
 
 
-def _source(directory: Path, source: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _source(directory: Path, source: Any) -> tuple[Source, dict[str, Any]]:
     """A network that another is made of: its record, and its options."""
-    try:
-        record = {"reference": str(source["reference"]), "input_shape": tuple(map(int, source["input_shape"]))}
-        return record, dict(source["options"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
+    record = checked(source, Source, directory / ARCHITECTURE, "$.options")
+    checked(record["options"], Options, directory / ARCHITECTURE, "$.options")
+    return record, record["options"]

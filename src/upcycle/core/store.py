@@ -10,22 +10,40 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.read import Count, Digest, PlainName, Shape, checked, contents, parse, parsed, read
 
 MANIFEST = "manifest.json"
+
+
+class Record(TypedDict):
+    """What is known of a file: its digest, its size, and a CRC-32 of each tensor in it."""
+
+    sha256: Digest
+    bytes: Count
+    tensors: NotRequired[dict[str, Annotated[str, Meta(pattern="^[0-9a-f]{8}$")]]]
+
+
+class Manifest(TypedDict):
+    """The files of a directory."""
+
+    format: Literal[1]
+    files: dict[PlainName, Record]
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -47,12 +65,29 @@ def write_atomic(path: Path, content: bytes) -> None:
         ) from error
 
 
-def clear_temporary(directory: Path) -> None:
-    """Remove what a killed process has left of atomic writes in ``directory`` and below."""
-    for path in [*directory.rglob(".*.tmp"), *directory.rglob(".*.old")]:
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(tmp|old)")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one that :func:`write_atomic` or :func:`replace_directory` gives to what is not whole yet."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def clear_temporary(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Remove what a killed process has left of atomic writes in ``folder`` itself; nothing behind a symbolic link.
+
+    Args:
+        names: of the files and directories that were being written; any if not given.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or path.is_symlink() or (names is not None and found["name"] not in names):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        else:
+        elif path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -66,13 +101,8 @@ def _json_bytes(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a missing or broken file is named."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
+    """Read JSON of any shape; a missing or broken file is named."""
+    return read(path, Any)
 
 
 def digest_of(content: bytes) -> str:
@@ -118,31 +148,53 @@ def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def unpack(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of :func:`pack`."""
+    """The inverse of :func:`pack`.
+
+    Raises:
+        ValueError: it is no skeleton, or names tensors that are not there.
+    """
+    if not isinstance(skeleton, dict) or len(skeleton) != 1:
+        raise ValueError("a part of the skeleton is no mapping from a kind to a value")
     ((kind, value),) = skeleton.items()
-    if kind == "tensor":
+    if kind == "value" and (value is None or isinstance(value, str | bool | int | float)):
+        return value
+    if kind == "tensor" and isinstance(value, str) and value in tensors:
         return tensors[value]
-    if kind == "dict":
+    if kind == "dict" and isinstance(value, list) and all(isinstance(item, list) and len(item) == 2 for item in value):
+        if not all(key is None or isinstance(key, str | bool | int | float) for key, _ in value):
+            raise ValueError("a key in the skeleton is no plain value")
         return {key: unpack(item, tensors) for key, item in value}
-    if kind in ("list", "tuple"):
+    if kind in ("list", "tuple") and isinstance(value, list):
         items = [unpack(item, tensors) for item in value]
         return items if kind == "list" else tuple(items)
-    return value
+    raise ValueError(f"the skeleton has no such part: {kind}")
 
 
-def save_state(path: Path, state: Any) -> dict[str, Any]:
+def unpacked(skeleton: Any, tensors: dict[str, Tensor], path: Path) -> Any:
+    """:func:`unpack` of what comes from the file at ``path``, which is named where it is damaged."""
+    try:
+        return unpack(skeleton, tensors)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged: {one_line(error).partition(': ')[2] or 'it is nested too deep'}."
+        ) from error
+
+
+def save_state(path: Path, state: Any) -> Record:
     """Write a nested state to one safetensors file, atomically; returns its digest record."""
     skeleton, tensors = pack(state)
     return save_tensors(path, tensors, {"skeleton": json.dumps(skeleton)})
 
 
-def load_state(path: Path, record: dict[str, Any]) -> Any:
+def load_state(path: Path, record: Record) -> Any:
     """Read what :func:`save_state` wrote, after checking it against its digest record."""
     content = verified(path, record)
-    return unpack(json.loads(_metadata(content)["skeleton"]), load_safetensors(content))
+    tensors, skeleton = parse_tensors(content, path), _metadata(content).get("skeleton")
+    require(isinstance(skeleton, str), f"{path} is damaged: it holds tensors, but no skeleton of a state.")
+    return unpacked(parse(str(skeleton), Any, path), tensors, path)
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Record:
     """Write tensors to a safetensors file, atomically.
 
     Returns:
@@ -171,7 +223,7 @@ def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a whole safetensors file: {error}.") from error
 
 
-def verified(path: Path, record: dict[str, Any]) -> bytes:
+def verified(path: Path, record: Record) -> bytes:
     """The bytes of a file whose digest is known; raises :class:`UserError` naming file and damaged tensor."""
     try:
         content = path.read_bytes()
@@ -194,22 +246,27 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "digest": digest_of(json.dumps(value, sort_keys=True).encode())}
 
 
-def unsealed(path: Path) -> dict[str, Any]:
-    """Read a JSON file written as :func:`sealed`, checking its own digest."""
-    value = read_json(path)
+def unsealed(path: Path, shape: type[Shape]) -> Shape:
+    """Read a JSON file written as :func:`sealed`, checking its own digest, and then its shape."""
+    content = contents(path)
+    value = parsed(content, path)
     if not isinstance(value, dict) or "digest" not in value:
         raise UserError(f"{path} is damaged: it carries no digest.")
     body = {key: item for key, item in value.items() if key != "digest"}
     # The bytes too: JSON can spell the same value in two ways, and no flipped bit should go unnoticed.
-    if sealed(body)["digest"] != value["digest"] or _json_bytes(value) != path.read_bytes():
+    if sealed(body)["digest"] != value["digest"] or _json_bytes(value) != content:
         raise UserError(f"{path} is damaged: its content does not match its own digest.")
-    return body
+    return checked(body, shape, path)
 
 
 def replace_directory(directory: Path, fresh: Path) -> None:
-    """Put ``fresh`` in the place of ``directory``; the old one goes when the new one stands."""
+    """Put ``fresh`` in the place of ``directory``; the old one goes when the new one stands.
+
+    What a person has put into the old one, which no manifest names, goes over into the new one.
+    """
     old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
     if directory.exists():
+        _keep_foreign(directory, fresh)
         os.rename(directory, old)
     try:
         os.rename(fresh, directory)
@@ -220,7 +277,22 @@ def replace_directory(directory: Path, fresh: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_manifest(directory: Path, records: dict[str, dict[str, Any]] | None = None) -> None:
+def _keep_foreign(directory: Path, fresh: Path) -> None:
+    """Copy what ``directory`` has beside the files of its manifest into ``fresh``."""
+    try:
+        ours = {MANIFEST, *manifest(directory)}
+    except UserError:  # damaged: what the new one has is what was there
+        ours = {path.name for path in fresh.iterdir()}
+    for path in directory.iterdir():
+        if path.name in ours or (fresh / path.name).exists() or is_temporary(path):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, fresh / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, fresh / path.name, follow_symlinks=False)
+
+
+def write_manifest(directory: Path, records: dict[str, Record] | None = None) -> None:
     """Write ``manifest.json`` with the digest of every file of ``directory``; the last step of saving one.
 
     Args:
@@ -233,7 +305,11 @@ def write_manifest(directory: Path, records: dict[str, dict[str, Any]] | None = 
     write_json(directory / MANIFEST, sealed({"format": 1, "files": files}))
 
 
+def manifest(directory: Path) -> dict[str, Record]:
+    """The files that ``directory``'s manifest names, with what it knows of each."""
+    return unsealed(directory / MANIFEST, Manifest)["files"]
+
+
 def verify_manifest(directory: Path, only: Callable[[str], bool] = lambda name: True) -> dict[str, bytes]:
     """The verified bytes of each file that ``directory``'s manifest names (those for which ``only`` holds)."""
-    files = unsealed(directory / MANIFEST)["files"]
-    return {name: verified(directory / name, record) for name, record in files.items() if only(name)}
+    return {name: verified(directory / name, record) for name, record in manifest(directory).items() if only(name)}

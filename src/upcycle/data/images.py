@@ -14,6 +14,7 @@ from torch import Tensor
 
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.inputs import of_plain, of_tensor
 from upcycle.data import augment
 
 
@@ -160,6 +161,14 @@ class Images:
                 total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 total.update(tensor.contiguous().numpy().data)
         return total.hexdigest()
+
+    def digests(self) -> dict[str, str]:
+        """The digest of each part, by its name in a sentence; see :meth:`upcycle.core.method.Method.inputs`."""
+        found = {"the names of the classes": of_plain(self.classes)}
+        for word, split in zip(("training", "validation", "test"), self._splits().values(), strict=True):
+            found[f"the {word} images"] = of_plain([of_tensor(split.images), of_tensor(split.ids)])
+            found[f"the labels of the {word} images"] = of_tensor(split.labels)
+        return found
 
     @cached_property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -83,11 +83,8 @@ def lineage_of(directory: str | Path) -> lineage.Node:
     directory = pool_directory(directory)
     files = store.verify_manifest(directory, lambda name: name == LINEAGE)
     require(LINEAGE in files, f"{directory} is damaged: its manifest does not name {LINEAGE}.")
-    try:
-        node = json.loads(files[LINEAGE])
-        _ = node["name"], node["licence"]["id"], node["parents"][0]["name"], node["parents"][0]["digest"]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{directory / LINEAGE} is no lineage of an image pool: {one_line(error)}.") from error
+    node = lineage.read(directory / LINEAGE, files[LINEAGE])
+    require(bool(node["parents"]), f"{directory / LINEAGE} is no lineage of an image pool: it has no parents.")
     return node
 
 

@@ -150,7 +150,8 @@ def _splits(name: str, images: Images, count: str, scenario: Scenario, shuffle: 
     if scenario == "general":  # one pass over the classes in their order, no boundaries
         order = images.train.labels.argsort(stable=True)
         return Stream(name=name, scenario=scenario, classes=images.classes, tasks=(tuple(range(k)),),
-                      make=lambda t: images.subset(order), base=images, order={"classes": places.tolist()})  # fmt: skip
+                      make=lambda t: images.subset(order), base=images, order={"classes": places.tolist()},
+                      derived=True)  # fmt: skip
 
     def make(t: int) -> Images:
         columns = torch.tensor(tasks[t])
@@ -162,7 +163,7 @@ def _splits(name: str, images: Images, count: str, scenario: Scenario, shuffle: 
                                    test=of(images.test))  # fmt: skip
 
     return Stream(name=name, scenario=scenario, classes=images.classes, tasks=tuple(tasks), make=make, base=images,
-                  order={"classes": places.tolist()})  # fmt: skip
+                  order={"classes": places.tolist()}, derived=True)  # fmt: skip
 
 
 Change = Callable[[Tensor, int], Tensor]  # uint8 (n, h, w, c) and the task
@@ -185,7 +186,7 @@ def _domains(name: str, images: Images, n: int, change: Change) -> Stream:
 
     everything = tuple(range(len(images.classes)))
     return Stream(name=name, scenario="domain", classes=images.classes, tasks=(everything,) * n, make=make,
-                  base=images, order={"seed": 0})  # fmt: skip
+                  base=images, order={"seed": 0}, derived=True)  # fmt: skip
 
 
 def portions(name: str, images: Images, n: int) -> Stream:
@@ -201,7 +202,7 @@ def portions(name: str, images: Images, n: int) -> Stream:
 
     everything = tuple(range(len(images.classes)))
     return Stream(name=name, scenario="domain", classes=images.classes, tasks=(everything,) * n, make=make,
-                  base=images, order={"seed": 0})  # fmt: skip
+                  base=images, order={"seed": 0}, derived=True)  # fmt: skip
 
 
 def permutation(pixels: int, t: int) -> Tensor:
@@ -283,7 +284,8 @@ def _drifting(name: str, images: Images, rounds: int = 3) -> Stream:
     train = dataclasses.replace(train, images=rotated(train.images, torch.cat(turn)))
     whole = dataclasses.replace(images, train=train, validation=of(images.validation), test=of(images.test))
     return Stream(name=name, scenario="general", classes=images.classes, tasks=(tuple(range(k)),),
-                  make=lambda t: whole, base=images, order={"rounds": rounds})  # fmt: skip
+                  make=lambda t: whole, base=images, order={"rounds": rounds},
+                  derived=True)  # fmt: skip
 
 
 def _folders(

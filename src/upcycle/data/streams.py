@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.inputs import of_plain
 from upcycle.data.images import Images, ImageSplit
 
 Scenario = Literal["task", "class", "domain", "general"]
@@ -34,6 +35,7 @@ class Stream:
         base: what the tasks are made of; for the name, the normalisation and the shape of images.
         order: JSON data: what decides the order of classes and tasks.
         before: the columns of classes that the network learnt before this stream.
+        derived: the tasks follow from ``base`` and ``order`` alone.
 
     Raises:
         UserError: no task, a task without classes, or a class in two tasks where the scenario forbids it.
@@ -47,6 +49,7 @@ class Stream:
     base: Images
     order: dict[str, Any]
     before: tuple[int, ...] = ()
+    derived: bool = False
 
     def __post_init__(self) -> None:
         require(self.scenario in SCENARIOS, f"scenario must be one of {', '.join(SCENARIOS)}, not '{self.scenario}'.")
@@ -149,6 +152,13 @@ class Stream:
 
         tasks = tuple(tuple(int(column[k]) for k in columns) for columns in self.tasks)
         return dataclasses.replace(self, classes=whole, tasks=tasks, make=moved, before=tuple(range(len(classes))))
+
+    def digests(self) -> dict[str, str]:
+        """The digest of each part of all tasks, by its name in a sentence; see :meth:`Images.digests`."""
+        parts = [self.base] if self.derived else [self.task(t) for t in range(len(self))]
+        each = [part.digests() for part in parts]
+        joined = {name: of_plain([found[name] for found in each]) for name in each[0]}
+        return {**joined, "the tasks of the stream": of_plain(self.record())}
 
     def record(self) -> dict[str, Any]:
         """What a run must find again when it goes on: name, scenario, classes and order, as JSON data."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.store import digest_of
 from upcycle.data import ImageSplit
 from upcycle.measure.export import METADATA
 from upcycle.predictors.answers import Answers, from_logits, ranked, require_shape
@@ -60,6 +61,7 @@ class OnnxFile:
         except Exception as error:
             raise UserError(f"{path} cannot be read as ONNX: {one_line(error)}.") from error
         self.name, self.logits = path.stem, logits
+        self.digest = digest_of(path.read_bytes())
         facts = _facts(self._session.get_modelmeta().custom_metadata_map, path)
 
         images, outputs = self._session.get_inputs(), self._session.get_outputs()

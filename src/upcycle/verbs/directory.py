@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from upcycle.core import lineage, saved, store
+from upcycle.core import lineage, lock, saved, store
 from upcycle.core.errors import UserError
 from upcycle.core.method import Method
 from upcycle.core.models import Model
@@ -30,8 +30,9 @@ def claim_directory(out: Path, *, resume: bool) -> None:
         raise UserError(f"{str(out)!r} is no path; choose another --out.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out.")
-    # A run that was killed while it wrote its first file has left nothing but a temporary one.
-    used = out.is_dir() and any(p.suffix != ".tmp" for p in out.iterdir())
+    lock.check(out)
+    # A run that was killed while it wrote its first file has left nothing but a temporary one and its lock.
+    used = out.is_dir() and any(p.name != lock.NAME and not store.is_temporary(p) for p in out.iterdir())
     if used and not resume:
         raise UserError(f"{out} exists and is not empty: add --resume to go on with it, or choose another --out.")
     if used and not (out / "config.yaml").exists():
@@ -39,7 +40,7 @@ def claim_directory(out: Path, *, resume: bool) -> None:
     fresh = [p for p in (out, *out.parents) if not p.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable.tmp"
+        probe = out / f".writable.{os.getpid()}.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -35,6 +35,8 @@ REQUIRED = {
     "rich": ("rich", "13"),
     "jinja2": ("jinja2", "3.1"),
     "jaxtyping": ("jaxtyping", "0.2.36"),
+    "msgspec": ("msgspec", "0.20"),
+    "filelock": ("filelock", "3.12"),
     "torch.utils.tensorboard": ("tensorboard", "2.16"),
 }
 """Module to import: the distribution that brings it and its least version, as pyproject.toml has them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from upcycle.core import store
+from upcycle.core import lineage
 from upcycle.core.errors import UserError, unknown
 from upcycle.core.models import Model
 from upcycle.core.weights import load_weights
@@ -241,8 +241,8 @@ def build(name: str, *, pretrained: bool, num_classes: int | None = None, input_
         file = _file(name, trained)
         load_weights(model.module, file)
         model.classes, model.licence = trained.classes, trained.licence
-        lineage = file.with_name(f"{name}.lineage.json")
-        model.lineage = store.read_json(lineage) if lineage.is_file() else None
+        tree = file.with_name(f"{name}.lineage.json")
+        model.lineage = lineage.read(tree) if tree.is_file() else None
     return model
 
 

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from upcycle.core import store
+from upcycle.core.errors import require
+from upcycle.core.inputs import of_plain
+from upcycle.core.read import Count
+
+
+class Memory(TypedDict):
+    """``state.json``: what is remembered, and the record of the file with the tensors."""
+
+    format: Literal[1]
+    method: str
+    classes: list[str]
+    tasks: list[list[Count]]
+    streams: list[dict[str, Any]]
+    state: store.Record
 
 
 @dataclass(kw_only=True)
@@ -39,6 +53,12 @@ class Past:
         }
         store.write_json(directory / "state.json", store.sealed(value))
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all of it."""
+        skeleton, tensors = store.pack(self.state)
+        return of_plain([self.classes, self.tasks, self.streams, skeleton, store.tensor_digest(tensors)])
+
     @classmethod
     def load(cls, directory: Path) -> Past:
         """Read it again.
@@ -46,11 +66,16 @@ class Past:
         Raises:
             UserError: nothing there, or damaged.
         """
-        value = store.unsealed(directory / "state.json")
+        file = directory / "state.json"
+        value = store.unsealed(file, Memory)
+        known = all(column < len(value["classes"]) for columns in value["tasks"] for column in columns)
+        require(known, f"{file} is damaged: a task has a class that is none of its {len(value['classes'])}.")
+        state = store.load_state(directory / "state.safetensors", value["state"])
+        require(isinstance(state, dict), f"{directory / 'state.safetensors'} is damaged: it holds no state by names.")
         return cls(
             method=value["method"],
             classes=tuple(value["classes"]),
             streams=value["streams"],
-            tasks=tuple(tuple(c) for c in value["tasks"]),
-            state=store.load_state(directory / "state.safetensors", value["state"]),
+            tasks=tuple(tuple(columns) for columns in value["tasks"]),
+            state=state,
         )
