@@ -654,14 +654,14 @@ def test_export_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         export(small(), tmp_path / "net.onnx", "onx")
     with pytest.raises(UserError, match=r"ends in \.pt2"):
         export(small(), tmp_path / "net.pth", "torch")
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "upcycle\[onnx\]"'):
         export(small(), tmp_path / "net.onnx", "onnx")
     monkeypatch.undo()
 
     class Untraceable(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            return images.flatten(1)[:, :3] * float(images.sum().item() > 0 and len(images))
+            return images.flatten(1)[:, :3] * (1.0 if images.sum().item() < 1e9 else 2.0)
 
     with pytest.raises(UserError, match="cannot be exported"):
         export(resolve(Untraceable(), input_shape=SHAPE), tmp_path / "net.pt2", "torch")
