@@ -56,7 +56,7 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype, precision
     """Put a module on the device, its ``forward`` wrapped in ``precision``, its BatchNorm synchronised; see `plain`."""
     module.to(device=device, dtype=dtype)
     if any(p.dim() == 4 for p in module.parameters()):
-        module.to(memory_format=layout_of(module))  # type: ignore[call-overload]
+        module.to(memory_format=layout_of(module))
     if world_size > 1:
         collective.sync_batchnorm(module)
     if precision == "bf16-mixed":

@@ -395,7 +395,7 @@ def _laid_out(network: nn.Module) -> nn.Module:
     layout = layout_of(network)
     for m in network.modules():
         if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
-            m.to(memory_format=layout)  # type: ignore[call-overload]
+            m.to(memory_format=layout)
     return network
 
 

@@ -83,13 +83,13 @@ class Method:
     (:class:`~upcycle.core.models.Model` or ``nn.Module``, or a tuple of them), those in ``given`` other things at
     hand that no option can say, such as further data sets or a predictor; every other field is an option of the
     command line and a key of the configuration, by its name, type and default. Those of ``roles`` that are in
-    ``trained`` have to take training steps. ``__post_init__`` checks values. What
+    ``trains`` have to take training steps. ``__post_init__`` checks values. What
     ``fit`` has to hand over beside its network it leaves with the run, see :meth:`~upcycle.core.run.Run.leave`.
     """
 
     card: ClassVar[Card]
     roles: ClassVar[tuple[str, ...]] = ("teacher", "student")
-    trained: ClassVar[tuple[str, ...]] = ("student", "source")
+    trains: ClassVar[tuple[str, ...]] = ("student", "source")
     given: ClassVar[tuple[str, ...]] = ()
 
     def check(self, data: Any) -> list[str]:
@@ -165,7 +165,7 @@ class Method:
         from upcycle.core.probe import training_problems
 
         batch_size = getattr(getattr(self, "recipe", self), "batch_size", None)
-        roles = [role for role in self.roles if role in self.trained and getattr(self, role) is not None]
+        roles = [role for role in self.roles if role in self.trains and getattr(self, role) is not None]
         return [problem for role in roles for problem in training_problems(
             self.model(role, data), batch_size=batch_size, own_weights=role == "student")]  # fmt: skip
 

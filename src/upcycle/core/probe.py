@@ -86,7 +86,7 @@ class _Trial:
         images = self.model.example(3)[:n].contiguous(memory_format=layout)
         like = next((t for t in self.network.state_dict().values() if t.is_floating_point()), images)
         if any(p.dim() == 4 for p in self.network.parameters()):
-            self.network.to(memory_format=layout)  # type: ignore[call-overload]
+            self.network.to(memory_format=layout)
         return self.network(images.to(like))
 
     def formats(self) -> None:
@@ -148,7 +148,7 @@ class _Trial:
 
     def contiguous(self) -> None:
         """Leave the order of memory as it is from here on."""
-        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.contiguous_format)
         self.put(Contiguous)
         self.notes.append(f"{self.name} does not run in memory of channels_last order (a view of a feature map?), so "
                           "it runs in contiguous memory, which may be slower")  # fmt: skip
@@ -207,7 +207,7 @@ def training_problems(model: Model, *, batch_size: int | None = None, own_weight
         m.register_forward_pre_hook(lambda _, given: maps.append(given[0].numel() // max(given[0].shape[1], 1)))
     with undisturbed(trial), torch.enable_grad():
         if any(p.dim() == 4 for p in trial.parameters()):
-            trial.to(memory_format=layout)  # type: ignore[call-overload]
+            trial.to(memory_format=layout)
         trial.train()
         try:
             output = trial(images.to(next(trial.parameters()).device))
