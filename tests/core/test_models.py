@@ -662,7 +662,7 @@ def test_export_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     class Untraceable(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            return images.flatten(1)[:, :3] * float(images.sum().item() > 0 and len(images))
+            return images.flatten(1)[:, :3] * (1.0 if images.sum().item() < 1e9 else 2.0)
 
     with pytest.raises(UserError, match="cannot be exported"):
         export(resolve(Untraceable(), input_shape=SHAPE), tmp_path / "net.pt2", "torch")

@@ -89,6 +89,7 @@ class MDA(Method):
     tolerance: float = 0.0
 
     roles: ClassVar[tuple[str, ...]] = ("source",)
+    trains = ()
     card = Card(
         name="mda",
         title="Model LEGO: Creating Models Like Disassembling and Assembling Building Blocks",

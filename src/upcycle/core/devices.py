@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from upcycle.core import collective
 from upcycle.core.errors import UserError
+from upcycle.core.outputs import layout_of
 from upcycle.core.precision import autocast, double
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype, precision
     """Put a module on the device, its ``forward`` wrapped in ``precision``, its BatchNorm synchronised; see `plain`."""
     module.to(device=device, dtype=dtype)
     if any(p.dim() == 4 for p in module.parameters()):
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=layout_of(module))
     if world_size > 1:
         collective.sync_batchnorm(module)
     if precision == "bf16-mixed":

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from upcycle.core.cut import optional
 from upcycle.core.errors import UserError, require
+from upcycle.core.outputs import layout_of
 
 if TYPE_CHECKING:
     from upcycle.core.batches import Split
@@ -161,7 +162,7 @@ def frozen(
     device = next((t.device for t in (example, *module.parameters()) if t is not None), torch.device("cpu"))
 
     def wrap(network: nn.Module, dtype: torch.dtype) -> Frozen:
-        network = _channels_last(network.to(device, dtype))
+        network = _laid_out(network.to(device, dtype))
         return Frozen(network, dtype, renormalise, input_grad).to(device)
 
     if example is None:
@@ -390,10 +391,11 @@ def _agreement(answers: Tensor, reference: Tensor) -> float:
     return (answers.argmax(dim) == reference.argmax(dim)).double().mean().item()
 
 
-def _channels_last(network: nn.Module) -> nn.Module:
+def _laid_out(network: nn.Module) -> nn.Module:
+    layout = layout_of(network)
     for m in network.modules():
         if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
-            m.to(memory_format=torch.channels_last)
+            m.to(memory_format=layout)
     return network
 
 

@@ -83,12 +83,14 @@ class Method:
     A subclass is a ``@dataclass(kw_only=True, eq=False, repr=False)``. Its fields named in ``roles`` are networks
     (:class:`~upcycle.core.models.Model` or ``nn.Module``, or a tuple of them), those in ``given`` other things at
     hand that no option can say, such as further data sets or a predictor; every other field is an option of the
-    command line and a key of the configuration, by its name, type and default. ``__post_init__`` checks values. What
+    command line and a key of the configuration, by its name, type and default. Those of ``roles`` that are in
+    ``trains`` have to take training steps. ``__post_init__`` checks values. What
     ``fit`` has to hand over beside its network it leaves with the run, see :meth:`~upcycle.core.run.Run.leave`.
     """
 
     card: ClassVar[Card]
     roles: ClassVar[tuple[str, ...]] = ("teacher", "student")
+    trains: ClassVar[tuple[str, ...]] = ("student", "source")
     given: ClassVar[tuple[str, ...]] = ()
 
     def check(self, data: Any) -> list[str]:
@@ -156,8 +158,8 @@ class Method:
         return {**{role: nn.Identity() for role in cls.roles}, **dict.fromkeys(cls.given)}
 
     def require(self, data: Any) -> None:
-        """Raise :class:`UserError` with all problems that :meth:`check` finds."""
-        if problems := self.check(data):
+        """Raise :class:`UserError` with all problems that training its networks and :meth:`check` find."""
+        if problems := self._untrainable(data) or self.check(data):
             raise UserError(f"{self.card.name} cannot run here: " + "; ".join(problems))
 
     def inputs(self, data: Any) -> dict[str, str]:
@@ -188,6 +190,19 @@ class Method:
         """
         self.require(data)
         run.begin({**self.inputs(data), **(beside or {})}, code)
+
+    def _untrainable(self, data: Any) -> list[str]:
+        from upcycle.core.probe import training_problems
+
+        batch_size = getattr(getattr(self, "recipe", self), "batch_size", None)
+        roles = [role for role in self.roles if role in self.trains and getattr(self, role) is not None]
+        return [
+            problem
+            for role in roles
+            for problem in training_problems(
+                self.model(role, data), batch_size=batch_size, own_weights=role == "student"
+            )
+        ]
 
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:

@@ -27,6 +27,7 @@ class Model:
         licence: SPDX identifier of the weights, or ``unknown``.
         lineage: the family tree as JSON data (:mod:`upcycle.core.lineage`); ``None`` when nothing is known.
         name: how tables and reports call it.
+        notes: what a person must know of how it is used.
     """
 
     module: nn.Module
@@ -39,6 +40,7 @@ class Model:
     licence: str = "unknown"
     lineage: dict[str, Any] | None = None
     name: str = "model"
+    notes: tuple[str, ...] = ()
 
     def example(self, batch: int = 2) -> Tensor:
         """A fixed pseudo-random normalised batch (b, c, h, w) of the right shape, to probe a network with."""

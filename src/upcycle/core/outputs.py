@@ -1,14 +1,18 @@
-"""Networks whose answers are reduced to logits, or to some of them."""
+"""What is put around a network so that it takes images as runs have them, and answers with logits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 
-class Logits(nn.Module):
-    """A network that answers with an object, a mapping or a tuple, reduced to its logits.
+class Around(nn.Module):
+    """What is put around a network, whose weights are saved without it.
 
-    Takes ``output.logits``, ``output["logits"]`` or the first element of a tuple; a tensor passes as it is.
+    Its own ``train`` and ``eval`` can be chained, also where the network's return nothing.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -16,12 +20,42 @@ class Logits(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+class Logits(Around):
+    """A network that answers with an object, a mapping or a tuple, reduced to its logits.
+
+    Takes ``output.logits``, ``output["logits"]`` or the first element of a tuple; a tensor passes as it is.
+
+    Args:
+        part: the name, key or place of the logits, for a network whose answer has parts in training mode only.
+    """
+
+    def __init__(self, network: nn.Module, part: str | int | None = None) -> None:
+        super().__init__(network)
+        self.part = part
+
+    def forward(self, images: Tensor) -> Tensor:
         output = self.network(images)
-        if isinstance(output, Tensor):
+        if isinstance(output, Tensor) or (self.part is not None and not self.training):
             return output
+        if self.part is not None:
+            return parts_of(output)[self.part]
         if hasattr(output, "logits"):
             return output.logits
         return output["logits"] if isinstance(output, dict) else output[0]
+
+
+class Contiguous(Around):
+    """A network that is run in contiguous memory only, since its forward views a feature map as rows.
+
+    Images are brought to that order here; :func:`upcycle.core.devices.place` and
+    :func:`upcycle.core.frozen.frozen` leave the weights in it.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.contiguous())
 
 
 class Columns(nn.Module):
@@ -41,3 +75,36 @@ class Columns(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)[:, self.columns]
+
+
+def parts_of(output: Any) -> dict[str | int, Any]:
+    """What an answer of several parts holds, by name, key or place."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, tuple | list):
+        return dict(enumerate(output))
+    return dict(vars(output)) if hasattr(output, "__dict__") else {}
+
+
+def layout_of(module: nn.Module) -> torch.memory_format:
+    """The order in memory that a network runs in: channels_last, which is the fast one, unless it cannot."""
+    narrow = any(isinstance(m, Contiguous) for m in module.modules())
+    return torch.contiguous_format if narrow else torch.channels_last
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """A network without what torch puts around it to compile it or to run it on several devices; it shares weights."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # torch.compile
+            module = inner
+        else:
+            return module
+
+
+def own(module: nn.Module) -> nn.Module:
+    """A network as its author wrote it: what its weights are saved from, and compared by."""
+    while isinstance(module, Around):
+        module = module.network
+    return unwrapped(module)

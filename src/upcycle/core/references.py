@@ -8,15 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from upcycle.core import saved
 from upcycle.core.building import BUILDERS, MADE, OBJECT, bare, call, package_exists
-from upcycle.core.errors import UserError, one_line, require, unknown
+from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.models import Model
-from upcycle.core.outputs import Logits
-from upcycle.core.weights import load_weights, require_finite
+from upcycle.core.probe import probe
+from upcycle.core.weights import load_weights
 
 FORMS = (
     "zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, package.module:callable "
@@ -134,7 +133,7 @@ def _build(
 
 
 def _checked(model: Model, num_classes: int | None) -> Model:
-    """``model`` with its outputs reduced to logits and named, after one example batch has gone through."""
+    """``model`` as it will be used, its outputs named, after its facts were checked and the network was tried."""
     shape = model.input_shape
     require(
         len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape),
@@ -146,19 +145,7 @@ def _checked(model: Model, num_classes: int | None) -> Model:
             f"{what} must have one number for each of the {shape[0]} channels of {model.name}, not {values}.",
         )
     require(min(model.std) > 0, f"std must be positive, not {model.std}.")
-    require_finite(model.module.state_dict(), model.name)
-    output = _answer(model)
-    if not isinstance(output, Tensor):
-        wraps = hasattr(output, "logits") or (isinstance(output, dict) and "logits" in output)
-        if wraps or (isinstance(output, tuple | list) and output and isinstance(output[0], Tensor)):
-            model = replace(model, module=Logits(model.module).train(model.module.training))
-            output = _answer(model)
-    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
-        raise UserError(
-            f"{model.name} is no classifier of images: two images give {found} instead of logits of shape (2, classes)."
-        )
-    k = output.shape[1]
+    model, k = probe(model)
     if num_classes not in (None, k):
         raise UserError(
             f"{model.name} has {k} outputs, not {num_classes}: a teacher takes a label map, a student fresh weights."
@@ -166,23 +153,3 @@ def _checked(model: Model, num_classes: int | None) -> Model:
     classes = model.classes or tuple(map(str, range(k)))
     require(len(classes) == k, f"{model.name} has {k} outputs, but {len(classes)} class names.")
     return replace(model, classes=tuple(classes))
-
-
-def _answer(model: Model) -> Any:
-    """What the network answers to two images in evaluation mode; its modes stay as they are."""
-    module, images = model.module, model.example(2)
-    like = next((t for t in module.state_dict().values() if t.is_floating_point()), images)
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            return module(images.to(like))
-    except Exception as error:
-        channels, height, width = model.input_shape
-        raise UserError(
-            f"{model.name} does not take images with {channels} channels of {height} x {width} pixels "
-            f"({one_line(error)}); give the input_shape that it expects."
-        ) from error
-    finally:
-        for m, training in modes:
-            m.training = training

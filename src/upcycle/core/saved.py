@@ -24,8 +24,9 @@ from upcycle.core import lineage, store
 from upcycle.core.building import BUILDERS, MADE, call
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.models import Model
+from upcycle.core.outputs import own
 from upcycle.core.read import checked, parsed
-from upcycle.core.weights import fill
+from upcycle.core.weights import fill_own
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
 FORMAT = 1
@@ -82,7 +83,7 @@ def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
         raise UserError(f"{directory} exists and is no saved model; choose another place.")
     state = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in model.module.state_dict().items()
+        for key, tensor in own(model.module).state_dict().items()
     }
     architecture = {
         "format": FORMAT,
@@ -137,11 +138,13 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     require(WEIGHTS in files, f"{directory} is damaged: its manifest does not name {WEIGHTS}.")
     state = store.parse_tensors(files[WEIGHTS], directory / WEIGHTS)
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if into is None and len(kinds) == 1:
-        module.to(kinds.pop())  # a network saved in float64 or bfloat16 comes back as it was
-    fill(module, state, str(directory / WEIGHTS))
+    if len(kinds) == 1:
+        module.to(kinds.pop())
+    fill_own(module, state, str(directory / WEIGHTS))
+    _restore_formats(own(module), state)
+    module.eval()
     return Model(
-        module=module.eval(),
+        module=module,
         input_shape=record["input_shape"],
         mean=record["mean"],
         std=record["std"],
@@ -152,6 +155,13 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
         lineage=lineage.read(directory / LINEAGE, files[LINEAGE]) if LINEAGE in files else None,
         name=record["name"],
     )
+
+
+def _restore_formats(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Give each weight the number format that it was saved in, and its value in that."""
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        if key in state and tensor.dtype != state[key].dtype:
+            tensor.data = state[key].clone()
 
 
 def _is_saved(directory: Path) -> bool:

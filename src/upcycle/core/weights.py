@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from upcycle.core import store
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.outputs import Logits
+from upcycle.core.outputs import own
 
 # What training scripts wrap a state dict in, and what wrappers put before its keys.
 _ENVELOPES = ("state_dict", "model", "model_state_dict", "network", "net", "ema", "state_dict_ema")
@@ -46,8 +46,7 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     _check_digest(path, content)
     state = store.parse_tensors(content, path) if path.suffix == ".safetensors" else _foreign(path, content)
-    target = module.network if isinstance(module, Logits) else module
-    fill(target, _unprefixed(state, set(target.state_dict())), str(path))
+    fill_own(module, state, str(path))
 
 
 def _foreign(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -116,6 +115,12 @@ def _check_digest(path: Path, content: bytes) -> None:
         record = store.manifest(path.parent).get(path.name)
         if record is not None:
             store.verified(path, record)
+
+
+def fill_own(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """:func:`fill` the network inside of what was put around it, from a state with the prefixes of any wrapper."""
+    target = own(module)
+    fill(target, _unprefixed(state, set(target.state_dict())), where)
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from upcycle.core import lineage, models, store
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.licences import NOTICE, hub_fields
-from upcycle.core.outputs import Columns, Logits
+from upcycle.core.outputs import Around, Columns
 from upcycle.data.augment import uniform
 from upcycle.data.decode import Item, decode
 from upcycle.data.images import Images, ImageSplit
@@ -49,7 +49,7 @@ train = datasets.load_dataset("path/to/this/folder", split="train")"""
 
 def weights_digest(module: nn.Module) -> str:
     """The digest of a network's weights, whatever picks or unwraps its outputs."""
-    while isinstance(module, Columns | Logits):
+    while isinstance(module, Columns | Around):
         module = module.network
     return store.tensor_digest(module.state_dict())
 

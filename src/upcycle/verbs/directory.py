@@ -12,6 +12,7 @@ from upcycle.core import lineage, lock, saved, store
 from upcycle.core.errors import UserError
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.outputs import own
 from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.measure.machine import machine
@@ -83,7 +84,7 @@ def write_result(
         metrics[figure] = [round(a, 6) for a in rows[-1]["accuracy"]]
     trained = {"name": data.name, "digest": data.digest, "licence": data.licence} if len(data.train) else None
     made_with = {key: value for key, value in config.items() if key != "out"}  # a place on the maker's machine
-    tree = lineage.child(parents, name=model.name, digest=store.tensor_digest(model.module.state_dict()),
+    tree = lineage.child(parents, name=model.name, digest=store.tensor_digest(own(model.module).state_dict()),
                          verb=card.verb, method=card.name, config=made_with, data=trained, metrics=metrics)  # fmt: skip
     model.lineage, model.licence = tree, tree["licence"]["id"]
     record = {

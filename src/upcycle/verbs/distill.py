@@ -195,9 +195,8 @@ def _student(session: Session, teacher: Model | None, data: Images, seed: int) -
     setting, reference, weights = session.setting, session.networks["student"], session.setting.student_weights
     seed_everything(seed, "student")
     if isinstance(reference, nn.Module | Model):
-        module = reference.module if isinstance(reference, Model) else reference
         student = references.resolve(reference, input_shape=data.shape, classes=data.classes)
-        return dataclasses.replace(student, module=models.copy_of(module))
+        return dataclasses.replace(student, module=models.copy_of(student.module))
     pretrained = weights == "pretrained"
     student = references.resolve(
         reference,

@@ -209,6 +209,8 @@ class Session:
         """
         method, data = make(self.setting.seed)
         method.require(data)
+        for note in _notes_of(method):
+            self.say(f"note     {note}")
         main = Arm(make=make, **product)
         if not getattr(self.setting, "control", True):
             return main, []
@@ -266,6 +268,8 @@ class Session:
         for seed in self.seeds:
             method, data = arm.make(seed)
             run = self._open(arm, seed, options)
+            for note in _notes_of(method):
+                run.note(note)
             with run.interruptible():
                 module = method.fit(run, data).float()
             model, data = method.product(module, data), arm.after(run, data)
@@ -364,3 +368,10 @@ class Session:
         if key == "method":
             return DEFAULT_METHOD[self.verb]
         return default_of(self.cls, key) if key in self.cls.options() else getattr(self.kind(), key, None)
+
+
+def _notes_of(method: Method) -> list[str]:
+    """What a person must know of how a method's networks are used."""
+    given = [getattr(method, role) for role in method.roles]
+    networks = [network for found in given for network in (found if isinstance(found, tuple | list) else [found])]
+    return [note for network in networks if isinstance(network, Model) for note in network.notes]

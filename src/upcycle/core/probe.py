@@ -1,0 +1,306 @@
+"""Networks tried as runs will use them, before any work: both modes, both orders in memory, float32, other batches.
+
+What can be taken is brought to one form, with a note where a person should know of it. What cannot is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+
+from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.evaluate import undisturbed
+from upcycle.core.models import Model, copy_of
+from upcycle.core.norms import batchnorms
+from upcycle.core.outputs import Around, Contiguous, Logits, layout_of, parts_of, unwrapped
+from upcycle.core.weights import require_finite
+
+TOLERANCE = 1e-3
+"""How far two answers to one image may lie apart, over the largest answer: kernels differ with the batch."""
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao", "bitsandbytes")
+_MENDED = "give the Python module that it was made from"
+
+
+def probe(model: Model) -> tuple[Model, int]:
+    """``model`` as runs use it: in float32, answering with logits (b, k) in both modes, in memory that it takes; and k.
+
+    The network itself stays as it is, with its weights, statistics, modes and all random states: a copy is tried. Where
+    its number format is another, the result has a copy of it.
+
+    Raises:
+        UserError: a kind of network that cannot be used, images that it does not take, or answers that are no logits,
+            differ from call to call, or depend on the other images of a batch.
+    """
+    module = unwrapped(model.module)
+    _require_kind(module, model.name)
+    require_finite(module.state_dict(), model.name)
+    trial = _Trial(replace(model, module=module))
+    with undisturbed(trial.network):
+        trial.formats()
+        trial.evaluation()
+        trial.batches()
+        trial.training()
+    module = copy_of(module).float() if trial.cast else module
+    for wrap in trial.wraps:
+        module = _around(wrap, module)
+    notes = dict.fromkeys((*model.notes, *(f"{note}." for note in trial.notes)))
+    return replace(model, module=module, notes=tuple(notes)), trial.logits.shape[1]
+
+
+class _Trial:
+    """A copy of a network that is tried, and what was found out so far.
+
+    Attributes:
+        network: the copy, in what has to be put around it.
+        wraps: what that is, the innermost first.
+        cast: whether its number format has to be changed.
+        notes: what a person should know of it.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.name = model, model.name
+        self.network = copy_of(model.module)
+        self.wraps: list[Callable[[nn.Module], nn.Module]] = []
+        self.notes: list[str] = []
+        self.cast = False
+        try:
+            self.network.train()
+            chained = self.network.eval()
+        except Exception as error:
+            raise UserError(
+                f"{self.name} cannot be put into training and evaluation mode ({one_line(error)}); {_MENDED}."
+            ) from error
+        if chained is not self.network:  # nothing that is called on the result would reach it
+            self.put(Around)
+
+    def put(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        self.wraps.append(wrap)
+        self.network = wrap(self.network)
+
+    def answer(self, n: int, layout: torch.memory_format = torch.contiguous_format) -> Any:
+        """What the copy answers to the first ``n`` images of an example, all in memory of one order."""
+        images = self.model.example(3)[:n].contiguous(memory_format=layout)
+        like = next((t for t in self.network.state_dict().values() if t.is_floating_point()), images)
+        if any(p.dim() == 4 for p in self.network.parameters()):
+            self.network.to(memory_format=layout)
+        return self.network(images.to(like))
+
+    def formats(self) -> None:
+        """Bring the copy to float32."""
+        state = self.network.state_dict().values()
+        others = {t.dtype for t in state if t.is_floating_point() and t.dtype != torch.float32}
+        if not others:
+            return
+        named = " and ".join(sorted(str(d).removeprefix("torch.") for d in others))
+        as_it_is = _tried(self.answer, 2)
+        self.network.float()
+        if as_it_is is not None and _tried(self.answer, 2) is None:
+            raise UserError(
+                f"{self.name} answers in {named} only, and not in float32, which it would be used in; does "
+                "its forward cast to a number format by itself?"
+            )
+        self.cast = True
+        self.notes.append(f"{self.name} comes in {named} and is used in float32")
+
+    def evaluation(self) -> None:
+        """Two images in evaluation mode have to give logits, in what wrapping ever."""
+        try:
+            output = self.answer(2)
+        except Exception as error:
+            channels, height, width = self.model.input_shape
+            raise UserError(
+                f"{self.name} does not take images with {channels} channels of {height} x {width} pixels "
+                f"({one_line(error)}); give the input_shape that it expects."
+            ) from error
+        if not isinstance(output, Tensor):
+            named = hasattr(output, "logits") or (isinstance(output, dict) and "logits" in output)
+            first = isinstance(output, tuple | list) and output and isinstance(output[0], Tensor)
+            if named or first:
+                self.put(Logits)
+                if not named and len(output) > 1:
+                    self.notes.append(
+                        f"{self.name} answers with {len(output)} things, of which the first is taken for its logits"
+                    )
+                output = self.answer(2)
+        if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise UserError(
+                f"{self.name} is no classifier of images: two images give {found} instead of logits of "
+                "shape (2, classes)."
+            )
+        self.logits = output
+
+    def batches(self) -> None:
+        """A third image, and memory in channels_last order, must not change what the first two give."""
+        if (output := _tried(self.answer, 3, torch.channels_last)) is not None and _same(output[:2], self.logits):
+            return
+        try:
+            output = self.answer(3)
+        except Exception as error:
+            raise UserError(
+                f"{self.name} takes batches of two images and not of three ({one_line(error)}); a network "
+                "has to take batches of any size."
+            ) from error
+        again = self.answer(2)
+        require(
+            _same(again, self.logits),
+            f"{self.name} gives an image another answer when it is asked again, in "
+            "evaluation mode too; is there a dropout that does not look at self.training?",
+        )
+        require(
+            len(output) == 3 and _same(output[:2], self.logits),
+            f"{self.name} gives an image another answer where "
+            "other images are in the batch, in evaluation mode too; is there a BatchNorm without running "
+            "statistics?",
+        )
+        self.contiguous()
+
+    def contiguous(self) -> None:
+        """Leave the order of memory as it is from here on."""
+        self.network.to(memory_format=torch.contiguous_format)
+        self.put(Contiguous)
+        self.notes.append(
+            f"{self.name} does not run in memory of channels_last order (a view of a feature map?), so "
+            "it runs in contiguous memory, which may be slower"
+        )
+
+    def training(self) -> None:
+        """Take the logits out of what the network answers in training mode; whether it trains is asked later."""
+        self.network.train()
+        output = _tried(self.answer, 2, layout_of(self.network))
+        if output is None and layout_of(self.network) == torch.channels_last:
+            output = _tried(self.answer, 2)
+            if output is not None:
+                self.contiguous()
+        if output is None or isinstance(output, Tensor):
+            return
+        self.network.eval()
+        logits = self.answer(2)  # once more, since statistics have moved
+        self.network.train()
+        for m in self.network.modules():  # what draws numbers or looks at the batch, where that is a layer
+            if not any(m.children()):
+                m.training = False
+        parts = {key: part for key, part in parts_of(self.answer(2)).items() if isinstance(part, Tensor)}
+        fit = [key for key, part in parts.items() if part.shape == logits.shape]
+        same = [key for key in fit if _same(parts[key], logits)]
+        likely = [key for key in ("logits", 0) if key in fit] or (fit if len(fit) == 1 else [])
+        if not (same or likely):
+            return
+        part = (same or likely)[0]
+        self.put(lambda network: Logits(network, part))
+        called = f"'{part}'" if isinstance(part, str) else f"number {part + 1}"
+        why = "is" if same else "is taken to be"
+        self.notes.append(
+            f"{self.name} answers with {len(parts)} things in training mode; only {called}, which {why} "
+            "its answer in evaluation mode, is trained with"
+        )
+
+
+# -- for training -----------------------------------------------------------------------------------------------------
+
+
+def training_problems(model: Model, *, batch_size: int | None = None, own_weights: bool = True) -> list[str]:
+    """What keeps a network from being trained, in words; tried on a copy of it.
+
+    Args:
+        batch_size: of the training.
+        own_weights: those of its weights are meant that train now; otherwise all of them may.
+    """
+    name = model.name
+    if own_weights and not any(p.requires_grad for p in model.module.parameters()):
+        return [
+            f"{name} has no weights that train (none of its parameters requires a gradient): call "
+            "requires_grad_(True) on it"
+        ]
+    trial = copy_of(model.module)
+    if not own_weights:
+        trial.requires_grad_(True)
+    layout = layout_of(trial)
+    images = model.example(2).contiguous(memory_format=layout)
+    maps: list[int] = []
+    for m in batchnorms(trial):
+        m.register_forward_pre_hook(lambda _, given: maps.append(given[0].numel() // max(given[0].shape[1], 1)))
+    with undisturbed(trial), torch.enable_grad():
+        if any(p.dim() == 4 for p in trial.parameters()):
+            trial.to(memory_format=layout)
+        trial.train()
+        try:
+            output = trial(images.to(next(trial.parameters()).device))
+        except Exception as error:
+            return [f"{name} cannot be trained: in training mode it does not take two images ({one_line(error)})"]
+        if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
+            found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            return [f"{name} cannot be trained: in training mode two images give {found} instead of logits"]
+        if not output.requires_grad:
+            return [f"{name} cannot be trained: no gradient passes its forward (is it under torch.no_grad?)"]
+        try:
+            output.float().sum().backward()
+        except Exception as error:
+            return [f"{name} cannot be trained: its backward fails ({one_line(error)})"]
+    if batch_size == 2 and 2 in maps:
+        return [
+            f"{name} normalises maps of one pixel by BatchNorm, which makes the same of any two images: take a "
+            "larger batch_size than 2"
+        ]
+    return []
+
+
+# -- kinds ------------------------------------------------------------------------------------------------------------
+
+
+def _require_kind(module: nn.Module, name: str) -> None:
+    """Refuse, by its name, what is no network of Python code with ordinary numbers as weights."""
+    for m in module.modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            raise UserError(f"{name} is TorchScript, which can be neither cut nor trained here; {_MENDED}.")
+        if isinstance(m, fx.GraphModule) and {"train", "eval"} & m.__dict__.keys():  # which say that they are not there
+            raise UserError(f"{name} is a program of torch.export, which has one mode only; {_MENDED}.")
+        if type(m).__module__.startswith(_QUANTISED):
+            raise UserError(f"{name} is quantised ({type(m).__name__}); give the network that it was quantised from.")
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise UserError(
+                f"{name} has lazy layers that have not seen an image yet ({key}); call it with one batch first."
+            )
+        if tensor.is_meta:
+            raise UserError(
+                f"{name} has no weights, only their shapes ({key} is on the meta device); build it on the "
+                "CPU, or fill it with to_empty and load_state_dict."
+            )
+        integer = isinstance(tensor, nn.Parameter) and not (tensor.is_floating_point() or tensor.is_complex())
+        if integer or tensor.is_quantized or type(tensor).__module__.startswith(_QUANTISED):
+            raise UserError(
+                f"{name} is quantised ({key} is {str(tensor.dtype).removeprefix('torch.')}); give the "
+                "network that it was quantised from."
+            )
+
+
+# -- small ------------------------------------------------------------------------------------------------------------
+
+
+def _tried(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call gives; ``None`` if it raises anything."""
+    try:
+        return function(*arguments)
+    except Exception:
+        return None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two answers are the same but for rounding."""
+    if a.shape != b.shape:
+        return False
+    scale = float(b.abs().nan_to_num(posinf=0).max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=0, atol=TOLERANCE * scale + 1e-12, equal_nan=True)
+
+
+def _around(wrap: Callable[[nn.Module], nn.Module], module: nn.Module) -> nn.Module:
+    """``module`` in what is put around it, both in the mode that it is in."""
+    made = wrap(module)
+    made.training = module.training
+    return made
