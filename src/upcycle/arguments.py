@@ -143,14 +143,9 @@ def words_of(value: Any, key: str) -> Any:
 
 def read_config(file: str) -> dict[str, Any]:
     """The mapping in a YAML file, before it is known which options it may hold."""
-    import yaml
+    from upcycle.core.read import contents, parsed
 
-    try:
-        content = yaml.safe_load(Path(file).read_text())
-    except OSError as error:
-        raise UserError(f"Cannot read {file}: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}.") from error
+    content = parsed(contents(Path(file)), Path(file), "yaml")
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no options: it must be a YAML mapping.")
     return content

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -54,6 +55,12 @@ def package_exists(reference: str) -> bool:
     package = reference.partition(":")[0].partition(".")[0]
     with _current_directory():
         return package in sys.modules or importlib.util.find_spec(package) is not None
+
+
+def code_of(reference: str) -> Path | None:
+    """The file of the module in ``package.module:name``, which was imported already; ``None`` where it has none."""
+    file = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
+    return Path(file) if file is not None and OBJECT.fullmatch(reference) else None
 
 
 @contextlib.contextmanager

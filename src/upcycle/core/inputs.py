@@ -29,10 +29,10 @@ def digests(thing: Any, name: str) -> dict[str, str]:
     if isinstance(thing, tuple | list):
         return {key: value for i, one in enumerate(thing, 1) for key, value in digests(one, f"{name} {i}").items()}
     if isinstance(thing, Model):
-        about: list[Any] = [thing.input_shape, thing.mean, thing.std, thing.classes]
+        facts = [thing.input_shape, thing.mean, thing.std, thing.classes]
         return {
             f"the weights of {name}": of_network(thing.module),
-            f"the classes and inputs of {name}": of_plain(about),
+            f"the classes and inputs of {name}": of_plain(facts),
         }
     if isinstance(thing, nn.Module):
         return {f"the weights of {name}": of_network(thing)}

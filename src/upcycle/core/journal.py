@@ -151,9 +151,9 @@ class Journal:
                 f"put the folder itself there, or link {directory} as a whole.",
             )
         if self.writes:
-            store.clear_temporary(directory, WRITTEN)
-            store.clear_temporary(self._folder)
-            store.clear_temporary(directory / "pictures")
+            store.clear_temporary(directory, WRITTEN, locked=True)
+            store.clear_temporary(self._folder, locked=True)
+            store.clear_temporary(directory / "pictures", locked=True)
         if resume and file.exists():
             content = contents(file)
             recorded, begun = _configuration(content, file)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
@@ -58,9 +58,13 @@ def contents(path: Path) -> bytes:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def parsed(content: bytes, path: Path) -> Any:
-    """The value in the bytes of a JSON or YAML file (by its suffix), not nested too deep and all of it real text."""
-    yaml = path.suffix in (".yaml", ".yml")
+def parsed(content: bytes, path: Path, kind: Literal["json", "yaml"] | None = None) -> Any:
+    """The value in the bytes of a JSON or YAML file, not nested too deep and all of it real text.
+
+    Args:
+        kind: what it is, if not by its suffix.
+    """
+    yaml = kind == "yaml" if kind else path.suffix in (".yaml", ".yml")
     try:
         value = _yaml(content) if yaml else json.loads(content)
     except RecursionError:
@@ -75,7 +79,7 @@ def parsed(content: bytes, path: Path) -> Any:
 
 def parse(content: bytes | str, shape: type[Shape], path: Path, place: str = "$") -> Shape:
     """The value in JSON that was read already, such as the metadata of a file at ``path``; see :func:`read`."""
-    return checked(parsed(content.encode() if isinstance(content, str) else content, path), shape, path, place)
+    return checked(parsed(content.encode() if isinstance(content, str) else content, path, "json"), shape, path, place)
 
 
 def checked(value: Any, shape: type[Shape], path: Path, place: str = "$") -> Shape:

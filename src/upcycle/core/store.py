@@ -73,11 +73,12 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
-def clear_temporary(folder: Path, names: Iterable[str] | None = None) -> None:
+def clear_temporary(folder: Path, names: Iterable[str] | None = None, *, locked: bool = False) -> None:
     """Remove what a killed process has left of atomic writes in ``folder`` itself; nothing behind a symbolic link.
 
     Args:
         names: of the files and directories that were being written; any if not given.
+        locked: no other process writes there, so that what has the number of one that runs is old as well.
     """
     if folder.is_symlink() or not folder.is_dir():
         return
@@ -85,10 +86,22 @@ def clear_temporary(folder: Path, names: Iterable[str] | None = None) -> None:
         found = _TEMPORARY.fullmatch(path.name)
         if found is None or path.is_symlink() or (names is not None and found["name"] not in names):
             continue
+        if not locked and _runs(int(found["process"])):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path.is_file():
             path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -30,6 +30,7 @@ from upcycle.data.decode import Item, decode
 from upcycle.data.images import Images, ImageSplit
 from upcycle.data.parts import MAX_VALIDATION, SPLIT_SEED
 from upcycle.data.pool import Pool
+from upcycle.data.tables import class_names
 
 PREFIX = "pool:"
 TABLE, LINEAGE, CARD = "train.parquet", "lineage.json", "README.md"
@@ -251,8 +252,7 @@ def _read(content: bytes, file: Path, size: int | None, channels: int | None) ->
     try:
         table = pq.ParquetFile(pa.BufferReader(content))
         labels = torch.from_numpy(table.read(columns=["label"]).column(0).to_numpy().astype(np.int64))
-        features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
-        classes = tuple(map(str, features["label"]["names"]))
+        classes = class_names(table.schema_arrow, "label", str(file))
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} is no table of an image pool: {one_line(error)}.") from error
     require(len(labels) >= 2, f"{file} holds fewer than two images.")

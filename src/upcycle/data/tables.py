@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.read import checked, parse
 from upcycle.data.decode import Item, decode
 from upcycle.data.images import Images
 from upcycle.data.parts import ALIASES, Part, assemble
@@ -86,7 +86,7 @@ def _read(paths: list[Path], where: str) -> tuple[Part, tuple[str, ...]]:
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UserError(f"The column '{label}' of {path} cannot be read: {error}.") from error
     labels = np.concatenate([column.fill_null(-1).to_numpy() for column in columns])
-    return _part(labels, batches, where, paths[0].parent), _class_names(schema, label, where)
+    return _part(labels, batches, where, paths[0].parent), class_names(schema, label, where)
 
 
 def load_hub(reference: str, *, size: int | None, channels: int | None) -> Images:
@@ -142,14 +142,37 @@ def _columns(schema: Any, where: str) -> tuple[str, str]:
     return image, label
 
 
-def _class_names(schema: Any, label: str, where: str) -> tuple[str, ...]:
-    """The class names in Hugging Face's schema metadata; empty if there are none."""
+class Label(TypedDict, total=False):
+    """A column of classes."""
+
+    names: list[str] | None
+
+
+class Info(TypedDict):
+    """What is known of a table's columns, by their names; only that of classes matters."""
+
+    features: dict[str, Any]
+
+
+class HuggingFace(TypedDict):
+    """What Hugging Face's libraries leave in the schema of a Parquet file, under ``huggingface``."""
+
+    info: Info
+
+
+def class_names(schema: Any, label: str, where: str) -> tuple[str, ...]:
+    """The class names in Hugging Face's schema metadata; empty if there are none.
+
+    Raises:
+        UserError: it is damaged.
+    """
     metadata = (schema.metadata or {}).get(b"huggingface")
-    try:
-        features = json.loads(metadata)["info"]["features"] if metadata else {}
-        return tuple(features.get(label, {}).get("names") or ())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"The Hugging Face metadata of {where} cannot be read: {error!r}.") from error
+    if not metadata:
+        return ()
+    file, place = Path(where), "the metadata 'huggingface'"
+    column = parse(metadata, HuggingFace, file, place)["info"]["features"].get(label)
+    found = checked({} if column is None else column, Label, file, f"{place}, {label}")
+    return tuple(found.get("names") or ())
 
 
 def _numbers(parts: dict[str, Part]) -> tuple[str, ...]:
@@ -161,8 +184,13 @@ def _part(labels: np.ndarray, batches: Callable[[], Iterable[Any]], where: str, 
 
     def content(value: Any) -> bytes | Path:
         if isinstance(value, dict):
-            value = value.get("bytes") or (folder / value["path"] if value.get("path") else None)
+            value = value.get("bytes") or (inside(value["path"]) if value.get("path") else None)
         return value or b""
+
+    def inside(path: str) -> Path:
+        found = (folder / path).resolve()
+        require(found.is_relative_to(folder.resolve()), f"{where} names {path}, which is not in {folder}.")
+        return found
 
     def read(order: Tensor, size: int | None, channels: int | None) -> Tensor:
         place = torch.empty_like(order)

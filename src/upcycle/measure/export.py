@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ TOLERANCE = 1e-4  # largest difference of the logits over the largest logit
 METADATA = "upcycle"  # the key of an ONNX file's metadata_props under which what one must know lies, as JSON
 
 
-def export(model: Model, path: Path, format: str) -> float:
+def export(model: Model, path: Path, format: str, *, overwrite: bool = False) -> float:
     """Write the network for deployment and compare both sides on a held batch of 8 images.
 
     The batch size stays free. Beside the file lies ``FILE.json`` with input shape, normalisation, classes and
@@ -32,12 +32,14 @@ def export(model: Model, path: Path, format: str) -> float:
         model: copied to the CPU in float32 for this.
         path: ends in ``.onnx`` or ``.pt2``.
         format: ``onnx`` (run with onnxruntime), or ``torch`` (``torch.export``).
+        overwrite: write over the files that are there.
 
     Returns:
         the largest difference of the logits, relative to the largest logit.
 
     Raises:
-        UserError: a missing package, a network that cannot be exported, an error above 1e-4; nothing is left.
+        UserError: a file that is there, a missing package, a network that cannot be exported, an error above 1e-4;
+            nothing is left.
     """
     path = Path(path)
     facts: dict[str, Any] = {
@@ -60,6 +62,10 @@ def export(model: Model, path: Path, format: str) -> float:
         path.suffix == suffix,
         f"A file for {format} ends in {suffix}: {path.with_suffix(suffix)}, not {path}.",
     )
+    beside = path.with_suffix(path.suffix + ".json")
+    for file in (path, beside):
+        if file.exists() and not overwrite:
+            raise UserError(f"{file} exists; choose another file, or write over it with --overwrite.")
     if format == "onnx":
         lacking = [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]
         require(not lacking, f'Export to ONNX needs {", ".join(lacking)}: pip install "upcycle[onnx]".')
@@ -68,22 +74,33 @@ def export(model: Model, path: Path, format: str) -> float:
         expected = network(held)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as temporary:
-            file = Path(temporary) / path.name
-            try:
-                answer = write(network, model.example(2), held, file)
-            except Exception as error:
-                raise UserError(f"{model.name} cannot be exported to {format}: {one_line(error)}.") from error
-            relative = float((answer - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-            if not relative <= TOLERANCE:
-                raise UserError(
-                    f"{path} is not written: the exported {model.name} differs from the original by "
-                    f"{relative:.1e} of the largest logit, more than {TOLERANCE:g}."
-                )
-            os.replace(file, path)
-            store.write_json(path.with_suffix(path.suffix + ".json"), {**facts, "error": relative})
+        store.clear_temporary(path.parent, (path.name, beside.name))
+        folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            relative = _compared(model, partial(write, network, model.example(2), held), folder / path.name, expected)
+            os.replace(folder / path.name, path)
+            store.write_json(beside, {**facts, "error": relative})
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+    return relative
+
+
+def _compared(model: Model, write: Callable[[Path], Tensor], file: Path, expected: Tensor) -> float:
+    """Write ``file``, and by how much its answers differ, relative to the largest logit."""
+    try:
+        answer = write(file)
+    except Exception as error:
+        raise UserError(f"{model.name} cannot be exported to {file.name}: {one_line(error)}.") from error
+    relative = float((answer - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not relative <= TOLERANCE:
+        raise UserError(
+            f"{file.name} is not written: the exported {model.name} differs from the original by "
+            f"{relative:.1e} of the largest logit, more than {TOLERANCE:g}."
+        )
     return relative
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from upcycle.core.errors import UserError
+from upcycle.core.read import parse
 
 FACTS = b"facts"  # the key of what all answers share; no SHA-256 is so short
 PATIENCE = 60.0  # seconds to wait for another process that writes
@@ -60,7 +61,7 @@ class AnswerFile:
             elif found != content:
                 raise UserError(
                     f"{name} has changed: it says {_brief(facts)}, and its answers in {path} were given with "
-                    f"{_brief(json.loads(found))}; move that file away to ask anew."
+                    f"{_brief(parse(found, dict[str, Any], path))}; move that file away to ask anew."
                 )
 
     def read(self, keys: Iterable[bytes]) -> dict[bytes, Answer]:

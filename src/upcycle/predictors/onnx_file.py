@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.read import parse
 from upcycle.core.store import digest_of
 from upcycle.data import ImageSplit
 from upcycle.measure.export import METADATA
@@ -122,11 +123,14 @@ def check_file(path: Path) -> None:
             f'{path} needs onnxruntime: pip install "upcycle[onnx]".')  # fmt: skip
 
 
+class Facts(TypedDict, total=False):
+    """What ``upcycle export`` writes into an ONNX file, as far as a predictor needs it."""
+
+    classes: list[str]
+    mean: list[float]
+    std: list[Annotated[float, Meta(gt=0)]]
+
+
 def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:
     """What ``upcycle export`` wrote into the file: class names, mean and std; empty for a file of others."""
-    try:
-        found = json.loads(metadata.get(METADATA, "{}"))
-        facts: dict[str, Any] = {key: list(map(float, found[key])) for key in ("mean", "std") if key in found}
-        return {**facts, **({"classes": list(map(str, found["classes"]))} if "classes" in found else {})}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"The metadata '{METADATA}' of {path} is damaged: {one_line(error)}.") from error
+    return dict(parse(metadata.get(METADATA, "{}"), Facts, path, f"the metadata '{METADATA}'"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Required, TypedDict
 
 import jinja2
 import yaml
 
 from upcycle.core import licences, lineage
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, one_line
+from upcycle.core.read import Count, checked
 from upcycle.core.store import read_json, write_atomic
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.report import figures
@@ -19,6 +20,64 @@ from upcycle.report.figures import Arm
 from upcycle.report.pictures import picture
 
 __all__ = ["write_report"]
+
+
+class Bins(TypedDict):
+    """A reliability diagram as three lists."""
+
+    confidence: list[float]
+    accuracy: list[float]
+    count: list[Count]
+
+
+class Row(TypedDict, total=False):
+    """A line of the comparison."""
+
+    name: Required[str]
+    role: str
+    accuracy: list[float] | None
+    per_class: list[float | None] | None
+    confusion: list[list[Count]] | None
+    reliability: list[dict[str, float]] | Bins | None
+    ece: float | None
+    parameters: float | None
+    macs: float | None
+    latency: float | None
+    memory: float | None
+    shown: dict[str, Any]
+
+
+class Data(TypedDict, total=False):
+    """The data of a run, in numbers."""
+
+    name: str
+    train: Count
+    validation: Count
+    test: Count
+    labelled: Count | None
+    classes: list[Any]
+    notes: list[str]
+
+
+class Outcome(TypedDict, total=False):
+    """``result.json``, as far as a report shows it."""
+
+    format: Required[Literal[1]]
+    verb: Required[str]
+    title: str
+    date: str
+    figure: str
+    shows: str
+    sentence: str
+    command: str
+    seconds: float | None
+    seeds: list[int]
+    rows: list[Row]
+    data: Data
+    notes: list[str]
+    config: dict[str, Any]
+    machine: dict[str, Any]
+    versions: dict[str, str]
 
 
 def write_report(run_directory: Path) -> Path:
@@ -31,13 +90,23 @@ def write_report(run_directory: Path) -> Path:
     Raises:
         UserError: ``result.json`` is missing, damaged or of another format, or the page cannot be written.
     """
-    result = read_json(run_directory / "result.json")
+    file, tree = run_directory / "result.json", run_directory / "model" / "lineage.json"
+    result = read_json(file)
     if not isinstance(result, dict) or result.get("format") != 1:
-        raise UserError(f"{run_directory / 'result.json'} is no result that this version of upcycle can read.")
+        raise UserError(f"{file} is no result that this version of upcycle can read.")
+    checked(result, Outcome, file)
+    family = lineage.read(tree) if tree.exists() else None
+    try:
+        page = _page(run_directory, result, family)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"{file} is damaged, so that no report can be drawn: {one_line(error)}.") from error
+    write_atomic(run_directory / "report.html", page.encode("utf-8", "replace"))
+    return run_directory / "report.html"
+
+
+def _page(run_directory: Path, result: dict[str, Any], family: lineage.Node | None) -> str:
     data = result.get("data", {})
     arms = figures.arms(result.get("rows", []))
-    tree = run_directory / "model" / "lineage.json"
-    family = read_json(tree) if tree.exists() else None
     classes = [str(c) for c in data.get("classes", [])]
     by_class = [*figures.per_class(classes, arms), *figures.confusion(classes, arms, figures.product(arms))]
     pictures = [picture(file) for file in sorted(run_directory.glob("pictures/*.json"))]
@@ -51,7 +120,7 @@ def write_report(run_directory: Path) -> Path:
     sections = [inside, *sections] if "shows" in result else [*sections, inside]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template("page.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         heading=_heading(result, family),
         result=result,
         facts=_facts(result),
@@ -66,8 +135,6 @@ def write_report(run_directory: Path) -> Path:
         notice=licences.NOTICE,
         config=yaml.safe_dump(result.get("config", {}), sort_keys=False, allow_unicode=True),
     )
-    write_atomic(run_directory / "report.html", page.encode("utf-8", "replace"))
-    return run_directory / "report.html"
 
 
 def _heading(result: dict[str, Any], family: lineage.Node | None) -> str:

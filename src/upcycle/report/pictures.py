@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from upcycle.core.errors import UserError
-from upcycle.core.store import read_json
+from upcycle.core.read import read
 from upcycle.measure.units import si
 from upcycle.report import svg
 from upcycle.report.bars import Bar, bar_chart, blocks, routes
@@ -28,12 +28,12 @@ OVERLAYS = 8  # as many heat maps over one image as the page has styles for
 def picture(file: Path) -> Figure:
     """A picture from its file; one that cannot be drawn says so in its caption."""
     try:
-        data = read_json(file)
+        data = read(file, dict[str, Any])
         drawn = _KINDS[data["kind"]](data)
         body, table = drawn if isinstance(drawn, tuple) else (drawn, None)
         notes = tuple(Markup("{}").format(str(note).rstrip(".")) for note in data.get("notes", ()))
         return Figure(str(data.get("title", file.stem)), str(data.get("caption", "")), body, notes, table)
-    except (UserError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (UserError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         # A picture must not cost a person the report of a long run, nor be missed in silence.
         return Figure(file.stem, f"This picture cannot be drawn: {type(error).__name__}: {error}.", Markup(""))
 

@@ -153,8 +153,9 @@ def reassemble(
     """
     given = members(zoo)
     data = "digits" if data is None else data
-    session = Session("reassemble", method, {"zoo": given}, data, say, options)
-    session.check()
+    typed = ",".join(map(str, zoo)) if isinstance(zoo, list | tuple) and not _objects(zoo) else zoo
+    session = Session("reassemble", method, {"zoo": typed}, data, say, options)
+    session.check(looks={"zoo": _check_members})
     found = [references.resolve(reference, trust=session.setting.trust) for reference in given]
     images = session.load(data, found[0], other_task=True)
     images = session.augmented(images.normalised(found[0].mean, found[0].std))
@@ -175,6 +176,16 @@ def reassemble(
     used = getattr(made.model.module, "recipe", {}).get("names", [model.name for model in found])
     parents = [parent_node(model, "block source") for model in found if model.name in used]
     return session.leave(made, rows, _sentence(rows, made.model), parents=parents, data=images, pictures=_fronts(rows))
+
+
+def _check_members(zoo: str) -> None:
+    """:func:`references.check_reference` for each network of a zoo."""
+    for one in members(zoo):
+        references.check_reference(str(one))
+
+
+def _objects(networks: Sequence[Any]) -> bool:
+    return any(isinstance(network, nn.Module | Model) for network in networks)
 
 
 def _macs(model: Model) -> int:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from upcycle.core import references, store
+from upcycle.core import lock, references, store
 from upcycle.core.devices import device_of
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import evaluate as measure
@@ -283,6 +283,7 @@ def report(run: Path) -> int:
     from upcycle.report import write_report
 
     require((run / "result.json").is_file(), f"{run} holds no finished run (no result.json).")
+    lock.check(run)
     print(write_report(run))
     return 0
 
@@ -303,7 +304,13 @@ def lineage(model: str) -> int:
     return 0
 
 
-def export(model: str, out: Path, format: Literal["onnx", "torch"] = "onnx", trust: tuple[str, ...] = ()) -> int:
+def export(
+    model: str,
+    out: Path,
+    format: Literal["onnx", "torch"] = "onnx",
+    trust: tuple[str, ...] = (),
+    overwrite: bool = False,
+) -> int:
     """Write a model for deployment, and compare both sides on a held batch.
 
     Args:
@@ -311,9 +318,10 @@ def export(model: str, out: Path, format: Literal["onnx", "torch"] = "onnx", tru
         out: the file.
         format: onnx, or torch for torch.export.
         trust: packages whose code a saved model's callable reference may run.
+        overwrite: write over the files that are there.
     """
     references.check_reference(model)
-    error = write_export(references.resolve(model, trust=trust), out, format)
+    error = write_export(references.resolve(model, trust=trust), out, format, overwrite=overwrite)
     print(f"{out}: equal to the network to {error:.1e} on a held batch")
     return 0
 

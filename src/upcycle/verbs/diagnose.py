@@ -30,7 +30,7 @@ from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.figures import row, show_accuracy
 from upcycle.verbs.heatmaps import maps_of, overlay
 from upcycle.verbs.loading import is_files
-from upcycle.verbs.options import Reference, Say
+from upcycle.verbs.options import Reference, Say, command_of
 
 NAMED = 8
 """How many pairs, classes and channels are named in words."""
@@ -108,14 +108,18 @@ def diagnose(
     say(f"data     {describe(seen)}")
     show_accuracy(say, "model", net, seen, inside.evaluation)
 
-    command = (
-        f"upcycle diagnose {net.reference or net.name} --data {reference if isinstance(reference, str) else 'DATA'}"
+    looked = {"images": images, "methods": methods, "layer": layer, "samples": samples, "theta": theta}
+    named = {"model": model, "data": reference}
+    typed = {**named, "out": out, **looked, "weights": weights, "trust": trust, "accelerator": accelerator}
+    command = command_of("diagnose", diagnose, typed, positional=("model",), always=("data",))
+    mending = command_of(
+        "treat", diagnose, {"model": model, "data": reference}, positional=("model",), always=("data",)
     )
     z = predict_logits(net.module, seen.test, device=device)
     measured = judged(z, seen.test.labels, name=net.name)
     line = row(net.name, "source", [measured], net)
     right, wrong = _picked(z, seen.test.labels.tolist(), images)
-    pictures = {"3-channels": _channels(inside), "4-shared": _shares(inside, command)}
+    pictures = {"3-channels": _channels(inside), "4-shared": _shares(inside, mending)}
     shown = {
         "1-wrong": ("Why it errs", "The surest errors first, and what speaks for the wrong answer.", wrong),
         "2-right": ("What right answers rest on", "The surest of each class, and what speaks for it.", right),
@@ -240,5 +244,5 @@ def _advice(d: Diagnosis, command: str) -> list[str]:
     if weak:
         named = ", ".join(f"{name} ({s:.0%})" for s, name in weak)
         notes.append(f"Least of their support comes from channels of their own: {named}. Treating would move it there, "
-                     f"and quieten rivals' channels: {command.replace('diagnose', 'treat', 1)}.")  # fmt: skip
+                     f"and quieten rivals' channels: {command}.")  # fmt: skip
     return notes

@@ -16,7 +16,7 @@ from upcycle.measure.machine import machine
 from upcycle.report import write_report
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, maps_of, overlay
-from upcycle.verbs.options import Reference, Say
+from upcycle.verbs.options import Reference, Say, command_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,9 @@ def explain_images(
     picture = overlay(f"What speaks for {about}", "A method at a time; bright is what counts most in this image.", net,
                     split, x, found, names)  # fmt: skip
     store.write_json(place / "pictures" / "1-maps.json", picture)
-    command = f"upcycle explain {net.reference or net.name} {folder} --methods {','.join(methods)}"
-    command += f" --target {target}" if target else ""
+    typed = {"model": model, "images": images, "methods": methods, "target": target}
+    typed |= {"out": out, "weights": weights, "trust": trust}
+    command = command_of("explain", explain_images, typed, positional=("model", "images"))
     store.write_json(place / "result.json", {
         "format": 1, "verb": "explain", "method": ", ".join(methods), "title": f"What {net.name} looks at",
         "command": command, "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - start, 2),

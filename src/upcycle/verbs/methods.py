@@ -69,6 +69,11 @@ def add_plugin(file: str | Path) -> tuple[type[Method], ...]:
     return found
 
 
+def name_of(method: type[Method]) -> str:
+    """What the command line calls a method: its name, or where it stands if no list has it."""
+    return method.card.name if method in all_methods() else f"{method.__module__}:{method.__qualname__}"
+
+
 def plugin_of(method: type[Method]) -> str | None:
     """The file that a method was plugged in from."""
     return _plugins.get(method)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import json
 import math
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,30 +141,49 @@ def command_line(
     default: Callable[[str], Any],
     positional: tuple[str, ...] = (),
 ) -> str:
-    """The command that re-makes a run, as short as the defaults allow.
+    """The command that re-makes a run, as short as the defaults allow, quoted for a shell.
 
     Args:
         config: every option by its name.
-        always: those that are shown whatever their value.
+        always: those that are shown whatever their value, unless that is nothing.
         default: of an option.
         positional: those that stand without their names, first.
     """
-    words = [f"upcycle {verb}"]
+    words = ["upcycle", verb]
     for key in positional:
         value = config[key]
-        words += map(_word, value if isinstance(value, list) else [value])
+        words += map(str, value if isinstance(value, list) else [value])
     for key, value in config.items():
         usual = plain(default(key))
-        if key in positional or (value == usual and key not in always):
+        if key in positional or (value == usual and (key not in always or value is None)):
             continue
         if isinstance(value, dict) and isinstance(usual, dict):
-            words += [f"--{key}.{k} {_word(v)}" for k, v in value.items() if v != usual[k]]
+            for k, v in value.items():
+                words += _option(f"{key}.{k}", v) if v != usual.get(k) else []
         else:
-            words.append(f"--{key} {_word(value)}")
-    return " ".join(words)
+            words += _option(key, value)
+    return shlex.join(words)
 
 
-def _word(value: Any) -> str:
+def command_of(
+    verb: str,
+    function: Callable[..., Any],
+    typed: dict[str, Any],
+    *,
+    positional: tuple[str, ...],
+    always: tuple[str, ...] = (),
+) -> str:
+    """The command that calls ``function`` with the arguments ``typed`` again; see :func:`command_line`."""
+    usual = inspect.signature(function).parameters
+    given = {key: plain(value) for key, value in typed.items()}
+    return command_line(verb, given, always, lambda key: usual[key].default, positional)
+
+
+def _option(key: str, value: Any) -> list[str]:
+    """An option and its value as words, such that the command line reads the value back."""
     if isinstance(value, list):
-        return "[" + ",".join(str(v) for v in value) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        simple = all(isinstance(v, str) and re.fullmatch(r"[\w./:+][\w./:+-]*", v) and v != "null" for v in value)
+        text = ",".join(value) if value and simple else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    else:
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]

@@ -6,9 +6,10 @@ A verb resolves networks and data, says which arms there are, and puts the outco
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 import torch
 
-from upcycle.core import references
+from upcycle.core import references, store
+from upcycle.core.building import code_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.frozen import fast_bf16
@@ -34,7 +36,7 @@ from upcycle.measure.units import duration
 from upcycle.verbs import DEFAULT_METHOD, figures
 from upcycle.verbs.directory import claim_directory, first_process, write_result
 from upcycle.verbs.loading import augmented, load_for
-from upcycle.verbs.methods import find_method, plugin_of
+from upcycle.verbs.methods import find_method, name_of, plugin_of
 from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, default_of, plain, split_options
 
 Make = Callable[[int], tuple[Method, Any]]
@@ -263,14 +265,30 @@ class Session:
         made, *others = [self._fitted(arm, measure, options) for arm in (product, *beside)]
         return made, others
 
+    def _beside(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The digests of the files that options name, and of the code that networks and the method come from."""
+        files = {f.name: getattr(self.setting, f.name) for f in dataclasses.fields(self.kind)}
+        inputs = {
+            f"the contents of --{name}": store.digest_of(file.read_bytes())
+            for name, file in files.items()
+            if isinstance(file, Path) and file.is_file()
+        }
+        references = [
+            one for value in self.networks.values() for one in (value if isinstance(value, list) else [value])
+        ]
+        found = [code_of(one) for one in references if isinstance(one, str)]
+        found += [None if (plugin := plugin_of(self.cls)) is None else Path(plugin)]
+        return inputs, {file.name: store.digest_of(file.read_bytes()) for file in found if file is not None}
+
     def _fitted(self, arm: Arm, measure: Measure, options: dict[str, Any]) -> Fitted:
         found: Fitted | None = None
         for seed in self.seeds:
             method, data = arm.make(seed)
             run = self._open(arm, seed, options)
-            for note in _notes_of(method):
-                run.note(note)
-            with run.interruptible():
+            with self._closing(run), run.interruptible():
+                for note in _notes_of(method):
+                    run.note(note)
+                method.begin(run, data, *self._beside())
                 module = method.fit(run, data).float()
             model, data = method.product(module, data), arm.after(run, data)
             found = found or Fitted(arm=arm, model=model, data=data)
@@ -282,6 +300,17 @@ class Session:
                 run.close()
         assert found is not None  # there is at least one seed
         return found
+
+    @contextlib.contextmanager
+    def _closing(self, run: Run) -> Iterator[None]:
+        """Let others write the directories when something ends the command."""
+        try:
+            yield
+        except BaseException:
+            for opened in (run, self._main):
+                if opened is not None:
+                    opened.close()
+            raise
 
     def _open(self, arm: Arm, seed: int, options: dict[str, Any]) -> Run:
         """The run of an arm with a seed: in the directory itself, or in ``more/`` beside it."""
@@ -350,7 +379,7 @@ class Session:
         """Everything that re-makes this run, as plain data in the names of the command line."""
         own = {key: self.own.get(key, default_of(self.cls, key)) for key in self.cls.options()}
         names = [f.name for f in dataclasses.fields(self.kind) if f.name not in UNRECORDED]
-        config = {**self.networks, "method": self.cls.card.name, self.called: None}
+        config = {**self.networks, "method": name_of(self.cls), self.called: None}
         config |= {name: getattr(self.setting, name) for name in names}
         if (plugin := plugin_of(self.cls)) is not None:
             config["plugin"] = plugin
@@ -359,9 +388,9 @@ class Session:
 
     def command(self) -> str:
         """The command line that re-makes this run, as short as the defaults allow."""
-        given = [name for name, value in self.networks.items() if value is not None and name not in self.positional]
+        typed = {**self.config(), "out": plain(self.setting.out)}
         return command_line(
-            self.verb, self.config(), (*given, "method", self.called), self._default_of, self.positional
+            self.verb, typed, (*self.networks, "method", self.called), self._default_of, self.positional
         )
 
     def _default_of(self, key: str) -> Any:

@@ -20,6 +20,7 @@ from upcycle.core import store
 from upcycle.core.errors import UserError, require
 from upcycle.core.heads import classifier, with_classes
 from upcycle.core.models import Model
+from upcycle.core.read import parse
 from upcycle.surgery.sites import Site, fold, scale_weight, shift_bias, site, sites
 
 TINY = 2.0**-10
@@ -318,9 +319,10 @@ def load_adapter(path: str | Path, base: Model) -> Model:
         about["base"] == store.tensor_digest(base.module.state_dict()),
         f"{path} belongs to another base than {base.name}: give the network with the weights that it was trained on.",
     )
-    made = with_classes(base, tuple(json.loads(about["classes"])))
+    classes, sites = (parse(about.get(key, ""), list[str], path, f"its '{key}'") for key in ("classes", "sites"))
+    made = with_classes(base, tuple(classes))
     head = made.module.get_submodule(about["classifier"])
-    for s in (site(made.module, name, create=True) for name in json.loads(about["sites"])):
+    for s in (site(made.module, name, create=True) for name in sites):
         assert s is not None
         fold(s, tensors[f"{s.name}.ssf.gamma"], tensors.get(f"{s.name}.ssf.beta"))
     head.load_state_dict({n: tensors[f"{about['classifier']}.{n}"] for n in head.state_dict()})

@@ -7,9 +7,8 @@ number, so that a view of them is the view of the images. Their label is 1, or 0
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.read import read
 from upcycle.diagnosis.errors.class_channels import class_gradients, record_layer
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def _folder(path: Path, split: ImageSplit) -> tuple[list[int], UInt8[Tensor, "m 
 def _coco(path: Path, split: ImageSplit) -> tuple[list[int], UInt8[Tensor, "m h w"]]:
     _, h, w = split.shape
     drawn: dict[int, Image.Image] = {}
+    content = read(path, dict[str, Any])
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         for image in content.get("images", ()):
             found = (int(image.get("width", w)), int(image.get("height", h)))
             require(found == (w, h), f"{path} has masks for images of {found[0]} x {found[1]} pixels (width x height), "
@@ -112,7 +112,7 @@ def _coco(path: Path, split: ImageSplit) -> tuple[list[int], UInt8[Tensor, "m h 
             mask = drawn.setdefault(int(annotation["image_id"]), Image.new("L", (w, h)))
             for polygon in polygons:
                 ImageDraw.Draw(mask).polygon([float(x) for x in polygon], fill=1, outline=1)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is not a file of masks in the format of COCO: {type(error).__name__} {error}."
         ) from None
