@@ -246,7 +246,9 @@ def load_pool(directory: str | Path, *, size: Size | None = None, channels: int 
                   licence=node["licence"]["id"], notes=[note], lineage=node)  # fmt: skip
 
 
-def _read(content: bytes, file: Path, size: Size | None, channels: int | None) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _read(
+    content: bytes, file: Path, size: Size | None, channels: int | None
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Labels int64 (n,), pixels uint8 (n, h, w, c) and class names of a pool's Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
