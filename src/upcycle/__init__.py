@@ -15,9 +15,9 @@ __version__ = "0.1.0"
 # Each public name and the module it lives in. Imported when first used: `import upcycle` loads no torch.
 _HOME = {
     "distill": "upcycle.verbs.distill",
-    "disassemble": "upcycle.verbs.assemble",
+    "disassemble": "upcycle.verbs.disassemble",
     "assemble": "upcycle.verbs.assemble",
-    "reassemble": "upcycle.verbs.assemble",
+    "reassemble": "upcycle.verbs.reassemble",
     "treat": "upcycle.verbs.treat",
     "adapt": "upcycle.verbs.adapt",
     "extend": "upcycle.verbs.extend",
@@ -84,13 +84,13 @@ if TYPE_CHECKING:
     from upcycle.verbs.adapt import adapt as adapt
     from upcycle.verbs.advise import advise as advise
     from upcycle.verbs.assemble import assemble as assemble
-    from upcycle.verbs.assemble import disassemble as disassemble
-    from upcycle.verbs.assemble import reassemble as reassemble
     from upcycle.verbs.diagnose import diagnose as diagnose
+    from upcycle.verbs.disassemble import disassemble as disassemble
     from upcycle.verbs.distill import distill as distill
     from upcycle.verbs.doctor import doctor as doctor
     from upcycle.verbs.extend import extend as extend
     from upcycle.verbs.prove import prove as prove
+    from upcycle.verbs.reassemble import reassemble as reassemble
     from upcycle.verbs.session import Result as Result
     from upcycle.verbs.treat import treat as treat
 

@@ -144,7 +144,7 @@ MAKERS = {
         optional=("--teacher",),
     ),
     "disassemble": Maker(
-        "upcycle.verbs.assemble",
+        "upcycle.verbs.disassemble",
         {"model": (str, "?", "reference of a trained classifier")},
         "disassemble needs a classifier: upcycle disassemble MODEL --classes A,B.",
     ),
@@ -154,7 +154,7 @@ MAKERS = {
         "assemble needs two parts or more: upcycle assemble PART1 PART2.",
     ),
     "reassemble": Maker(
-        "upcycle.verbs.assemble",
+        "upcycle.verbs.reassemble",
         {"--zoo": (str | None, None, "references with commas between them, or a folder of saved models")},
         "reassemble needs networks to take blocks from: give --zoo DIR or --zoo REFERENCE,REFERENCE.",
     ),

@@ -252,7 +252,7 @@ def test_empty_classes_are_named(tmp_path: Path) -> None:
 def test_images_that_differ_in_size_need_one(tmp_path: Path) -> None:
     folder(tmp_path / "x", {"a": 6, "b": 6})
     (tmp_path / "x" / "a" / "tall.png").write_bytes(encode(pixels(40, 20, 3)))
-    with pytest.raises(UserError, match=r"differ in size: 8 x 8 .*20 x 40 \(.*tall\.png\).*size=8"):
+    with pytest.raises(UserError, match=r"differ in size: 8 x 8 .*20 x 40 \(.*tall\.png\).*--size 8"):
         load(tmp_path / "x")
     assert load(tmp_path / "x", size=12).shape == (3, 12, 12)
 
@@ -265,6 +265,19 @@ def test_size_is_the_shorter_side_then_the_centre(tmp_path: Path) -> None:
     assert read_images([tmp_path / "a.png"], size=7).shape == (1, 7, 7, 1)
     with pytest.raises(UserError, match="at least 4"):
         read_images([tmp_path / "a.png"], size=2)
+
+
+def test_a_size_may_have_two_sides(tmp_path: Path) -> None:
+    """Height and width: what covers both, then the centre; a square is the special case."""
+    array = np.zeros((40, 20), np.uint8)
+    array[15:25] = 200
+    (tmp_path / "a.png").write_bytes(encode(array))
+    assert (read_images([tmp_path / "a.png"], size=(10, 20)) == 200).all()
+    assert torch.equal(read_images([tmp_path / "a.png"], size=(9, 9)), read_images([tmp_path / "a.png"], size=9))
+    with pytest.raises(UserError, match="at least 4"):
+        read_images([tmp_path / "a.png"], size=(16, 2))
+    assert load("digits", size=(16, 48)).shape == (1, 16, 48)
+    assert torch.equal(load("digits", size=(12, 12)).train.images, load("digits", size=12).train.images)
 
 
 def test_grey_until_a_coloured_image_comes(tmp_path: Path) -> None:

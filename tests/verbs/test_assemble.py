@@ -21,7 +21,7 @@ from upcycle.core.saved import load
 from upcycle.data import load as load_data
 from upcycle.data.images import joined
 from upcycle.data.labels import relabelled
-from upcycle.verbs.assemble import _fronts, members
+from upcycle.verbs.reassemble import _fronts, members
 
 TEACHER = "zoo:digits_teacher"
 REASSEMBLE = ["--blocks=2", "--probe=64", "--runs=5", "--candidates=4", "--score_batches=1", "--recipe.epochs=1"]

@@ -146,7 +146,7 @@ def test_mistakes_in_options(here: Path, refused: Refused, words: list[str], par
         ({"recipe": {"lr": None}}, "--recipe.lr must not be null; leave it out for its default, 0.1"),
         ({"epochs": 3}, "Did you mean 'recipe.epochs'"),
         ({"out": "a\0b"}, "is no path"),
-        ({"size": "large"}, "--size must be a whole number, not 'large'"),
+        ({"size": "large"}, "--size must be a whole number or a list such as [1,2], not 'large'"),
         ({"method": ""}, "There is no method ''"),
         ({"plugin": "none.py"}, "There is no file none.py"),
     ],
@@ -191,7 +191,9 @@ def test_networks_that_do_not_fit(here: Path, refused: Refused) -> None:
     refused([*DISTILL, "--student=nets:nett"], "Did you mean 'net'")
     refused([*DISTILL, "--student=netz:net"], "no Python package")
     grey = corpus.picture_folder(here / "three")
-    refused([*DISTILL, f"--data={grey}"], "10 classes and the student's 3 do not match", "--label_map")
+    refused(
+        [*DISTILL, f"--data={grey}"], "The 10 classes of the teacher and the 3 of three do not match", "--label_map"
+    )
     with pytest.raises(UserError, match="7 outputs, but 10 class names"):
         upcycle.distill(
             teacher="zoo:digits_teacher", student=nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), out=here / "r"

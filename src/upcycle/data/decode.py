@@ -28,11 +28,14 @@ _FORMATS = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"RIFF": "WEBP", b"BM": "BMP
             b"II*\0": "TIFF", b"MM\0*": "TIFF", **{b"P%d" % n: "PPM" for n in range(1, 7)}}  # fmt: skip
 _ORIENTATION = 0x0112  # the EXIF tag
 
+Size = int | tuple[int, int]
+"""What images are brought to: the side of a square, or (height, width), in pixels."""
+
 # One image: its row in the result, what to call it in an error, its bytes or file.
 Item = tuple[int, str, bytes | Path]
 
 
-def read_images(files: Sequence[Path], *, size: int | None = None, channels: int | None = None) -> Tensor:
+def read_images(files: Sequence[Path], *, size: Size | None = None, channels: int | None = None) -> Tensor:
     """The pixels of image files, in order: uint8 (n, h, w, c). See :func:`decode`."""
     return decode(lambda: ((i, str(p), p) for i, p in enumerate(files)), len(files), size=size, channels=channels)
 
@@ -46,7 +49,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def decode(
-    items: Callable[[], Iterable[Item]], n: int, *, size: int | None = None, channels: int | None = None
+    items: Callable[[], Iterable[Item]], n: int, *, size: Size | None = None, channels: int | None = None
 ) -> Tensor:
     """Decode ``n`` images into one tensor.
 
@@ -56,7 +59,7 @@ def decode(
     Args:
         items: gives the images anew at each call.
         n: how many rows the result has.
-        size: bring every image to ``size`` x ``size``: its shorter side by bilinear resampling, then the
+        size: bring every image to this size by bilinear resampling, so that it just covers it, and then take the
             centre.
         channels: 1 (grey) or 3 (RGB); ``None``: grey if all images are.
 
@@ -68,7 +71,8 @@ def decode(
             a result that would not fit the memory.
     """
     require(channels in (None, 1, 3), f"Images have 1 or 3 channels, not {channels}.")
-    require(size is None or size >= MIN_SIDE, f"size must be at least {MIN_SIDE} pixels, not {size}.")
+    if size is not None:
+        _sides(size)  # refused before anything is read
     pixels: np.ndarray | None = None
     broken: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
@@ -96,13 +100,13 @@ def decode(
         kinds = [f"{w} x {h} ({examples[h, w]})" for (h, w), _ in sizes.most_common()]
         raise UserError(
             f"The images differ in size: {listed(kinds, 'sizes')}. Say to what size they shall be brought, "
-            f"for example size={min(sizes.most_common()[0][0])}."
+            f"for example --size {min(sizes.most_common()[0][0])}."
         )
     assert pixels is not None  # n is at least 1, and every image was either decoded or broken
     return torch.from_numpy(pixels)
 
 
-def _decoded(items: Iterable[Item], size: int | None, channels: int | None) -> Iterator[tuple[Item, np.ndarray | str]]:
+def _decoded(items: Iterable[Item], size: Size | None, channels: int | None) -> Iterator[tuple[Item, np.ndarray | str]]:
     """Each item with its pixels, or with the reason why it has none."""
 
     def work(item: Item) -> np.ndarray | str:
@@ -132,7 +136,7 @@ def _encoded_size(content: bytes | Path) -> int:
         return 0
 
 
-def decode_one(content: bytes | Path, size: int | None = None, channels: int | None = None) -> np.ndarray:
+def decode_one(content: bytes | Path, size: Size | None = None, channels: int | None = None) -> np.ndarray:
     """The pixels of one encoded image, uint8 (h, w, c); arguments as :func:`decode`.
 
     Raises:
@@ -148,7 +152,7 @@ def decode_one(content: bytes | Path, size: int | None = None, channels: int | N
         return pixels_of(image, size, channels)
 
 
-def pixels_of(image: Image.Image, size: int | None = None, channels: int | None = None) -> np.ndarray:
+def pixels_of(image: Image.Image, size: Size | None = None, channels: int | None = None) -> np.ndarray:
     """The pixels of a PIL image, uint8 (h, w, c); arguments and errors as :func:`decode_one`."""
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"{image.width} x {image.height} pixels, too small")
@@ -177,21 +181,30 @@ def _eight_bit(image: Image.Image, channels: int | None) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to ``size`` by bilinear resampling, then the central square."""
-    width, height = _resized(image.width, image.height, size)
+def _sides(size: Size) -> tuple[int, int]:
+    """Height and width of a size, which show something."""
+    height, width = (size, size) if isinstance(size, int) else size
+    require(min(height, width) >= MIN_SIDE, f"size must be at least {MIN_SIDE} pixels, not {min(height, width)}.")
+    return height, width
+
+
+def _fit(image: Image.Image, size: Size) -> Image.Image:
+    """The centre of an image that was made just large enough to cover ``size``, by bilinear resampling."""
+    high, wide = _sides(size)
+    width, height = _covering(image.width, image.height, wide, high)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image if width == height else image.crop((left, top, left + size, top + size))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return image if (width, height) == (wide, high) else image.crop((left, top, left + wide, top + high))
 
 
-def _resized(width: int, height: int, size: int) -> tuple[int, int]:
-    short = min(width, height)
-    return max(size, round(width * size / short)), max(size, round(height * size / short))
+def _covering(width: int, height: int, wide: int, high: int) -> tuple[int, int]:
+    """Width and height of the smallest image of the same proportions that covers ``wide`` x ``high``."""
+    of, to = (width, wide) if wide * height >= high * width else (height, high)
+    return max(wide, round(width * to / of)), max(high, round(height * to / of))
 
 
-def fit(images: Tensor, size: int | None, channels: int | None) -> Tensor:
+def fit(images: Tensor, size: Size | None, channels: int | None) -> Tensor:
     """As :func:`decode` does with files, bring pixels to a size and a number of channels.
 
     Args:
@@ -204,14 +217,14 @@ def fit(images: Tensor, size: int | None, channels: int | None) -> Tensor:
         if (have, channels) not in ((1, 3), (3, 1)):
             raise UserError(f"Cannot make {channels} channels of {have}; only 1 and 3 turn into each other.")
         planes = planes.expand(-1, 3, -1, -1) if channels == 3 else _luma(planes)
-    if size is not None and (height, width) != (size, size):
-        require(size >= MIN_SIDE, f"size must be at least {MIN_SIDE} pixels, not {size}.")
-        require_memory(len(planes) * planes.shape[1] * size**2 * images.element_size(), f"{len(planes):,} images")
-        wide, high = _resized(width, height, size)
-        left, top = (wide - size) // 2, (high - size) // 2
+    high, wide = (height, width) if size is None else _sides(size)
+    if (height, width) != (high, wide):
+        require_memory(len(planes) * planes.shape[1] * high * wide * images.element_size(), f"{len(planes):,} images")
+        across, down = _covering(width, height, wide, high)
+        left, top = (across - wide) // 2, (down - high) // 2
         parts = [
-            F.interpolate(part.contiguous(), (high, wide), mode="bilinear", antialias=True)[
-                :, :, top : top + size, left : left + size
+            F.interpolate(part.contiguous(), (down, across), mode="bilinear", antialias=True)[
+                :, :, top : top + high, left : left + wide
             ]
             for part in planes.split(1024)
         ]

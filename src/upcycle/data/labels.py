@@ -30,24 +30,11 @@ def read_label_map(path: str | Path, source_classes: Sequence[str], target_class
     Raises:
         UserError: naming file, line and class.
     """
-    path = Path(path)
-    try:
-        # utf-8-sig: spreadsheets put a byte-order mark before the first name.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1)]
-    except OSError as error:
-        raise UserError(f"Cannot read the label map {path}: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"The label map {path} is not a CSV file in UTF-8: {error}.") from error
-    rows = [(number, row) for number, row in rows if any(row)]
-    if not rows or [cell.lower() for cell in rows[0][1]] not in HEADERS:
-        raise UserError(f"The label map {path} must begin with the line 'teacher,student' (or 'source,target').")
+    rows = _rows(Path(path))
     sources, targets = _numbers(source_classes), _numbers(target_classes)
     used: dict[int, int] = {}  # source output -> line
     reads: dict[int, int] = {}  # target class -> source output
-    for line, row in rows[1:]:
-        if len(row) != 2:
-            raise UserError(f"Line {line} of the label map {path} has {len(row)} cells instead of 2.")
+    for line, row in rows:
         try:
             source = _find(row[0], source_classes, sources, "teacher class")
             target = _find(row[1], target_classes, targets, "student class")
@@ -68,8 +55,50 @@ def read_label_map(path: str | Path, source_classes: Sequence[str], target_class
     return torch.tensor([reads[k] for k in range(len(target_classes))], dtype=torch.long)
 
 
-def match_classes(source: Sequence[str], target: Sequence[str]) -> tuple[Tensor, str]:
+def targets_of(path: str | Path) -> tuple[str, ...]:
+    """The target classes of a label map, in the order of its lines."""
+    return tuple(row[1] for _, row in _rows(Path(path)))
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines of a label map below its header, each with its number and its two cells."""
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark before the first name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1)]
+    except OSError as error:
+        raise UserError(f"Cannot read the label map {path}: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"The label map {path} is not a CSV file in UTF-8: {error}.") from error
+    rows = [(number, row) for number, row in rows if any(row)]
+    if not rows or [cell.lower() for cell in rows[0][1]] not in HEADERS:
+        raise UserError(f"The label map {path} must begin with the line 'teacher,student' (or 'source,target').")
+    for line, row in rows[1:]:
+        if len(row) != 2:
+            raise UserError(f"Line {line} of the label map {path} has {len(row)} cells instead of 2.")
+    return rows[1:]
+
+
+def mapped(data: Images, path: str | Path, classes: tuple[str, ...]) -> Images:
+    """``data`` with ``classes``, those of a network, as its labels, by a label map from these to those of the data."""
+    return _renumbered(data, read_label_map(path, classes, data.classes), classes)
+
+
+MAP_THEM = " Say which is which with --label_map FILE, a CSV file with the header teacher,student."
+
+
+def match_classes(
+    source: Sequence[str],
+    target: Sequence[str],
+    *,
+    between: tuple[str, str] = ("the network", "the data"),
+    remedy: str = MAP_THEM,
+) -> tuple[Tensor, str]:
     """Match two lists of classes by their names, whatever their case and order.
+
+    Args:
+        between: what has the source's classes and what has the target's, in words.
+        remedy: the sentence that says what to do if they do not match.
 
     Returns:
         int64 (k_target,), as :func:`read_label_map`, and a note: empty when the names decided. Lists of one
@@ -78,10 +107,11 @@ def match_classes(source: Sequence[str], target: Sequence[str]) -> tuple[Tensor,
     Raises:
         UserError: for anything else, asking for a label map.
     """
+    ours, theirs = between
     plain = [[_plain(name) for name in names] for names in (source, target)]
-    for ours, theirs in ([list(source), list(target)], plain):
-        if len(set(ours)) == len(ours) and len(ours) == len(theirs) and set(ours) == set(theirs):
-            return torch.tensor([ours.index(name) for name in theirs], dtype=torch.long), ""
+    for a, b in ([list(source), list(target)], plain):
+        if len(set(a)) == len(a) and len(a) == len(b) and set(a) == set(b):
+            return torch.tensor([a.index(name) for name in b], dtype=torch.long), ""
     if list(source) == list(target):  # names that repeat, but in the same order on both sides
         return torch.arange(len(source)), ""
     common = set(plain[0]) & set(plain[1])
@@ -91,17 +121,17 @@ def match_classes(source: Sequence[str], target: Sequence[str]) -> tuple[Tensor,
             "matched by position; give a label map if that is wrong."
         )
     raise UserError(
-        f"The teacher's {len(source)} classes and the student's {len(target)} do not match: {len(common)} "
-        "names are common to both. Say which is which with --label_map FILE, a CSV file with the header "
-        "teacher,student."
+        f"The {len(source)} classes of {ours} and the {len(target)} of {theirs} do not match: {len(common)} names are "
+        f"common to both.{remedy}"
     )
 
 
-def relabelled(data: Images, classes: tuple[str, ...], *, partial: bool = False) -> Images:
+def relabelled(data: Images, classes: tuple[str, ...], *, partial: bool = False, remedy: str = MAP_THEM) -> Images:
     """``data`` with ``classes`` in their order as its labels; images of other classes are left out.
 
     Args:
         partial: the data may lack some of ``classes``, and then have no other ones.
+        remedy: see :func:`match_classes`.
 
     Raises:
         UserError: the names of the classes do not tell which is which.
@@ -111,15 +141,22 @@ def relabelled(data: Images, classes: tuple[str, ...], *, partial: bool = False)
     if set(classes) <= set(data.classes):
         return data.only(classes)
     if partial and set(data.classes) < set(classes):
-        to = torch.tensor([classes.index(name) for name in data.classes])
+        return _renumbered(data, torch.tensor([classes.index(name) for name in data.classes]), classes)
+    between = (data.name, "the network")
+    # For each class wanted, its label in the data.
+    columns, note = match_classes(data.classes, classes, between=between, remedy=remedy)
+    found = data.only(tuple(data.classes[i] for i in columns.tolist()))
+    return dataclasses.replace(found, classes=classes, notes=[*found.notes, *([note] if note else [])])
 
-        def of(split: ImageSplit) -> ImageSplit:
-            return dataclasses.replace(split, labels=torch.where(split.labels >= 0, to[split.labels], -1))
 
-        return dataclasses.replace(data, classes=classes, train=of(data.train), validation=of(data.validation),
-                                   test=of(data.test))  # fmt: skip
-    columns, _ = match_classes(data.classes, classes)  # for each class wanted, its label in the data
-    return dataclasses.replace(data.only(tuple(data.classes[i] for i in columns.tolist())), classes=classes)
+def _renumbered(data: Images, to: Tensor, classes: tuple[str, ...]) -> Images:
+    """``data`` with ``classes``, among which label y is ``to[y]``."""
+
+    def of(split: ImageSplit) -> ImageSplit:
+        return dataclasses.replace(split, labels=torch.where(split.labels >= 0, to[split.labels], -1))
+
+    return dataclasses.replace(data, classes=classes, train=of(data.train), validation=of(data.validation),
+                               test=of(data.test))  # fmt: skip
 
 
 def _plain(name: str) -> str:

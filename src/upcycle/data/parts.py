@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require
+from upcycle.data.decode import Size
 from upcycle.data.images import Images, ImageSplit, listed, stratified
 
 SPLIT_SEED = 0  # of every split of our own; the user's seed has no part in it, so that all runs share their test set
@@ -30,7 +31,7 @@ class Part:
 
     labels: Tensor
     where: Callable[[int], str]
-    read: Callable[[Tensor, int | None, int | None], Tensor]
+    read: Callable[[Tensor, Size | None, int | None], Tensor]
 
 
 def assemble(
@@ -38,7 +39,7 @@ def assemble(
     classes: Sequence[str],
     parts: dict[str, Part],
     *,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
     licence: str = "unknown",
     take: dict[str, int] | None = None,
@@ -77,7 +78,7 @@ def assemble(
             ours, theirs = (" x ".join(map(str, splits[s].shape)) for s in ("train", split))
             raise UserError(
                 f"The train images of {name} are {ours} and its {split} images {theirs}; say to what size "
-                "they shall be brought (size=...)."
+                "they shall be brought with --size."
             )
     drawn = [
         f"The {split} split of {name} is ours: {len(order):,} of its {n:,} training images, stratified, with "

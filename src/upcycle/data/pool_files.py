@@ -26,7 +26,7 @@ from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.licences import NOTICE, hub_fields
 from upcycle.core.outputs import Around, Columns
 from upcycle.data.augment import uniform
-from upcycle.data.decode import Item, decode
+from upcycle.data.decode import Item, Size, decode
 from upcycle.data.images import Images, ImageSplit
 from upcycle.data.parts import MAX_VALIDATION, SPLIT_SEED
 from upcycle.data.pool import Pool
@@ -213,7 +213,7 @@ def _card(pool: Pool, classes: Sequence[str], name: str, node: lineage.Node, not
 # -- from disk --------------------------------------------------------------------------------------------------
 
 
-def load_pool(directory: str | Path, *, size: int | None = None, channels: int | None = None) -> Images:
+def load_pool(directory: str | Path, *, size: Size | None = None, channels: int | None = None) -> Images:
     """Read a saved pool: all its images to train on, with their labels; its lineage is that of the images.
 
     Nothing was held out of it: validation and test are a tenth and a fifth of the very same images, at most 5,000
@@ -244,7 +244,9 @@ def load_pool(directory: str | Path, *, size: int | None = None, channels: int |
                   licence=node["licence"]["id"], notes=[note], lineage=node)  # fmt: skip
 
 
-def _read(content: bytes, file: Path, size: int | None, channels: int | None) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _read(
+    content: bytes, file: Path, size: Size | None, channels: int | None
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Labels int64 (n,), pixels uint8 (n, h, w, c) and class names of a pool's Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq

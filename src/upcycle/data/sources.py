@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.data.decode import SUFFIXES, Item, decode, fit, image_files
+from upcycle.data.decode import SUFFIXES, Item, Size, decode, fit, image_files
 from upcycle.data.images import Images, listed
 from upcycle.data.parts import ALIASES, Part, assemble
 from upcycle.data.pool_files import PREFIX, load_pool, pool_directory
@@ -120,7 +120,7 @@ def check_reference(reference: Any) -> None:
         raise unknown("data set or folder", text, NAMES)
 
 
-def load(reference: Any, *, size: int | None = None, channels: int | None = None) -> Images:
+def load(reference: Any, *, size: Size | None = None, channels: int | None = None) -> Images:
     """Load an image data set, decoded into memory, with train, validation and test splits.
 
     A validation split that the source lacks is a stratified tenth of the training images, at most 5,000; a
@@ -137,7 +137,8 @@ def load(reference: Any, *, size: int | None = None, channels: int | None = None
             number) pairs, where an image is a PIL image, a uint8 tensor or a float tensor in [0, 1], (c, h,
             w); a dict of them by split, or a tuple (train, test) or (train, validation, test); or an
             :class:`Images`, which is handed back.
-        size: bring every image to ``size`` x ``size`` pixels: shorter side, then central square.
+        size: bring every image to this side, or (height, width), in pixels: made just large enough to cover it, then
+            the centre.
         channels: 1 (grey) or 3 (RGB); ``None`` for what the images have.
 
     Raises:
@@ -170,7 +171,7 @@ def load(reference: Any, *, size: int | None = None, channels: int | None = None
 # --- named sets ---------------------------------------------------------------------------------------
 
 
-def _digits(size: int | None, channels: int | None) -> Images:
+def _digits(size: Size | None, channels: int | None) -> Images:
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -180,7 +181,7 @@ def _digits(size: int | None, channels: int | None) -> Images:
                     take={"test": 500, "validation": 297})  # fmt: skip
 
 
-def _named(name: str, size: int | None, channels: int | None) -> Images:
+def _named(name: str, size: Size | None, channels: int | None) -> Images:
     known = NAMED[name]
     for folder in _places(known):
         if "train" in (files := parquet_files(folder)):
@@ -210,7 +211,7 @@ def _places(known: Named) -> Iterator[Path]:
         yield from sorted((Path(home).expanduser() / "hub").glob(known.cache))
 
 
-def _idx(name: str, folder: Path, known: Named, size: int | None, channels: int | None) -> Images:
+def _idx(name: str, folder: Path, known: Named, size: Size | None, channels: int | None) -> Images:
     parts = {}
     for split, stems in _IDX.items():
         images, labels = (_read_idx(folder, stem) for stem in stems)
@@ -250,7 +251,7 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
 def _array_part(images: np.ndarray, labels: np.ndarray, name: str) -> Part:
     """A split from grey pixels (n, h, w) that are in memory already."""
 
-    def read(order: Tensor, size: int | None, channels: int | None) -> Tensor:
+    def read(order: Tensor, size: Size | None, channels: int | None) -> Tensor:
         return fit(torch.from_numpy(images)[:, :, :, None].index_select(0, order), size, channels)
 
     return Part(labels=torch.from_numpy(labels.astype(np.int64)), where=lambda i: f"image {i} of {name}", read=read)
@@ -259,7 +260,7 @@ def _array_part(images: np.ndarray, labels: np.ndarray, name: str) -> Part:
 # --- folders of images --------------------------------------------------------------------------------
 
 
-def _folder(name: str, folder: Path, size: int | None, channels: int | None) -> Images:
+def _folder(name: str, folder: Path, size: Size | None, channels: int | None) -> Images:
     """``[SPLIT/]CLASS/.../IMAGE``; a split without class folders holds images without labels."""
     roots = {
         split: folder / alias for split, aliases in ALIASES.items() for alias in aliases if (folder / alias).is_dir()
@@ -296,7 +297,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _file_part(files: list[Path], labels: list[int]) -> Part:
-    def read(order: Tensor, size: int | None, channels: int | None) -> Tensor:
+    def read(order: Tensor, size: Size | None, channels: int | None) -> Tensor:
         def items() -> Iterator[Item]:
             return ((row, str(files[i]), files[i]) for row, i in enumerate(order.tolist()))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.data.augment import uniform
+from upcycle.data.decode import Size
 from upcycle.data.images import Images, ImageSplit, draw, joined
 from upcycle.data.labels import relabelled
 from upcycle.data.sources import check_reference, load
@@ -55,7 +56,7 @@ def stream(
     scenario: Scenario | None = None,
     shuffle: int | None = None,
     few: int | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     channels: int | None = None,
 ) -> Stream:
     """A stream from its name, or splits of images that are loaded already.
@@ -289,7 +290,7 @@ def _drifting(name: str, images: Images, rounds: int = 3) -> Stream:
 
 
 def _folders(
-    name: str, root: Path, scenario: Scenario, shuffle: int | None, size: int | None, channels: int | None
+    name: str, root: Path, scenario: Scenario, shuffle: int | None, size: Size | None, channels: int | None
 ) -> Stream:
     """A folder for each task, in the order of their names; classes are named by the folders in them."""
     require(scenario != "general", "Folders are tasks: their scenario is class, task or domain.")

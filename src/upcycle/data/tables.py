@@ -13,7 +13,7 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.read import checked, parse
-from upcycle.data.decode import Item, decode
+from upcycle.data.decode import Item, Size, decode
 from upcycle.data.images import Images
 from upcycle.data.parts import ALIASES, Part, assemble
 
@@ -38,7 +38,7 @@ def load_parquet(
     name: str,
     files: dict[str, list[Path]],
     *,
-    size: int | None,
+    size: Size | None,
     channels: int | None,
     classes: tuple[str, ...] = (),
     licence: str = "unknown",
@@ -89,7 +89,7 @@ def _read(paths: list[Path], where: str) -> tuple[Part, tuple[str, ...]]:
     return _part(labels, batches, where, paths[0].parent), class_names(schema, label, where)
 
 
-def load_hub(reference: str, *, size: int | None, channels: int | None) -> Images:
+def load_hub(reference: str, *, size: Size | None, channels: int | None) -> Images:
     """Images from the Hugging Face hub (``hub:ORG/NAME``), through ``datasets`` and its cache."""
     name = reference.removeprefix("hub:")
     try:
@@ -192,7 +192,7 @@ def _part(labels: np.ndarray, batches: Callable[[], Iterable[Any]], where: str, 
         require(found.is_relative_to(folder.resolve()), f"{where} names {path}, which is not in {folder}.")
         return found
 
-    def read(order: Tensor, size: int | None, channels: int | None) -> Tensor:
+    def read(order: Tensor, size: Size | None, channels: int | None) -> Tensor:
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
         rows = place.tolist()

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.data.decode import fit, pixels_of, require_memory
+from upcycle.data.decode import Size, fit, pixels_of, require_memory
 from upcycle.data.images import Images, listed
 from upcycle.data.parts import ALIASES, Part, assemble
 
 LOOKS = 8  # samples that are read twice, to see whether a transform is random
 
 
-def load_datasets(reference: Any, *, size: int | None, channels: int | None) -> Images:
+def load_datasets(reference: Any, *, size: Size | None, channels: int | None) -> Images:
     """Images from a Dataset or DataLoader, or from a dict or tuple of them; see :func:`upcycle.data.load`.
 
     Of a DataLoader only its Dataset counts. Class names are the Dataset's ``classes`` where it has them.
@@ -47,7 +47,7 @@ def _by_split(reference: Any) -> dict[str, Any]:
     return {"train": reference}
 
 
-def _part(dataset: Any, split: str, size: int | None, channels: int | None) -> Part:
+def _part(dataset: Any, split: str, size: Size | None, channels: int | None) -> Part:
     if not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
         raise UserError(
             f"A {type(dataset).__name__} is no data; give a name, a folder, a torch Dataset or a DataLoader."
@@ -76,11 +76,11 @@ def _part(dataset: Any, split: str, size: int | None, channels: int | None) -> P
     if len(kinds) > 1:
         named = [f"{d} {s} as sample {i}".removeprefix("torch.") for (d, s), i in kinds.items()]
         raise UserError(
-            f"The images of the {split} data set differ: {listed(named, 'kinds')}. Say to what size and "
-            "channels they shall be brought (size=..., channels=...)."
+            f"The images of the {split} data set differ: {listed(named, 'kinds')}. Say to what channels "
+            "and size they shall be brought: --size 3,32,32, or size=(3, 32, 32) in Python."
         )
 
-    def read(order: Tensor, size: int | None, channels: int | None) -> Tensor:
+    def read(order: Tensor, size: Size | None, channels: int | None) -> Tensor:
         return fit(torch.stack([images[i] for i in order.tolist()]), size, channels)
 
     return Part(labels=torch.tensor(labels), where=lambda i: f"sample {i} of the {split} data set", read=read)
@@ -104,7 +104,7 @@ def _bytes(pair: Any) -> bytes:
     return image.tobytes() if isinstance(image, Image.Image) else b""
 
 
-def _pixels(image: Any, size: int | None, channels: int | None) -> Tensor:
+def _pixels(image: Any, size: Size | None, channels: int | None) -> Tensor:
     """uint8 (h, w, c) of a PIL image or a uint8 tensor, float32 (c, h, w) of a float tensor."""
     if isinstance(image, Image.Image):
         return torch.from_numpy(pixels_of(image, size, channels).copy())

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from upcycle.core import models, references
 from upcycle.core.errors import require
@@ -26,18 +25,28 @@ from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
 from upcycle.data.images import pooled
-from upcycle.data.labels import relabelled
+from upcycle.data.labels import mapped, relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.predictors import Predictor, check_predictor, predictor
 from upcycle.training.supervised import Supervised
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import figures_of, row, share
-from upcycle.verbs.options import Reference, Say
+from upcycle.verbs.naming import (
+    Naming,
+    Reference,
+    images_for,
+    in_classes_of,
+    naming_of,
+    network,
+    network_and_images,
+    takes_any,
+)
+from upcycle.verbs.options import Say
 from upcycle.verbs.session import Arm, Result, Session
 
 
 @dataclass(kw_only=True)
-class Setting(options.Setting):
+class Setting(options.NamedSetting):
     """Data, devices, and where it goes.
 
     Args:
@@ -45,6 +54,10 @@ class Setting(options.Setting):
             images, a Parquet folder, or hub:ORG/NAME. Where a method needs no labels they only measure.
         source_data: labelled images of the old domain; of several, with commas between them.
         student_weights: the weights that the student starts from: pretrained, or a file; fresh ones if not given.
+        student_mean: what is taken from the student's inputs to normalise them, one value a channel; if not given, what
+            trained weights expect, or the mean of the new images.
+        student_std: what they are divided by then, one value a channel.
+        student_classes: the names of the outputs of a student that is trained already, as those of MODEL.
         top: how many classes an answer names, of a network that is asked; all if not given.
         budget: the most images that an endpoint may be sent.
         cache: a folder for an endpoint's answers; if not given, one in the user's cache.
@@ -53,6 +66,9 @@ class Setting(options.Setting):
 
     source_data: str | None = None
     student_weights: str | None = None
+    student_mean: tuple[float, ...] | None = None
+    student_std: tuple[float, ...] | None = None
+    student_classes: tuple[str, ...] | None = None
     top: int | None = None
     budget: int | None = None
     cache: Path | None = None
@@ -106,6 +122,7 @@ def adapt(
     for reference in sources:
         if isinstance(reference, str):
             check_reference(reference)
+    _require_used(session, asked, student)
     session.check(looks={"model": check_predictor if asks else references.check_reference})
     if asks:
         return _from_answers(session, asked)
@@ -147,19 +164,30 @@ def _require_given(cls: Any, asked: list[Any], student: Any, sources: list[Any])
         require(not sources, f"{name} needs no images of the source, so leave out --source_data.")
 
 
+def _require_used(session: Session, asked: list[Any], student: Any) -> None:
+    """Refuse what is said about a network that is not there."""
+    for role, there, prefix in (("MODEL", bool(asked), ""), ("student", student is not None, "student_")):
+        names = [f"{prefix}{name}" for name in ("weights", "mean", "std", "classes")]
+        said = [name for name in names if getattr(session.setting, name) is not None]
+        require(there or not said, f"{session.cls.card.name} was given no {role}; leave out --{', --'.join(said)}.")
+
+
 # -- one trained network ----------------------------------------------------------------------------------------
 
 
 def _of_source(session: Session, reference: Any, sources: list[Any]) -> Result:
-    source = references.resolve(reference, trust=session.setting.trust)
-    images = session.load(session.data_ref, source, other_task=True)
+    naming = naming_of(session.setting)
     given: dict[str, Any] = {}
     if sources:  # the old domain has the network's classes, and so has the new one
-        old = relabelled(session.load(sources[0], source, other_task=True), source.classes)
+        source, old = network_and_images(reference, sources[0], naming, resized=True)
+        images = session.load(session.data_ref, source, other_task=True)
+        old = relabelled(old, source.classes, remedy=" Name the outputs of the network with --classes.")
         given["source_data"] = session.augmented(old).normalised(source.mean, source.std)
-    same = bool(sources) or set(source.classes) == set(images.classes)
+    else:
+        source, images = network_and_images(reference, session.data_ref, naming, other_task=True)
+    same = bool(sources or naming.label_map) or set(source.classes) == set(images.classes)
     if same:
-        images = relabelled(images, source.classes)
+        images = in_classes_of(source, images, naming)
     require(bool(images.classes), f"{images.name} has no labels, and {session.cls.card.name} learns from them.")
     seen = session.augmented(images).normalised(source.mean, source.std)
     session.say(f"data     {describe(images)}")
@@ -180,11 +208,11 @@ def _of_source(session: Session, reference: Any, sources: list[Any]) -> Result:
 
 
 def _from_answers(session: Session, asked: list[Any]) -> Result:
-    setting = session.setting
-    predictors = tuple(_predictor(one, setting) for one in asked)
+    setting, naming = session.setting, naming_of(session.setting)
+    predictors = tuple(_predictor(one, session, naming) for one in asked)
     classes = predictors[0].classes
     students = _Students(session, classes)
-    images = relabelled(students.images, classes, partial=True)
+    images = _known_as(students.images, classes, naming)
     images = session.augmented(images).normalised(students.first.mean, students.first.std)
     session.say(f"data     {describe(images)}")
     to_ask = [images.train, *([images.test] if (images.test.labels >= 0).any() else [])]
@@ -216,21 +244,37 @@ def _from_answers(session: Session, asked: list[Any]) -> Result:
     return result
 
 
-def _predictor(reference: Any, setting: Any) -> Predictor:
+def _known_as(images: Images, classes: tuple[str, ...], naming: Naming) -> Images:
+    """``images`` with ``classes`` as their labels, of which some may be lacking."""
+    if naming.label_map is not None and images.classes:
+        return mapped(images, naming.label_map, classes)
+    return relabelled(images, classes, partial=True)
+
+
+def _predictor(reference: Any, session: Session, naming: Naming) -> Predictor:
+    setting = session.setting
+    said = [name for name in ("weights", "mean", "std", "classes") if getattr(naming, name) is not None]
     if isinstance(reference, Predictor):
+        require(not said, f"A predictor that is given as an object is as it is; leave out {', '.join(said)}.")
         return reference
     endpoint = isinstance(reference, str) and reference.lower().startswith(("http://", "https://"))
     if endpoint:
+        require(not said, f"An endpoint says itself what it is; leave out --{', --'.join(said)}.")
         require(setting.top is None, "An endpoint says itself how many classes an answer names; leave out --top.")
         given = {"budget": setting.budget, "cache": setting.cache}
     else:
         require(setting.budget is None and setting.cache is None, "--budget and --cache are for endpoints, and "
                 f"{reference} is asked here.")  # fmt: skip
         file = isinstance(reference, str) and reference.endswith(".onnx")  # which runs on the CPU
-        given = {"top": setting.top, "device": None if file else setting.device}
-    if isinstance(reference, nn.Module) and not isinstance(reference, Model):
-        reference = references.resolve(reference)
-    return predictor(reference, trust=setting.trust, **{k: v for k, v in given.items() if v is not None})
+        if file:
+            require(naming.weights is None, f"{reference} has its own weights; leave out --weights.")
+            require(setting.top is None, f"{reference} answers with all its classes; leave out --top.")
+            given = {name: getattr(naming, name) for name in ("classes", "mean", "std")}
+        else:
+            given = {"top": setting.top, "device": setting.device}
+            like = images_for(session.data_ref, naming) if takes_any(reference, naming) else None
+            reference = network(reference, naming, like)
+    return predictor(reference, **{k: v for k, v in given.items() if v is not None})
 
 
 def _box(one: Predictor) -> Node:
@@ -260,11 +304,12 @@ def _answers_row(one: Predictor, images: Images, classes: tuple[str, ...]) -> di
 
 def _between_domains(session: Session, sources: list[Any]) -> Result:
     setting = session.setting
-    like = load_data(sources[0], size=setting.size)
+    like = load_data(sources[0], size=setting.sides, channels=setting.planes)
     students = _Students(session, like.classes)
     first = students.first
-    olds = [relabelled(session.load(ref, first, other_task=True), like.classes) for ref in sources]
-    unseen = relabelled(students.images, like.classes, partial=True).normalised(first.mean, first.std)
+    same = f" All domains need class folders of the same names as {like.name}."
+    olds = [relabelled(session.load(ref, first, other_task=True), like.classes, remedy=same) for ref in sources]
+    unseen = _known_as(students.images, like.classes, naming_of(setting)).normalised(first.mean, first.std)
     olds = [session.augmented(old).normalised(first.mean, first.std) for old in olds]
     if "domains" in session.cls.given:
         data, domains = pooled(olds, unseen)
@@ -312,34 +357,35 @@ class _Students:
 
     def __init__(self, session: Session, classes: tuple[str, ...]) -> None:
         self.reference, self.setting, self.classes = session.networks["student"], session.setting, classes
-        self.fresh = self.setting.student_weights is None and not isinstance(self.reference, Model)
-        if self.fresh:  # a network with fresh weights is built for the images
-            self.images = load_data(session.data_ref, size=self.setting.size)
-            self.statistics = self.images.statistics
+        self.naming = naming_of(self.setting, "student")
+        self.fresh = self.naming.weights in (None, "fresh") and not isinstance(self.reference, Model)
+        self.bare = references.is_bare(self.reference)
+        if self.fresh or self.bare:  # it is built for the images
+            self.images = images_for(session.data_ref, self.naming)
         self.first = self.draw(self.setting.seed)
-        if not self.fresh:
+        if not (self.fresh or self.bare):
             self.images = session.load(session.data_ref, self.first, other_task=True)
 
     def draw(self, seed: int) -> Model:
         """A student of its own for the run of ``seed``."""
-        weights, trust = self.setting.student_weights, self.setting.trust
+        naming = self.naming
         seed_everything(seed, "student")
         if self.fresh:
+            mean, std = self.images.statistics
             student = references.resolve(self.reference, pretrained=False, num_classes=len(self.classes),
-                                     input_shape=self.images.shape, trust=trust)  # fmt: skip
-            mean, std = self.statistics
-            student = dataclasses.replace(student, mean=mean, std=std, lineage=None, licence="unknown",
-                                          classes=self.classes)  # fmt: skip
+                                     input_shape=self.images.shape, mean=naming.mean or mean, std=naming.std or std,
+                                     trust=naming.trust)  # fmt: skip
+            student = dataclasses.replace(student, lineage=None, licence="unknown", classes=self.classes)
         else:
-            student = references.resolve(
-                self.reference, weights=None if weights == "pretrained" else weights, trust=trust
-            )
+            student = network(self.reference, naming, self.images if self.bare else None, other_task=True)
+            if self.bare and naming.classes is None and len(student.classes) == len(self.classes):
+                student = dataclasses.replace(student, classes=self.classes)  # it has no names of its own
         student = dataclasses.replace(student, module=models.copy_of(student.module))
         return student if student.classes == self.classes else with_classes(student, self.classes)
 
     def parents(self) -> list[Node]:
         """The lineage of the weights that the student starts from."""
-        return [parent_node(self.first, "initial weights")] if self.setting.student_weights is not None else []
+        return [] if self.naming.weights in (None, "fresh") else [parent_node(self.first, "initial weights")]
 
 
 def _labelled(session: Session, images: Images) -> bool:

@@ -30,7 +30,8 @@ from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.figures import row, show_accuracy
 from upcycle.verbs.heatmaps import maps_of, overlay
 from upcycle.verbs.loading import is_files
-from upcycle.verbs.options import Reference, Say, command_of
+from upcycle.verbs.naming import Reference
+from upcycle.verbs.options import Say, command_of
 
 NAMED = 8
 """How many pairs, classes and channels are named in words."""

@@ -28,6 +28,7 @@ from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import points, row, show_accuracy, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.methods import all_methods, find_method
+from upcycle.verbs.naming import naming_of
 from upcycle.verbs.options import Say
 from upcycle.verbs.pairing import answered_by, on_its_pool, teacher_and_data
 from upcycle.verbs.session import Arm, Result, Session
@@ -42,15 +43,22 @@ class Setting(options.Setting):
             folder, pool:PATH, or hub:ORG/NAME. Not given, it is digits, and none for methods that make their own
             images.
         test_data: measure on the validation and test images of this set instead; nothing else is done with it.
-        size: resize images to this side, in pixels; without data, the side of the images to make.
+        size: resize images to SIDE or HEIGHT,WIDTH pixels; CHANNELS,HEIGHT,WIDTH also says how many channels a network
+            of one's own takes. Without data, the size of the images to make.
         shots: keep only so many training images of each class (0: all).
         labels: keep labels for only so many training images of each class (-1: all, 0: none).
         augment: crop, flip, color, or none; auto takes crop and flip for colour images, and crop for grey ones
             that a method makes itself.
-        teacher_weights: a safetensors file for the teacher.
+        teacher_weights: a file for the teacher (safetensors, or what torch.save wrote), pretrained, or fresh for random
+            ones; if not given, trained ones where the reference has any.
         teacher_mean: what is taken from the teacher's inputs to normalise them, one value a channel.
         teacher_std: what they are divided by then, one value a channel.
+        teacher_classes: the names of the teacher's outputs in their order, with commas between, or a text file with a
+            name in each line; if not given, those of the reference, or else of the data.
         student_weights: a safetensors file to start from, or pretrained; fresh weights if not given.
+        student_mean: what is taken from the student's inputs to normalise them, one value a channel; if not given, a
+            fresh student takes its teacher's.
+        student_std: what they are divided by then, one value a channel.
         label_map: CSV with columns teacher,student that maps class names.
         alone: also train the student without a teacher, on the labels there are, with as many updates.
         teacher_precision: auto takes bf16 for the teacher where its answers stay the same.
@@ -60,10 +68,13 @@ class Setting(options.Setting):
     test_data: str | None = None
     shots: int = 0
     labels: int = -1
-    teacher_weights: Path | None = None
+    teacher_weights: str | None = None
     teacher_mean: tuple[float, ...] | None = None
     teacher_std: tuple[float, ...] | None = None
+    teacher_classes: tuple[str, ...] | None = None
     student_weights: str | None = None
+    student_mean: tuple[float, ...] | None = None
+    student_std: tuple[float, ...] | None = None
     label_map: Path | None = None
     alone: bool = False
     teacher_precision: Literal["auto", "32-true"] = "auto"
@@ -71,9 +82,8 @@ class Setting(options.Setting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("teacher_weights", "label_map"):
-            if getattr(self, name) is not None:
-                setattr(self, name, Path(getattr(self, name)))
+        if self.label_map is not None:
+            self.label_map = Path(self.label_map)
         require(self.shots >= 0, f"shots must not be negative, it is {self.shots}.")
         require(self.labels >= -1, f"labels must be -1 (all) or more, not {self.labels}.")
 
@@ -165,9 +175,11 @@ def _check(session: Session) -> None:
     for role, reference in {**networks, "data": session.data_ref, "test_data": setting.test_data}.items():
         require(not isinstance(reference, str) or bool(reference.strip()), f"--{role} names nothing.")
     _check_data(session)
-    for file in (setting.teacher_weights, setting.label_map):
-        if file is not None and not file.is_file():
-            raise UserError(f"There is no file {file}.")
+    for role in ("teacher", "student"):
+        naming_of(setting, role)  # whose values are checked
+    said = [f"teacher_{name}" for name in ("weights", "mean", "std", "classes")]
+    said = [name for name in said if networks["teacher"] is None and getattr(setting, name) is not None]
+    require(not said, f"There is no teacher here; leave out --{', --'.join(said)}.")
     session.check(sets=[None if needs.data == "none" else session.data_ref, setting.test_data])
 
 
@@ -192,23 +204,31 @@ def _check_data(session: Session) -> None:
 
 def _student(session: Session, teacher: Model | None, data: Images, seed: int) -> Model:
     """A student with fresh weights drawn from ``seed``, or the weights asked for."""
-    setting, reference, weights = session.setting, session.networks["student"], session.setting.student_weights
+    reference, naming = session.networks["student"], naming_of(session.setting, "student")
     seed_everything(seed, "student")
     if isinstance(reference, nn.Module | Model):
-        student = references.resolve(reference, input_shape=data.shape, classes=data.classes)
-        return dataclasses.replace(student, module=models.copy_of(student.module))
-    pretrained = weights == "pretrained"
+        require(naming.weights != "fresh", "A student that is given as an object comes as it is; leave out "
+                "student_weights='fresh'.")  # fmt: skip
+        own = models.own_copy(reference)
+        return references.resolve(own, input_shape=data.shape, classes=data.classes, weights=naming.file,
+                                  mean=naming.mean, std=naming.std)  # fmt: skip
+    mean, std = naming.mean, naming.std
+    fresh = naming.weights in (None, "fresh")
+    if fresh:  # fresh weights take any normalisation; the teacher's saves renormalising
+        like = (teacher.mean, teacher.std) if teacher else data.statistics
+        mean, std = mean or like[0], std or like[1]
     student = references.resolve(
         reference,
-        pretrained=pretrained,
+        pretrained=naming.weights == "pretrained",
         num_classes=len(data.classes),
         input_shape=data.shape,
-        weights=None if pretrained else weights,
-        trust=setting.trust,
+        weights=naming.file,
+        mean=mean,
+        std=std,
+        trust=naming.trust,
     )
-    if weights is None:  # fresh weights take any normalisation; the teacher's saves renormalising
-        like = (teacher.mean, teacher.std) if teacher else data.statistics
-        student = dataclasses.replace(student, mean=like[0], std=like[1], lineage=None, licence="unknown")
+    if fresh:
+        student = dataclasses.replace(student, lineage=None, licence="unknown")
     return dataclasses.replace(student, classes=data.classes)
 
 
@@ -227,7 +247,7 @@ def _show(session: Session, teacher: Model | None, student: Model, data: Images)
     """Say what goes in, and return the multiply-adds of the student."""
     session.say(f"data     {describe(data)}")
     if teacher is not None:
-        hint = " See --teacher_mean, --teacher_std and --label_map."
+        hint = " See --teacher_mean, --teacher_std, --teacher_classes and --label_map."
         show_accuracy(session.say, "teacher", teacher, data, session.setting.device, hint)
     cost = count(student.module, student.input_shape)
     session.say(f"student  {student.name}: {si(cost.parameters)} parameters, {si(cost.macs)} multiply-adds")
@@ -259,7 +279,7 @@ def _parents(session: Session, teacher: Model | None, student: Model, data: Imag
     parents = [] if teacher is None else [parent_node(teacher)]
     if data.lineage is not None:  # images that a network made hand its licence on
         parents.append({**data.lineage, "role": lineage.POOL})
-    if session.setting.student_weights is not None and student.lineage is not None:
+    if session.setting.student_weights not in (None, "fresh") and student.lineage is not None:
         parents.append({**student.lineage, "role": "initial weights"})
     return parents
 

@@ -16,7 +16,8 @@ from upcycle.measure.machine import machine
 from upcycle.report import write_report
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, maps_of, overlay
-from upcycle.verbs.options import Reference, Say, command_of
+from upcycle.verbs.naming import Reference
+from upcycle.verbs.options import Say, command_of
 
 
 @dataclass(frozen=True, kw_only=True)

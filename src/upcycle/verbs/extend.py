@@ -36,7 +36,8 @@ from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.directory import first_process
 from upcycle.verbs.figures import figures_of, hundredths, share, spread
 from upcycle.verbs.loading import augmented
-from upcycle.verbs.options import Reference, RunSetting, Say
+from upcycle.verbs.naming import Reference, Weights, naming_of, network
+from upcycle.verbs.options import RunSetting, Say
 from upcycle.verbs.session import Fitted, Result, Session
 
 FIGURES = {
@@ -51,7 +52,7 @@ ROWS, COLUMNS = 20, 10  # of the picture of the memory
 
 
 @dataclass(kw_only=True)
-class Setting(RunSetting):
+class Setting(Weights, RunSetting):
     """The stream, devices, and where it goes.
 
     Args:
@@ -65,7 +66,8 @@ class Setting(RunSetting):
         few: only so many training images of each class in each task.
         weights: the weights that MODEL starts from: pretrained, fresh, or a safetensors file. If not given, trained
             ones where it has any. A network that was extended before goes on from what it is.
-        size: resize images to this side, in pixels; if not given, to what a trained MODEL takes.
+        classes: the names of the outputs that MODEL has already, in their order, with commas between, or a text file
+            with a name in each line; if not given, those of its reference.
         control: also fine-tune the same network without a method, and train it on all tasks at once: the lower and the
             upper bound.
     """
@@ -74,16 +76,13 @@ class Setting(RunSetting):
     scenario: str | None = None
     shuffle: int | None = None
     few: int | None = None
-    weights: str | None = None
+    classes: tuple[str, ...] | None = None
     control: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         scenario_of(self.scenario)
         require(self.few is None or self.few >= 2, f"few takes at least 2 images a class, not {self.few}.")
-        if self.weights not in (None, "pretrained", "fresh"):
-            require(Path(str(self.weights)).is_file(), f"weights must be pretrained, fresh or a file, and there is no "
-                    f"file {self.weights}.")  # fmt: skip
 
 
 def extend(
@@ -173,7 +172,7 @@ def _past(reference: Any) -> Past | None:
 
 def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tuple[Model, Stream, Model | None]:
     """The network with an output for each class, its stream, and what it was before; ``None`` if it is fresh."""
-    setting = session.setting
+    setting, naming = session.setting, naming_of(session.setting)
     seed_everything(seed, "student")
     if setting.weights == "fresh" and isinstance(reference, nn.Module | Model):
         raise UserError("A network that is given as an object comes as it is; leave out weights='fresh'.")
@@ -181,18 +180,24 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
     if setting.weights == "fresh" or (setting.weights is None and _is_untrained(reference)):
         data = _stream(session, None)
         k = None if isinstance(reference, nn.Module) else len(data.classes)
-        net = references.resolve(
-            reference, pretrained=False, num_classes=k, input_shape=data.shape, trust=setting.trust
-        )
         # Of all tasks, as everybody has it, though a stream would show only its first.
         mean, std = data.base.statistics
-        net = dataclasses.replace(net, mean=mean, std=std, lineage=None, licence="unknown")
+        net = references.resolve(
+            reference,
+            pretrained=False,
+            num_classes=k,
+            input_shape=data.shape,
+            mean=naming.mean or mean,
+            std=naming.std or std,
+            trust=naming.trust,
+        )
+        net = dataclasses.replace(net, lineage=None, licence="unknown")
         if len(net.classes) == len(data.classes):
             net = dataclasses.replace(net, classes=data.classes)
     else:
-        weights = None if setting.weights == "pretrained" else setting.weights
-        origin = net = references.resolve(reference, weights=weights, trust=setting.trust)
-        data = _stream(session, net)
+        bare = _stream(session, None) if references.is_bare(reference) else None
+        origin = net = network(reference, naming, bare.base if bare is not None else None, other_task=True)
+        data = bare or _stream(session, net)
     if past is not None:
         require(past.classes == net.classes, f"{reference} was learnt with the classes {', '.join(past.classes)}, and "
                 f"its model has {', '.join(net.classes)}: they do not belong together.")  # fmt: skip
@@ -217,8 +222,9 @@ def _stream(session: Session, like: Model | None) -> Stream:
         require(not given, f"A stream that is given as an object is as it is; leave out {', '.join(given)}.")
         data = session.data_ref
     else:
-        c, h = (like.input_shape[0], like.input_shape[1]) if like else (None, None)
-        data = make_stream(session.data_ref, size=setting.size or h, channels=c, **asked)
+        c, *sides = like.input_shape if like else (setting.channels,)
+        size = setting.sides or ((sides[0], sides[1]) if sides else None)
+        data = make_stream(session.data_ref, size=size, channels=c, **asked)
     there = set(data.base.test.labels.tolist())
     for t, columns in enumerate(data.tasks):
         found = bool(there & set(columns)) or bool((data.task(t).test.labels >= 0).any())

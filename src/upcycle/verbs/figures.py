@@ -91,3 +91,24 @@ def table(rows: list[dict[str, Any]], figure: str) -> str:
     made = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
             for line in lines]  # fmt: skip
     return "\n".join(["", made[0], "─" * len(made[0]), *made[1:], ""])
+
+
+def macs(model: Model) -> int:
+    """The multiply-adds of one image."""
+    return count(model.module, model.input_shape).macs
+
+
+def size_sentence(rows: list[dict[str, Any]], product: Model) -> str:
+    """What a network that was cut out or put together reaches, with what size, against its source if it has one."""
+    made, others = rows[-1], rows[:-1]
+    size = f"{si(made['parameters'])} parameters and {si(made['macs'])} multiply-adds"
+    if not made["accuracy"]:
+        return f"{product.name} tells {len(product.classes)} classes apart with {size}; nothing was measured."
+    text = f"{product.name} reaches {spread(made['accuracy'])} on the test images of its {len(product.classes)} "
+    text += f"classes with {size}"
+    source = next((line for line in others if line["role"] == "source" and line["accuracy"]), None)
+    if source is not None:
+        gain = statistics.fmean(made["accuracy"]) - statistics.fmean(source["accuracy"])
+        text += f", {points(gain)} its source on the same classes"
+        text += f" and with {made['parameters'] / source['parameters']:.0%} of its parameters"
+    return text + "."

@@ -9,6 +9,7 @@ from upcycle.core.errors import UserError
 from upcycle.core.models import Model
 from upcycle.data import Images
 from upcycle.data import load as load_data
+from upcycle.data.decode import Size
 from upcycle.data.streams import Stream
 
 Seen = TypeVar("Seen", Images, Stream)
@@ -19,18 +20,20 @@ def is_files(reference: Any) -> bool:
     return isinstance(reference, str | Path) and (str(reference).startswith("hub:") or Path(reference).is_dir())
 
 
-def load_for(like: Model, reference: Any, size: int | None, *, other_task: bool = False) -> Images:
+def load_for(like: Model, reference: Any, size: Size | None, *, other_task: bool = False) -> Images:
     """The images of ``reference``; those of a person's own are brought to what a network takes.
 
     Args:
         like: the network.
-        size: the side in pixels that was asked for.
+        size: what was asked for.
         other_task: bring any images to what the network takes, since it was trained on others.
     """
-    channels, height, _ = like.input_shape
+    channels, *sides = like.input_shape
     loaded = isinstance(reference, Images)  # in Python, which are as they are
     files = (is_files(reference) or other_task) and not loaded
-    data = load_data(reference, size=size or height if files else size, channels=channels if files else None)
+    data = load_data(
+        reference, size=size or (sides[0], sides[1]) if files else size, channels=channels if files else None
+    )
     if data.shape[0] != channels:
         raise UserError(f"{like.name} takes {channels} input channels, and the images of {data.name} have "
                         f"{data.shape[0]}.")  # fmt: skip

@@ -14,25 +14,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from upcycle.core.devices import device_of
 from upcycle.core.errors import require, unknown
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.data import Images
+from upcycle.verbs.naming import Naming, Sight
 
 Say = Callable[[str], None]
-Reference = str | Path | nn.Module | Model
 
 
 @dataclass(kw_only=True)
-class RunSetting:
+class RunSetting(Sight):
     """Devices, seeds, and where it goes.
 
     Args:
         out: the run directory; if not given, one under runs/, named after the verb, the method and the data.
-        size: resize images to this side, in pixels.
         augment: crop, flip, color, or none, for training; auto takes crop and flip for colour images.
         seed: the seed of everything random.
         seeds: how many runs, with seeds from seed on; the product is the first one's, the report shows their spread.
@@ -42,12 +40,10 @@ class RunSetting:
         save_every: seconds between save points.
         resume: go on from what the run directory holds.
         dry_run: validate, print cost and time, and stop.
-        trust: packages whose code a saved model's callable reference may run.
         quiet: print only errors.
     """
 
     out: Path | None = None
-    size: int | None = None
     augment: tuple[Literal["auto", "none", "crop", "flip", "color"], ...] = ("auto",)
     seed: int = 0
     seeds: int = 1
@@ -57,18 +53,15 @@ class RunSetting:
     save_every: float = 15.0
     resume: bool = False
     dry_run: bool = False
-    trust: tuple[str, ...] = ()
     quiet: bool = False
 
     def __post_init__(self) -> None:
         if self.out is not None:  # Python callers may give text
             self.out = Path(self.out)
-        for name in self.trust:
-            require(name.isidentifier(), f"trust must name Python packages, and '{name}' is no such name.")
+        super().__post_init__()
         require(self.seeds >= 1, f"seeds must be at least 1, not {self.seeds}.")
         require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
         require(0 <= self.save_every < math.inf, f"save_every must be a number of seconds, not {self.save_every}.")
-        require(self.size is None or self.size >= 1, f"size must be positive, not {self.size}.")
         require(len(self.augment) == 1 or not {"auto", "none"} & set(self.augment),
                 f"augment cannot mix auto or none with others: it is {' '.join(self.augment)}.")  # fmt: skip
 
@@ -93,6 +86,11 @@ class DataSetting:
 @dataclass(kw_only=True)
 class Setting(RunSetting, DataSetting):
     """Data, devices, seeds, and where it goes."""
+
+
+@dataclass(kw_only=True)
+class NamedSetting(Naming, Setting):
+    """Data, the network, devices, seeds, and where it goes."""
 
 
 UNRECORDED = ("resume", "dry_run", "quiet", "save_every", "budget", "cache")

@@ -17,7 +17,8 @@ from upcycle.data import Images
 from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, weights_digest
-from upcycle.verbs.loading import is_files
+from upcycle.verbs.loading import is_files, load_for
+from upcycle.verbs.naming import images_for, naming_of, network, takes_any
 from upcycle.verbs.options import Say
 
 
@@ -46,57 +47,36 @@ def teacher_and_data(
 
 def _lone_teacher(setting: Any, reference: Any) -> Model:
     """The teacher of a method that takes no data; it alone says what images are like."""
-    shape, classes = None, None
-    if references.is_bare(reference):
+    naming = naming_of(setting, "teacher")
+    like = None
+    if takes_any(reference, naming):
         if setting.test_data is not None:
-            like = load_data(setting.test_data, size=setting.size)
-            shape, classes = like.shape, like.classes or None
-        elif setting.size is not None and setting.teacher_mean is not None:
-            shape = (len(setting.teacher_mean), setting.size, setting.size)
-        else:
-            raise UserError("The teacher does not say what images it takes: give --size with --teacher_mean and "
-                            "--teacher_std, or --test_data.")  # fmt: skip
-    teacher = references.resolve(reference, weights=setting.teacher_weights, input_shape=shape, classes=classes,
-                             mean=setting.teacher_mean, std=setting.teacher_std, trust=setting.trust)  # fmt: skip
-    c, h, w = teacher.input_shape
-    if setting.size is None or (h, w) == (setting.size, setting.size):
-        return teacher
-    try:
-        return references.resolve(teacher, input_shape=(c, setting.size, setting.size))
-    except UserError as error:
-        raise UserError(f"{teacher.name} takes no images of {setting.size} x {setting.size} pixels; leave out "
-                        f"--size for its own {h} x {w}.") from error  # fmt: skip
+            like = images_for(setting.test_data, naming)
+        elif references.is_bare(reference) and (naming.sides is None or naming.channels is None):
+            raise UserError("The teacher does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH, or "
+                            "--test_data.")  # fmt: skip
+    return network(reference, naming, like)
 
 
 def _pair(setting: Any, reference: Any, data_ref: Any, say: Say) -> tuple[Model | None, Images]:
     """The teacher and the data that both are given."""
-    teacher = None
-    if reference is not None and references.is_bare(reference):  # what it takes is what the data are
-        data = load_data(data_ref, size=setting.size)
-        teacher = references.resolve(reference, weights=setting.teacher_weights, input_shape=data.shape,
-                                 num_classes=len(data.classes) or None, classes=data.classes or None,
-                                 mean=setting.teacher_mean, std=setting.teacher_std)  # fmt: skip
+    naming = naming_of(setting, "teacher")
+    if reference is None:
+        return None, load_data(data_ref, size=setting.sides, channels=setting.planes)
+    if takes_any(reference, naming):  # what it takes is what the data are
+        data = images_for(data_ref, naming)
+        teacher = network(reference, naming, data)
         _require_own_pool(teacher, data_ref)
-    elif reference is not None:
-        teacher = references.resolve(reference, weights=setting.teacher_weights, mean=setting.teacher_mean,
-                                 std=setting.teacher_std, trust=setting.trust)  # fmt: skip
-        _require_own_pool(teacher, data_ref)
-        size = setting.size or teacher.input_shape[1]
-        data = load_data(data_ref, size=size if is_files(data_ref) else setting.size,
-                         channels=teacher.input_shape[0] if is_files(data_ref) else None)  # fmt: skip
     else:
-        data = load_data(data_ref, size=setting.size)
-    if teacher is None:
-        return None, data
+        teacher = network(reference, naming)
+        _require_own_pool(teacher, data_ref)  # before its images are read
+        data = load_for(teacher, data_ref, naming.sides)
     if not data.classes:  # a folder without class folders: unlabelled images, the teacher's classes
         data = dataclasses.replace(data, classes=teacher.classes)
-    if teacher.input_shape[0] != data.shape[0]:
-        raise UserError(f"The teacher takes {teacher.input_shape[0]} input channels, and the images of "
-                        f"{data.name} have {data.shape[0]}.")  # fmt: skip
     if setting.label_map is not None:
         columns = read_label_map(setting.label_map, teacher.classes, data.classes)
     else:
-        columns, note = match_classes(teacher.classes, data.classes)
+        columns, note = match_classes(teacher.classes, data.classes, between=("the teacher", data.name))
         if note:
             say(note)
     if columns.tolist() != list(range(len(teacher.classes))):
@@ -120,11 +100,13 @@ def _require_own_pool(teacher: Model, data_ref: Any) -> None:
 
 def _tested(setting: Any, data: Images, *, free: bool, say: Say) -> Images:
     """``data`` with the validation and test images of ``--test_data``, if that is given."""
-    channels, height, _ = data.shape
+    channels, height, width = data.shape
     if setting.test_data is None:
         return data
     files = is_files(setting.test_data)
-    like = load_data(setting.test_data, size=height if files else setting.size, channels=channels if files else None)
+    like = load_data(
+        setting.test_data, size=(height, width) if files else setting.sides, channels=channels if files else None
+    )
     if like.shape != data.shape:
         ours, theirs = (" x ".join(map(str, shape)) for shape in (data.shape, like.shape))
         raise UserError(f"--test_data {like.name} has images of {theirs} (channels, height, width), but {ours} are "

@@ -180,7 +180,7 @@ class Session:
 
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images at the side asked for; see :func:`load_for`."""
-        return load_for(like, reference, self.setting.size, other_task=other_task)
+        return load_for(like, reference, self.setting.sides, other_task=other_task)
 
     def augmented(self, data: Images) -> Images:
         """``data`` with the augmentation of the setting."""

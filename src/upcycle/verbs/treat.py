@@ -7,19 +7,19 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from upcycle.core import models, references
+from upcycle.core import models
 from upcycle.core.method import Method
 from upcycle.data import Images, describe
-from upcycle.data.labels import relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import row, share
-from upcycle.verbs.options import Reference, Say
+from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network_and_images
+from upcycle.verbs.options import Say
 from upcycle.verbs.session import Result, Session
 
 
 @dataclass(kw_only=True)
-class Setting(options.Setting):
+class Setting(options.NamedSetting):
     """Data, devices, and where it goes.
 
     Args:
@@ -52,8 +52,9 @@ def treat(
     data = "digits" if data is None else data
     session = Session("treat", method, {"model": model}, data, say, options, kind=Setting, positional=("model",))
     session.check()
-    source = references.resolve(model, trust=session.setting.trust)
-    images = relabelled(session.load(data, source), source.classes)
+    naming = naming_of(session.setting)
+    source, images = network_and_images(model, data, naming)
+    images = in_classes_of(source, images, naming)
     seen = session.augmented(images).normalised(source.mean, source.std)
     session.say(f"data     {describe(images)}")
     session.show("source", source, images)

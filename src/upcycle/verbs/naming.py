@@ -1,0 +1,280 @@
+"""What a person says about a network beside its reference, in every verb, and the network that comes of both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from upcycle.core import models, references
+from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.models import Model
+from upcycle.core.outputs import Columns
+from upcycle.data import Images
+from upcycle.data import load as load_data
+from upcycle.data.decode import Size
+from upcycle.data.labels import mapped, read_label_map, relabelled, targets_of
+from upcycle.verbs.loading import load_for
+
+Reference = str | Path | nn.Module | Model
+OWN = ("pretrained", "fresh")  # what weights may be beside a file
+
+
+@dataclass(kw_only=True)
+class Sight:
+    """What holds for every network of a verb.
+
+    Args:
+        size: resize images to SIDE or HEIGHT,WIDTH pixels; CHANNELS,HEIGHT,WIDTH also says how many channels a network
+            of one's own takes. If not given, what a network from a reference takes, or what the images are.
+        trust: packages whose code a saved model's callable reference may run.
+    """
+
+    size: int | tuple[int, ...] | None = None
+    trust: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.trust:
+            require(name.isidentifier(), f"trust must name Python packages, and '{name}' is no such name.")
+        if self.size is not None:
+            if not isinstance(self.size, int):
+                self.size = tuple(self.size)
+            numbers = (self.size,) if isinstance(self.size, int) else self.size
+            require(
+                len(numbers) in (1, 2, 3) and min(numbers) >= 1,
+                "size must be positive, SIDE or HEIGHT,WIDTH or CHANNELS,HEIGHT,WIDTH, not "
+                f"{','.join(map(str, numbers))}.",
+            )
+
+    @property
+    def sides(self) -> Size | None:
+        """The side or the (height, width) that images are brought to, if any."""
+        if self.size is None or isinstance(self.size, int):
+            return self.size
+        return self.size[0] if len(self.size) == 1 else (self.size[-2], self.size[-1])
+
+    @property
+    def planes(self) -> int | None:
+        """The channels that ``size`` names, if it does."""
+        return self.size[0] if isinstance(self.size, tuple) and len(self.size) == 3 else None
+
+
+@dataclass(kw_only=True)
+class Weights(Sight):
+    """What a network holds and how its inputs are normalised, where its reference does not say it.
+
+    Args:
+        weights: a file that fills the network (safetensors, or what torch.save wrote), pretrained, or fresh for random
+            ones; if not given, trained ones where the reference has any.
+        mean: what is taken from the network's inputs to normalise them, one value a channel.
+        std: what they are divided by then, one value a channel.
+    """
+
+    weights: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights is not None:
+            self.weights = str(self.weights)
+            require(
+                self.weights in OWN or Path(self.weights).exists(),
+                f"There is no file {self.weights}. Weights are a file, pretrained or fresh.",
+            )
+
+    @property
+    def file(self) -> str | None:
+        """The file of weights, if one is named."""
+        return None if self.weights in (None, *OWN) else self.weights
+
+    @property
+    def channels(self) -> int | None:
+        """How many channels the network takes, as far as that is said."""
+        return self.planes or next((len(values) for values in (self.mean, self.std) if values), None)
+
+
+@dataclass(kw_only=True)
+class Naming(Weights):
+    """What the reference of a network does not say.
+
+    Args:
+        classes: the names of the network's outputs in their order, with commas between, or a text file with a name in
+            each line; if not given, those of the reference, or else of the data.
+        label_map: CSV with columns teacher,student (or source,target) that says which output of the network is which
+            class of the data.
+    """
+
+    classes: tuple[str, ...] | None = None
+    label_map: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_map is not None:
+            self.label_map = Path(self.label_map)
+            require(self.label_map.is_file(), f"There is no file {self.label_map}.")
+        if self.classes is not None:
+            self.classes = names_in(self.classes)
+
+
+def names_in(classes: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Class names as they are given: one by one, with commas between, or in a text file."""
+    names = tuple(part.strip() for part in classes.split(",")) if isinstance(classes, str) else tuple(classes)
+    if len(names) == 1 and Path(names[0]).is_file():
+        try:
+            lines = Path(names[0]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"Cannot read class names from {names[0]}: it is no text in UTF-8.") from error
+        names = tuple(line.strip() for line in lines if line.strip())
+    require(bool(names) and all(names), "classes must be names with commas between, or a file with one in each line.")
+    return names
+
+
+N = TypeVar("N", bound=Sight)
+
+
+def options_as(kind: type[N], verb: str, options: Mapping[str, Any]) -> N:
+    """The options of a group from keyword arguments, or an error for those that it does not have."""
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of {verb}", key, known)
+    return kind(**options)
+
+
+def naming_of(setting: Any, role: str = "", **other: Any) -> Naming:
+    """What is said about one network among the options of a verb.
+
+    Args:
+        setting: the verb's; what holds for all its networks has no prefix: ``size``, ``trust`` and ``label_map``.
+        role: the prefix of the network's own options, as in ``teacher_weights``; empty in a verb with one network.
+        other: values of options that this verb calls otherwise.
+    """
+    values: dict[str, Any] = {name: getattr(setting, name, None) for name in ("size", "trust", "label_map")}
+    for name in ("weights", "mean", "std", "classes"):
+        values[name] = getattr(setting, f"{role}_{name}" if role else name, None)
+    return Naming(**{**values, **other})
+
+
+# -- networks -----------------------------------------------------------------------------------------------------
+
+
+def network(reference: Reference, naming: Naming, like: Images | None = None, *, other_task: bool = False) -> Model:
+    """The network that a reference and what is said about it name.
+
+    Args:
+        reference: see :func:`upcycle.core.references.resolve`; an object that is given weights is copied before.
+        like: images that it is used on. They say what a network takes that does not say it itself, and name its
+            outputs where nobody else does and no label map is given.
+        other_task: the images need not show what the network was trained on, so they name none of its outputs.
+
+    Raises:
+        UserError: see :func:`upcycle.core.references.resolve`; or nothing says what images the network takes.
+    """
+    fresh = naming.weights == "fresh"
+    given = isinstance(reference, nn.Module | Model)
+    require(not (fresh and given), "A network that is given as an object comes as it is; leave out weights='fresh'.")
+    bare, classes = references.is_bare(reference), naming.classes
+    if like is not None and classes is None and naming.label_map is None and not other_task and (bare or fresh):
+        classes = like.classes or None
+    shape = _shape(naming, like.shape if like is not None else None)
+    if bare:
+        name = type(reference).__name__ if isinstance(reference, nn.Module) else reference
+        require(
+            shape is not None,
+            f"{name} does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH, for example --size 3,32,32; "
+            "in Python size=(3, 32, 32).",
+        )
+    if naming.file is not None and given:
+        reference = _copied(reference)
+    built = bare or fresh
+    model = references.resolve(
+        reference,
+        pretrained=not fresh,
+        weights=naming.file,
+        num_classes=len(classes) if classes and (built or naming.file is not None) else None,
+        input_shape=shape if built else None,
+        mean=naming.mean,
+        std=naming.std,
+        classes=classes,
+        trust=naming.trust,
+    )
+    if naming.sides is None or built:
+        return model
+    asked, (_, h, w) = _shape(naming, model.input_shape), model.input_shape
+    if asked == model.input_shape:
+        return model
+    try:
+        return references.resolve(model, input_shape=asked)
+    except UserError as error:
+        raise UserError(
+            f"{model.name} takes no images of {' x '.join(map(str, asked or ()))} (channels, height, width); "
+            f"leave out --size for its own {h} x {w}."
+        ) from error
+
+
+def network_and_images(
+    reference: Reference, data: Any, naming: Naming, *, resized: bool = False, other_task: bool = False
+) -> tuple[Model, Images]:
+    """A network and the images that a verb uses it on, each telling of the other what that does not say itself.
+
+    Args:
+        data: see :func:`upcycle.data.load`.
+        resized: bring any images to what a network from a reference takes, and not only those of a person's own.
+        other_task: the network was trained on other images, so they name none of its outputs and are brought to what it
+            takes.
+    """
+    if takes_any(reference, naming):  # what it takes is what the data are
+        images = images_for(data, naming)
+        return network(reference, naming, images, other_task=other_task), images
+    model = network(reference, naming)
+    return model, load_for(model, data, naming.sides, other_task=other_task or resized)
+
+
+def takes_any(reference: Reference, naming: Naming) -> bool:
+    """Whether the images decide what a network takes, and not the network."""
+    return references.is_bare(str(reference) if isinstance(reference, Path) else reference) or naming.weights == "fresh"
+
+
+def images_for(data: Any, naming: Naming) -> Images:
+    """The images of ``data`` in the size and with the channels that are asked for."""
+    loaded = isinstance(data, Images) and naming.planes is None
+    return load_data(data, size=naming.sides, channels=None if loaded else naming.channels)
+
+
+def _shape(naming: Naming, have: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+    """The (channels, height, width) that is asked for, completed by what there is."""
+    channels, sides = naming.channels or (have and have[0]), naming.sides or (have and have[1:])
+    if channels is None or sides is None:
+        return None
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    return channels, height, width
+
+
+def _copied(reference: Any) -> Any:
+    copied = models.own_copy(reference)
+    assert isinstance(copied, nn.Module | Model)
+    return copied
+
+
+# -- classes ------------------------------------------------------------------------------------------------------
+
+
+def in_classes_of(model: Model, images: Images, naming: Naming) -> Images:
+    """``images`` with the network's classes as their labels: by the label map, or by their names."""
+    if naming.label_map is not None and images.classes:
+        return mapped(images, naming.label_map, model.classes)
+    return relabelled(images, model.classes)
+
+
+def answering(model: Model, naming: Naming) -> Model:
+    """The network with the outputs that its label map names, called as the map calls them."""
+    if naming.label_map is None:
+        return model
+    targets = targets_of(naming.label_map)
+    columns = read_label_map(naming.label_map, model.classes, targets)
+    return dataclasses.replace(model, module=Columns(model.module, columns), classes=targets)
