@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.outputs import called
 
 
 class Tracer(fx.Tracer):
@@ -45,7 +46,7 @@ def cut(module: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
         UserError: a name that does not exist, does not run exactly once, or is out of order; more than one
             value crosses a cut; the network cannot be traced.
     """
-    title = type(module).__name__
+    title = called(module)
     known = dict(module.named_modules())
     for name in names:
         if not name or name not in known:
@@ -111,9 +112,7 @@ def trace(module: nn.Module) -> tuple[Tracer, fx.Graph]:
         return tracer, tracer.trace(shadow, optional(shadow))
     except Exception as error:  # whatever a stranger's forward does with a proxy
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise UserError(
-            f"{type(module).__name__} cannot be cut: torch.fx cannot trace its forward ({reason})."
-        ) from error
+        raise UserError(f"{called(module)} cannot be cut: torch.fx cannot trace its forward ({reason}).") from error
 
 
 def _output_of(tracer: Tracer, title: str, name: str) -> fx.Node:

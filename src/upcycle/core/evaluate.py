@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from upcycle.core.batches import Split
 from upcycle.core.errors import UserError, require
+from upcycle.core.outputs import called
 
 BINS = 15
 
@@ -109,7 +110,7 @@ def evaluate(
         UserError: non-finite outputs, no labelled sample, or logits that do not fit the labels.
     """
     logits, labels = _collect(module, split, device, batch_size)
-    return judged(logits, labels, num_classes=num_classes, name=name or type(module).__name__)
+    return judged(logits, labels, num_classes=num_classes, name=name or called(module))
 
 
 def judged(logits: Tensor, labels: Tensor, *, num_classes: int | None = None, name: str) -> Evaluation:
@@ -178,7 +179,7 @@ def _collect(
             if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(index):
                 what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
                 raise UserError(
-                    f"{type(module).__name__} gives {what} for {len(index)} samples; "
+                    f"{called(module)} gives {what} for {len(index)} samples; "
                     f"a classifier gives logits of shape ({len(index)}, classes)."
                 )
             logits.append(out.float().cpu())

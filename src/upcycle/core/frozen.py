@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from upcycle.core.cut import optional
 from upcycle.core.errors import UserError, require
-from upcycle.core.outputs import layout_of
+from upcycle.core.outputs import called, layout_of
 
 if TYPE_CHECKING:
     from upcycle.core.batches import Split
@@ -98,7 +98,7 @@ class Frozen(nn.Module):
                 images = images.contiguous(memory_format=torch.channels_last)
             out = self.network(images)
             if not isinstance(out, Tensor):
-                raise UserError(f"{type(self.network).__name__} gives a {type(out).__name__}; one tensor is needed.")
+                raise UserError(f"{called(self.network)} gives a {type(out).__name__}; one tensor is needed.")
             return out.double() if double else out.float()
 
     def train(self, mode: bool = True) -> Frozen:
@@ -171,8 +171,7 @@ def frozen(
     reference = _answers(wrap(network, dtype), example)
     if not reference.isfinite().all():
         raise UserError(
-            f"{type(module).__name__} gives NaN or infinite outputs; check its weights and the normalisation "
-            "of its inputs."
+            f"{called(module)} gives NaN or infinite outputs; check its weights and the normalisation of its inputs."
         )
     folded, count, error = (network, 0, 0.0) if keep_bn else _checked_fold(network, example, wrap)
     result = wrap(folded, dtype)

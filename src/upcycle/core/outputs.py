@@ -108,3 +108,10 @@ def own(module: nn.Module) -> nn.Module:
     while isinstance(module, Around):
         module = module.network
     return unwrapped(module)
+
+
+def called(module: nn.Module) -> str:
+    """The class of a network as its author wrote it, for a sentence about it."""
+    while isinstance(module, Columns | Around):
+        module = module.network
+    return type(unwrapped(module)).__name__

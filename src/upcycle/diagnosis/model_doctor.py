@@ -20,6 +20,7 @@ from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of, fresh_copy_of
+from upcycle.core.outputs import called
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -314,7 +315,7 @@ def require_penalty(network: nn.Module, layer: str, example: Float[Tensor, "b c 
         if g.requires_grad:
             g.square().sum().backward()
     except RuntimeError as error:
-        raise UserError(f"{type(network).__name__} cannot be differentiated twice from its logits to '{layer}' "
+        raise UserError(f"{called(network)} cannot be differentiated twice from its logits to '{layer}' "
                         f"({one_line(error)}); name another --layer, or set a and b to 0.") from None  # fmt: skip
     grads = [p.grad for p in network.parameters() if p.grad is not None]
     require(any(bool(grad.any()) for grad in grads), f"No weight follows '{layer}', so a penalty on its "

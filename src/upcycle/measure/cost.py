@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import undisturbed
+from upcycle.core.outputs import called
 from upcycle.measure.machine import fastest
 
 
@@ -122,7 +123,7 @@ def _forward(module: nn.Module, sample: Tensor) -> Any:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         shape = " x ".join(map(str, sample.shape[1:]))
-        raise UserError(f"{type(module).__name__} does not take inputs of {shape}: {reason}") from error
+        raise UserError(f"{called(module)} does not take inputs of {shape}: {reason}") from error
 
 
 class _Live(TorchDispatchMode):

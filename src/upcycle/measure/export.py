@@ -108,13 +108,7 @@ def _to_onnx(facts: dict[str, Any], network: nn.Module, example: Tensor, held: T
     import onnxruntime
 
     program = torch.onnx.export(
-        network,
-        (example,),
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        _program(network, example), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
     )
     assert program is not None  # dynamo=True makes one
     program.model.metadata_props[METADATA] = json.dumps(facts)
@@ -124,12 +118,16 @@ def _to_onnx(facts: dict[str, Any], network: nn.Module, example: Tensor, held: T
 
 
 def _to_torch(network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
+    torch.export.save(_program(network, example), file)
+    with torch.no_grad():
+        return torch.export.load(file).module()(held)
+
+
+def _program(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """The network as a program for batches of any size."""
     shapes = ({0: torch.export.Dim("batch")},)
     with torch.no_grad():
         try:
-            program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
         except Exception:  # where a forward asks for len(x), only its bytecode tells that this is the batch
-            program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=True)
-    torch.export.save(program, file)
-    with torch.no_grad():
-        return torch.export.load(file).module()(held)
+            return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=True)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from upcycle.core.errors import require
 from upcycle.core.models import Model, copy_of
+from upcycle.core.outputs import called
 
 Mode = Literal["learned", "tile"]
 
@@ -288,7 +289,7 @@ def compress(
     }
     require(
         bool(made),
-        f"{type(module).__name__} has nothing to compress: besides its first, it has no nn.Conv2d in "
+        f"{called(module)} has nothing to compress: besides its first, it has no nn.Conv2d in "
         "one group with zero padding.",
     )
     return _exchange(network, made)

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from upcycle.core.cut import Tracer, describe, optional
 from upcycle.core.errors import UserError, one_line
 from upcycle.core.models import copy_of
+from upcycle.core.outputs import called
 from upcycle.surgery.channels import Channels, Layer, Step
 from upcycle.surgery.joined_layers import Renormalise, Scatter
 from upcycle.zoo.resnet import PadShortcut
@@ -63,7 +64,7 @@ def follow_channels(module: nn.Module, example: Float[Tensor, "b c h w"]) -> Cha
     Raises:
         UserError: naming the module or operation that mixes channels in a way that is not understood.
     """
-    title = type(module).__name__
+    title = called(module)
     shadow = copy_of(module).to("cpu", torch.float32).eval()
     defaults = optional(shadow)
     try:

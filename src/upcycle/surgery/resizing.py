@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.errors import one_line, require
 from upcycle.core.models import copy_of
+from upcycle.core.outputs import called
 from upcycle.surgery.channels import Channels, Layer
 from upcycle.surgery.following import follow_channels
 from upcycle.surgery.joined_layers import Scatter
@@ -67,7 +68,7 @@ def shrink(
 
     images = example.detach().to("cpu", torch.float64)
     right = _masked(copy_of(module).to("cpu", torch.float64).eval(), channels, keep, images)[:, chosen]
-    _compare(copy_of(made), images, right, type(module).__name__)
+    _compare(copy_of(made), images, right, called(module))
     return made
 
 

@@ -23,6 +23,7 @@ from upcycle.core.heads import classifier, with_classes
 from upcycle.core.losses import ce_loss
 from upcycle.core.models import Model
 from upcycle.core.norms import use_running
+from upcycle.core.outputs import called
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.taps import observed
@@ -97,7 +98,7 @@ def merge(tuner: Any, images: Tensor) -> tuple[nn.Module, float]:
     error = float((after - before).abs().max() / before.abs().max().clamp_min(1e-30))
     require(
         error <= MERGE_TOLERANCE,
-        f"Merging changes the answers of {type(module).__name__} by {error:.1e} of the "
+        f"Merging changes the answers of {called(module)} by {error:.1e} of the "
         "largest, so it uses an adapted layer's weight in a second way; leave that out of targets.",
     )
     return module.requires_grad_(True), error

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from upcycle.core.errors import require
 from upcycle.core.models import copy_of
+from upcycle.core.outputs import called
 
 Mode = Literal["vanilla", "online"]
 Params = Literal["encoder", "all", "norm-affine"]
@@ -168,7 +169,7 @@ def moving_parameters(network: nn.Module, params: Params, head: str = "") -> lis
         found = [p for p in network.parameters() if id(p) not in out]
     require(
         bool(found),
-        f"{type(network).__name__} has no parameters of params='{params}' that could adapt; choose encoder or all.",
+        f"{called(network)} has no parameters of params='{params}' that could adapt; choose encoder or all.",
     )
     return found
 

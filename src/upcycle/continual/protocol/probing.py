@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import copy_of
+from upcycle.core.outputs import called
 from upcycle.data.augment import uniform
 from upcycle.data.images import ImageSplit
 from upcycle.data.streams import Stream
@@ -230,7 +231,7 @@ def flatness(
     require(directions >= 1, f"Flatness needs at least one direction, not {directions}.")
     weights = [p for p in module.parameters() if p.dim() > 1]
     if not weights:
-        raise UserError(f"{type(module).__name__} has no filters to move.")
+        raise UserError(f"{called(module)} has no filters to move.")
     before, here = [p.clone() for p in weights], float(loss(module))
     growth = [0.0] * len(epsilons)
     try:

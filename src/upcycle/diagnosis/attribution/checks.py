@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.frozen import Frozen, Precision, frozen
 from upcycle.core.models import Model
+from upcycle.core.outputs import called
 
 Raw = tuple[Tensor, list[str]]
 """An explainer's answer: the raw map (b, h, w), and sentences about it."""
@@ -45,7 +46,7 @@ def checked(
         UserError: images or targets that do not fit.
     """
     module = model.module if isinstance(model, Model) else model
-    title = model.name if isinstance(model, Model) else type(module).__name__
+    title = model.name if isinstance(model, Model) else called(module)
     require(x.ndim == 4 and x.is_floating_point() and x.numel() > 0, "x must be float images (b, c, h, w), not "
             f"{x.dtype} of shape {tuple(x.shape)}; one image is x[None].")  # fmt: skip
     require(bool(x.isfinite().all()), "x holds NaN or infinite pixels.")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from upcycle.core.errors import require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model, copy_of
+from upcycle.core.outputs import called
 from upcycle.core.taps import Taps
 from upcycle.data.labels import relabelled
 
@@ -172,7 +173,7 @@ def last_convolution(module: nn.Module, example: Float[Tensor, "b c h w"]) -> st
         names = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d)]
         with Taps(module, replace={name: noting(name) for name in names}):
             module(example)
-    require(bool(ran), f"{type(module).__name__} has no convolution, and it is the channels of one that are looked at; "
+    require(bool(ran), f"{called(module)} has no convolution, and it is the channels of one that are looked at; "
             "name a --layer that gives maps (b, c, h, w).")  # fmt: skip
     return ran[-1]
 

@@ -15,6 +15,7 @@ from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.frozen import Frozen, frozen
 from upcycle.core.models import Model
+from upcycle.core.outputs import called
 from upcycle.core.run import Run
 from upcycle.distillation.grafting.adapters import TOLERANCE, WrappedBlock, relative_error, unmergeable
 
@@ -37,7 +38,7 @@ def cut_trained(module: nn.Module, names: tuple[str, ...]) -> list[fx.GraphModul
         same = [p.code for p in pieces] == [p.code for p in cut(module, names)]
     require(
         same,
-        f"{type(module).__name__} asks for self.training in its forward, which a block cannot follow; "
+        f"{called(module)} asks for self.training in its forward, which a block cannot follow; "
         "use modules such as nn.Dropout there, not functions.",
     )
     return pieces
