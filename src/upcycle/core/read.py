@@ -59,7 +59,7 @@ def contents(path: Path) -> bytes:
 
 
 def parsed(content: bytes, path: Path, kind: Literal["json", "yaml"] | None = None) -> Any:
-    """The value in the bytes of a JSON or YAML file, not nested too deep and all of it real text.
+    """The value in the bytes of a JSON or YAML file, which is not nested too deep.
 
     Args:
         kind: what it is, if not by its suffix.
@@ -120,8 +120,6 @@ def _unfit(value: Any) -> str:
                 below += item.values()
             elif isinstance(item, list):
                 below += item
-            elif isinstance(item, str) and not item.isascii() and re.search("[\ud800-\udfff]", item):
-                return f"it holds half a character, in {item[:40]!r}"
             if len(below) > ITEMS:
                 return f"it unfolds to more than {ITEMS:,} items"
         items += len(below)

@@ -25,9 +25,9 @@ __all__ = ["write_report"]
 class Bins(TypedDict):
     """A reliability diagram as three lists."""
 
-    confidence: list[float]
-    accuracy: list[float]
-    count: list[Count]
+    confidence: list[float | None]
+    accuracy: list[float | None]
+    count: list[float]
 
 
 class Row(TypedDict, total=False):
@@ -37,8 +37,8 @@ class Row(TypedDict, total=False):
     role: str
     accuracy: list[float] | None
     per_class: list[float | None] | None
-    confusion: list[list[Count]] | None
-    reliability: list[dict[str, float]] | Bins | None
+    confusion: list[list[float]] | None
+    reliability: list[dict[str, float | None]] | Bins | None
     ece: float | None
     parameters: float | None
     macs: float | None
