@@ -105,7 +105,7 @@ def diagnose(
     place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
     device = device_of(accelerator)
     inside = look_inside(net, seen, layer=layer, n=samples, theta=theta, device=device)  # refuses what it cannot do
-    claim_directory(place, resume=False)
+    held = claim_directory(place, resume=False, hold=True)
     say(f"data     {describe(seen)}")
     show_accuracy(say, "model", net, seen, inside.evaluation)
 
@@ -151,6 +151,8 @@ def diagnose(
         "versions": lineage.versions(),
     })  # fmt: skip
     report = write_report(place)
+    if held is not None:
+        held.release()
     say(sentence)
     say(f"Report:  {report}")
     return Diagnosed(directory=place, report=report, sentence=sentence, evaluation=measured, inside=inside)

@@ -25,15 +25,19 @@ def first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def claim_directory(out: Path, *, resume: bool) -> None:
-    """Make sure that ``out`` can be written and holds nothing that would be lost."""
+def claim_directory(out: Path, *, resume: bool, hold: bool = False) -> lock.Hold | None:
+    """Make sure that ``out`` can be written, holds nothing that would be lost, and is written by nobody else now.
+
+    Args:
+        resume: it may hold a run to go on with.
+        hold: keep others out from here on, until what is returned is released; a run does so itself when it begins.
+    """
     if "\0" in str(out):
         raise UserError(f"{str(out)!r} is no path; choose another --out.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out.")
     lock.check(out)
-    # A run that was killed while it wrote its first file has left nothing but a temporary one and its lock.
-    used = out.is_dir() and any(p.name != lock.NAME and not store.is_temporary(p) for p in out.iterdir())
+    used = _used(out)
     if used and not resume:
         raise UserError(f"{out} exists and is not empty: add --resume to go on with it, or choose another --out.")
     if used and not (out / "config.yaml").exists():
@@ -50,6 +54,18 @@ def claim_directory(out: Path, *, resume: bool) -> None:
         for p in fresh:
             with contextlib.suppress(OSError):
                 p.rmdir()
+    if not hold:
+        return None
+    held = lock.Hold(out)
+    if _used(out) and not resume:  # by another command that was quicker
+        held.release()
+        raise UserError(f"{out} exists and is not empty: choose another --out.")
+    return held
+
+
+def _used(out: Path) -> bool:
+    """Whether there is more in a directory than a run that was killed at its very start has left."""
+    return out.is_dir() and any(p.name != lock.NAME and not store.is_temporary(p) for p in out.iterdir())
 
 
 def write_result(

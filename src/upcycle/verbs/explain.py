@@ -71,7 +71,7 @@ def explain_images(
     split, paths = read_folder(folder, net)
     names, asked = [str(path) for path in paths], None if target is None else net.classes.index(target)
     x, found = maps_of(net, split, methods, asked)
-    claim_directory(place, resume=False)
+    held = claim_directory(place, resume=False, hold=True)
     pixels = as_pixels(x, net)
     for method, attribution in found.items():
         for i, name in enumerate(names):
@@ -96,6 +96,8 @@ def explain_images(
         "rows": [], "data": {}, "machine": machine(), "versions": lineage.versions(),
     })  # fmt: skip
     report = write_report(place)
+    if held is not None:
+        held.release()
     for note in dict.fromkeys(note for a in found.values() for note in a.notes):
         say(note)
     say(f"Report:  {report}")
