@@ -46,7 +46,7 @@ from upcycle.data import Images, load
 from upcycle.data.files import read_folder
 from upcycle.data.stream_kinds import stream
 from upcycle.measure.cost import count, latency, peak_memory
-from upcycle.measure.export import export
+from upcycle.measure.export import write_export
 from upcycle.verbs.explain import explain_images
 from upcycle.zoo import from_timm, from_torchvision
 
@@ -255,7 +255,7 @@ def predict(net: Model, data: Images, out: Path) -> None:
 
 
 def write(format: str, net: Model, data: Images, out: Path) -> None:
-    export(resolve(net), out.with_suffix({"onnx": ".onnx", "torch": ".pt2"}[format]), format)
+    write_export(resolve(net), out.with_suffix({"onnx": ".onnx", "torch": ".pt2"}[format]), format)
 
 
 def lineage(net: Model, data: Images, out: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.browser import open_browser
 
-from upcycle.report.pictures import picture
+from upcycle.reports.pictures import picture
 
 ASSETS = Path(__file__).parents[1] / "docs" / "assets"
 

@@ -24,8 +24,8 @@ from upcycle.core.frozen import frozen
 from upcycle.core.references import resolve
 from upcycle.data import load_pool
 from upcycle.distillation.data_free.gallery import strip
-from upcycle.report import svg
-from upcycle.report.lines import Series, line_plot
+from upcycle.reports import svg
+from upcycle.reports.lines import Series, line_plot
 
 ROOT = Path(__file__).parents[1]
 RESULTS, ASSETS = ROOT / "benchmarks" / "results", ROOT / "docs" / "assets"

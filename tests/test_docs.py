@@ -24,7 +24,7 @@ from PIL import Image
 from tests.settings import TinyNet
 from upcycle import cli
 from upcycle.core.store import tensor_digest
-from upcycle.verbs import commands, methods
+from upcycle.verbs import methods
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "example_method.py"
@@ -96,8 +96,8 @@ def test_every_command_on_the_page_parses(page: Path, desk: Path, monkeypatch: p
     (desk / "runs" / "first").mkdir(parents=True)
     (desk / "runs" / "first" / "config.yaml").write_text("method: kd\nstudent: zoo:convnet_small\n")
     for verb in cli.SUMMARY.keys() - cli.MAKERS.keys():  # everything but the work itself
-        function = getattr(commands, verb)
-        monkeypatch.setattr(commands, verb, functools.wraps(function)(lambda **values: 0))
+        module, name = cli.function_of(verb)
+        monkeypatch.setattr(module, name, functools.wraps(getattr(module, name))(lambda **values: 0))
     for _, _, language, text in blocks(page):
         for words in upcycle_commands(text) if language == "console" else ():
             if words[0] in cli.MAKERS:

@@ -200,7 +200,7 @@ def test_size_and_augmentation(here: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_bare_modules(here: Path) -> None:
     torch.manual_seed(0)
-    with pytest.raises(UserError, match="does not say what images it takes: give --size with"):
+    with pytest.raises(UserError, match="does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH"):
         upcycle.distill(teacher=Rigid(), student=Rigid(), method=Noise, out=here / "run", quiet=True)
     normalisation: dict[str, Any] = {"teacher_mean": (0.3,), "teacher_std": (0.4,)}
     made = upcycle.distill(teacher=Rigid(), student=Rigid(), method=Noise, out=here / "a", size=8, quiet=True,
@@ -256,7 +256,7 @@ def test_data_that_a_method_does_not_take(refused: Refused) -> None:
 
 def test_sizes_that_a_teacher_does_not_take(here: Path, refused: Refused) -> None:
     teacher = references.resolve(Rigid(), input_shape=(1, 8, 8))
-    with pytest.raises(UserError, match="Rigid takes no images of 12 x 12 pixels; leave out --size for its own 8 x 8"):
+    with pytest.raises(UserError, match="Rigid takes no images of 1 x 12 x 12; leave out --size for its own 8 x 8"):
         upcycle.distill(teacher=teacher, student=Rigid(), method=Noise, out=here / "run", size=12, quiet=True)
     refused([*WORDS, "--size=2"], "takes no images of 2 x 2 pixels")
 

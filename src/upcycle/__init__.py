@@ -23,13 +23,18 @@ _HOME = {
     "extend": "upcycle.verbs.extend",
     "diagnose": "upcycle.verbs.diagnose",
     "explain": "upcycle.diagnosis.attribution",
+    "explain_images": "upcycle.verbs.explain",
+    "evaluate": "upcycle.verbs.evaluate",
+    "predict": "upcycle.verbs.predict",
+    "report": "upcycle.verbs.report",
+    "lineage": "upcycle.verbs.lineage",
     "Result": "upcycle.verbs.session",
     "advise": "upcycle.verbs.advise",
     "doctor": "upcycle.verbs.doctor",
     "prove": "upcycle.verbs.prove",
     "load": "upcycle.core.saved",
     "resolve": "upcycle.core.references",
-    "export": "upcycle.measure.export",
+    "export": "upcycle.verbs.export",
     "Model": "upcycle.core.models",
     "Method": "upcycle.core.method",
     "Card": "upcycle.core.method",
@@ -80,7 +85,7 @@ if TYPE_CHECKING:
     from upcycle.diagnosis.attribution import explain as explain
     from upcycle.distillation import *  # noqa: F403
     from upcycle.distillation.data_free.making import Making as Making
-    from upcycle.measure.export import export as export
+    from upcycle.measure.export import write_export as write_export
     from upcycle.verbs.adapt import adapt as adapt
     from upcycle.verbs.advise import advise as advise
     from upcycle.verbs.assemble import assemble as assemble
@@ -88,9 +93,15 @@ if TYPE_CHECKING:
     from upcycle.verbs.disassemble import disassemble as disassemble
     from upcycle.verbs.distill import distill as distill
     from upcycle.verbs.doctor import doctor as doctor
+    from upcycle.verbs.evaluate import evaluate as evaluate
+    from upcycle.verbs.explain import explain_images as explain_images
+    from upcycle.verbs.export import export as export
     from upcycle.verbs.extend import extend as extend
+    from upcycle.verbs.lineage import lineage as lineage
+    from upcycle.verbs.predict import predict as predict
     from upcycle.verbs.prove import prove as prove
     from upcycle.verbs.reassemble import reassemble as reassemble
+    from upcycle.verbs.report import report as report
     from upcycle.verbs.session import Result as Result
     from upcycle.verbs.treat import treat as treat
 

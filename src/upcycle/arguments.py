@@ -162,6 +162,24 @@ def hints_of(method: Any) -> dict[str, Any]:
     return hints
 
 
+def arguments_as(function: Any) -> type:
+    """A plain dataclass of the arguments of a function, which the parser can read; those taken by ``**`` left out.
+
+    What only Python can give, such as a module or a dataset, is text on the command line: its reference.
+    """
+    fields: list[Any] = []
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint, default = hints[name], parameter.default
+        if name == "say" or parameter.kind is parameter.VAR_KEYWORD or "Method" in str(hint):
+            continue
+        if hint is Any or any(getattr(t, "__module__", "").startswith("torch") for t in typing.get_args(hint)):
+            hint = str | None if default is None else str
+        field = dataclasses.field() if default is parameter.empty else dataclasses.field(default=default)
+        fields.append((name, hint, field))
+    return dataclasses.make_dataclass(function.__name__, fields, namespace={"__doc__": function.__doc__})
+
+
 def options_of(cls: type, helped: bool) -> type:
     """A plain dataclass of the options of a method or a setting, its types resolved, which the parser can read.
 

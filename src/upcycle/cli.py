@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
+import inspect
+import json
 import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from upcycle.arguments import hints_of, options_of, parse, read_config, value_of, words_of
+from upcycle.arguments import arguments_as, hints_of, options_of, parse, read_config, value_of, words_of
 from upcycle.core.errors import UserError, unknown
 from upcycle.verbs import DEFAULT_METHOD
 
@@ -237,17 +240,55 @@ def _making(verb: str) -> Callable[[list[str]], int]:
     return run
 
 
+def function_of(verb: str) -> tuple[Any, str]:
+    """The module and the name of the function whose arguments are the options of a command that makes no model."""
+    module = importlib.import_module(f"upcycle.verbs.{verb}")
+    names = ("command", "explain_images", verb)  # the first is a command's own, where Python has no such function
+    return module, next(name for name in names if hasattr(module, name))
+
+
+def options_for(verb: str, helped: bool = False) -> list[type]:
+    """The options of a command that makes no model, as dataclasses: its own, and those that name its network."""
+    module, name = function_of(verb)
+    function = getattr(module, name)
+    groups = [arguments_as(function)]
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
+        from upcycle.verbs.naming import Naming
+
+        groups.append(Naming if helped else options_of(Naming, helped))
+    return groups
+
+
 def _simple(verb: str) -> Callable[[list[str]], int]:
-    """A command whose options are the arguments of one function in ``upcycle.verbs.commands``."""
+    """A command whose options are the arguments of one function, and which prints what that returns."""
 
     def run(words: list[str]) -> int:
-        from upcycle.verbs import commands
+        parser, hints = _parser(verb), {"json": bool}
+        for kind in options_for(verb, bool({"-h", "--help"} & set(words))):
+            parser.add_class_arguments(kind, as_positional=True, fail_untyped=True)
+            hints |= typing.get_type_hints(kind)
+        if verb == "evaluate":
+            parser.add_argument("--json", type=bool, default=False, help="print JSON")
+        if verb == "predict":
+            parser.set_defaults(out=Path("predictions.csv"))
+        parsed = parse(parser, words, hints)
+        values = dict(vars(parser.instantiate(parsed)))
+        as_json = values.pop("json", False)
+        module, name = function_of(verb)
+        found = getattr(module, name)(**values)
+        if isinstance(found, int):
+            return found
+        if as_json:
+            print(json.dumps(found.record()))
+        elif isinstance(found, dict):
+            from upcycle.core.lineage import tree
 
-        function = getattr(commands, verb)
-        parser = _parser(verb)
-        parser.add_function_arguments(function, as_positional=verb != "advise", fail_untyped=True)
-        parsed = parse(parser, words, typing.get_type_hints(function))
-        return int(function(**vars(parser.instantiate(parsed))) or 0)
+            print(tree(found))
+        elif hasattr(found, "text"):
+            print(found.text())
+        elif "say" not in inspect.signature(getattr(module, name)).parameters:
+            print(found)
+        return 0 if getattr(found, "ok", True) else 1
 
     return run
 

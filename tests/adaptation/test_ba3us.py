@@ -34,7 +34,7 @@ from upcycle.core.reversal import grad_reverse, ramp
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images
-from upcycle.report import pictures
+from upcycle.reports import pictures
 
 G = torch.Generator().manual_seed(0)
 P_S = torch.randn(13, 10, generator=G, dtype=torch.float64).softmax(1)

@@ -29,7 +29,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.saved import load, save
-from upcycle.measure.export import export
+from upcycle.measure.export import write_export
 
 timm = pytest.importorskip("timm")
 
@@ -275,7 +275,7 @@ def test_the_product_exports(format: str, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
     method, net, _ = fit(data=tiny_stream("2", "task")(160))
     path = tmp_path / {"torch": "a.pt2", "onnx": "a.onnx"}[format]
-    assert export(method.product(net, TASKS), path, format) < 1e-4
+    assert write_export(method.product(net, TASKS), path, format) < 1e-4
 
 
 def test_the_product_is_data(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from upcycle.core.outputs import Columns, Logits
 from upcycle.core.references import check_reference, resolve
 from upcycle.core.saved import load, save
 from upcycle.core.weights import load_weights
-from upcycle.measure.export import export
+from upcycle.measure.export import write_export
 
 SHAPE = (1, 8, 8)
 
@@ -612,7 +612,7 @@ def test_forged_models_are_refused(changes: dict[str, Any], says: str, tmp_path:
         load(tmp_path / "m")
 
 
-# -- export --------------------------------------------------------------------------------------------------
+# -- write_export --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("torch", ".pt2")])
@@ -622,7 +622,7 @@ def test_exports_compute_the_same_for_any_batch(format: str, suffix: str, tmp_pa
         pytest.importorskip("onnxscript")
     model, file = small(1), tmp_path / f"net{suffix}"
     model.module.train()
-    error = export(model, file, format)
+    error = write_export(model, file, format)
     assert 0 <= error <= 1e-4
     assert model.module.training
     assert sorted(p.name for p in tmp_path.iterdir()) == [file.name, f"{file.name}.json"]
@@ -646,18 +646,18 @@ def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(export_module, "_to_torch", wrong)
     with pytest.raises(UserError, match="differs from the original"):
-        export(model, tmp_path / "net.pt2", "torch")
+        write_export(model, tmp_path / "net.pt2", "torch")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_export_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="Did you mean 'onnx'"):
-        export(small(), tmp_path / "net.onnx", "onx")
+        write_export(small(), tmp_path / "net.onnx", "onx")
     with pytest.raises(UserError, match=r"ends in \.pt2"):
-        export(small(), tmp_path / "net.pth", "torch")
+        write_export(small(), tmp_path / "net.pth", "torch")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "upcycle\[onnx\]"'):
-        export(small(), tmp_path / "net.onnx", "onnx")
+        write_export(small(), tmp_path / "net.onnx", "onnx")
     monkeypatch.undo()
 
     class Untraceable(nn.Module):
@@ -665,7 +665,7 @@ def test_export_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             return images.flatten(1)[:, :3] * (1.0 if images.sum().item() < 1e9 else 2.0)
 
     with pytest.raises(UserError, match="cannot be exported"):
-        export(resolve(Untraceable(), input_shape=SHAPE), tmp_path / "net.pt2", "torch")
+        write_export(resolve(Untraceable(), input_shape=SHAPE), tmp_path / "net.pt2", "torch")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,7 +27,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.saved import load, save
 from upcycle.data import Images, ImageSplit
-from upcycle.measure.export import export
+from upcycle.measure.export import write_export
 
 
 def taken(module: nn.Module) -> Model:
@@ -154,7 +154,7 @@ def test_a_view_runs_in_contiguous_memory_everywhere(tmp_path: Path) -> None:
     place(placed, torch.device("cpu"), torch.float32, "32-true", 1)
     placed(x).sum().backward()
     assert layout_of(plain(placed, torch.float32)) == torch.contiguous_format
-    assert export(model, tmp_path / "net.pt2", "torch") < 1e-5
+    assert write_export(model, tmp_path / "net.pt2", "torch") < 1e-5
 
 
 def test_compiled_networks_and_those_on_several_devices_are_unwrapped() -> None:

@@ -23,7 +23,7 @@ from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 from upcycle.distillation import KDExplainer
 from upcycle.distillation.kdexplainer import entropy, soft_factors, tree_of
-from upcycle.measure.export import export
+from upcycle.measure.export import write_export
 from upcycle.zoo.tree import Tree, routing
 
 SHORT = Recipe(epochs=1, batch_size=32, lr=0.05)
@@ -196,7 +196,7 @@ def test_a_hard_tree_comes_back_from_its_files_and_is_exported(tmp_path: Path) -
     saved.save(model, tmp_path / "model")
     back = saved.load(tmp_path / "model").module.eval()
     assert tree_of(back) == tree_of(model.module) and torch.equal(back(x), model.module.eval()(x))
-    assert export(model, tmp_path / "tree.pt2", "torch") <= 1e-4
+    assert write_export(model, tmp_path / "tree.pt2", "torch") <= 1e-4
 
 
 # -- the method -------------------------------------------------------------------------------------------------

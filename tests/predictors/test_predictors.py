@@ -38,7 +38,7 @@ from upcycle.core.models import Model
 from upcycle.core.references import resolve
 from upcycle.core.saved import save
 from upcycle.data import ImageSplit, load
-from upcycle.measure.export import METADATA, export
+from upcycle.measure.export import METADATA, write_export
 from upcycle.predictors import Answers, Predictor, check_predictor, http, predictor
 from upcycle.predictors.http import Http
 from upcycle.predictors.local import Local
@@ -160,7 +160,7 @@ def to_onnx(module: nn.Module, path: Path, batch: int | None = None, channels: i
 def test_an_exported_network_answers_as_it_did(model: Model, digits: ImageSplit, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     file = tmp_path / "net.onnx"
-    export(model, file, "onnx")
+    write_export(model, file, "onnx")
     (tmp_path / "net.onnx.json").unlink()  # the file alone knows
     box = OnnxFile(file, batch_size=7)
     assert isinstance(box, Predictor) and box.name == "net" and box.classes == model.classes

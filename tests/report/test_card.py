@@ -7,7 +7,7 @@ import yaml
 
 from upcycle.core import lineage
 from upcycle.core.lineage import child, node
-from upcycle.report.card import model_card
+from upcycle.reports.card import model_card
 
 
 @pytest.fixture

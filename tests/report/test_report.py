@@ -22,13 +22,13 @@ from sklearn.datasets import load_digits
 from tests.browser import Browser, find_chromium, open_browser
 from upcycle.core import lineage
 from upcycle.core.errors import UserError
-from upcycle.report import figures, pictures, write_report
-from upcycle.report.bars import Bar, bar_chart, starts_late
-from upcycle.report.lines import Series, line_plot
-from upcycle.report.matrices import heatmap
-from upcycle.report.scatter import Point, scatter_plot
-from upcycle.report.svg import WIDTH, ticks
-from upcycle.report.trees import tree
+from upcycle.reports import figures, pictures, write_report
+from upcycle.reports.bars import Bar, bar_chart, starts_late
+from upcycle.reports.lines import Series, line_plot
+from upcycle.reports.matrices import heatmap
+from upcycle.reports.scatter import Point, scatter_plot
+from upcycle.reports.svg import WIDTH, ticks
+from upcycle.reports.trees import tree
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ALIKE = {(3, 5): 0.6, (5, 3): 0.6, (1, 9): 0.5, (9, 1): 0.4, (0, 8): 0.35, (4, 7): 0.3, (2, 0): 0.2}

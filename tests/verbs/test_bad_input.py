@@ -125,7 +125,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
         (["distill", "--teacher=zoo:digits_teacher"], ["needs a student"]),
         (["evaluate", "zoo:digits_teacher", "--split=tset"], ["one of 'train', 'validation', 'test'"]),
         (["evaluate", "zoo:convnett"], ["Did you mean 'convnet'"]),
-        (["predict", "zoo:digits_teacher", "nowhere"], ["There is no folder nowhere"]),
+        (["predict", "zoo:digits_teacher", "nowhere"], ["There is no folder or image nowhere"]),
         (["report", "nowhere"], ["no finished run"]),
         (["lineage", "nowhere"], ["no directory"]),
         (["export", "zoo:digits_teacher", "x.txt"], ["ends in .onnx"]),

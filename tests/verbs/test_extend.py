@@ -285,7 +285,7 @@ def test_no_option_of_a_method_is_one_of_the_verb() -> None:
         ([NET, "--few=1"], "few takes at least 2"),
         ([NET, "--replay.images=7"], "a memory of 7 images cannot hold one of each of the 10 classes"),
         ([NET, "--replay.images=-1"], "images must not be negative"),
-        ([NET, "--weights=nowhere.safetensors"], "weights must be pretrained, fresh or a file"),
+        ([NET, "--weights=nowhere.safetensors"], "weights must be pretrained, fresh or a file. There is no"),
         ([NET, "--weights=pretrained"], "has no trained weights"),
         ([NET, "--stream=folders:nowhere"], "There is no folder nowhere"),
         ([NET, "--stream=folders:empty"], "There is no folder in empty"),

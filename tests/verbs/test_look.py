@@ -17,7 +17,7 @@ from upcycle import cli
 from upcycle.core.references import resolve
 from upcycle.core.saved import load
 from upcycle.data import load as load_data
-from upcycle.report import pictures
+from upcycle.reports import pictures
 from upcycle.verbs.heatmaps import as_heat, encoded
 
 TEACHER = "zoo:digits_teacher"

@@ -115,7 +115,7 @@ class _Trial:
             channels, height, width = self.model.input_shape
             raise UserError(
                 f"{self.name} does not take images with {channels} channels of {height} x {width} pixels "
-                f"({one_line(error)}); give the input_shape that it expects."
+                f"({one_line(error)}); give the size that it expects."
             ) from error
         if not isinstance(output, Tensor):
             named = hasattr(output, "logits") or (isinstance(output, dict) and "logits" in output)

@@ -157,6 +157,17 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     )
 
 
+def lineage_of(directory: str | Path) -> lineage.Node | None:
+    """The lineage of a saved model, from its file alone.
+
+    Args:
+        directory: see :func:`load`.
+    """
+    directory = directory_of(directory)
+    files = store.verify_manifest(directory, lambda file: file == LINEAGE)
+    return lineage.read(directory / LINEAGE, files[LINEAGE]) if LINEAGE in files else None
+
+
 def _restore_formats(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Give each weight the number format that it was saved in, and its value in that."""
     for key, tensor in module.state_dict(keep_vars=True).items():

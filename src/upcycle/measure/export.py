@@ -22,7 +22,7 @@ TOLERANCE = 1e-4  # largest difference of the logits over the largest logit
 METADATA = "upcycle"  # the key of an ONNX file's metadata_props under which what one must know lies, as JSON
 
 
-def export(model: Model, path: Path, format: str, *, overwrite: bool = False) -> float:
+def write_export(model: Model, path: Path, format: str, *, overwrite: bool = False) -> float:
     """Write the network for deployment and compare both sides on a held batch of 8 images.
 
     The batch size stays free. Beside the file lies ``FILE.json`` with input shape, normalisation, classes and

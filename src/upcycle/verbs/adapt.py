@@ -56,7 +56,7 @@ class Setting(options.NamedSetting):
         student_weights: the weights that the student starts from: pretrained, or a file; fresh ones if not given.
         student_mean: what is taken from the student's inputs to normalise them, one value a channel; if not given, what
             trained weights expect, or the mean of the new images.
-        student_std: what they are divided by then, one value a channel.
+        student_std: what the student's are divided by then, one value a channel.
         student_classes: the names of the outputs of a student that is trained already, as those of MODEL.
         top: how many classes an answer names, of a network that is asked; all if not given.
         budget: the most images that an endpoint may be sent.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
-from upcycle.core.errors import unknown
+from upcycle.core.errors import require, unknown
 from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Access, Card, Data, Method
 from upcycle.verbs.advice.judgement import judge
 from upcycle.verbs.advice.situation import (
@@ -99,7 +100,7 @@ def _wrapped(text: str, first: str = "", rest: str = "   ") -> list[str]:
 
 def advise(
     *,
-    data: Data,
+    data: Data | None = None,
     teacher: Access = "weights",
     architecture: Architecture = "any",
     goal: Goal = "smaller",
@@ -118,7 +119,8 @@ def advise(
     an architecture, is judgement, and stands in :mod:`upcycle.verbs.advice`.
 
     Args:
-        data: none; few: about 1 to 50 images a class; unlabelled: many; labelled: many, each with its label.
+        data: none; few: about 1 to 50 images a class; unlabelled: many; labelled: many, each with its label. If it is
+            not given, it and the others are asked for on the terminal.
         teacher: none; predictions: it only answers; features: its inner activations can be read too; weights:
             it is at hand as a whole.
         architecture: any, if it is open; same, if the student is built exactly like the teacher; conv or
@@ -138,6 +140,9 @@ def advise(
     Raises:
         UserError: a value that is not among those above, with the nearest.
     """
+    if data is None:
+        require(sys.stdin.isatty(), "Say what you have: --data none, few, unlabelled or labelled.")
+        return advise(**_asked(), methods=methods)
     for kind, value, known in (
         ("level of data", data, DATA_LEVELS),
         ("level of access to the teacher", teacher, ACCESS_LEVELS),
@@ -169,6 +174,42 @@ def advise(
     choices = tuple(Choice(method=c.name, reason=f.reason, command=_command(c, f)) for c, f in fits)
     missing = "" if choices else _missing(have, paths)
     return Advice(have=have.words(), choices=choices, refused=tuple(refused), missing=missing)
+
+
+_QUESTIONS = {
+    "data": ("Which images do you have?", ("none", "few", "unlabelled", "labelled")),
+    "teacher": ("What can you get of the teacher?", ("none", "predictions", "features", "weights")),
+    "architecture": ("What shall the student be?", ("any", "same", "conv", "transformer")),
+    "goal": ("What is it for?", ("smaller", "better", "part", "join", "mend", "explain", "task", "domain", "extend")),
+    "source": ("Which images of the old domain do you have?", ("none", "labelled")),
+    "present": ("Which of the classes occur in the new domain?", ("all", "some")),
+    "task_id": ("Is the task of an image known when it is classified?", ("unknown", "known")),
+    "store": ("What may be kept of earlier tasks?", ("images", "nothing")),
+    "growth": ("May what is kept grow with every task?", ("allowed", "none")),
+    "boundaries": ("Is it known in training where a task ends?", ("known", "unknown")),
+}
+_DEFAULTS = {"architecture": "any", "goal": "smaller", "source": "none", "present": "all", "task_id": "unknown",
+             "store": "images", "growth": "allowed", "boundaries": "known"}  # fmt: skip
+_ONLY = {
+    "source": "domain",
+    "present": "domain",
+    **dict.fromkeys(("task_id", "store", "growth", "boundaries"), "extend"),
+}
+"""The goal that a question belongs to."""
+
+
+def _asked() -> dict[str, Any]:
+    """The answers of the person at the terminal; an empty one takes the default."""
+    answers: dict[str, Any] = {}
+    for name, (question, choices) in _QUESTIONS.items():
+        if name in _ONLY and answers["goal"] != _ONLY[name]:
+            continue
+        default = _DEFAULTS.get(name, choices[-1])
+        answer = input(f"{question} ({', '.join(choices)}) [{default}] ").strip().lower() or default
+        if answer not in choices:
+            raise unknown(f"answer to '{question}'", answer, choices)
+        answers[name] = answer
+    return answers
 
 
 # kd is worth having with many images; on a few it still runs, and is recommended last and called weak. vpr is made for

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,20 +17,17 @@ from upcycle.core.errors import require, unknown
 from upcycle.core.evaluate import Evaluation, judged, predict_logits
 from upcycle.core.models import Model
 from upcycle.data import Images, check_reference, describe
-from upcycle.data import load as load_data
-from upcycle.data.labels import relabelled
 from upcycle.diagnosis.attribution import EXPLAINERS
 from upcycle.diagnosis.errors.class_channels import channel_order
 from upcycle.diagnosis.errors.findings import Diagnosis
 from upcycle.diagnosis.errors.findings import diagnose as look_inside
 from upcycle.measure.machine import machine
-from upcycle.report import write_report
+from upcycle.reports import write_report
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.figures import row, show_accuracy
 from upcycle.verbs.heatmaps import maps_of, overlay
-from upcycle.verbs.loading import is_files
-from upcycle.verbs.naming import Reference
+from upcycle.verbs.naming import Naming, Reference, in_classes_of, network_and_images, options_as
 from upcycle.verbs.options import Say, command_of
 
 NAMED = 8
@@ -58,32 +55,33 @@ def diagnose(
     layer: str | None = None,
     samples: int = 50,
     theta: float = 0.2,
-    weights: Path | str | None = None,
-    trust: tuple[str, ...] = (),
-    accelerator: str = "auto",
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     say: Say = print,
+    **naming: Any,
 ) -> Diagnosed:
     """Where a classifier errs, what it looks at, and which channels speak for which class; nothing is changed.
 
     Args:
-        model: reference, module or :class:`~upcycle.core.models.Model` of a trained classifier with convolutions.
-        data: see :func:`upcycle.data.load`; labelled images of its classes. ``None`` is digits.
-        out: the directory; ``runs/diagnose-MODEL`` if not given.
+        model: a reference, or the path of a saved model or run; in Python also a module or a
+            Model. A classifier with convolutions.
+        data: labelled images of its classes: a data set, as for distill; digits if not given.
+        out: the directory; if not given, runs/diagnose-MODEL.
         images: how many right answers, and how many wrong ones, are shown with heat maps.
-        methods: of the heat maps; see :data:`upcycle.diagnosis.attribution.EXPLAINERS`.
-        layer: whose channels are meant; the last convolution if not given.
+        methods: of the heat maps: gradcam, saliency, gradient_x_input, smoothgrad, integrated_gradients, learned,
+            guided_backprop, extremal, rise, occlusion, and, with upcycle[explain], lrp and deeplift.
+        layer: whose channels are meant; if not given, the last convolution.
         samples: confident training images of a class that its channels are found from.
         theta: what a channel's score must exceed to belong to a class.
-        weights: a safetensors file for the model.
-        trust: packages whose code a saved model's callable reference may run.
-        accelerator: auto, cpu, cuda or mps.
+        accelerator: the kind of device, as in Lightning Fabric.
         say: where progress lines go.
+        naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
 
     Raises:
         UserError: before any work where the request cannot work; classes or images that tell nothing.
     """
     start = time.time()
     reference: Any = "digits" if data is None else data
+    said = options_as(Naming, "diagnose", naming)
     require(images >= 1, f"images must be at least 1, not {images}.")
     require(bool(methods), "methods must name at least one method.")
     for method in methods:
@@ -93,14 +91,8 @@ def diagnose(
         references.check_reference(model)
     if isinstance(reference, str):
         check_reference(reference)
-    net = references.resolve(model, weights=weights, trust=trust)
-    c, h, _ = net.input_shape
-    files = is_files(reference)
-    raw = load_data(reference, size=h if files else None, channels=c if files else None)
-    require(
-        raw.shape[0] == c, f"{net.name} takes {c} input channels, and the images of {raw.name} have {raw.shape[0]}."
-    )
-    seen = relabelled(raw, net.classes).normalised(net.mean, net.std)
+    net, raw = network_and_images(model, reference, said)
+    seen = in_classes_of(net, raw, said).normalised(net.mean, net.std)
     require(len(seen.test) > 0, f"{seen.name} has no test images to diagnose {net.name} on.")
     place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
     device = device_of(accelerator)
@@ -111,11 +103,9 @@ def diagnose(
 
     looked = {"images": images, "methods": methods, "layer": layer, "samples": samples, "theta": theta}
     named = {"model": model, "data": reference}
-    typed = {**named, "out": out, **looked, "weights": weights, "trust": trust, "accelerator": accelerator}
+    typed = {**named, "out": out, **looked, **naming, "accelerator": accelerator}
     command = command_of("diagnose", diagnose, typed, positional=("model",), always=("data",))
-    mending = command_of(
-        "treat", diagnose, {"model": model, "data": reference}, positional=("model",), always=("data",)
-    )
+    mending = command_of("treat", diagnose, {**named, **naming}, positional=("model",), always=("data",))
     z = predict_logits(net.module, seen.test, device=device)
     measured = judged(z, seen.test.labels, name=net.name)
     line = row(net.name, "source", [measured], net)

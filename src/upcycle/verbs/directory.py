@@ -16,8 +16,8 @@ from upcycle.core.outputs import own
 from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.measure.machine import machine
-from upcycle.report import write_report
-from upcycle.report.card import model_card
+from upcycle.reports import write_report
+from upcycle.reports.card import model_card
 
 
 def first_process() -> bool:

@@ -52,13 +52,13 @@ class Setting(options.Setting):
         teacher_weights: a file for the teacher (safetensors, or what torch.save wrote), pretrained, or fresh for random
             ones; if not given, trained ones where the reference has any.
         teacher_mean: what is taken from the teacher's inputs to normalise them, one value a channel.
-        teacher_std: what they are divided by then, one value a channel.
+        teacher_std: what the teacher's are divided by then, one value a channel.
         teacher_classes: the names of the teacher's outputs in their order, with commas between, or a text file with a
             name in each line; if not given, those of the reference, or else of the data.
         student_weights: a safetensors file to start from, or pretrained; fresh weights if not given.
         student_mean: what is taken from the student's inputs to normalise them, one value a channel; if not given, a
             fresh student takes its teacher's.
-        student_std: what they are divided by then, one value a channel.
+        student_std: what the student's are divided by then, one value a channel.
         label_map: CSV with columns teacher,student that maps class names.
         alone: also train the student without a teacher, on the labels there are, with as many updates.
         teacher_precision: auto takes bf16 for the teacher where its answers stay the same.

@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from upcycle.core import lineage, references, store
 from upcycle.core.errors import require, unknown
 from upcycle.diagnosis.attribution import EXPLAINERS, Attribution
 from upcycle.measure.machine import machine
-from upcycle.report import write_report
+from upcycle.reports import write_report
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, maps_of, overlay
-from upcycle.verbs.naming import Reference
+from upcycle.verbs.naming import Naming, Reference, answering, network_and_pictures, options_as
 from upcycle.verbs.options import Say, command_of
 
 
@@ -36,40 +37,38 @@ def explain_images(
     methods: tuple[str, ...] = ("learned", "gradcam"),
     target: str | None = None,
     out: Path | str = Path("explained"),
-    weights: Path | str | None = None,
-    trust: tuple[str, ...] = (),
     say: Say = print,
+    **naming: Any,
 ) -> Explained:
-    """Heat maps of the images in a folder: a report, a picture of each map over its image, and a table.
+    """Which pixels of images speak for a class: a report, a picture of each map over its image, and a table.
 
     Args:
-        model: reference, module or :class:`~upcycle.core.models.Model` of a trained classifier.
-        images: a folder of images.
-        methods: see :data:`upcycle.diagnosis.attribution.EXPLAINERS`.
-        target: the class that is asked for; what the network says of each image if not given.
+        model: a reference, or the path of a saved model or run; in Python also a module or a
+            Model. A trained classifier.
+        images: an image, or a folder of images; sub-folders are searched too.
+        methods: of the heat maps; see upcycle diagnose.
+        target: the class that is asked for; if not given, what the network says of each image.
         out: the directory.
-        weights: a safetensors file for the model.
-        trust: packages whose code a saved model's callable reference may run.
         say: where progress lines go.
+        naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
 
     Raises:
         UserError: before any work where the request cannot work.
     """
-    from upcycle.data.files import read_folder
-
     start, place, folder = time.time(), Path(out), Path(images)
+    said = options_as(Naming, "explain", naming)
     if isinstance(model, str):
         references.check_reference(model)
-    require(folder.is_dir(), f"There is no folder {folder}.")
+    require(folder.exists(), f"There is no folder or image {folder}.")
     require(bool(methods), "methods must name at least one method.")
     for method in methods:
         if method not in EXPLAINERS:
             raise unknown("attribution method", method, EXPLAINERS)
-    net = references.resolve(model, weights=weights, trust=trust)
+    net, split, names = network_and_pictures(model, folder, said)
+    net = answering(net, said)
     if target is not None and target not in net.classes:
         raise unknown(f"class of {net.name}", target, net.classes)
-    split, paths = read_folder(folder, net)
-    names, asked = [str(path) for path in paths], None if target is None else net.classes.index(target)
+    asked = None if target is None else net.classes.index(target)
     x, found = maps_of(net, split, methods, asked)
     held = claim_directory(place, resume=False, hold=True)
     pixels = as_pixels(x, net)
@@ -87,7 +86,7 @@ def explain_images(
                     split, x, found, names)  # fmt: skip
     store.write_json(place / "pictures" / "1-maps.json", picture)
     typed = {"model": model, "images": images, "methods": methods, "target": target}
-    typed |= {"out": out, "weights": weights, "trust": trust}
+    typed |= {"out": out, **naming}
     command = command_of("explain", explain_images, typed, positional=("model", "images"))
     store.write_json(place / "result.json", {
         "format": 1, "verb": "explain", "method": ", ".join(methods), "title": f"What {net.name} looks at",

@@ -143,3 +143,17 @@ def _row(cells: Iterable[str]) -> str:
 def _paper_link(card: Card) -> str:
     found = re.search(r"arXiv:(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", card.paper)
     return f"[{card.title}](https://arxiv.org/abs/{found.group(1)})" if found else card.title
+
+
+def command(plugin: Path | None = None, markdown: bool = False) -> int:
+    """What there is, and what each method needs.
+
+    Args:
+        plugin: a Python file with methods of one's own, listed too.
+        markdown: as the table of the documentation.
+    """
+    if plugin is not None:
+        add_plugin(plugin)
+    cards = [m.card for m in all_methods()]
+    print(methods_table_markdown(cards) if markdown else methods_table(cards))
+    return 0

@@ -14,9 +14,10 @@ from upcycle.core import models, references
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
-from upcycle.data import Images
+from upcycle.data import Images, ImageSplit
 from upcycle.data import load as load_data
 from upcycle.data.decode import Size
+from upcycle.data.files import as_split, read_pictures
 from upcycle.data.labels import mapped, read_label_map, relabelled, targets_of
 from upcycle.verbs.loading import load_for
 
@@ -38,6 +39,9 @@ class Sight:
     trust: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            if f.name.endswith("classes") and getattr(self, f.name) is not None:
+                setattr(self, f.name, names_in(getattr(self, f.name)))
         for name in self.trust:
             require(name.isidentifier(), f"trust must name Python packages, and '{name}' is no such name.")
         if self.size is not None:
@@ -84,7 +88,7 @@ class Weights(Sight):
             self.weights = str(self.weights)
             require(
                 self.weights in OWN or Path(self.weights).exists(),
-                f"There is no file {self.weights}. Weights are a file, pretrained or fresh.",
+                f"weights must be pretrained, fresh or a file. There is no file {self.weights}.",
             )
 
     @property
@@ -117,8 +121,6 @@ class Naming(Weights):
         if self.label_map is not None:
             self.label_map = Path(self.label_map)
             require(self.label_map.is_file(), f"There is no file {self.label_map}.")
-        if self.classes is not None:
-            self.classes = names_in(self.classes)
 
 
 def names_in(classes: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -233,6 +235,20 @@ def network_and_images(
         return network(reference, naming, images, other_task=other_task), images
     model = network(reference, naming)
     return model, load_for(model, data, naming.sides, other_task=other_task or resized)
+
+
+def network_and_pictures(reference: Reference, place: Path, naming: Naming) -> tuple[Model, ImageSplit, list[str]]:
+    """A network and image files as it takes them, with their names; see :func:`network_and_images`."""
+    if takes_any(reference, naming):
+        pixels, names = read_pictures(place, size=naming.sides, channels=naming.channels)
+        _, height, width, channels = pixels.shape
+        blank = Images.none((channels, height, width), (), (0.0,) * channels, (1.0,) * channels)
+        model = network(reference, naming, blank)
+    else:
+        model = network(reference, naming)
+        channels, *sides = model.input_shape
+        pixels, names = read_pictures(place, size=(sides[0], sides[1]), channels=channels)
+    return model, as_split(pixels, model), names
 
 
 def takes_any(reference: Reference, naming: Naming) -> bool:

@@ -174,7 +174,7 @@ def command_of(
     """The command that calls ``function`` with the arguments ``typed`` again; see :func:`command_line`."""
     usual = inspect.signature(function).parameters
     given = {key: plain(value) for key, value in typed.items()}
-    return command_line(verb, given, always, lambda key: usual[key].default, positional)
+    return command_line(verb, given, always, lambda key: usual[key].default if key in usual else None, positional)
 
 
 def _option(key: str, value: Any) -> list[str]:

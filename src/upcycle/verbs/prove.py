@@ -100,3 +100,21 @@ def prove(
     if out is not None:
         store.write_json(out, proof.record())
     return proof
+
+
+def command(method: str, seeds: int = 3, quick: bool = False, out: Path | None = None) -> int:
+    """Run a method's claim here and print both figures; exits with 1 when it does not hold.
+
+    Args:
+        method: its name.
+        seeds: how many seeds.
+        quick: a miniature that shows the machinery, not the claim.
+        out: a JSON file for the figures; if not given, runs/prove-METHOD.json, and none for a miniature.
+    """
+    if out is None and not quick:
+        out = Path("runs") / f"prove-{method}.json"
+    proof = prove(method, seeds=seeds, quick=quick, out=out)
+    print("\n" + proof.text())
+    if out is not None:
+        print(f"Figures: {out}")
+    return 0 if proof.holds else 1

@@ -23,8 +23,8 @@ from upcycle.core.models import Model
 from upcycle.core.references import resolve
 from upcycle.data import Images, Pool, load, pool_lineage, save_pool
 from upcycle.distillation.data_free import gallery
-from upcycle.report import pictures
-from upcycle.report.lines import Series, line_plot
+from upcycle.reports import pictures
+from upcycle.reports.lines import Series, line_plot
 
 
 @dataclass

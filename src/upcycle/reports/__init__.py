@@ -15,9 +15,9 @@ from upcycle.core.errors import UserError, one_line
 from upcycle.core.read import Count, checked
 from upcycle.core.store import read_json, write_atomic
 from upcycle.measure.units import bytes_, duration, si
-from upcycle.report import figures
-from upcycle.report.figures import Arm
-from upcycle.report.pictures import picture
+from upcycle.reports import figures
+from upcycle.reports.figures import Arm
+from upcycle.reports.pictures import picture
 
 __all__ = ["write_report"]
 

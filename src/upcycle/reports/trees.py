@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from upcycle.report import svg
-from upcycle.report.svg import HUES, WIDTH, Piece
+from upcycle.reports import svg
+from upcycle.reports.svg import HUES, WIDTH, Piece
 
 
 def tree(levels: Sequence[str], leaves: Sequence[tuple[str, Sequence[int]]], *, label: str, leaf: str = "") -> Markup:

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from upcycle.report import svg
-from upcycle.report.svg import WIDTH, Piece, number, percent, ticks
+from upcycle.reports import svg
+from upcycle.reports.svg import WIDTH, Piece, number, percent, ticks
 
 
 @dataclass(frozen=True)

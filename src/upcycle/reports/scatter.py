@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from upcycle.report import svg
-from upcycle.report.svg import WIDTH, number
+from upcycle.reports import svg
+from upcycle.reports.svg import WIDTH, number
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from upcycle.report import svg
-from upcycle.report.svg import WIDTH, number
+from upcycle.reports import svg
+from upcycle.reports.svg import WIDTH, number
 
 
 def heatmap(

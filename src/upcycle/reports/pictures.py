@@ -13,14 +13,14 @@ from markupsafe import Markup
 from upcycle.core.errors import UserError
 from upcycle.core.read import read
 from upcycle.measure.units import si
-from upcycle.report import svg
-from upcycle.report.bars import Bar, bar_chart, blocks, routes
-from upcycle.report.figures import Figure, Table, is_number
-from upcycle.report.lines import Series, line_plot
-from upcycle.report.matrices import heatmap, mosaic
-from upcycle.report.scatter import Point, scatter_plot
-from upcycle.report.svg import HUES, Piece, percent
-from upcycle.report.trees import tree
+from upcycle.reports import svg
+from upcycle.reports.bars import Bar, bar_chart, blocks, routes
+from upcycle.reports.figures import Figure, Table, is_number
+from upcycle.reports.lines import Series, line_plot
+from upcycle.reports.matrices import heatmap, mosaic
+from upcycle.reports.scatter import Point, scatter_plot
+from upcycle.reports.svg import HUES, Piece, percent
+from upcycle.reports.trees import tree
 
 OVERLAYS = 8  # as many heat maps over one image as the page has styles for
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from upcycle.report import svg
-from upcycle.report.svg import WIDTH, number, percent
+from upcycle.reports import svg
+from upcycle.reports.svg import WIDTH, number, percent
 
 
 @dataclass(frozen=True)

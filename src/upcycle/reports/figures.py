@@ -12,11 +12,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from upcycle.report import svg
-from upcycle.report.bars import Bar, bar_chart, dumbbells, starts_late
-from upcycle.report.lines import Bin, Series, line_plot, reliability_diagram
-from upcycle.report.matrices import heatmap
-from upcycle.report.svg import HUES, percent
+from upcycle.reports import svg
+from upcycle.reports.bars import Bar, bar_chart, dumbbells, starts_late
+from upcycle.reports.lines import Bin, Series, line_plot, reliability_diagram
+from upcycle.reports.matrices import heatmap
+from upcycle.reports.svg import HUES, percent
 
 MANY = 30  # more classes than that are not drawn in full
 Table = tuple[list[str], list[list[str]]]  # heads, and rows with their names

@@ -1,0 +1,115 @@
+"""``upcycle evaluate``: a network measured on a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from upcycle.core import references
+from upcycle.core.devices import device_of
+from upcycle.core.evaluate import Evaluation
+from upcycle.core.evaluate import evaluate as measure
+from upcycle.core.models import Model
+from upcycle.core.outputs import Columns
+from upcycle.data import check_reference
+from upcycle.data.labels import match_classes
+from upcycle.measure.cost import count, latency, peak_memory
+from upcycle.measure.units import bytes_, duration, si
+from upcycle.verbs.naming import Naming, Reference, answering, network_and_images, options_as
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Evaluation):
+    """What :func:`evaluate` measured, and on what.
+
+    Args:
+        model: the network that was measured.
+        data: the name of the data set.
+        split: the part of it.
+        classes: the names of its classes, in the order of ``per_class``.
+        notes: what a person must know of how it was measured.
+    """
+
+    model: Model
+    data: str
+    split: str
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """The figures as JSON data."""
+        cost = count(self.model.module, self.model.input_shape)
+        return {
+            "model": self.model.name,
+            "data": self.data,
+            "split": self.split,
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "ece": self.ece,
+            "per_class": self.per_class,
+            "classes": list(self.classes),
+            "count": self.count,
+            "parameters": cost.parameters,
+            "macs": cost.macs,
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """The figures for a terminal, with those of size and speed."""
+        module, shape = self.model.module, self.model.input_shape
+        cost = count(module, shape)
+        lines = [
+            f"{self.model.name} on {self.count:,} {self.split} images of {self.data}",
+            "",
+            f"  accuracy           {self.accuracy:.2%}",
+            f"  loss               {self.loss:.4f}",
+            f"  calibration error  {self.ece:.2%}",
+            f"  parameters         {si(cost.parameters)}",
+            f"  multiply-adds      {si(cost.macs)}",
+            f"  latency            {duration(latency(module, shape))}",
+            f"  memory             {bytes_(peak_memory(module, shape))}",
+            "",
+            "  by class",
+        ]
+        width = max(map(len, self.classes))
+        for name, share in zip(self.classes, self.per_class, strict=True):
+            lines.append(f"    {name.ljust(width)}  {'no images' if share is None else f'{share:.1%}'}")
+        return "\n".join([*lines, *(f"note     {note}" for note in self.notes)])
+
+
+def evaluate(
+    model: Reference,
+    data: Any = "digits",
+    split: Literal["train", "validation", "test"] = "test",
+    *,
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    **naming: Any,
+) -> Evaluated:
+    """Measure a network on a data set: accuracy, by class too, calibration, size and speed.
+
+    Args:
+        model: a reference, or the path of a saved model or run; in Python also a module or a
+            Model.
+        data: a data set, as for distill.
+        split: which part of it.
+        accelerator: the kind of device, as in Lightning Fabric.
+        naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
+
+    Raises:
+        UserError: a network and data that do not fit each other.
+    """
+    said = options_as(Naming, "evaluate", naming)
+    if isinstance(model, str):
+        references.check_reference(model)
+    check_reference(data)
+    net, images = network_and_images(model, data, said)
+    if not images.classes:
+        images = dataclasses.replace(images, classes=net.classes)
+    net = answering(net, said)
+    columns, note = match_classes(net.classes, images.classes, between=(net.name, images.name))
+    part = getattr(images.normalised(net.mean, net.std), split)
+    found = measure(Columns(net.module, columns), part, device=device_of(accelerator), name=net.name)
+    figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    notes = (*net.notes, *([note] if note else []))
+    return Evaluated(**figures, model=net, data=images.name, split=split, classes=images.classes, notes=notes)

@@ -1,0 +1,49 @@
+"""``upcycle export``: a network written for deployment, both sides compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from upcycle.core import references
+from upcycle.measure.export import write_export
+from upcycle.verbs.naming import Naming, Reference, answering, network, options_as
+from upcycle.verbs.options import Say
+
+
+def export(
+    model: Reference,
+    out: Path | str,
+    *,
+    format: Literal["onnx", "torch"] = "onnx",
+    overwrite: bool = False,
+    say: Say = print,
+    **naming: Any,
+) -> Path:
+    """Write a network for deployment, and compare both sides on a held batch.
+
+    Args:
+        model: a reference, or the path of a saved model or run; in Python also a module or a
+            Model. A network of one's own needs a size of three numbers, since there are
+            no images to read it off.
+        out: the file, which ends in .onnx or .pt2.
+        format: onnx, or torch for torch.export.
+        overwrite: write over the files that are there.
+        say: where the error that was found goes.
+        naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
+
+    Returns:
+        the file; beside it lies ``FILE.json`` with input shape, normalisation, classes and the error.
+
+    Raises:
+        UserError: see :func:`upcycle.measure.export.write_export`.
+    """
+    said, file = options_as(Naming, "export", naming), Path(out)
+    if isinstance(model, str):
+        references.check_reference(model)
+    net = answering(network(model, said), said)
+    error = write_export(net, file, format, overwrite=overwrite)
+    say(f"{file}: equal to the network to {error:.1e} on a held batch")
+    for note in net.notes:
+        say(f"note     {note}")
+    return file

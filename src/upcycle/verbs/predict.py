@@ -1,0 +1,93 @@
+"""``upcycle predict``: what a network says of a person's own images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from upcycle.core import references, store
+from upcycle.core.devices import device_of
+from upcycle.core.errors import UserError
+from upcycle.core.evaluate import predict_logits
+from upcycle.core.models import Model
+from upcycle.verbs.naming import Naming, Reference, answering, network_and_pictures, options_as
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a network says of images.
+
+    Args:
+        model: the network that was asked.
+        paths: of the images, relative to their folder.
+        classes: the names of the k classes.
+        probabilities: float32 (n, k).
+        file: the CSV that they were written to, if any.
+    """
+
+    model: Model
+    paths: list[str]
+    classes: tuple[str, ...]
+    probabilities: Tensor
+    file: Path | None = None
+
+    @property
+    def predicted(self) -> list[str]:
+        """The likeliest class of each image."""
+        return [self.classes[k] for k in self.probabilities.argmax(1).tolist()]
+
+    def csv(self) -> str:
+        """A line an image: path, predicted class, its probability, and the probability of every class."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "class", "probability", *self.classes])
+        for path, name, row in zip(self.paths, self.predicted, self.probabilities.tolist(), strict=True):
+            writer.writerow([path, name, f"{max(row):.6f}", *(f"{p:.6f}" for p in row)])
+        return text.getvalue()
+
+    def text(self) -> str:
+        """For a terminal: how many, and where they are."""
+        said = f"{len(self.paths):,} image{'s' if len(self.paths) > 1 else ''} to {self.file}"
+        return "\n".join([said if self.file is not None else self.csv(), *(f"note     {n}" for n in self.model.notes)])
+
+
+def predict(
+    model: Reference,
+    images: Path | str,
+    *,
+    out: Path | str | None = None,
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    **naming: Any,
+) -> Predictions:
+    """Apply a network to images of one's own, with its own preprocessing and class names.
+
+    Args:
+        model: a reference, or the path of a saved model or run; in Python also a module or a
+            Model.
+        images: an image, or a folder of images; sub-folders are searched too.
+        out: a CSV file for the predictions: path, predicted class, its probability, and that of every class.
+        accelerator: the kind of device, as in Lightning Fabric.
+        naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
+
+    Raises:
+        UserError: a network and images that do not fit each other, broken images, or a file that is there already.
+    """
+    said, place, file = options_as(Naming, "predict", naming), Path(images), Path(out) if out is not None else None
+    if isinstance(model, str):
+        references.check_reference(model)
+    if not place.exists():
+        raise UserError(f"There is no folder or image {place}.")
+    if file is not None and file.exists():
+        raise UserError(f"{file} exists; choose another --out.")
+    net, split, paths = network_and_pictures(model, place, said)
+    net = answering(net, said)
+    p = predict_logits(net.module, split, device=device_of(accelerator)).softmax(1)
+    found = Predictions(model=net, paths=paths, classes=net.classes, probabilities=p, file=file)
+    if file is not None:
+        store.write_atomic(file, found.csv().encode())
+    return found
