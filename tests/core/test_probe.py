@@ -43,9 +43,9 @@ def images(n: int = 24) -> Images:
     return Images(name="noise", classes=tuple(map(str, range(CLASSES))), train=split, validation=split, test=split)
 
 
-def distilled(student: nn.Module, teacher: nn.Module, out: Path, batch_size: int = 8) -> upcycle.Result:
+def distilled(student: nn.Module, teacher: nn.Module, out: Path, batch_size: int = 8, **options: Any) -> upcycle.Result:
     return upcycle.distill(student=student, teacher=teacher, data=images(), out=out, quiet=True, alone=False,
-                           recipe=Recipe(epochs=1, batch_size=batch_size, lr=1e-3))  # fmt: skip
+                           recipe=Recipe(epochs=1, batch_size=batch_size, lr=1e-3), **options)  # fmt: skip
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -105,6 +105,12 @@ def test_two_maps_of_one_pixel_are_no_batch_for_batchnorm(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"maps of one pixel by BatchNorm.* take a larger batch_size than 2"):
         distilled(awkward.Narrow(), Body(), tmp_path / "two", batch_size=2)
     assert distilled(awkward.Narrow(), Body(), tmp_path / "four", batch_size=4).rows
+
+
+def test_what_trains_in_float32_only_is_told_the_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be trained in bf16, though in float32: give --precision 32-true"):
+        distilled(awkward.Float32Only(), Body(), tmp_path / "mixed", precision="bf16-mixed")
+    assert distilled(awkward.Float32Only(), awkward.Float32Only(), tmp_path / "whole", precision="32-true").rows
 
 
 # -- taken --------------------------------------------------------------------------------------------------------

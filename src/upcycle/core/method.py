@@ -156,18 +156,18 @@ class Method:
 
         return {**{role: nn.Identity() for role in cls.roles}, **dict.fromkeys(cls.given)}
 
-    def require(self, data: Any) -> None:
-        """Raise :class:`UserError` with all problems that training its networks and :meth:`check` find."""
-        if problems := self._untrainable(data) or self.check(data):
+    def require(self, data: Any, precision: str = "32-true") -> None:
+        """Raise :class:`UserError` with what keeps its networks from training in ``precision``, or :meth:`fit`."""
+        if problems := self._untrainable(data, precision == "bf16-mixed") or self.check(data):
             raise UserError(f"{self.card.name} cannot run here: " + "; ".join(problems))
 
-    def _untrainable(self, data: Any) -> list[str]:
+    def _untrainable(self, data: Any, mixed: bool) -> list[str]:
         from upcycle.core.probe import training_problems
 
         batch_size = getattr(getattr(self, "recipe", self), "batch_size", None)
         roles = [role for role in self.roles if role in self.trains and getattr(self, role) is not None]
         return [problem for role in roles for problem in training_problems(
-            self.model(role, data), batch_size=batch_size, own_weights=role == "student")]  # fmt: skip
+            self.model(role, data), batch_size=batch_size, own_weights=role == "student", mixed=mixed)]  # fmt: skip
 
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
