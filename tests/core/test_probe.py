@@ -169,6 +169,19 @@ def test_compiled_networks_and_those_on_several_devices_are_unwrapped() -> None:
     assert taken(nn.DataParallel(inner := Body())).module is inner
 
 
+def test_a_product_made_of_a_wrapped_network_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_networks_3c.py").write_text(
+        "from tests.awkward import AUXILIARY\ndef auxiliary():\n    return AUXILIARY['tuple']()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = resolve("my_networks_3c:auxiliary", input_shape=SHAPE)
+    tied = resolve(model, classes=tuple("abcdefghij"))
+    made = upcycle.assemble([model, tied], out=tmp_path / "run", quiet=True).model
+    back = resolve(tmp_path / "run", trust=("my_networks_3c",))
+    assert torch.equal(back.module(made.example()), made.module(made.example()))
+
+
 # -- nothing is left behind ---------------------------------------------------------------------------------------
 
 
@@ -199,6 +212,11 @@ def test_a_network_of_another_number_format_is_copied_to_float32() -> None:
 
 
 # -- number formats of saved models -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_a_network_is_measured_in_its_own_number_format(kind: str) -> None:
+    assert predict_logits(DTYPES[kind](), images().test).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", [*DTYPES, "mixed"])
