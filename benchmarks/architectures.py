@@ -223,7 +223,7 @@ def adapt(method: str, net: Model, data: Images, out: Path) -> None:
 
 
 def extend(net: Model, data: Images, out: Path) -> None:
-    upcycle.extend(net, stream=stream(data, tasks="5", scenario="class"), out=out, control=False, **TRAIN)
+    upcycle.extend(net, stream=stream(data, tasks="2", scenario="class"), out=out, control=False, **TRAIN)
 
 
 def treat(net: Model, data: Images, out: Path) -> None:

@@ -112,6 +112,14 @@ class NoGradient(Body):
         return super().forward(x)
 
 
+class Float32Only(Body):
+    """Adds features to memory made in float32, where those of mixed precision do not go."""
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.bn1(self.conv1(x)).relu())
+        return torch.zeros(x.shape, device=x.device).index_add(0, torch.arange(x.shape[0], device=x.device), x)
+
+
 class Hardcoded(Body):
     """A forward that makes its images half precision itself."""
 

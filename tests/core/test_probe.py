@@ -43,9 +43,9 @@ def images(n: int = 24) -> Images:
     return Images(name="noise", classes=tuple(map(str, range(CLASSES))), train=split, validation=split, test=split)
 
 
-def distilled(student: nn.Module, teacher: nn.Module, out: Path, batch_size: int = 8) -> upcycle.Result:
+def distilled(student: nn.Module, teacher: nn.Module, out: Path, batch_size: int = 8, **options: Any) -> upcycle.Result:
     return upcycle.distill(student=student, teacher=teacher, data=images(), out=out, quiet=True, alone=False,
-                           recipe=Recipe(epochs=1, batch_size=batch_size, lr=1e-3))  # fmt: skip
+                           recipe=Recipe(epochs=1, batch_size=batch_size, lr=1e-3), **options)  # fmt: skip
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -107,6 +107,12 @@ def test_two_maps_of_one_pixel_are_no_batch_for_batchnorm(tmp_path: Path) -> Non
     assert distilled(awkward.Narrow(), Body(), tmp_path / "four", batch_size=4).rows
 
 
+def test_what_trains_in_float32_only_is_told_the_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be trained in bf16, though in float32: give --precision 32-true"):
+        distilled(awkward.Float32Only(), Body(), tmp_path / "mixed", precision="bf16-mixed")
+    assert distilled(awkward.Float32Only(), awkward.Float32Only(), tmp_path / "whole", precision="32-true").rows
+
+
 # -- taken --------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +169,19 @@ def test_compiled_networks_and_those_on_several_devices_are_unwrapped() -> None:
     assert taken(nn.DataParallel(inner := Body())).module is inner
 
 
+def test_a_product_made_of_a_wrapped_network_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_networks_3c.py").write_text(
+        "from tests.awkward import AUXILIARY\ndef auxiliary():\n    return AUXILIARY['tuple']()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = resolve("my_networks_3c:auxiliary", input_shape=SHAPE)
+    tied = resolve(model, classes=tuple("abcdefghij"))
+    made = upcycle.assemble([model, tied], out=tmp_path / "run", quiet=True).model
+    back = resolve(tmp_path / "run", trust=("my_networks_3c",))
+    assert torch.equal(back.module(made.example()), made.module(made.example()))
+
+
 # -- nothing is left behind ---------------------------------------------------------------------------------------
 
 
@@ -193,6 +212,11 @@ def test_a_network_of_another_number_format_is_copied_to_float32() -> None:
 
 
 # -- number formats of saved models -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_a_network_is_measured_in_its_own_number_format(kind: str) -> None:
+    assert predict_logits(DTYPES[kind](), images().test).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", [*DTYPES, "mixed"])

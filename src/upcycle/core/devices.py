@@ -72,7 +72,9 @@ def plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:
             del m.forward
         m._compiled_call_impl = None
     module.zero_grad(set_to_none=True)
-    return module.to("cpu", dtype, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    module.to("cpu", dtype, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    module.eval()
+    return module
 
 
 def match_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -169,13 +169,12 @@ def _collect(
 ) -> tuple[Tensor, Tensor]:
     """Logits float32 (n, k) and labels int64 (n,), on the CPU."""
     require(len(split) > 0, "There is no sample to evaluate on: the split is empty.")
-    double = any(p.dtype == torch.float64 for p in module.parameters())
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     logits, labels = [], []
     with undisturbed(module), _moved(module, device) as there:
         for index in torch.arange(len(split)).split(batch_size):
             batch = split.batch(index, device=there)
-            # Splits give float32; a float64 network would refuse it.
-            out = module(batch.images.double() if double else batch.images)
+            out = module(batch.images.to(dtype))  # splits give float32, which a network in another format would refuse
             if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(index):
                 what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
                 raise UserError(

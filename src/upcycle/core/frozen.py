@@ -157,7 +157,8 @@ def frozen(
     """
     known = ("auto", "32-true", "bf16", "64-true")
     require(precision in known, f"precision must be one of {', '.join(known)}, not {precision!r}.")
-    network = copy.deepcopy(module).eval().requires_grad_(False)
+    network = copy.deepcopy(module).requires_grad_(False)
+    network.eval()
     dtype = torch.float64 if precision == "64-true" else torch.float32
     device = next((t.device for t in (example, *module.parameters()) if t is not None), torch.device("cpu"))
 

@@ -157,9 +157,9 @@ class Method:
 
         return {**{role: nn.Identity() for role in cls.roles}, **dict.fromkeys(cls.given)}
 
-    def require(self, data: Any) -> None:
-        """Raise :class:`UserError` with all problems that training its networks and :meth:`check` find."""
-        if problems := self._untrainable(data) or self.check(data):
+    def require(self, data: Any, precision: str = "32-true") -> None:
+        """Raise :class:`UserError` with what keeps its networks from training in ``precision``, or :meth:`fit`."""
+        if problems := self._untrainable(data, precision == "bf16-mixed") or self.check(data):
             raise UserError(f"{self.card.name} cannot run here: " + "; ".join(problems))
 
     def inputs(self, data: Any) -> dict[str, str]:
@@ -188,10 +188,10 @@ class Method:
         Raises:
             UserError: a need that is not met, or an input that is not what the run was begun with.
         """
-        self.require(data)
+        self.require(data, run.precision)
         run.begin({**self.inputs(data), **(beside or {})}, code)
 
-    def _untrainable(self, data: Any) -> list[str]:
+    def _untrainable(self, data: Any, mixed: bool) -> list[str]:
         from upcycle.core.probe import training_problems
 
         batch_size = getattr(getattr(self, "recipe", self), "batch_size", None)
@@ -200,7 +200,7 @@ class Method:
             problem
             for role in roles
             for problem in training_problems(
-                self.model(role, data), batch_size=batch_size, own_weights=role == "student"
+                self.model(role, data), batch_size=batch_size, own_weights=role == "student", mixed=mixed
             )
         ]
 

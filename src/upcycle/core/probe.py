@@ -204,11 +204,14 @@ class _Trial:
 # -- for training -----------------------------------------------------------------------------------------------------
 
 
-def training_problems(model: Model, *, batch_size: int | None = None, own_weights: bool = True) -> list[str]:
+def training_problems(
+    model: Model, *, batch_size: int | None = None, own_weights: bool = True, mixed: bool = False
+) -> list[str]:
     """What keeps a network from being trained, in words; tried on a copy of it.
 
     Args:
         batch_size: of the training.
+        mixed: that is in bf16 where autocast says so.
         own_weights: those of its weights are meant that train now; otherwise all of them may.
     """
     name = model.name
@@ -242,6 +245,8 @@ def training_problems(model: Model, *, batch_size: int | None = None, own_weight
             output.float().sum().backward()
         except Exception as error:
             return [f"{name} cannot be trained: its backward fails ({one_line(error)})"]
+        if mixed and _tried(_mixed_step, trial, images) is None:
+            return [f"{name} cannot be trained in bf16, though in float32: give --precision 32-true"]
     if batch_size == 2 and 2 in maps:
         return [
             f"{name} normalises maps of one pixel by BatchNorm, which makes the same of any two images: take a "
@@ -281,6 +286,15 @@ def _require_kind(module: nn.Module, name: str) -> None:
 
 
 # -- small ------------------------------------------------------------------------------------------------------------
+
+
+def _mixed_step(network: nn.Module, images: Tensor) -> Tensor:
+    """The loss of a training step in mixed precision, after its backward."""
+    device = next(network.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16):
+        loss = network(images.to(device)).float().sum()
+    loss.backward()
+    return loss
 
 
 def _tried(function: Callable[..., Any], *arguments: Any) -> Any:

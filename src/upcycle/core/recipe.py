@@ -59,6 +59,7 @@ class Recipe:
         if isinstance(params, nn.Module):
             params = [p for p in params.parameters() if p.requires_grad]
         groups = list(params)
+        require(bool(groups), "There is nothing to train: no parameter requires a gradient.")
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
                                    nesterov=self.momentum > 0, fused=True)  # fmt: skip

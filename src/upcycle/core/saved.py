@@ -25,6 +25,7 @@ from upcycle.core.building import BUILDERS, MADE, call
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.models import Model
 from upcycle.core.outputs import own
+from upcycle.core.probe import probe
 from upcycle.core.read import checked, parsed
 from upcycle.core.weights import fill_own
 
@@ -277,7 +278,7 @@ def _again(
     operations = importlib.import_module(MADE[kind]).OPERATIONS
     try:
         module = operations[name](
-            **made, rebuild=lambda source: _rebuild(directory, *_source(directory, source), trust)
+            **made, rebuild=lambda source: probe(_rebuild(directory, *_source(directory, source), trust))[0]
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error

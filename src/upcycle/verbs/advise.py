@@ -157,8 +157,18 @@ def advise(
     ):
         if value not in known:
             raise unknown(kind, value, known)
-    have = Situation(data=data, teacher=teacher, architecture=architecture, goal=goal, source=source, present=present,
-                 task_id=task_id, store=store, growth=growth, boundaries=boundaries)  # fmt: skip
+    have = Situation(
+        data=data,
+        teacher=teacher,
+        architecture=architecture,
+        goal=goal,
+        source=source,
+        present=present,
+        task_id=task_id,
+        store=store,
+        growth=growth,
+        boundaries=boundaries,
+    )
     fits: list[tuple[Card, Fit]] = []
     refused: list[Refusal] = []
     paths: dict[str, list[str]] = {}
@@ -188,8 +198,16 @@ _QUESTIONS = {
     "growth": ("May what is kept grow with every task?", ("allowed", "none")),
     "boundaries": ("Is it known in training where a task ends?", ("known", "unknown")),
 }
-_DEFAULTS = {"architecture": "any", "goal": "smaller", "source": "none", "present": "all", "task_id": "unknown",
-             "store": "images", "growth": "allowed", "boundaries": "known"}  # fmt: skip
+_DEFAULTS = {
+    "architecture": "any",
+    "goal": "smaller",
+    "source": "none",
+    "present": "all",
+    "task_id": "unknown",
+    "store": "images",
+    "growth": "allowed",
+    "boundaries": "known",
+}
 _ONLY = {
     "source": "domain",
     "present": "domain",

@@ -26,6 +26,7 @@ from upcycle.core.journal import require_same_config
 from upcycle.core.lineage import Node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.precision import choose
 from upcycle.core.run import Run
 from upcycle.data import Images, check_reference
 from upcycle.data.labels import relabelled
@@ -210,7 +211,7 @@ class Session:
             UserError: the method cannot run on these data.
         """
         method, data = make(self.setting.seed)
-        method.require(data)
+        method.require(data, choose(self.setting.precision, self.setting.device))
         for note in _notes_of(method):
             self.say(f"note     {note}")
         main = Arm(make=make, **product)
