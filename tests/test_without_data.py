@@ -256,9 +256,9 @@ def test_data_that_a_method_does_not_take(refused: Refused) -> None:
 
 def test_sizes_that_a_teacher_does_not_take(here: Path, refused: Refused) -> None:
     teacher = references.resolve(Rigid(), input_shape=(1, 8, 8))
-    with pytest.raises(UserError, match="Rigid takes no images of 1 x 12 x 12; leave out --size for its own 8 x 8"):
+    with pytest.raises(UserError, match=r"Rigid takes no images of 1 x 12 x 12 .*leave out --size for its own 8 x 8"):
         upcycle.distill(teacher=teacher, student=Rigid(), method=Noise, out=here / "run", size=12, quiet=True)
-    refused([*WORDS, "--size=2"], "takes no images of 2 x 2 pixels")
+    refused([*WORDS, "--size=2"], "takes no images of 1 x 2 x 2 (channels, height, width)")
 
 
 @pytest.mark.parametrize("words", [WORDS, [*ORDINARY, "--data=digits"]])

@@ -549,6 +549,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"no layer to scale and shift 'bn3'. Did you mean 'bn[12]'"):
         SSF(source=fitted("source", 7), sites=("bn3",)).require(data)
     wide = dataclasses.replace(tiny_model("source", 7), input_shape=(3, 8, 8))
+    wide.module.set_submodule("conv1", nn.Conv2d(3, 16, 3, padding=1, bias=False))
     with pytest.raises(UserError, match="takes 3 input channels and the images have 1"):
         SSF(source=wide).require(data)
     flat = Model(module=nn.Sequential(nn.Flatten(), nn.Linear(100, 8), nn.ReLU(), nn.Linear(8, 10)),

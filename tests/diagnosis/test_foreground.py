@@ -97,7 +97,7 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path, split: ImageSplit) -> N
 
     file = tmp_path / "masks.json"
     for content, match in (
-        ("[1", "format of COCO"),
+        ("[1", "is not JSON"),
         ("{}", "format of COCO"),
         ('{"annotations": []}', "no annotation"),
         ('{"annotations": [{"image_id": 1, "segmentation": {"counts": "a"}}]}', "run-length"),

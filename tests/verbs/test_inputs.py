@@ -94,10 +94,10 @@ def test_other_labels(begun: Path, here: Path, refused: Refused) -> None:
 
 
 def test_a_label_map_that_was_edited(begun: Path, here: Path, refused: Refused) -> None:
-    (here / "map.csv").write_text("teacher,student\ndark,dark\nlight,light\n")
+    (here / "map.csv").write_text("teacher,student\n0,dark\n1,light\n")
     words = [w.replace("--out=run", "--out=mapped") for w in own("--label_map=map.csv")]
     assert cli.main(words) == 0
-    (here / "map.csv").write_text("teacher,student\ndark,light\nlight,dark\n")
+    (here / "map.csv").write_text("teacher,student\n0,light\n1,dark\n")
     refused([*words, "--resume"], "of --label_map differ from those")
 
 

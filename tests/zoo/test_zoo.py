@@ -26,6 +26,7 @@ from upcycle import zoo
 from upcycle.core import building, store
 from upcycle.core.cut import cut, trace
 from upcycle.core.errors import UserError
+from upcycle.core.lineage import node
 from upcycle.core.models import Model
 from upcycle.core.references import check_reference, resolve
 from upcycle.core.saved import load, save
@@ -250,9 +251,10 @@ def test_our_own_weights_are_found_in_a_checkout_and_with_the_data(
     for number, place in enumerate((tmp_path / "data" / "weights", tmp_path / "checkout"), 1):
         fresh = resolve(f"zoo:{name}", pretrained=False)
         store.save_tensors(place / f"{name}.safetensors", fresh.module.state_dict())
-        store.write_json(place / f"{name}.lineage.json", {"name": name, "number": number})
+        known = node(name=name, digest=str(number) * 64)
+        store.write_json(place / f"{name}.lineage.json", known)
         model = resolve(f"zoo:{name}")  # the checkout comes first
-        assert model.lineage == {"name": name, "number": number}
+        assert model.lineage == known
         assert (model.licence, model.classes) == ("BSD-2-Clause", zoo.CIFAR10)
         assert torch.equal(model.module(model.example()), fresh.module(fresh.example()))
 
@@ -265,9 +267,10 @@ def test_the_shipped_teacher_or_a_sentence(tmp_path: Path, monkeypatch: pytest.M
         resolve("zoo:digits_teacher")
     store.save_tensors(tmp_path / "digits_teacher.safetensors", fresh.module.state_dict())
     assert resolve("zoo:digits_teacher").lineage is None
-    store.write_json(tmp_path / "digits_teacher.lineage.json", {"name": "digits_teacher", "parents": []})
+    known = node(name="digits_teacher", digest="0" * 64)
+    store.write_json(tmp_path / "digits_teacher.lineage.json", known)
     model = resolve("zoo:digits_teacher")
-    assert model.lineage == {"name": "digits_teacher", "parents": []}
+    assert model.lineage == known
     assert (model.licence, model.classes, model.input_shape) == ("Apache-2.0", tuple("0123456789"), (1, 8, 8))
     assert torch.equal(model.module(model.example()), fresh.module(fresh.example()))
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from upcycle.core.errors import UserError, one_line, require
@@ -263,7 +263,7 @@ def _require_kind(module: nn.Module, name: str) -> None:
     for m in module.modules():
         if isinstance(m, torch.jit.ScriptModule):
             raise UserError(f"{name} is TorchScript, which can be neither cut nor trained here; {_MENDED}.")
-        if isinstance(m, fx.GraphModule) and {"train", "eval"} & m.__dict__.keys():  # which say that they are not there
+        if any(kind.__module__.startswith("torch.export") for kind in type(m).__mro__):
             raise UserError(f"{name} is a program of torch.export, which has one mode only; {_MENDED}.")
         if type(m).__module__.startswith(_QUANTISED):
             raise UserError(f"{name} is quantised ({type(m).__name__}); give the network that it was quantised from.")

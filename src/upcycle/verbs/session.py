@@ -268,11 +268,11 @@ class Session:
 
     def _beside(self) -> tuple[dict[str, str], dict[str, str]]:
         """The digests of the files that options name, and of the code that networks and the method come from."""
-        files = {f.name: getattr(self.setting, f.name) for f in dataclasses.fields(self.kind)}
+        named = {f.name: getattr(self.setting, f.name) for f in dataclasses.fields(self.kind)}
         inputs = {
-            f"the contents of --{name}": store.digest_of(file.read_bytes())
-            for name, file in files.items()
-            if isinstance(file, Path) and file.is_file()
+            f"the contents of --{name}": store.digest_of(Path(value).read_bytes())
+            for name, value in named.items()
+            if name not in (self.called, "out", "test_data") and isinstance(value, str | Path) and Path(value).is_file()
         }
         references = [
             one for value in self.networks.values() for one in (value if isinstance(value, list) else [value])
