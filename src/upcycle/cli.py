@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except MemoryError:
-        _complain("memory ran out. Choose a smaller --recipe.batch_size or --size.")
+        _complain("memory ran out. Choose smaller batches or smaller images.")
         return 2
     except Exception as error:
         if not debug and (told := _translate(error)):
@@ -93,11 +93,11 @@ def _translate(error: Exception) -> tuple[int, str] | None:
     if type(error).__name__ == "Interrupted":
         return 128 + error.signum, f"{error}, and saved. The same command with --resume goes on."  # type: ignore[attr-defined]
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        return 2, "memory ran out. Choose a smaller --recipe.batch_size or --size."
+        return 2, "memory ran out. Choose smaller batches or smaller images."
     if isinstance(error, OSError) and error.filename:
         return 2, f"{error.strerror}: {error.filename}."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return 2, f"{error.strerror}. Free some space, or choose another --out."
+        return 2, f"{error.strerror}. Free some space, or choose another place."
     return None
 
 

@@ -209,7 +209,7 @@ def test_attention_is_that_of_pytorch_and_positions_tell_tokens_apart() -> None:
 
 
 def test_networks_without_trained_weights_say_so() -> None:
-    with pytest.raises(UserError, match=r"zoo:convnet has no trained weights; give --teacher_weights FILE\."):
+    with pytest.raises(UserError, match=r"zoo:convnet has no trained weights; name a file as its weights\."):
         resolve("zoo:convnet")
 
 

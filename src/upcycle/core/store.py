@@ -61,7 +61,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             temporary.unlink()
         raise UserError(
             f"Cannot write {path} ({len(content):,} bytes): {error.strerror or error}. "
-            "Free some space or choose another --out."
+            "Free some space or choose another place."
         ) from error
 
 

@@ -209,7 +209,7 @@ class ModelDoctor(Method):
         source = self.model("source", data)
         data = aligned(source, data)
         require(not (run.compile and (self.a or self.b)), "modeldoctor differentiates twice, which compiled networks "
-                "cannot; leave out --compile.")  # fmt: skip
+                "cannot; run it uncompiled.")  # fmt: skip
 
         before = run.stored("diagnosis")
         if before is None:

@@ -179,7 +179,7 @@ def network(reference: Reference, naming: Naming, like: Images | None = None, *,
     """
     fresh = naming.weights == "fresh"
     given = isinstance(reference, nn.Module | Model)
-    require(not (fresh and given), "A network that is given as an object comes as it is; leave out weights='fresh'.")
+    require(not (fresh and given), "A network that is given as an object comes as it is, and not with fresh weights.")
     bare, classes = references.is_bare(reference), naming.classes
     if like is not None and classes is None and naming.label_map is None and not other_task and (bare or fresh):
         classes = like.classes or None

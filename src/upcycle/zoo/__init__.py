@@ -220,7 +220,7 @@ def build(name: str, *, pretrained: bool, num_classes: int | None = None, input_
     entry = ENTRIES[name]
     shape, trained = input_shape or entry.shape, entry.trained
     if pretrained and trained is None:
-        raise UserError(f"zoo:{name} has no trained weights; give --teacher_weights FILE.")
+        raise UserError(f"zoo:{name} has no trained weights; name a file as its weights.")
     if pretrained and shape[0] != entry.shape[0]:
         raise UserError(f"zoo:{name} was trained on images with {entry.shape[0]} channels, not {shape[0]}.")
     k = len(trained.classes) if pretrained and trained else num_classes or 10
@@ -260,8 +260,8 @@ def _file(name: str, trained: Trained) -> Path:
         script, origin = trained.script, trained.origin
         source = f"make them in a checkout by '{script}'" if script else f"fetch them from {origin}"
         raise UserError(
-            f"The weights of zoo:{name} are not there: {source} and give the file by "
-            f"--teacher_weights FILE, or put it as safetensors at {place}"
+            f"The weights of zoo:{name} are not there: {source} and name the file as its "
+            f"weights, or put it as safetensors at {place}"
             + ("." if folder else ", where the environment variable UPCYCLE_DATA names a folder.")
         )
     return Path(place)
