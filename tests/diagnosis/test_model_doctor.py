@@ -28,7 +28,7 @@ from upcycle.diagnosis.errors.class_channels import (
     support,
 )
 from upcycle.diagnosis.errors.findings import diagnose
-from upcycle.diagnosis.model_doctor import channel_loss, gaussian, spatial_loss
+from upcycle.diagnosis.model_doctor import channel_loss, gaussian, require_penalty, spatial_loss
 from upcycle.distillation import KD
 
 G = torch.Generator().manual_seed(0)
@@ -402,6 +402,24 @@ class OnceNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(Once.apply(self.conv(x)).mean((2, 3)))
+
+
+class Attending(nn.Module):
+    """Attention by the library's function, of whose fast kernels none has a second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 8, 2, stride=2), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).mT[:, None]
+        return self.linear(nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).mean((1, 2)))
+
+
+def test_a_network_with_attention_can_be_differentiated_twice() -> None:
+    module = Attending()
+    require_penalty(module, "conv", torch.rand(4, 1, 8, 8))
+    assert all(p.grad is None for p in module.parameters())
 
 
 def refused(module: nn.Module, match: str, n: int = 160, **options) -> None:  # type: ignore[no-untyped-def]

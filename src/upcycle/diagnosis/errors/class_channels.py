@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from upcycle.core.errors import require
 from upcycle.core.evaluate import undisturbed
@@ -59,7 +60,8 @@ def record_layer(
         seen.f = f.detach().requires_grad_() if leaf else f
         return seen.f.clone() if noise is None else seen.f + noise(seen.f)
 
-    with Taps(module, replace={layer: keep}):
+    # Of attention only the plain kernel has a second derivative.
+    with Taps(module, replace={layer: keep}), sdpa_kernel(SDPBackend.MATH):
         yield seen
 
 
