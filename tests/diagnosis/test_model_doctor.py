@@ -412,7 +412,7 @@ class Attending(nn.Module):
         self.conv, self.linear = nn.Conv2d(1, 8, 2, stride=2), nn.Linear(8, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.conv(x).flatten(2).mT[:, None]
+        tokens = self.conv(x).flatten(2).mT[:, None].contiguous()
         return self.linear(nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).mean((1, 2)))
 
 
