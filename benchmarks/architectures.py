@@ -43,7 +43,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.taps import Taps
 from upcycle.data import Images, load
-from upcycle.data.files import read_folder
+from upcycle.data.files import as_split, read_pictures
 from upcycle.data.stream_kinds import stream
 from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.export import write_export
@@ -250,8 +250,9 @@ def evaluate(net: Model, data: Images, out: Path) -> None:
 
 def predict(net: Model, data: Images, out: Path) -> None:
     net = resolve(net)
-    split, _ = read_folder(folder(data, out.with_name("images")), net)
-    assert predict_logits(net.module, split).isfinite().all()
+    c, h, w = net.input_shape
+    pixels, _ = read_pictures(folder(data, out.with_name("images")), size=(h, w), channels=c)
+    assert predict_logits(net.module, as_split(pixels, net)).isfinite().all()
 
 
 def write(format: str, net: Model, data: Images, out: Path) -> None:
