@@ -58,24 +58,59 @@ WORKED, REFUSED, FAILED = "worked", "refused", "failed"
 # -- networks -----------------------------------------------------------------------------------------------------
 
 TIMM = {
-    **dict.fromkeys((
-        "resnet10t", "convnext_atto", "mobilenetv3_small_050", "efficientnet_lite0", "ghostnet_050", "regnetx_002",
-        "edgenext_xx_small", "mobilevit_xxs", "vit_tiny_patch16_224", "xcit_nano_12_p16_224", "repvgg_a0", "pvt_v2_b0",
-        "rexnet_100", "lcnet_035", "poolformer_s12", "starnet_s1", "cait_xxs24_224", "gmlp_ti16_224", "resmlp_12_224",
-        "eca_nfnet_l0",
-    ), 64),
-}  # fmt: skip
+    **dict.fromkeys(
+        (
+            "resnet10t",
+            "convnext_atto",
+            "mobilenetv3_small_050",
+            "efficientnet_lite0",
+            "ghostnet_050",
+            "regnetx_002",
+            "edgenext_xx_small",
+            "mobilevit_xxs",
+            "vit_tiny_patch16_224",
+            "xcit_nano_12_p16_224",
+            "repvgg_a0",
+            "pvt_v2_b0",
+            "rexnet_100",
+            "lcnet_035",
+            "poolformer_s12",
+            "starnet_s1",
+            "cait_xxs24_224",
+            "gmlp_ti16_224",
+            "resmlp_12_224",
+            "eca_nfnet_l0",
+        ),
+        64,
+    ),
+}
 TORCHVISION = {
-    **dict.fromkeys((
-        "alexnet", "vgg11_bn", "squeezenet1_1", "densenet121", "mobilenet_v2", "shufflenet_v2_x0_5", "resnet18",
-        "efficientnet_b0",
-    ), 64),
-}  # fmt: skip
+    **dict.fromkeys(
+        (
+            "alexnet",
+            "vgg11_bn",
+            "squeezenet1_1",
+            "densenet121",
+            "mobilenet_v2",
+            "shufflenet_v2_x0_5",
+            "resnet18",
+            "efficientnet_b0",
+        ),
+        64,
+    ),
+}
 
 
 def _tokens(**options: Any) -> dict[str, Any]:
-    return {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-            "image_size": 32, "patch_size": 8, **options}  # fmt: skip
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 8,
+        **options,
+    }
 
 
 TRANSFORMERS: dict[str, dict[str, Any]] = {
@@ -85,12 +120,18 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "Dinov2": _tokens(mlp_ratio=2),
     "ConvNext": {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]},
     "ResNet": {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "layer_type": "basic"},
-    "Swin": {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2],
-             "window_size": 4},
+    "Swin": {
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 4,
+    },
     "MobileNetV1": {"depth_multiplier": 0.25},
     "MobileViT": {"image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 16, 24, 32, 48, 64, 96]},
     "PoolFormer": {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]},
-}  # fmt: skip
+}
 
 
 def _with_size(build: Callable[..., Model], name: str, size: int) -> Model:
@@ -100,8 +141,9 @@ def _with_size(build: Callable[..., Model], name: str, size: int) -> Model:
 def _bare(make: Callable[[], nn.Module], name: str, size: int) -> Model:
     """A network of Python code alone, as a person's own is."""
     statistics = (0.5,) * 3, (0.25,) * 3
-    return Model(module=make(), input_shape=(3, size, size), mean=statistics[0], std=statistics[1], classes=CLASSES,
-                 name=name)  # fmt: skip
+    return Model(
+        module=make(), input_shape=(3, size, size), mean=statistics[0], std=statistics[1], classes=CLASSES, name=name
+    )
 
 
 def _of_transformers(kind: str) -> nn.Module:
@@ -119,16 +161,22 @@ def _of_torchvision(name: str, **options: Any) -> nn.Module:
 
 NETWORKS: dict[str, Callable[[], Model]] = {
     **{f"timm:{name}": partial(_with_size, from_timm.build, name, size) for name, size in TIMM.items()},
-    **{f"torchvision:{name}": partial(_with_size, from_torchvision.build, name, size)
-       for name, size in TORCHVISION.items()},
+    **{
+        f"torchvision:{name}": partial(_with_size, from_torchvision.build, name, size)
+        for name, size in TORCHVISION.items()
+    },
     "torchvision:googlenet": partial(
-        _bare, partial(_of_torchvision, "googlenet", aux_logits=True, init_weights=False), "googlenet", 64),
+        _bare, partial(_of_torchvision, "googlenet", aux_logits=True, init_weights=False), "googlenet", 64
+    ),
     "torchvision:inception_v3": partial(
-        _bare, partial(_of_torchvision, "inception_v3", aux_logits=True, init_weights=False), "inception_v3", 96),
-    **{f"transformers:{kind}": partial(_bare, partial(_of_transformers, kind), kind, options.get("image_size", 32))
-       for kind, options in TRANSFORMERS.items()},
+        _bare, partial(_of_torchvision, "inception_v3", aux_logits=True, init_weights=False), "inception_v3", 96
+    ),
+    **{
+        f"transformers:{kind}": partial(_bare, partial(_of_transformers, kind), kind, options.get("image_size", 32))
+        for kind, options in TRANSFORMERS.items()
+    },
     **{f"awkward:{kind}": partial(_bare, make, kind, 32) for kind, make in AWKWARD.items()},
-}  # fmt: skip
+}
 
 # -- verbs --------------------------------------------------------------------------------------------------------
 
@@ -214,8 +262,17 @@ def assemble(net: Model, data: Images, out: Path) -> None:
 
 
 def reassemble(net: Model, data: Images, out: Path) -> None:
-    upcycle.reassemble([net, small(data.shape[1])], data=data, out=out, blocks=2, probe=16, runs=3, candidates=3,
-                       score_batches=1, **TRAIN)  # fmt: skip
+    upcycle.reassemble(
+        [net, small(data.shape[1])],
+        data=data,
+        out=out,
+        blocks=2,
+        probe=16,
+        runs=3,
+        candidates=3,
+        score_batches=1,
+        **TRAIN,
+    )
 
 
 def adapt(method: str, net: Model, data: Images, out: Path) -> None:
@@ -231,8 +288,7 @@ def treat(net: Model, data: Images, out: Path) -> None:
 
 
 def diagnose(net: Model, data: Images, out: Path) -> None:
-    upcycle.diagnose(taught(net, data), data=data, out=out, images=1, samples=3, methods=("saliency",),
-                     say=_nothing)  # fmt: skip
+    upcycle.diagnose(taught(net, data), data=data, out=out, images=1, samples=3, methods=("saliency",), say=_nothing)
 
 
 def explain(net: Model, data: Images, out: Path) -> None:
@@ -311,8 +367,17 @@ def cell(network: str, verb: str) -> dict[str, Any]:
 
 def row(network: str, verbs: list[str]) -> dict[str, Any]:
     """One network in every verb, in a process of its own; what it had not done when it ended has failed."""
-    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.architectures", "--cells", network, "--verbs", ",".join(
-        str(list(VERBS).index(verb)) for verb in verbs)]  # fmt: skip
+    words = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.architectures",
+        "--cells",
+        network,
+        "--verbs",
+        ",".join(str(list(VERBS).index(verb)) for verb in verbs),
+    ]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
         output, end = done.stdout, f"the process ended with {done.returncode}: {done.stderr.strip()[-300:]}"
@@ -333,15 +398,18 @@ def table(found: dict[str, Any]) -> str:
     lines = [f"{i:2}  {verb}" for i, verb in enumerate(VERBS)]
     lines += ["", " " * width + "".join(f"{i:>3}" for i in range(len(VERBS)))]
     for network, cells in found.items():
-        lines.append(network.ljust(width) + "".join(
-            f"{marks[cells[verb]['outcome']] if verb in cells else ' ':>3}" for verb in VERBS))  # fmt: skip
+        lines.append(
+            network.ljust(width)
+            + "".join(f"{marks[cells[verb]['outcome']] if verb in cells else ' ':>3}" for verb in VERBS)
+        )
     for outcome in (WORKED, REFUSED, FAILED):
         counts = [sum(cells.get(verb, {}).get("outcome") == outcome for cells in found.values()) for verb in VERBS]
         lines.append(outcome.ljust(width) + "".join(f"{n:>3}" for n in counts))
     lines.append("")
     for network, cells in found.items():
-        lines += [f"{network}, {verb}: {c['outcome']}: {c['reason']}" for verb, c in cells.items()
-                  if c["outcome"] != WORKED]  # fmt: skip
+        lines += [
+            f"{network}, {verb}: {c['outcome']}: {c['reason']}" for verb, c in cells.items() if c["outcome"] != WORKED
+        ]
     return "\n".join(lines)
 
 

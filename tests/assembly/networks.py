@@ -23,8 +23,12 @@ def seen(module: nn.Module, seed: int = 0) -> nn.Module:
     g = torch.Generator().manual_seed(seed)
     for m in module.modules():
         if isinstance(m, nn.BatchNorm2d):
-            for name, low, high in (("running_mean", -0.3, 0.3), ("running_var", 0.5, 1.5), ("weight", 0.5, 1.5),
-                                    ("bias", -0.3, 0.3)):  # fmt: skip
+            for name, low, high in (
+                ("running_mean", -0.3, 0.3),
+                ("running_var", 0.5, 1.5),
+                ("weight", 0.5, 1.5),
+                ("bias", -0.3, 0.3),
+            ):
                 getattr(m, name).data.uniform_(low, high, generator=g)
         elif isinstance(m, nn.Conv2d | nn.Linear):
             m.weight.data.normal_(0.0, (2 / m.weight[0].numel()) ** 0.5, generator=g)

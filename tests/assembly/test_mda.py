@@ -48,8 +48,9 @@ def test_components_on_digits(teacher: Model, digits: Images) -> None:
 def test_a_component_is_a_student(teacher: Model, digits: Images) -> None:
     part = part_of(teacher, digits, classes=("0", "1", "2"))
     data = digits.only(part.classes).normalised(part.mean, part.std)
-    method = KD(teacher=component.restrict(teacher, part.classes), student=part,
-                recipe=Recipe(epochs=1, batch_size=64, lr=0.01))  # fmt: skip
+    method = KD(
+        teacher=component.restrict(teacher, part.classes), student=part, recipe=Recipe(epochs=1, batch_size=64, lr=0.01)
+    )
     method.require(data)
     assert evaluate(method.fit(run(), data), data.test).accuracy > 0.9
 

@@ -16,8 +16,11 @@ from upcycle.surgery.assembling import zero_blocks
 
 def test_assembly_on_digits(halves: tuple[Model, Model], digits: Images) -> None:
     found = {}
-    for name, options in {"as is": {"scale": False}, "scaled": {}, "tuned": {
-            "tune": True, "recipe": Recipe(epochs=2, batch_size=64, lr=0.01)}}.items():  # fmt: skip
+    for name, options in {
+        "as is": {"scale": False},
+        "scaled": {},
+        "tuned": {"tune": True, "recipe": Recipe(epochs=2, batch_size=64, lr=0.01)},
+    }.items():
         method = MDAAssembly(parts=halves, **options)
         method.require(digits)
         made = method.product(method.fit(run(), digits), digits)

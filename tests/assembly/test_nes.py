@@ -28,8 +28,9 @@ from upcycle.surgery.epitome import (
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05)
 
 
-@pytest.mark.parametrize("options", [{"ratio": 0.0}, {"ratio": float("nan")}, {"ratio": 2.0},
-                                     {"momentum": 0.0}, {"lr_learner": -1.0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{"ratio": 0.0}, {"ratio": float("nan")}, {"ratio": 2.0}, {"momentum": 0.0}, {"lr_learner": -1.0}]
+)
 def test_impossible_options(options: dict) -> None:
     with pytest.raises(UserError):
         NES(student=nn.Identity(), **options)
@@ -107,8 +108,15 @@ def test_the_learner_is_slower_and_not_decayed() -> None:
 
 def test_a_tiled_network_without_normalisation_is_warned_of() -> None:
     def net(bias: bool) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=bias), nn.ReLU(),
-                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))  # fmt: skip
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, bias=bias),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 10),
+        )
 
     for bias, mode, said in ((False, "tile", True), (True, "tile", False), (False, "learned", False)):
         run = Run(None, precision="32-true")

@@ -282,8 +282,13 @@ def test_drifting_images_in_their_order() -> None:
 def test_what_it_refuses() -> None:
     data = tiny_stream()(160)
     student = tiny_model("student", 3)
-    for options, words in (({"omega": 1.0}, "omega"), ({"gamma": 1.5}, "gamma"), ({"tau": 0.0}, "tau"),
-                           ({"w_sc": -1.0}, "w_sc"), ({"replay": Replay(draw=1)}, "Batch")):  # fmt: skip
+    for options, words in (
+        ({"omega": 1.0}, "omega"),
+        ({"gamma": 1.5}, "gamma"),
+        ({"tau": 0.0}, "tau"),
+        ({"w_sc": -1.0}, "w_sc"),
+        ({"replay": Replay(draw=1)}, "Batch"),
+    ):
         with pytest.raises(UserError, match=words):
             CoCa(student=student, **options)  # type: ignore[arg-type]
     for wrong, words in (

@@ -55,8 +55,15 @@ def test_losses_by_hand() -> None:
 
 def test_joint_training_does_not_depend_on_the_order_of_the_tasks() -> None:
     data = tiny_stream()(160)
-    turned = Stream(name=data.name, scenario="class", classes=data.classes, tasks=data.tasks[::-1], base=data.base,
-                    make=lambda t: data.task(4 - t), order={})  # fmt: skip
+    turned = Stream(
+        name=data.name,
+        scenario="class",
+        classes=data.classes,
+        tasks=data.tasks[::-1],
+        base=data.base,
+        make=lambda t: data.task(4 - t),
+        order={},
+    )
     accuracy = [fit(Joint, d)[1].left["scores"].summary()["average accuracy"] for d in (data, turned)]
     assert sorted(data.joint().train.ids.tolist()) == sorted(turned.joint().train.ids.tolist())
     assert abs(accuracy[0] - accuracy[1]) < 0.15  # the same images in another order

@@ -208,8 +208,15 @@ def test_it_goes_on_from_its_past() -> None:
     kept = len(before.left["kept"].state["memory"]["ids"])
     assert kept == sum(round(0.5 * len(data.task(t).train)) for t in range(2))
     later = dataclasses.replace(data, tasks=data.tasks[2:], make=lambda t: data.make(t + 2))
-    again = StreamingSSL(student=dataclasses.replace(tiny_model("student", 3), module=net), past=before.left["kept"],
-                         recipe=RECIPE, projection=16, probes=100, replay_share=0.5, mas=1.0)  # fmt: skip
+    again = StreamingSSL(
+        student=dataclasses.replace(tiny_model("student", 3), module=net),
+        past=before.left["kept"],
+        recipe=RECIPE,
+        projection=16,
+        probes=100,
+        replay_share=0.5,
+        mas=1.0,
+    )
     again.require(later)
     again.fit(after, later)
     assert len(after.left["kept"].tasks) == 5
@@ -224,10 +231,15 @@ def test_it_goes_on_from_its_past() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    for options, words in (({"objective": "moco"}, "objective"), ({"replay_share": 1.5}, "replay_share must lie"),
-                           ({"mas": -1.0}, "mas must not"), ({"scale": 0.0}, "scale must be positive"),
-                           ({"view": ("blur",)}, "view"), ({"projection": 1}, "projection must"),
-                           ({"probes": 1}, "probes must")):  # fmt: skip
+    for options, words in (
+        ({"objective": "moco"}, "objective"),
+        ({"replay_share": 1.5}, "replay_share must lie"),
+        ({"mas": -1.0}, "mas must not"),
+        ({"scale": 0.0}, "scale must be positive"),
+        ({"view": ("blur",)}, "view"),
+        ({"projection": 1}, "projection must"),
+        ({"probes": 1}, "probes must"),
+    ):
         made = method()
         vars(made).update(options)
         with pytest.raises(UserError, match=words):

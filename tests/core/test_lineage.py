@@ -30,11 +30,26 @@ def test_a_family_is_associative(licences: list[str]) -> None:
 @pytest.fixture
 def family() -> lineage.Node:
     digits = {"name": "digits", "digest": "d1", "licence": "CC-BY-4.0"}
-    teacher = node(name="resnet56", digest="a" * 64, licence="MIT", data=digits, role="teacher",
-                   metrics={"test accuracy": 0.944}, date="2026-01-02")  # fmt: skip
+    teacher = node(
+        name="resnet56",
+        digest="a" * 64,
+        licence="MIT",
+        data=digits,
+        role="teacher",
+        metrics={"test accuracy": 0.944},
+        date="2026-01-02",
+    )
     start = node(name="hf:org/tiny", digest="b" * 64, licence="Apache-2.0", role="initial weights")
-    return child([teacher, start], name="tiny", digest="c" * 64, verb="distill", method="kd", data=digits,
-                 metrics={"test_accuracy": [0.91, 0.93]}, date="2026-03-04")  # fmt: skip
+    return child(
+        [teacher, start],
+        name="tiny",
+        digest="c" * 64,
+        verb="distill",
+        method="kd",
+        data=digits,
+        metrics={"test_accuracy": [0.91, 0.93]},
+        date="2026-03-04",
+    )
 
 
 def test_the_tree_of_a_family(family: lineage.Node) -> None:

@@ -38,14 +38,23 @@ def images(n: int = 24) -> Images:
     """Noise with labels, as a data set."""
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (n, 32, 32, 3), generator=g, dtype=torch.uint8)
-    split = ImageSplit(images=pixels, labels=torch.arange(n) % CLASSES, ids=torch.arange(n), mean=(0.5,) * 3,
-                       std=(0.25,) * 3)  # fmt: skip
+    split = ImageSplit(
+        images=pixels, labels=torch.arange(n) % CLASSES, ids=torch.arange(n), mean=(0.5,) * 3, std=(0.25,) * 3
+    )
     return Images(name="noise", classes=tuple(map(str, range(CLASSES))), train=split, validation=split, test=split)
 
 
 def distilled(student: nn.Module, teacher: nn.Module, out: Path, batch_size: int = 8, **options: Any) -> upcycle.Result:
-    return upcycle.distill(student=student, teacher=teacher, data=images(), out=out, quiet=True, alone=False,
-                           recipe=Recipe(epochs=1, batch_size=batch_size, lr=1e-3), **options)  # fmt: skip
+    return upcycle.distill(
+        student=student,
+        teacher=teacher,
+        data=images(),
+        out=out,
+        quiet=True,
+        alone=False,
+        recipe=Recipe(epochs=1, batch_size=batch_size, lr=1e-3),
+        **options,
+    )
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -154,8 +163,10 @@ def test_a_view_runs_in_contiguous_memory_everywhere(tmp_path: Path) -> None:
     assert isinstance(model.module, Contiguous) and model.module.network is module
     assert torch.equal(model.module(x), expected)
     assert torch.allclose(frozen(model.module, x, precision="32-true")(x), expected, atol=1e-5)
-    assert torch.equal(predict_logits(model.module, images().test)[:6].argmax(1), predict_logits(
-        model.module, images().test.subset(torch.arange(6))).argmax(1))  # fmt: skip
+    assert torch.equal(
+        predict_logits(model.module, images().test)[:6].argmax(1),
+        predict_logits(model.module, images().test.subset(torch.arange(6))).argmax(1),
+    )
     placed = copy.deepcopy(model.module).train()
     place(placed, torch.device("cpu"), torch.float32, "32-true", 1)
     placed(x).sum().backward()

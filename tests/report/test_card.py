@@ -13,30 +13,59 @@ from upcycle.reports.card import model_card
 @pytest.fixture
 def family() -> lineage.Node:
     digits = {"name": "digits", "digest": "d1", "licence": "CC-BY-4.0"}
-    teacher = node(name="resnet56", digest="a" * 64, licence="MIT", data=digits, role="teacher",
-                   metrics={"test accuracy": 0.944}, date="2026-01-02")  # fmt: skip
+    teacher = node(
+        name="resnet56",
+        digest="a" * 64,
+        licence="MIT",
+        data=digits,
+        role="teacher",
+        metrics={"test accuracy": 0.944},
+        date="2026-01-02",
+    )
     start = node(name="hf:org/tiny", digest="b" * 64, licence="Apache-2.0", role="initial weights")
-    return child([teacher, start], name="tiny", digest="c" * 64, verb="distill", method="kd", data=digits,
-                 metrics={"test_accuracy": [0.91, 0.93]}, date="2026-03-04")  # fmt: skip
+    return child(
+        [teacher, start],
+        name="tiny",
+        digest="c" * 64,
+        verb="distill",
+        method="kd",
+        data=digits,
+        metrics={"test_accuracy": [0.91, 0.93]},
+        date="2026-03-04",
+    )
 
 
 def test_the_model_card_has_the_header_of_the_hub_and_says_it_all(family: lineage.Node) -> None:
     result = {
-        "sentence": "It works.", "paper": "Hinton et al.", "title": "Distilling",
-        "notes": ["Two seeds only."], "command": "upcycle distill --student tiny", "data": {"name": "digits"},
+        "sentence": "It works.",
+        "paper": "Hinton et al.",
+        "title": "Distilling",
+        "notes": ["Two seeds only."],
+        "command": "upcycle distill --student tiny",
+        "data": {"name": "digits"},
         "rows": [{"name": "a|b", "accuracy": [0.9], "parameters": 1234}],
-    }  # fmt: skip
+    }
     card = model_card(family, result)
     _, header, body = card.split("---\n", 2)
     assert yaml.safe_load(header) == {
-        "license": "apache-2.0", "library_name": "upcycle", "tags": ["upcycle", "distill", "kd"],
-        "base_model": ["org/tiny", "resnet56"], "datasets": ["digits"], "metrics": ["accuracy"],
-    }  # fmt: skip
+        "license": "apache-2.0",
+        "library_name": "upcycle",
+        "tags": ["upcycle", "distill", "kd"],
+        "base_model": ["org/tiny", "resnet56"],
+        "datasets": ["digits"],
+        "metrics": ["accuracy"],
+    }
     for needed in (
-        "# tiny", "It works.", "| a/b | 90.0 % | 1,234 |", "upcycle distill --student tiny",
+        "# tiny",
+        "It works.",
+        "| a/b | 90.0 % | 1,234 |",
+        "upcycle distill --student tiny",
         "└─ initial weights",
-        "**Apache-2.0**", "keep its notices (MIT)", "The data digits are under CC-BY-4.0", "Two seeds only.",
-    ):  # fmt: skip
+        "**Apache-2.0**",
+        "keep its notices (MIT)",
+        "The data digits are under CC-BY-4.0",
+        "Two seeds only.",
+    ):
         assert needed in body, needed
     assert card.count("not legal advice") == 1
 

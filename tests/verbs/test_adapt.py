@@ -87,8 +87,18 @@ def test_a_network_stands_in_for_an_endpoint_and_a_loss_is_called_one(tmp_path: 
 
 def test_source_and_target(tmp_path: Path) -> None:
     some = upcycle.load_data("digits").only(("0", "1", "2"))
-    result = adapt(student="zoo:convnet_small", method="ba3us", source_data="digits", data=some, iterations=20,
-                   batch_size=16, bottleneck={"width": 16}, hidden=16, out=tmp_path / "run", quiet=True)  # fmt: skip
+    result = adapt(
+        student="zoo:convnet_small",
+        method="ba3us",
+        source_data="digits",
+        data=some,
+        iterations=20,
+        batch_size=16,
+        bottleneck={"width": 16},
+        hidden=16,
+        out=tmp_path / "run",
+        quiet=True,
+    )
     assert [line["role"] for line in result.rows] == ["source", "oracle", "product"]
     assert result.model.classes == tuple("0123456789")
     assert result.rows[-1]["per_class"][5] is None  # which does not occur in the target

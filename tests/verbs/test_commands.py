@@ -41,15 +41,22 @@ def things(here: Path) -> Path:
 
 PICTURES, FIRST, READER = "my things/pictures", "my things/zoo/first", "my things/a reader"
 COMMANDS = {
-    "distill": ["--teacher=" + FIRST, "--student=zoo:convnet_small", "--data=" + PICTURES, "--augment=crop,flip",
-                "--label_map=my things/map.csv", "--terms.w_kd=0.5", *BRIEF],
+    "distill": [
+        "--teacher=" + FIRST,
+        "--student=zoo:convnet_small",
+        "--data=" + PICTURES,
+        "--augment=crop,flip",
+        "--label_map=my things/map.csv",
+        "--terms.w_kd=0.5",
+        *BRIEF,
+    ],
     "disassemble": [READER, "--data=digits", "--classes=3,5", "--samples=4", "--alpha=-1.0", "--quiet"],
     "assemble": [FIRST, "my things/digits", "--quiet"],
     "reassemble": ["--zoo=my things/zoo", "--data=" + PICTURES, *SMALL, *BRIEF],
     "treat": [READER, "--control=false", *BRIEF],
     "adapt": [FIRST, "--data=" + PICTURES, "--control=false", *BRIEF],
     "extend": ["zoo:convnet_small", "--stream=splits:digits/2,3,5", "--control=false", *BRIEF],
-}  # fmt: skip
+}
 
 
 def test_every_verb_that_makes_a_model_is_here() -> None:
@@ -59,8 +66,10 @@ def test_every_verb_that_makes_a_model_is_here() -> None:
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_a_recorded_command_makes_the_run_again(verb: str, things: Path) -> None:
     if verb == "assemble":
-        saved.save(resolve("zoo:convnet_small", pretrained=False, input_shape=(1, 8, 8),
-                           classes=tuple("mnopqrstuv")), things / "digits")  # fmt: skip
+        saved.save(
+            resolve("zoo:convnet_small", pretrained=False, input_shape=(1, 8, 8), classes=tuple("mnopqrstuv")),
+            things / "digits",
+        )
     assert cli.main([verb, *COMMANDS[verb], "--out=run"]) == 0
     command = store.read_json(Path("run/result.json"))["command"]
     program, *words = shlex.split(command)

@@ -49,8 +49,16 @@ def teacher(here: Path) -> Path:
 
 
 def own(*more: str) -> list[str]:
-    return ["distill", "--teacher=two:net", "--teacher_weights=teacher.safetensors", "--student=zoo:convnet_small",
-            "--data=pictures", *TINY, *more, "--out=run"]  # fmt: skip
+    return [
+        "distill",
+        "--teacher=two:net",
+        "--teacher_weights=teacher.safetensors",
+        "--student=zoo:convnet_small",
+        "--data=pictures",
+        *TINY,
+        *more,
+        "--out=run",
+    ]
 
 
 TWO = """
@@ -178,7 +186,7 @@ def test_a_log_that_was_edited_or_lost(done: Path, refused: Refused) -> None:
         ({"current": {"stage": "main", "file": "000077.safetensors", "epoch": 0, "step": 0, "updates": 0}}, "000077"),
         ({"notes": [1]}, "$.notes[0] must be text"),
     ],
-)  # fmt: skip
+)
 def test_a_digest_is_no_schema(done: Path, refused: Refused, change: dict[str, object], place: str) -> None:
     """An index that a stranger wrote, with its digest."""
     file = done / "checkpoints" / "index.json"
@@ -187,8 +195,14 @@ def test_a_digest_is_no_schema(done: Path, refused: Refused, change: dict[str, o
 
 
 def test_only_what_the_run_wrote_is_deleted(done: Path, here: Path) -> None:
-    mine = [done / "checkpoints" / "notes.txt", done / "checkpoints" / "777777.safetensors", done / "thesis.tmp",
-            done / ".draft.old", done / "model" / "mine.txt", done / "pictures" / "keep" / ".x.1.tmp"]  # fmt: skip
+    mine = [
+        done / "checkpoints" / "notes.txt",
+        done / "checkpoints" / "777777.safetensors",
+        done / "thesis.tmp",
+        done / ".draft.old",
+        done / "model" / "mine.txt",
+        done / "pictures" / "keep" / ".x.1.tmp",
+    ]
     for file in mine:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("precious")

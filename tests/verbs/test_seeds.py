@@ -21,8 +21,15 @@ from upcycle.verbs.methods import all_methods
 TEACHER, SMALL = "zoo:digits_teacher", "zoo:convnet_small"
 SHORT = ["--recipe.epochs=1", "--recipe.batch_size=64", "--quiet"]
 ANSWERS = ["--method=dine", f"--student={SMALL}", "--epochs_tune=1", "--bottleneck.width=16"]
-DOMAINS = ["--method=ba3us", f"--student={SMALL}", "--source_data=digits", "--iterations=10", "--batch_size=16",
-           "--bottleneck.width=16", "--hidden=16"]  # fmt: skip
+DOMAINS = [
+    "--method=ba3us",
+    f"--student={SMALL}",
+    "--source_data=digits",
+    "--iterations=10",
+    "--batch_size=16",
+    "--bottleneck.width=16",
+    "--hidden=16",
+]
 STITCH = ["--blocks=2", "--probe=32", "--runs=3", "--candidates=2", "--score_batches=1"]
 COMMANDS: dict[str, tuple[list[str], list[str], bool]] = {
     # a command, the arms whose runs stand in more/, and whether the seed changes what comes out
@@ -33,10 +40,13 @@ COMMANDS: dict[str, tuple[list[str], list[str], bool]] = {
     "adapt": (["adapt", TEACHER, "--data=digits", *SHORT], ["linear-probe"], True),
     "answers": (["adapt", TEACHER, "--data=digits", *ANSWERS, *SHORT], ["oracle"], True),
     "domains": (["adapt", "--data=digits", *DOMAINS, "--quiet"], ["source-only", "oracle"], True),
-    "extend": (["extend", SMALL, "--stream=splits:digits/5", "--few=8", "--replay.images=20", *SHORT],
-               ["finetune", "joint"], True),
+    "extend": (
+        ["extend", SMALL, "--stream=splits:digits/5", "--few=8", "--replay.images=20", *SHORT],
+        ["finetune", "joint"],
+        True,
+    ),
     "treat": (["treat", TEACHER, "--data=digits", *SHORT], ["control"], True),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

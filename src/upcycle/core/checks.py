@@ -11,11 +11,14 @@ def same_classes(teacher: Model, student: Model) -> list[str]:
     """What keeps the outputs of two classifiers from being compared, in words."""
     problems = []
     if len(teacher.classes) != len(student.classes):
-        problems.append(f"the teacher has {len(teacher.classes)} classes and the student {len(student.classes)}: "
-                        "build the student with as many, or map them with --label_map")  # fmt: skip
+        problems.append(
+            f"the teacher has {len(teacher.classes)} classes and the student {len(student.classes)}: "
+            "build the student with as many, or map them with --label_map"
+        )
     if teacher.input_shape[0] != student.input_shape[0]:
-        problems.append(f"the teacher takes {teacher.input_shape[0]} input channels and the student "
-                        f"{student.input_shape[0]}")  # fmt: skip
+        problems.append(
+            f"the teacher takes {teacher.input_shape[0]} input channels and the student {student.input_shape[0]}"
+        )
     return problems
 
 

@@ -42,8 +42,10 @@ def observed(
     calls: list[Call] = []
     network = model.module
     wanted = [(name, m) for name, m in network.named_modules() if name and isinstance(m, kind)]
-    hooks = [m.register_forward_hook(lambda m, i, out, name=name: calls.append(Call(name, m, i[0] if i else None, out)))
-             for name, m in wanted]  # fmt: skip
+    hooks = [
+        m.register_forward_hook(lambda m, i, out, name=name: calls.append(Call(name, m, i[0] if i else None, out)))
+        for name, m in wanted
+    ]
     if images is None:
         images = model.example().to(next((p.device for p in network.parameters()), torch.device("cpu")))
     try:

@@ -391,8 +391,12 @@ def pooled(domains: Sequence[Images], unseen: Images) -> tuple[Images, Tensor]:
         for split in splits:
             ids.append(split.ids + before)  # augmentation is keyed by them
             before += int(split.ids.max()) + 1 if len(split) else 0
-        return replace(splits[0], images=torch.cat([s.images for s in splits]),
-                                   labels=torch.cat([s.labels for s in splits]), ids=torch.cat(ids))  # fmt: skip
+        return replace(
+            splits[0],
+            images=torch.cat([s.images for s in splits]),
+            labels=torch.cat([s.labels for s in splits]),
+            ids=torch.cat(ids),
+        )
 
     whole = replace(
         domains[0],

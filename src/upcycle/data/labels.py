@@ -155,8 +155,9 @@ def _renumbered(data: Images, to: Tensor, classes: tuple[str, ...]) -> Images:
     def of(split: ImageSplit) -> ImageSplit:
         return dataclasses.replace(split, labels=torch.where(split.labels >= 0, to[split.labels], -1))
 
-    return dataclasses.replace(data, classes=classes, train=of(data.train), validation=of(data.validation),
-                               test=of(data.test))  # fmt: skip
+    return dataclasses.replace(
+        data, classes=classes, train=of(data.train), validation=of(data.validation), test=of(data.test)
+    )
 
 
 def _plain(name: str) -> str:

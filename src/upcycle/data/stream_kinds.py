@@ -111,26 +111,31 @@ def _few(made: Stream, few: int | None) -> Stream:
         counts = [few] * len(made.classes)
         return images.subset(draw(images.train.labels, images.train.ids, counts, 0, "few"))
 
-    return dataclasses.replace(made, make=fewer, name=f"{made.name}, {few} images a class",
-                               order={**made.order, "few": few})  # fmt: skip
+    return dataclasses.replace(
+        made, make=fewer, name=f"{made.name}, {few} images a class", order={**made.order, "few": few}
+    )
 
 
 def _sizes(count: str, k: int, name: str) -> list[int]:
     """How many classes each task has."""
     if "+" in count:
         first, then = map(int, count.split("+"))
-        require(then >= 1 and first >= 1 and (k - first) % then == 0 and first <= k,
-                f"The {k} classes of {name} cannot be split into {first} and then {then} at a time.")  # fmt: skip
+        require(
+            then >= 1 and first >= 1 and (k - first) % then == 0 and first <= k,
+            f"The {k} classes of {name} cannot be split into {first} and then {then} at a time.",
+        )
         return [first, *[then] * ((k - first) // then)]
     if "," in count:
         sizes = [int(n) for n in count.split(",")]
-        require(sum(sizes) == k and min(sizes) >= 1,
-                f"{count} adds up to {sum(sizes)} classes, and {name} has {k}.")  # fmt: skip
+        require(sum(sizes) == k and min(sizes) >= 1, f"{count} adds up to {sum(sizes)} classes, and {name} has {k}.")
         return sizes
     require(count.isdigit() and int(count) >= 1, f"splits:{name} needs the number of its tasks: splits:{name}/5.")
     n = int(count)
-    require(k % n == 0, f"The {k} classes of {name} do not divide into {n} tasks of equally many; write their sizes, "
-            f"as in splits:{name}/2,3,5.")  # fmt: skip
+    require(
+        k % n == 0,
+        f"The {k} classes of {name} do not divide into {n} tasks of equally many; write their sizes, "
+        f"as in splits:{name}/2,3,5.",
+    )
     return [k // n] * n
 
 
@@ -150,9 +155,16 @@ def _splits(name: str, images: Images, count: str, scenario: Scenario, shuffle: 
         start += n
     if scenario == "general":  # one pass over the classes in their order, no boundaries
         order = images.train.labels.argsort(stable=True)
-        return Stream(name=name, scenario=scenario, classes=images.classes, tasks=(tuple(range(k)),),
-                      make=lambda t: images.subset(order), base=images, order={"classes": places.tolist()},
-                      derived=True)  # fmt: skip
+        return Stream(
+            name=name,
+            scenario=scenario,
+            classes=images.classes,
+            tasks=(tuple(range(k)),),
+            make=lambda t: images.subset(order),
+            base=images,
+            order={"classes": places.tolist()},
+            derived=True,
+        )
 
     def make(t: int) -> Images:
         columns = torch.tensor(tasks[t])
@@ -160,11 +172,20 @@ def _splits(name: str, images: Images, count: str, scenario: Scenario, shuffle: 
         def of(split: ImageSplit) -> ImageSplit:
             return split.subset(torch.isin(split.labels, columns).nonzero()[:, 0])
 
-        return dataclasses.replace(images, train=of(images.train), validation=of(images.validation),
-                                   test=of(images.test))  # fmt: skip
+        return dataclasses.replace(
+            images, train=of(images.train), validation=of(images.validation), test=of(images.test)
+        )
 
-    return Stream(name=name, scenario=scenario, classes=images.classes, tasks=tuple(tasks), make=make, base=images,
-                  order={"classes": places.tolist()}, derived=True)  # fmt: skip
+    return Stream(
+        name=name,
+        scenario=scenario,
+        classes=images.classes,
+        tasks=tuple(tasks),
+        make=make,
+        base=images,
+        order={"classes": places.tolist()},
+        derived=True,
+    )
 
 
 Change = Callable[[Tensor, int], Tensor]  # uint8 (n, h, w, c) and the task
@@ -182,12 +203,21 @@ def _domains(name: str, images: Images, n: int, change: Change) -> Stream:
                 changed = change(pixels, t)
             return dataclasses.replace(split, images=changed)
 
-        return dataclasses.replace(images, train=of(images.train), validation=of(images.validation),
-                                   test=of(images.test))  # fmt: skip
+        return dataclasses.replace(
+            images, train=of(images.train), validation=of(images.validation), test=of(images.test)
+        )
 
     everything = tuple(range(len(images.classes)))
-    return Stream(name=name, scenario="domain", classes=images.classes, tasks=(everything,) * n, make=make,
-                  base=images, order={"seed": 0}, derived=True)  # fmt: skip
+    return Stream(
+        name=name,
+        scenario="domain",
+        classes=images.classes,
+        tasks=(everything,) * n,
+        make=make,
+        base=images,
+        order={"seed": 0},
+        derived=True,
+    )
 
 
 def portions(name: str, images: Images, n: int) -> Stream:
@@ -198,12 +228,21 @@ def portions(name: str, images: Images, n: int) -> Stream:
             order = uniform(0, 0, torch.arange(len(split)), "parts")[:, 0].argsort(stable=True)
             return split.subset(order.tensor_split(n)[t].sort().values)
 
-        return dataclasses.replace(images, train=of(images.train), validation=of(images.validation),
-                                   test=of(images.test))  # fmt: skip
+        return dataclasses.replace(
+            images, train=of(images.train), validation=of(images.validation), test=of(images.test)
+        )
 
     everything = tuple(range(len(images.classes)))
-    return Stream(name=name, scenario="domain", classes=images.classes, tasks=(everything,) * n, make=make,
-                  base=images, order={"seed": 0}, derived=True)  # fmt: skip
+    return Stream(
+        name=name,
+        scenario="domain",
+        classes=images.classes,
+        tasks=(everything,) * n,
+        make=make,
+        base=images,
+        order={"seed": 0},
+        derived=True,
+    )
 
 
 def permutation(pixels: int, t: int) -> Tensor:
@@ -284,9 +323,16 @@ def _drifting(name: str, images: Images, rounds: int = 3) -> Stream:
     train = split.subset(torch.cat(order))
     train = dataclasses.replace(train, images=rotated(train.images, torch.cat(turn)))
     whole = dataclasses.replace(images, train=train, validation=of(images.validation), test=of(images.test))
-    return Stream(name=name, scenario="general", classes=images.classes, tasks=(tuple(range(k)),),
-                  make=lambda t: whole, base=images, order={"rounds": rounds},
-                  derived=True)  # fmt: skip
+    return Stream(
+        name=name,
+        scenario="general",
+        classes=images.classes,
+        tasks=(tuple(range(k)),),
+        make=lambda t: whole,
+        base=images,
+        order={"rounds": rounds},
+        derived=True,
+    )
 
 
 def _folders(
@@ -305,8 +351,10 @@ def _folders(
     classes = tuple(dict.fromkeys(c for s in sets for c in s.classes))
     tasks = tuple(tuple(sorted(classes.index(c) for c in s.classes)) for s in sets)
     if scenario == "domain" and (odd := next((s for s in sets if set(s.classes) != set(classes)), None)) is not None:
-        raise UserError(f"The task {odd.name} in {root} lacks some of the classes, which a domain-incremental stream "
-                        "has in every task; use --scenario class.")  # fmt: skip
+        raise UserError(
+            f"The task {odd.name} in {root} lacks some of the classes, which a domain-incremental stream "
+            "has in every task; use --scenario class."
+        )
 
     @cache
     def labelled(t: int) -> Images:
@@ -317,8 +365,15 @@ def _folders(
     else:
         alike = all(s.shape == sets[0].shape for s in sets)
         base = dataclasses.replace(joined(sets), name=root.name) if alike and _disjoint(tasks) else sets[0]
-    return Stream(name=name, scenario=scenario, classes=classes, tasks=tasks, make=labelled, base=base,
-                  order={"folders": [p.name for p in places]})  # fmt: skip
+    return Stream(
+        name=name,
+        scenario=scenario,
+        classes=classes,
+        tasks=tasks,
+        make=labelled,
+        base=base,
+        order={"folders": [p.name for p in places]},
+    )
 
 
 def _disjoint(tasks: tuple[tuple[int, ...], ...]) -> bool:

@@ -208,8 +208,10 @@ class ModelDoctor(Method):
         """The algorithm; returns the treated network."""
         source = self.model("source", data)
         data = aligned(source, data)
-        require(not (run.compile and (self.a or self.b)), "modeldoctor differentiates twice, which compiled networks "
-                "cannot; run it uncompiled.")  # fmt: skip
+        require(
+            not (run.compile and (self.a or self.b)),
+            "modeldoctor differentiates twice, which compiled networks cannot; run it uncompiled.",
+        )
 
         before = run.stored("diagnosis")
         if before is None:

@@ -165,8 +165,14 @@ def _show(run: Run, attentions: list[VirtualAttention]) -> None:
     """Leave a picture of each attention."""
     for i, a in enumerate(attentions):
         values = a.attention().detach().tolist()
-        run.picture(f"attention-{i:02d}", {
-            "kind": "heatmap", "title": f"Virtual attention, layer {i + 1}",
-            "caption": "Share of each group of input filters (columns) in each group of output filters (rows).",
-            "rows": [str(r) for r in range(len(values))], "columns": [str(c) for c in range(len(values[0]))],
-            "values": values})  # fmt: skip
+        run.picture(
+            f"attention-{i:02d}",
+            {
+                "kind": "heatmap",
+                "title": f"Virtual attention, layer {i + 1}",
+                "caption": "Share of each group of input filters (columns) in each group of output filters (rows).",
+                "rows": [str(r) for r in range(len(values))],
+                "columns": [str(c) for c in range(len(values[0]))],
+                "values": values,
+            },
+        )

@@ -180,10 +180,16 @@ class Budget:
         return self.params_min <= params <= self.params and self.macs_min <= macs <= self.macs
 
     def __str__(self) -> str:
-        bounds = [f"at {word} {value:,.0f} {unit}" for word, value, unit in (
-            ("least", self.params_min, "parameters"), ("most", self.params, "parameters"),
-            ("least", self.macs_min, "multiply-adds"), ("most", self.macs, "multiply-adds"),
-        ) if 0 < value < math.inf]  # fmt: skip
+        bounds = [
+            f"at {word} {value:,.0f} {unit}"
+            for word, value, unit in (
+                ("least", self.params_min, "parameters"),
+                ("most", self.params, "parameters"),
+                ("least", self.macs_min, "multiply-adds"),
+                ("most", self.macs, "multiply-adds"),
+            )
+            if 0 < value < math.inf
+        ]
         return " and ".join(bounds)
 
 

@@ -114,8 +114,16 @@ def adapt(
     data = "digits" if data is None else data
     sources = _listed(source_data)
     named = source_data if isinstance(source_data, str) else None
-    session = Session("adapt", method, {"model": asked, "student": student}, data, say,
-                      {**options, "source_data": named}, kind=Setting, positional=("model",))  # fmt: skip
+    session = Session(
+        "adapt",
+        method,
+        {"model": asked, "student": student},
+        data,
+        say,
+        {**options, "source_data": named},
+        kind=Setting,
+        positional=("model",),
+    )
     cls = session.cls
     _require_given(cls, asked, student, sources)
     asks = "predictors" in cls.given
@@ -226,8 +234,15 @@ def _from_answers(session: Session, asked: list[Any]) -> Result:
 
     product, beside = session.arms(make)
     if _labelled(session, images):
-        beside = [*beside, Arm(name="oracle", role="oracle", words="trained with the labels",
-                               make=lambda seed: _supervised(make(seed)[0], images))]  # fmt: skip
+        beside = [
+            *beside,
+            Arm(
+                name="oracle",
+                role="oracle",
+                words="trained with the labels",
+                make=lambda seed: _supervised(make(seed)[0], images),
+            ),
+        ]
     if setting.dry_run:
         return session.estimate([product, *beside], students.first)
     made, others = session.run(product, beside, lambda model, _: session.measured(model, images))
@@ -239,8 +254,10 @@ def _from_answers(session: Session, asked: list[Any]) -> Result:
     for one in predictors:
         if hasattr(one, "report"):
             said = one.report()
-            session.say(f"asked    {one.name}: {said['queries']:,} images sent, {said['cached']:,} known from before, "
-                        f"{said['retries']:,} requests repeated")  # fmt: skip
+            session.say(
+                f"asked    {one.name}: {said['queries']:,} images sent, {said['cached']:,} known from before, "
+                f"{said['retries']:,} requests repeated"
+            )
     return result
 
 
@@ -330,9 +347,10 @@ def _between_domains(session: Session, sources: list[Any]) -> Result:
 
     product, beside = session.arms(make)
     if setting.control:
-        beside += [Arm(name=name, role="oracle" if name == "oracle" else "source", words=name,
-                       make=partial(plainly, its))
-                   for name, its in plain.items()]  # fmt: skip
+        beside += [
+            Arm(name=name, role="oracle" if name == "oracle" else "source", words=name, make=partial(plainly, its))
+            for name, its in plain.items()
+        ]
     if setting.dry_run:
         return session.estimate([product, *beside], first)
     made, others = session.run(product, beside, lambda model, _: session.measured(model, unseen))
@@ -372,9 +390,15 @@ class _Students:
         seed_everything(seed, "student")
         if self.fresh:
             mean, std = self.images.statistics
-            student = references.resolve(self.reference, pretrained=False, num_classes=len(self.classes),
-                                     input_shape=self.images.shape, mean=naming.mean or mean, std=naming.std or std,
-                                     trust=naming.trust)  # fmt: skip
+            student = references.resolve(
+                self.reference,
+                pretrained=False,
+                num_classes=len(self.classes),
+                input_shape=self.images.shape,
+                mean=naming.mean or mean,
+                std=naming.std or std,
+                trust=naming.trust,
+            )
             student = dataclasses.replace(student, lineage=None, licence="unknown", classes=self.classes)
         else:
             student = network(self.reference, naming, self.images if self.bare else None, other_task=True)

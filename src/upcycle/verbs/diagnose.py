@@ -236,6 +236,8 @@ def _advice(d: Diagnosis, command: str) -> list[str]:
     weak = sorted((s, name) for name, s in zip(d.classes, d.concentration, strict=True) if s is not None)[:3]
     if weak:
         named = ", ".join(f"{name} ({s:.0%})" for s, name in weak)
-        notes.append(f"Least of their support comes from channels of their own: {named}. Treating would move it there, "
-                     f"and quieten rivals' channels: {command}.")  # fmt: skip
+        notes.append(
+            f"Least of their support comes from channels of their own: {named}. Treating would move it there, "
+            f"and quieten rivals' channels: {command}."
+        )
     return notes

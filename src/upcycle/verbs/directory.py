@@ -100,18 +100,42 @@ def write_result(
         metrics[figure] = [round(a, 6) for a in rows[-1]["accuracy"]]
     trained = {"name": data.name, "digest": data.digest, "licence": data.licence} if len(data.train) else None
     made_with = {key: value for key, value in config.items() if key != "out"}  # a place on the maker's machine
-    tree = lineage.child(parents, name=model.name, digest=store.tensor_digest(own(model.module).state_dict()),
-                         verb=card.verb, method=card.name, config=made_with, data=trained, metrics=metrics)  # fmt: skip
+    tree = lineage.child(
+        parents,
+        name=model.name,
+        digest=store.tensor_digest(own(model.module).state_dict()),
+        verb=card.verb,
+        method=card.name,
+        config=made_with,
+        data=trained,
+        metrics=metrics,
+    )
     model.lineage, model.licence = tree, tree["licence"]["id"]
     record = {
-        "format": 1, "verb": card.verb, "method": card.name, "title": card.title, "paper": card.paper,
-        "date": time.strftime("%Y-%m-%d"), "figure": figure,
-        "data": {"name": data.title, "train": len(data.train), "validation": len(data.validation),
-                 "test": len(data.test), "labelled": int((data.train.labels >= 0).sum()),
-                 "classes": list(data.classes), "notes": data.notes, "chosen": data.chosen},
-        "rows": rows, "machine": {**machine(), **run.machine}, "config": config, "notes": run.notes,
-        "versions": lineage.versions(), **facts,
-    }  # fmt: skip
+        "format": 1,
+        "verb": card.verb,
+        "method": card.name,
+        "title": card.title,
+        "paper": card.paper,
+        "date": time.strftime("%Y-%m-%d"),
+        "figure": figure,
+        "data": {
+            "name": data.title,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "labelled": int((data.train.labels >= 0).sum()),
+            "classes": list(data.classes),
+            "notes": data.notes,
+            "chosen": data.chosen,
+        },
+        "rows": rows,
+        "machine": {**machine(), **run.machine},
+        "config": config,
+        "notes": run.notes,
+        "versions": lineage.versions(),
+        **facts,
+    }
     measured = {**record, "data": {"name": data.measured or data.name}}
     saved.save(model, directory / "model", readme=model_card(tree, measured))
     store.write_json(directory / "result.json", record)

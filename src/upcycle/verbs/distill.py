@@ -143,23 +143,31 @@ def distill(
     if setting.alone:
         beside.append(Arm(name="alone", role="alone", words="alone", make=lambda seed: _alone(*make(seed)), after=held))
     first, seen = make(setting.seed)
-    require(not setting.alone or int((seen.train.labels >= 0).sum()) >= 2,
-            "The student cannot be trained alone without labels; drop --alone or keep some --labels.")  # fmt: skip
+    require(
+        not setting.alone or int((seen.train.labels >= 0).sum()) >= 2,
+        "The student cannot be trained alone without labels; drop --alone or keep some --labels.",
+    )
     net = first.model("student", seen)
     cost = _show(session, guide, net, seen)
     if setting.dry_run:
         guiding = count(guide.module, guide.input_shape).macs if guide else 0
         return session.estimate([product, *beside], net, teacher=guiding, student=cost)
-    made, others = session.run(product, beside, measure, compile=setting.compile,
-                               teacher_precision=setting.teacher_precision)  # fmt: skip
+    made, others = session.run(
+        product, beside, measure, compile=setting.compile, teacher_precision=setting.teacher_precision
+    )
     rows = []
     if guide is not None:
         shown = made.data.normalised(guide.mean, guide.std).test
         rows.append(row(guide.name, "teacher", [evaluate(guide.module, shown, device=setting.device)], guide))
     rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
     rows.append(made.row(f"{made.model.name} by {cls.card.name}"))
-    return session.leave(made, rows, _sentence(rows, made.data, agreement=not len(whole.test)),
-                         parents=_parents(session, guide, made.model, made.data), data=made.data)  # fmt: skip
+    return session.leave(
+        made,
+        rows,
+        _sentence(rows, made.data, agreement=not len(whole.test)),
+        parents=_parents(session, guide, made.model, made.data),
+        data=made.data,
+    )
 
 
 # -- before any work ----------------------------------------------------------------------------------------------
@@ -170,8 +178,10 @@ def _check(session: Session) -> None:
     setting, networks, needs = session.setting, session.networks, session.cls.card.needs
     if networks["teacher"] is None and needs.teacher != "none":
         able = [m.card.name for m in all_methods() if m.card.verb == "distill" and m.card.needs.teacher == "none"]
-        raise UserError(f"{session.cls.card.name} needs a teacher: give --teacher REFERENCE. Without one there is "
-                        f"--method {', '.join(able)}.")  # fmt: skip
+        raise UserError(
+            f"{session.cls.card.name} needs a teacher: give --teacher REFERENCE. Without one there is "
+            f"--method {', '.join(able)}."
+        )
     for role, reference in {**networks, "data": session.data_ref, "test_data": setting.test_data}.items():
         require(not isinstance(reference, str) or bool(reference.strip()), f"--{role} names nothing.")
     _check_data(session)
@@ -188,15 +198,24 @@ def _check_data(session: Session) -> None:
     name, setting, reference = session.cls.card.name, session.setting, session.data_ref
     none = isinstance(reference, str) and reference == "none"
     if session.cls.card.needs.data != "none":
-        require(not none, f"{name} needs images, so --data none cannot serve; upcycle advise --data none says what "
-                "works without.")  # fmt: skip
+        require(
+            not none,
+            f"{name} needs images, so --data none cannot serve; upcycle advise --data none says what works without.",
+        )
         return
-    require(none, f"{name} makes its own images and takes no --data; to measure on real ones, give --test_data "
-            f"{reference if isinstance(reference, str) else 'DATA'}.")  # fmt: skip
-    require(not setting.shots and setting.labels < 0,
-            f"{name} takes no data, so there is nothing for --shots and --labels to choose from.")  # fmt: skip
-    require(setting.label_map is None or setting.test_data is not None,
-            f"{name} takes no data, so --label_map has nothing to map unless --test_data is given.")  # fmt: skip
+    require(
+        none,
+        f"{name} makes its own images and takes no --data; to measure on real ones, give --test_data "
+        f"{reference if isinstance(reference, str) else 'DATA'}.",
+    )
+    require(
+        not setting.shots and setting.labels < 0,
+        f"{name} takes no data, so there is nothing for --shots and --labels to choose from.",
+    )
+    require(
+        setting.label_map is None or setting.test_data is not None,
+        f"{name} takes no data, so --label_map has nothing to map unless --test_data is given.",
+    )
 
 
 # -- what goes in -------------------------------------------------------------------------------------------------
@@ -207,11 +226,14 @@ def _student(session: Session, teacher: Model | None, data: Images, seed: int) -
     reference, naming = session.networks["student"], naming_of(session.setting, "student")
     seed_everything(seed, "student")
     if isinstance(reference, nn.Module | Model):
-        require(naming.weights != "fresh", "A student that is given as an object comes as it is; leave out "
-                "student_weights='fresh'.")  # fmt: skip
+        require(
+            naming.weights != "fresh",
+            "A student that is given as an object comes as it is; leave out student_weights='fresh'.",
+        )
         own = models.own_copy(reference)
-        return references.resolve(own, input_shape=data.shape, classes=data.classes, weights=naming.file,
-                                  mean=naming.mean, std=naming.std)  # fmt: skip
+        return references.resolve(
+            own, input_shape=data.shape, classes=data.classes, weights=naming.file, mean=naming.mean, std=naming.std
+        )
     mean, std = naming.mean, naming.std
     fresh = naming.weights in (None, "fresh")
     if fresh:  # fresh weights take any normalisation; the teacher's saves renormalising

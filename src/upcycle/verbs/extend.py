@@ -108,8 +108,9 @@ def extend(
     Raises:
         UserError: before any work where the request cannot work.
     """
-    session = Session("extend", method, {"model": model}, stream, say, options, kind=Setting, called="stream",
-                      positional=("model",))  # fmt: skip
+    session = Session(
+        "extend", method, {"model": model}, stream, say, options, kind=Setting, called="stream", positional=("model",)
+    )
     setting, cls = session.setting, session.cls
     if setting.out is None:
         named = re.sub(r"[^\w.+,]+", "-", stream) if isinstance(stream, str) else "stream"
@@ -142,18 +143,25 @@ def extend(
                 del line["shown"][shown]
     notes = []
     if data.before:
-        notes = [f"{len(data.before)} classes were learnt before ({', '.join(data.classes[k] for k in data.before)}). "
-                 "They compete in every answer, but this stream has no test images of them, so what is left of them is "
-                 "not in the figures."]  # fmt: skip
+        notes = [
+            f"{len(data.before)} classes were learnt before ({', '.join(data.classes[k] for k in data.before)}). "
+            "They compete in every answer, but this stream has no test images of them, so what is left of them is "
+            "not in the figures."
+        ]
     picture = _memory(made.left[0]["kept"], data)
-    scores = {(cls.card.name if arm is made else arm.arm.name): arm.left[0]["scores"].record()
-              for arm in (*others, made)}  # fmt: skip
+    scores = {
+        (cls.card.name if arm is made else arm.arm.name): arm.left[0]["scores"].record() for arm in (*others, made)
+    }
     result = session.leave(
-        made, rows, _sentence(made, rows), data=together, notes=notes,
+        made,
+        rows,
+        _sentence(made, rows),
+        data=together,
+        notes=notes,
         parents=[parent_node(origin, "initial weights")] if origin is not None else [],
         pictures={"memory": picture} if picture else {},
         more={"scores": scores, "shows": "What is left of each task"},
-    )  # fmt: skip
+    )
     session.say(f"Further tasks: upcycle extend {session.out} --method {cls.card.name} --stream STREAM")
     return result
 

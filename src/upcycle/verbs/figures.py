@@ -43,8 +43,15 @@ def row(name: str, role: str, arms: list[Evaluation], model: Model) -> dict[str,
     """
     module, shape = model.module, model.input_shape
     cost = count(module, shape)
-    figures = {"name": name, "role": role, "accuracy": [a.accuracy for a in arms], "parameters": cost.parameters,
-               "macs": cost.macs, "latency": latency(module, shape), "memory": peak_memory(module, shape)}  # fmt: skip
+    figures = {
+        "name": name,
+        "role": role,
+        "accuracy": [a.accuracy for a in arms],
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "latency": latency(module, shape),
+        "memory": peak_memory(module, shape),
+    }
     return {**figures, **figures_of(arms)} if arms else figures
 
 
@@ -52,9 +59,13 @@ def figures_of(arms: list[Evaluation]) -> dict[str, Any]:
     """The measured part of a line: accuracies of all seeds, the details of the first."""
     first = arms[0]
     bins = zip(*(first.confidence[k] for k in ("confidence", "accuracy", "count")), strict=True)
-    return {"accuracy": [a.accuracy for a in arms], "per_class": first.per_class, "ece": first.ece,
-            "confusion": first.confusion,
-            "reliability": [dict(zip(("confidence", "accuracy", "count"), b, strict=True)) for b in bins]}  # fmt: skip
+    return {
+        "accuracy": [a.accuracy for a in arms],
+        "per_class": first.per_class,
+        "ece": first.ece,
+        "confusion": first.confusion,
+        "reliability": [dict(zip(("confidence", "accuracy", "count"), b, strict=True)) for b in bins],
+    }
 
 
 def hundredths(values: Sequence[float], sign: str = "") -> str:
@@ -88,8 +99,10 @@ def table(rows: list[dict[str, Any]], figure: str) -> str:
         cells = [r.get("shown", {}).get(name, "") for name in own] if own else cells
         lines.append((r["name"], spread(r["accuracy"]), *cells))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    made = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines]  # fmt: skip
+    made = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
     return "\n".join(["", made[0], "─" * len(made[0]), *made[1:], ""])
 
 

@@ -35,8 +35,9 @@ def load_for(like: Model, reference: Any, size: Size | None, *, other_task: bool
         reference, size=size or (sides[0], sides[1]) if files else size, channels=channels if files else None
     )
     if data.shape[0] != channels:
-        raise UserError(f"{like.name} takes {channels} input channels, and the images of {data.name} have "
-                        f"{data.shape[0]}.")  # fmt: skip
+        raise UserError(
+            f"{like.name} takes {channels} input channels, and the images of {data.name} have {data.shape[0]}."
+        )
     return data
 
 

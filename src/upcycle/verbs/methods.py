@@ -96,8 +96,10 @@ def methods_table(cards: Iterable[Card] | None = None) -> str:
     for heading in ("needs\ndata", "needs of\nteacher"):
         table.add_column(heading, no_wrap=True)
     for card in cards:
-        facts = (f"{card.name} ({card.verb}): {card.summary}\nfor: {card.needs.architectures}\ncost: {card.cost}\n"
-                 f"published: {card.published}")  # fmt: skip
+        facts = (
+            f"{card.name} ({card.verb}): {card.summary}\nfor: {card.needs.architectures}\ncost: {card.cost}\n"
+            f"published: {card.published}"
+        )
         table.add_row(*map(Text, (facts, card.needs.data, card.needs.teacher)))
     width = min(120, max(80, shutil.get_terminal_size((100, 24)).columns))
     out = StringIO()

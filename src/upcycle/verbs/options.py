@@ -62,8 +62,10 @@ class RunSetting(Sight):
         require(self.seeds >= 1, f"seeds must be at least 1, not {self.seeds}.")
         require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
         require(0 <= self.save_every < math.inf, f"save_every must be a number of seconds, not {self.save_every}.")
-        require(len(self.augment) == 1 or not {"auto", "none"} & set(self.augment),
-                f"augment cannot mix auto or none with others: it is {' '.join(self.augment)}.")  # fmt: skip
+        require(
+            len(self.augment) == 1 or not {"auto", "none"} & set(self.augment),
+            f"augment cannot mix auto or none with others: it is {' '.join(self.augment)}.",
+        )
 
     @property
     def device(self) -> torch.device:

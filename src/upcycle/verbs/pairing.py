@@ -40,8 +40,11 @@ def teacher_and_data(
     else:
         teacher, data = _pair(setting, reference, data_ref, say)
     data = _tested(setting, data, free=free, say=say)
-    require(teacher is not None or bool((data.test.labels >= 0).any()), f"{data.name} has no labels to measure with, "
-            "and without a teacher there are no answers in their place; give --test_data.")  # fmt: skip
+    require(
+        teacher is not None or bool((data.test.labels >= 0).any()),
+        f"{data.name} has no labels to measure with, "
+        "and without a teacher there are no answers in their place; give --test_data.",
+    )
     return teacher, data
 
 
@@ -53,8 +56,9 @@ def _lone_teacher(setting: Any, reference: Any) -> Model:
         if setting.test_data is not None:
             like = images_for(setting.test_data, naming)
         elif references.is_bare(reference) and (naming.sides is None or naming.channels is None):
-            raise UserError("The teacher does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH, or "
-                            "--test_data.")  # fmt: skip
+            raise UserError(
+                "The teacher does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH, or --test_data."
+            )
     return network(reference, naming, like)
 
 
@@ -109,17 +113,21 @@ def _tested(setting: Any, data: Images, *, free: bool, say: Say) -> Images:
     )
     if like.shape != data.shape:
         ours, theirs = (" x ".join(map(str, shape)) for shape in (data.shape, like.shape))
-        raise UserError(f"--test_data {like.name} has images of {theirs} (channels, height, width), but {ours} are "
-                        "needed here; --size brings images to another size.")  # fmt: skip
+        raise UserError(
+            f"--test_data {like.name} has images of {theirs} (channels, height, width), but {ours} are "
+            "needed here; --size brings images to another size."
+        )
     if like.classes and free and setting.label_map is not None:
         columns, note = read_label_map(setting.label_map, data.classes, like.classes), ""
     elif like.classes and data.classes:
         try:
             columns, note = match_classes(data.classes, like.classes)
         except UserError as error:
-            raise UserError(f"--test_data {like.name} cannot measure here: its {len(like.classes)} classes "
-                            f"({like.classes[0]}, ...) do not match the {len(data.classes)} of the student "
-                            f"({data.classes[0]}, ...).") from error  # fmt: skip
+            raise UserError(
+                f"--test_data {like.name} cannot measure here: its {len(like.classes)} classes "
+                f"({like.classes[0]}, ...) do not match the {len(data.classes)} of the student "
+                f"({data.classes[0]}, ...)."
+            ) from error
     else:
         columns, note = torch.arange(len(data.classes)), ""
     if note:
@@ -155,6 +163,8 @@ def on_its_pool(teacher: Model, data: Images, directory: Path, device: torch.dev
     pool = load_pool(directory / "pool")
     held = dataclasses.replace(data, validation=pool.validation, test=pool.test, measured=pool.name)
     answered = answered_by(teacher, held.normalised(data.train.mean, data.train.std), device)
-    note = ("Every figure is agreement with the teacher on images that the student was trained on, which is no "
-            "accuracy; give --test_data to measure one.")  # fmt: skip
+    note = (
+        "Every figure is agreement with the teacher on images that the student was trained on, which is no "
+        "accuracy; give --test_data to measure one."
+    )
     return dataclasses.replace(answered, notes=[*data.notes, note])

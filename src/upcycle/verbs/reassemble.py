@@ -106,11 +106,14 @@ def members(zoo: Reference | Sequence[Reference]) -> list[Reference]:
     if not folder.is_dir():
         return [zoo]
     found: list[Reference] = [
-        str(path) for path in sorted(folder.iterdir())
+        str(path)
+        for path in sorted(folder.iterdir())
         if any((place / saved.ARCHITECTURE).is_file() for place in (path, path / "model"))
-    ]  # fmt: skip
-    require(bool(found), f"{folder} holds no saved models; a zoo is a folder of these, or references with commas "
-            "between them.")  # fmt: skip
+    ]
+    require(
+        bool(found),
+        f"{folder} holds no saved models; a zoo is a folder of these, or references with commas between them.",
+    )
     return found
 
 
@@ -121,13 +124,26 @@ def _fronts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         return {}
     pictures = {}
     for cost, words in (("parameters", "parameters"), ("macs", "multiply-adds"), ("latency", "seconds of an image")):
-        items = [{"name": line["name"], "x": line[cost], "y": 100 * statistics.fmean(line["accuracy"]), "group":
-                  "zoo" if line["role"] == "member" else "reassembled"} for line in measured]  # fmt: skip
+        items = [
+            {
+                "name": line["name"],
+                "x": line[cost],
+                "y": 100 * statistics.fmean(line["accuracy"]),
+                "group": "zoo" if line["role"] == "member" else "reassembled",
+            }
+            for line in measured
+        ]
         for item in items:
-            item["front"] = not any(other["x"] <= item["x"] and other["y"] >= item["y"] and other is not item
-                                    for other in items)  # fmt: skip
+            item["front"] = not any(
+                other["x"] <= item["x"] and other["y"] >= item["y"] and other is not item for other in items
+            )
         pictures[f"zoo-{cost}"] = {
-            "kind": "scatter", "title": f"Accuracy by {words}", "x": words, "y": "test accuracy (%)", "log": False,
-            "caption": "The line joins the networks that no cheaper one outdoes.", "items": items,
-        }  # fmt: skip
+            "kind": "scatter",
+            "title": f"Accuracy by {words}",
+            "x": words,
+            "y": "test accuracy (%)",
+            "log": False,
+            "caption": "The line joins the networks that no cheaper one outdoes.",
+            "items": items,
+        }
     return pictures

@@ -222,8 +222,10 @@ class Session:
             method, data = make(seed)
             return method.controls()[name].method, data
 
-        beside = [Arm(name=name, role=found.role, words=found.words, make=partial(control, name), after=main.after)
-                  for name, found in method.controls().items()]  # fmt: skip
+        beside = [
+            Arm(name=name, role=found.role, words=found.words, make=partial(control, name), after=main.after)
+            for name, found in method.controls().items()
+        ]
         return main, beside
 
     def estimate(
@@ -362,10 +364,25 @@ class Session:
             run.picture(name, picture)
         if run.rank == 0:
             shown = data.only(product.classes) if set(product.classes) < set(data.classes) else data
-            facts = {"command": self.command(), "seconds": round(time.time() - self.start, 2), "sentence": sentence,
-                     "seeds": self.seeds, **(more or {})}  # fmt: skip
-            write_result(self.out, self.cls, product, list(parents), shown, run, rows=rows, config=config,
-                         figure=self.figure, facts=facts)  # fmt: skip
+            facts = {
+                "command": self.command(),
+                "seconds": round(time.time() - self.start, 2),
+                "sentence": sentence,
+                "seeds": self.seeds,
+                **(more or {}),
+            }
+            write_result(
+                self.out,
+                self.cls,
+                product,
+                list(parents),
+                shown,
+                run,
+                rows=rows,
+                config=config,
+                figure=self.figure,
+                facts=facts,
+            )
             self.say(figures.table(rows, self.figure))
             self.say(sentence)
             for note in run.notes:

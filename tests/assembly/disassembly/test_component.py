@@ -18,8 +18,10 @@ def test_masks_of_a_union_are_joined(teacher: Model, digits: Images) -> None:
     channels = follow_channels(teacher.module, teacher.example(2))
     samples = component.find_confident(teacher.module, split, {c: c for c in range(10)}, 20)
     found = routes.find_routes(teacher.module, channels, split, samples)
-    left, right = (component.cut_component(teacher.module, channels, found[rows], rows, example=teacher.example(4))
-                   for rows in ([0, 1, 2], [3, 4]))  # fmt: skip
+    left, right = (
+        component.cut_component(teacher.module, channels, found[rows], rows, example=teacher.example(4))
+        for rows in ([0, 1, 2], [3, 4])
+    )
     both = component.cut_component(teacher.module, channels, found[:5], range(5), example=teacher.example(4))
     for layer in channels.layers:
         a, b, c = (m.get_submodule(layer.name).weight.shape[1] for m in (left, right, both))

@@ -12,9 +12,14 @@ from upcycle.assembly.disassembly import contribution
 
 @pytest.mark.parametrize(
     ("size", "stride", "padding", "dilation"),
-    [((3, 3), (1, 1), (1, 1), (1, 1)), ((3, 5), (2, 1), (0, 2), (1, 1)), ((2, 3), (2, 3), (1, 2), (2, 1)),
-     ((1, 1), (2, 2), (0, 0), (1, 1)), ((7, 7), (2, 2), (3, 3), (1, 1))],
-)  # fmt: skip
+    [
+        ((3, 3), (1, 1), (1, 1), (1, 1)),
+        ((3, 5), (2, 1), (0, 2), (1, 1)),
+        ((2, 3), (2, 3), (1, 2), (2, 1)),
+        ((1, 1), (2, 2), (0, 0), (1, 1)),
+        ((7, 7), (2, 2), (3, 3), (1, 1)),
+    ],
+)
 def test_contributions_are_those_of_explicit_convolutions_and_sum_to_the_output(
     size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
 ) -> None:

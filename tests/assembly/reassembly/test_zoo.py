@@ -38,8 +38,9 @@ def test_candidates_keep_the_rules_and_cost_what_the_tables_say() -> None:
 def test_scores_are_those_of_the_networks_that_are_built() -> None:
     chains, _, made = tables()
     choices, _ = block_table(chains, made)
-    candidates = [[choices[i], choices[j], choices[k]] for i, j, k in
-                  [(0, 1, 2), (0, 4, 8), (0, 4, 2), (3, 1, 8), (6, 7, 2)]]  # fmt: skip
+    candidates = [
+        [choices[i], choices[j], choices[k]] for i, j, k in [(0, 1, 2), (0, 4, 8), (0, 4, 2), (3, 1, 8), (6, 7, 2)]
+    ]
     split = tiny_data().train
     found = score_candidates(chains, candidates, 10, split, 5, 2)
     for blocks, score in zip(candidates, found, strict=True):

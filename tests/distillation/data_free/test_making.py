@@ -38,8 +38,10 @@ def test_impossible_options_are_refused(options: dict[str, float], words: str) -
 
 
 def test_the_defaults_of_each_method_are_its_own() -> None:
-    made = {m: dataclasses.astuple(m(teacher=nn.Identity(), student=nn.Identity()).making)
-            for m in (CMI, DeepInversion, FastDFKD, OneStageGAN)}  # fmt: skip
+    made = {
+        m: dataclasses.astuple(m(teacher=nn.Identity(), student=nn.Identity()).making)
+        for m in (CMI, DeepInversion, FastDFKD, OneStageGAN)
+    }
     assert made == {
         CMI: (40, 0, 256, 400, 20.0, 65_536, 16),
         DeepInversion: (20, 0, 256, 400, 20.0, 65_536, 16),

@@ -60,8 +60,10 @@ def gradient_alignment(joint: JointNetwork, x: Float[Tensor, "b c h w"], y: Int[
     cosines = []
     for i in range(len(x)):
         z, turns = joint.parts(rotate(x[i : i + 1]))
-        grads = (torch.autograd.grad(loss, theta, retain_graph=True, materialize_grads=True)
-                 for loss in (ce_loss(z[:1], y[i : i + 1]), turn_loss(turns)))  # fmt: skip
+        grads = (
+            torch.autograd.grad(loss, theta, retain_graph=True, materialize_grads=True)
+            for loss in (ce_loss(z[:1], y[i : i + 1]), turn_loss(turns))
+        )
         main, ssl = (torch.cat([g.flatten() for g in found]) for found in grads)
         cosines.append(F.cosine_similarity(main, ssl, dim=0))
     c = torch.stack(cosines)

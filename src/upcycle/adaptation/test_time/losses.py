@@ -26,8 +26,11 @@ def shift_copies(x: Float[Tensor, "b c h w"], copies: int) -> Float[Tensor, "n c
 
 def rotate(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "4*b c h w"]:
     """Rotate all images by 0, then all by 90, 180 and 270 degrees."""
-    require(x.shape[2] == x.shape[3], f"Rotation prediction turns images by 90 degrees, so they must be square, not "
-            f"{x.shape[2]} x {x.shape[3]}; crop or resize them.")  # fmt: skip
+    require(
+        x.shape[2] == x.shape[3],
+        f"Rotation prediction turns images by 90 degrees, so they must be square, not "
+        f"{x.shape[2]} x {x.shape[3]}; crop or resize them.",
+    )
     return torch.cat([torch.rot90(x, turn, (2, 3)) for turn in range(4)])
 
 

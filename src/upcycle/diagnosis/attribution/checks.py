@@ -47,12 +47,16 @@ def checked(
     """
     module = model.module if isinstance(model, Model) else model
     title = model.name if isinstance(model, Model) else called(module)
-    require(x.ndim == 4 and x.is_floating_point() and x.numel() > 0, "x must be float images (b, c, h, w), not "
-            f"{x.dtype} of shape {tuple(x.shape)}; one image is x[None].")  # fmt: skip
+    require(
+        x.ndim == 4 and x.is_floating_point() and x.numel() > 0,
+        f"x must be float images (b, c, h, w), not {x.dtype} of shape {tuple(x.shape)}; one image is x[None].",
+    )
     require(bool(x.isfinite().all()), "x holds NaN or infinite pixels.")
     if isinstance(model, Model):
-        require(x.shape[1] == model.input_shape[0],
-                f"{title} takes {model.input_shape[0]} input channels, and x has {x.shape[1]}.")  # fmt: skip
+        require(
+            x.shape[1] == model.input_shape[0],
+            f"{title} takes {model.input_shape[0]} input channels, and x has {x.shape[1]}.",
+        )
     x = x.detach().clone()
     if precision == "auto":
         precision = "64-true" if x.dtype == torch.float64 else "auto" if average else "32-true"
@@ -63,8 +67,10 @@ def checked(
             z = torch.cat([network(part) for part in x.split(batch_of(x))])
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(f"{title} does not take images of shape {tuple(x.shape)}: {one_line(error)}.") from error
-    require(z.ndim == 2 and len(z) == len(x),
-            f"{title} gives shape {tuple(z.shape)} for {len(x)} images; a classifier gives logits (b, k).")  # fmt: skip
+    require(
+        z.ndim == 2 and len(z) == len(x),
+        f"{title} gives shape {tuple(z.shape)} for {len(x)} images; a classifier gives logits (b, k).",
+    )
     classes = targets(z, target)
     return network, x, classes, z.double().softmax(1).gather(1, classes[:, None])[:, 0].float()
 
@@ -79,11 +85,16 @@ def targets(z: Float[Tensor, "b k"], target: Tensor | int | None) -> Int[Tensor,
         return z.argmax(1)
     found = torch.as_tensor(target, device=z.device)
     require(not found.is_floating_point() and found.dtype != torch.bool, "target must be class numbers, integers.")
-    require(found.ndim == 0 or found.shape == (len(z),),
-            f"target must be one class or {len(z)}, one an image, not shape {tuple(found.shape)}.")  # fmt: skip
+    require(
+        found.ndim == 0 or found.shape == (len(z),),
+        f"target must be one class or {len(z)}, one an image, not shape {tuple(found.shape)}.",
+    )
     outside = found[(found < 0) | (found >= z.shape[1])]
-    require(outside.numel() == 0, f"target {outside.flatten()[:1].tolist()} is out of range: the network has "
-            f"{z.shape[1]} classes, 0 to {z.shape[1] - 1}.")  # fmt: skip
+    require(
+        outside.numel() == 0,
+        f"target {outside.flatten()[:1].tolist()} is out of range: the network has "
+        f"{z.shape[1]} classes, 0 to {z.shape[1] - 1}.",
+    )
     return found.long().expand(len(z)).clone()
 
 

@@ -29,8 +29,11 @@ def gradcam(network: nn.Module, x: Tensor, target: Tensor, *, chunk: int, layer:
         with Taps(inner, [layer]) as taps:
             z = network(x.clone().requires_grad_())
         a = taps[layer]
-        require(a.ndim == 4, f"Grad-CAM needs a layer that gives maps (b, k, h, w), and '{layer}' gives shape "
-                f"{tuple(a.shape)}; name another layer, or take method='integrated_gradients' or 'rise'.")  # fmt: skip
+        require(
+            a.ndim == 4,
+            f"Grad-CAM needs a layer that gives maps (b, k, h, w), and '{layer}' gives shape "
+            f"{tuple(a.shape)}; name another layer, or take method='integrated_gradients' or 'rise'.",
+        )
         g = torch.autograd.grad(z.gather(1, y[:, None]).sum(), a)[0]
         cam = (g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True).relu()
         return F.interpolate(cam.float(), x.shape[2:], mode="bilinear")[:, 0]
@@ -57,9 +60,12 @@ def _last_map(inner: nn.Module, network: nn.Module, x: Tensor) -> str:
     sizes = [s[2:] for _, m, s in seen if isinstance(m, nn.Conv2d) and len(s) == 4 and s[2] * s[3] > 1]
     tokens = [i for i, (_, _, s) in enumerate(seen) if len(s) == 3]
     maps = [(i, name) for i, (name, _, s) in enumerate(seen) if sizes and len(s) == 4 and s[2:] == sizes[-1]]
-    require(bool(maps) and not (tokens and tokens[-1] > maps[-1][0]), "Grad-CAM finds no map of a convolution behind "
-            "the last tokens or vectors of this network; name a layer, or take method='integrated_gradients' or "
-            "'rise'.")  # fmt: skip
+    require(
+        bool(maps) and not (tokens and tokens[-1] > maps[-1][0]),
+        "Grad-CAM finds no map of a convolution behind "
+        "the last tokens or vectors of this network; name a layer, or take method='integrated_gradients' or "
+        "'rise'.",
+    )
     return maps[-1][1]
 
 
@@ -117,5 +123,7 @@ def _in_words(method: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, AssertionError, AttributeError, KeyError) as error:
-        raise UserError(f"Captum's {method} does not work with this network ({one_line(error)}); take "
-                        "method='integrated_gradients'.") from error  # fmt: skip
+        raise UserError(
+            f"Captum's {method} does not work with this network ({one_line(error)}); take "
+            "method='integrated_gradients'."
+        ) from error

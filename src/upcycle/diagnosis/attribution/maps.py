@@ -104,9 +104,12 @@ def explain(
         *notes,
         *sentences(silent, "the attribution is zero everywhere: the logit does not react to these pixels"),
         *sentences((top == 0) & ~silent, "no pixel speaks for the class, all against it; read the signed map"),
-        *sentences(p > 1 - 1e-6, "the class has probability one to rounding, so that methods which look at "
-                   "probabilities (learned, rise) see little change"),
-    ]  # fmt: skip
+        *sentences(
+            p > 1 - 1e-6,
+            "the class has probability one to rounding, so that methods which look at "
+            "probabilities (learned, rise) see little change",
+        ),
+    ]
     return Attribution(maps=maps, target=target, probability=p, method=method, signed=signed, notes=tuple(notes))
 
 
@@ -114,8 +117,10 @@ def _require_gradient(network: nn.Module, x: Tensor, method: str) -> None:
     try:
         gradient(network, x, torch.zeros(1, dtype=torch.long, device=x.device))
     except RuntimeError as error:
-        raise UserError(f"method='{method}' needs a gradient from the logits to the images, and this network passes "
-                        f"none ({one_line(error)}); take method='occlusion' or 'rise'.") from error  # fmt: skip
+        raise UserError(
+            f"method='{method}' needs a gradient from the logits to the images, and this network passes "
+            f"none ({one_line(error)}); take method='occlusion' or 'rise'."
+        ) from error
 
 
 EXPLAINERS: dict[str, Callable[..., Raw]] = {

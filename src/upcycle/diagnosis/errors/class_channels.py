@@ -175,8 +175,11 @@ def last_convolution(module: nn.Module, example: Float[Tensor, "b c h w"]) -> st
         names = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d)]
         with Taps(module, replace={name: noting(name) for name in names}):
             module(example)
-    require(bool(ran), f"{called(module)} has no convolution, and it is the channels of one that are looked at; "
-            "name a --layer that gives maps (b, c, h, w).")  # fmt: skip
+    require(
+        bool(ran),
+        f"{called(module)} has no convolution, and it is the channels of one that are looked at; "
+        "name a --layer that gives maps (b, c, h, w).",
+    )
     return ran[-1]
 
 

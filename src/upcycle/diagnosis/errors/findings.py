@@ -110,12 +110,18 @@ def diagnose(
 
     z = predict_logits(network, train)
     broken = int((~z.isfinite()).any(1).sum())
-    require(broken == 0, f"{model.name} gives NaN or infinite outputs for {broken} of {len(z)} training images; check "
-            "its weights and these images.")  # fmt: skip
+    require(
+        broken == 0,
+        f"{model.name} gives NaN or infinite outputs for {broken} of {len(z)} training images; check "
+        "its weights and these images.",
+    )
     surest = confident(z, train, n)
     for name, found in zip(model.classes, surest, strict=True):
-        require(len(found) > 0, f"{model.name} recognises no training image of class '{name}', so no channel "
-                "speaks for it; check the labels and the normalisation, or train that class first.")  # fmt: skip
+        require(
+            len(found) > 0,
+            f"{model.name} recognises no training image of class '{name}', so no channel "
+            "speaks for it; check the labels and the normalisation, or train that class first.",
+        )
     images = torch.cat(surest).sort().values
     aggregate = class_aggregate(network, train.subset(images), layer, act=act, device=device, k=len(model.classes))
     mask = channel_mask(aggregate, theta)
@@ -124,12 +130,18 @@ def diagnose(
     evaluation = judged(seen.logits, seen.labels, num_classes=len(model.classes), name=model.name)
     own, wrong = shares(seen, mask)
     return Diagnosis(
-        classes=model.classes, layer=layer, scores=channel_scores(aggregate), mask=mask, images=images,
+        classes=model.classes,
+        layer=layer,
+        scores=channel_scores(aggregate),
+        mask=mask,
+        images=images,
         concentration=by_class(own, seen.labels, len(model.classes)),
         wrong=by_class(wrong, seen.labels, len(model.classes)),
-        shared=_shared(mask, model.classes), confused=_confused(seen, held, model.classes),
-        doubtful=_doubtful(z, train, model.classes), evaluation=evaluation,
-    )  # fmt: skip
+        shared=_shared(mask, model.classes),
+        confused=_confused(seen, held, model.classes),
+        doubtful=_doubtful(z, train, model.classes),
+        evaluation=evaluation,
+    )
 
 
 def confident(z: Float[Tensor, "n k"], split: ImageSplit, n: int) -> list[Int[Tensor, " s"]]:

@@ -212,9 +212,18 @@ def _draw_curve(run: Run, curve: Curve) -> None:
         {"name": "of everything", "x": total, "y": accuracy},
     ]
     caption = "The same student over the seconds of synthesis alone, and over all, its own training included."
-    run.picture("4-accuracy", {"kind": "lines", "title": "Accuracy over the seconds", "caption": caption,
-                               "x": "seconds", "y": "validation accuracy", "unit": "percent",
-                               "series": series})  # fmt: skip
+    run.picture(
+        "4-accuracy",
+        {
+            "kind": "lines",
+            "title": "Accuracy over the seconds",
+            "caption": caption,
+            "x": "seconds",
+            "y": "validation accuracy",
+            "unit": "percent",
+            "series": series,
+        },
+    )
 
 
 def _over_time(run: Run, pool: Pool, classes: tuple[str, ...], order: Tensor, shown: list[int]) -> None:
