@@ -113,7 +113,7 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
 
 
 def lacking(file: str) -> list[str]:
-    """What messages in ``file`` name and a verb that raises them does not accept."""
+    """List the options that messages in ``file`` name and a verb that raises them does not accept."""
     found = []
     for line, text, error in texts(ast.parse((SRC / file).read_text())):
         if any(word in text for word in FOREIGN):

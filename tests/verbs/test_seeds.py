@@ -154,7 +154,7 @@ def test_options_are_checked_with_what_a_method_says_stands_in(method: Any) -> N
 
 
 def test_no_verb_names_a_method() -> None:
-    """What a verb must know of a method is said by the method."""
+    """Methods say all that a verb must know of them."""
     classes = {m.__name__ for m in all_methods()}
     names = {m.card.name for m in all_methods()}
     package = Path(upcycle.__file__).parent

@@ -1,4 +1,4 @@
-"""What ``Run`` asks of a data split, and how a split is divided into batches."""
+"""The protocol of a data split, and the division of a split into batches."""
 
 from __future__ import annotations
 

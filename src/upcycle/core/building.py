@@ -36,7 +36,7 @@ OBJECT = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # package.module:name
 
 
 def import_object(name: str) -> Any:
-    """What ``package.module:attribute`` names; modules in the current directory count."""
+    """Import the object that ``package.module:attribute`` names; modules in the current directory count."""
     module_name, _, attribute = name.partition(":")
     if not OBJECT.fullmatch(name) or not package_exists(name):
         raise UserError(f"There is no Python package for '{name}'; it should read package.module:name.")
@@ -76,7 +76,7 @@ def _current_directory() -> Iterator[None]:
 
 
 def call(reference: str, num_classes: int | None, input_shape: tuple[int, int, int] | None) -> Model:
-    """What ``package.module:callable`` returns."""
+    """Call ``package.module:callable`` and take the network that it returns."""
     function = import_object(reference)
     require(callable(function), f"{reference} is not a callable but a {type(function).__name__}.")
     options: dict[str, Any] = {}

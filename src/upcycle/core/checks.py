@@ -1,4 +1,4 @@
-"""What keeps networks from serving together, in words: the checks that several methods make before any work."""
+"""Reasons why networks cannot serve together, in words: the checks that several methods make before any work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from upcycle.core.models import Model
 
 
 def same_classes(teacher: Model, student: Model) -> list[str]:
-    """What keeps the outputs of two classifiers from being compared, in words."""
+    """List the reasons why the outputs of two classifiers cannot be compared, in words."""
     problems = []
     if len(teacher.classes) != len(student.classes):
         problems.append(
@@ -23,7 +23,7 @@ def same_classes(teacher: Model, student: Model) -> list[str]:
 
 
 def problems_of(student: Model, channels: int) -> list[str]:
-    """What keeps a student from images with so many channels, and its classifier from being replaced, in words."""
+    """List the reasons why a student cannot take images with so many channels or another classifier, in words."""
     if student.input_shape[0] != channels:
         return [f"the student takes {student.input_shape[0]} input channels and the images have {channels}"]
     try:

@@ -1,4 +1,4 @@
-"""What a run is begun with: the digest of each thing that goes in, by its name in a sentence, in the plural.
+"""Inputs of a run: the digest of each thing that goes in, by its name in a sentence, in the plural.
 
 Nothing is read twice in a process: the digest of a tensor or a network is kept for as long as nothing writes to it.
 """

@@ -33,11 +33,11 @@ WRITTEN = (
     "model",
     "pool",
 )
-"""What is written into a run directory itself, where a killed process can have left it half-written."""
+"""Names in a run directory itself that a killed process can have left half-written."""
 
 
 class Machine(TypedDict):
-    """What decides the bits beside the options; stands in ``config.yaml``."""
+    """Facts of the machine that decide the bits beside the options; they stand in ``config.yaml``."""
 
     precision: Literal["32-true", "bf16-mixed", "64-true"]
     threads: Annotated[int, Meta(ge=1, le=4096)]
@@ -86,7 +86,7 @@ class Index(TypedDict):
 
 
 class Journal:
-    """What is kept of a run, in memory and in its directory.
+    """The state of a run that is kept, in memory and in its directory.
 
     Args:
         directory: where everything goes; ``None`` writes nothing.
@@ -219,7 +219,7 @@ class Journal:
             self._hold.release()
 
     def recall(self, path: str) -> tuple[Any, int]:
-        """What the finished stage ``path`` left, and the updates until its end."""
+        """Read the result of the finished stage ``path``, and the updates until its end."""
         found = self.stages[path]
         if found["file"] is not None:
             return self._load(found["file"]), found["updates"]
@@ -277,7 +277,7 @@ class Journal:
         return self.directory / "checkpoints"
 
     def _index(self) -> Index | None:
-        """What the index says; ``None`` where the run was stopped before it had one."""
+        """Read the index; ``None`` where the run was stopped before it had one."""
         file = self._folder / "index.json"
         if not file.exists():
             stray = any(self._folder.glob("*.safetensors"))

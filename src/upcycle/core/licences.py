@@ -15,7 +15,7 @@ NOTICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a licence asks of those who share something made from the licensed work.
+    """Terms of a licence for those who share something made from the licensed work.
 
     Args:
         attribution: the notices are kept and the source is named.

@@ -1,4 +1,4 @@
-"""What is seen of a run: figures, pictures and notes in its directory, TensorBoard, one line on a terminal."""
+"""The visible side of a run: figures, pictures and notes in its directory, TensorBoard, one line on a terminal."""
 
 from __future__ import annotations
 

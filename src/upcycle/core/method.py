@@ -147,7 +147,7 @@ class Method:
         return [_fitted(found, data, f"{role}{i}") for i, found in enumerate(getattr(self, role), 1)]
 
     def controls(self) -> dict[str, Control]:
-        """What a verb runs beside this method with the same seed, by the name of its run; none by default."""
+        """Give the controls that a verb runs beside this method with the same seed, by name; none by default."""
         return {}
 
     @classmethod

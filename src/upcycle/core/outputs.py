@@ -1,4 +1,4 @@
-"""What is put around a network so that it takes images as runs have them, and answers with logits."""
+"""Wrappers of a network, so that it takes images as runs have them and answers with logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Around(nn.Module):
-    """What is put around a network, whose weights are saved without it.
+    """A wrapper of a network, whose weights are saved without it.
 
     Its own ``train`` and ``eval`` can be chained, also where the network's return nothing.
     """
@@ -78,7 +78,7 @@ class Columns(nn.Module):
 
 
 def parts_of(output: Any) -> dict[str | int, Any]:
-    """What an answer of several parts holds, by name, key or place."""
+    """Take an answer of several parts apart, by name, key or place."""
     if isinstance(output, Mapping):
         return dict(output)
     if isinstance(output, tuple | list):

@@ -83,7 +83,7 @@ class _Trial:
         self.network = wrap(self.network)
 
     def answer(self, n: int, layout: torch.memory_format = torch.contiguous_format) -> Any:
-        """What the copy answers to the first ``n`` images of an example, all in memory of one order."""
+        """Let the copy answer to the first ``n`` images of an example, all in memory of one order."""
         images = self.model.example(3)[:n].contiguous(memory_format=layout)
         like = next((t for t in self.network.state_dict().values() if t.is_floating_point()), images)
         if any(p.dim() == 4 for p in self.network.parameters()):
@@ -207,7 +207,7 @@ class _Trial:
 def training_problems(
     model: Model, *, batch_size: int | None = None, own_weights: bool = True, mixed: bool = False
 ) -> list[str]:
-    """What keeps a network from being trained, in words; tried on a copy of it.
+    """List the reasons why a network cannot be trained, in words; it is tried on a copy.
 
     Args:
         batch_size: of the training.
@@ -298,7 +298,7 @@ def _mixed_step(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _tried(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call gives; ``None`` if it raises anything."""
+    """Make a call; ``None`` if it raises anything."""
     try:
         return function(*arguments)
     except Exception:

@@ -34,7 +34,7 @@ ITEMS = 20_000_000  # what aliases in YAML may unfold to
 
 
 def read(path: Path, shape: type[Shape]) -> Shape:
-    """What a JSON or YAML file (by its suffix) holds.
+    """Read a JSON or YAML file (by its suffix).
 
     Args:
         shape: what it must be, see this module's docstring.
@@ -110,7 +110,7 @@ def _yaml(content: bytes) -> Any:
 
 
 def _unfit(value: Any) -> str:
-    """What is wrong with a value whatever its shape, in words; empty where nothing is."""
+    """Say why a value is unfit whatever its shape, in words; empty where it is fit."""
     level, items = [value], 0
     for _ in range(DEPTH):
         below: list[Any] = []

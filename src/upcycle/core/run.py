@@ -130,7 +130,7 @@ class Run:
         return self._end(fn())
 
     def stored(self, name: str) -> Any:
-        """What the stage ``name`` left; ``None`` where it has yet to run: then open it with :meth:`open_stage`."""
+        """Recall the result of the stage ``name``; ``None`` where it has yet to run: then :meth:`open_stage` opens it."""
         return self._stages.recall(name) if self._stages.is_stored(name) else None
 
     @contextlib.contextmanager
@@ -177,7 +177,7 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What networks are trained in: float64 in a float64 run, float32 in every other."""
+        """The type that networks are trained in: float64 in a float64 run, float32 in every other."""
         return torch.float64 if self.precision == "64-true" else torch.float32
 
     @property

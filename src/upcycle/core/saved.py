@@ -37,14 +37,14 @@ ImageShape = tuple[Side, Side, Side]
 
 
 class Options(TypedDict):
-    """What every builder takes; further options are a builder's own."""
+    """Options that every builder takes; further ones are a builder's own."""
 
     num_classes: NotRequired[Annotated[int, Meta(ge=1, le=2**24)] | None]
     input_shape: NotRequired[ImageShape | None]
 
 
 class Source(TypedDict):
-    """What a network that another is made of is rebuilt from."""
+    """The source of a network that another is made of."""
 
     reference: str
     options: dict[str, Any]

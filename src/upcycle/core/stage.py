@@ -157,7 +157,7 @@ class Stages:
         return f"{self.path}/{name}" in self._journal.stages
 
     def recall(self, name: str) -> Any:
-        """What the finished stage ``name`` left."""
+        """Recall the result of the finished stage ``name``."""
         found, self._updates.count = self._journal.recall(self._once(name))
         self.seed("after", name)
         return found
@@ -247,7 +247,7 @@ class Stages:
 
 
 def _marks(state: Any) -> Any:
-    """What differs once a state was written to: torch counts the writes to a tensor, its views and what is detached."""
+    """Marks that differ once a state was written to: torch counts writes to a tensor and to all that share it."""
     if isinstance(state, Tensor):
         return state.shape, state._version
     if isinstance(state, np.ndarray):

@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 
 
 class Record(TypedDict):
-    """What is known of a file: its digest, its size, and a CRC-32 of each tensor in it."""
+    """The record of a file: its digest, its size, and a CRC-32 of each tensor in it."""
 
     sha256: Digest
     bytes: Count

@@ -29,7 +29,7 @@ _FORMATS = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"RIFF": "WEBP", b"BM": "BMP
 _ORIENTATION = 0x0112  # the EXIF tag
 
 Size = int | tuple[int, int]
-"""What images are brought to: the side of a square, or (height, width), in pixels."""
+"""The size that images are brought to: the side of a square, or (height, width), in pixels."""
 
 # One image: its row in the result, what to call it in an error, its bytes or file.
 Item = tuple[int, str, bytes | Path]

@@ -149,13 +149,13 @@ class Label(TypedDict, total=False):
 
 
 class Info(TypedDict):
-    """What is known of a table's columns, by their names; only that of classes matters."""
+    """Features of a table's columns, by their names; only that of classes matters."""
 
     features: dict[str, Any]
 
 
 class HuggingFace(TypedDict):
-    """What Hugging Face's libraries leave in the schema of a Parquet file, under ``huggingface``."""
+    """Metadata of Hugging Face's libraries in the schema of a Parquet file, under ``huggingface``."""
 
     info: Info
 

@@ -1,1 +1,1 @@
-"""What is measured of a network: its cost, what its features share with another's, and what an export keeps."""
+"""Measures of a network: its cost, the similarity of its features to another's, and its exports."""

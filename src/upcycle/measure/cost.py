@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, time and memory; and bounds on it."""
+"""The cost of a network: parameters, multiply-adds, time and memory; and bounds on it."""
 
 from __future__ import annotations
 

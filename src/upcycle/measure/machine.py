@@ -19,7 +19,7 @@ LATENCY_BUDGET = 0.4
 
 
 def machine() -> dict[str, Any]:
-    """What measured figures must be read with: processor, cores, threads, GPU, and if bf16 is fast there."""
+    """Describe the machine that figures were measured on: processor, cores, threads, GPU, and if bf16 is fast there."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "processor": _processor(),

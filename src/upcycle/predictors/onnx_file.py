@@ -124,7 +124,7 @@ def check_file(path: Path) -> None:
 
 
 class Facts(TypedDict, total=False):
-    """What ``upcycle export`` writes into an ONNX file, as far as a predictor needs it."""
+    """Metadata that ``upcycle export`` writes into an ONNX file, as far as a predictor needs it."""
 
     classes: list[str]
     mean: list[float]

@@ -71,7 +71,7 @@ def reference(arms: list[Arm]) -> dict[str, Any]:
 
 
 def product(arms: list[Arm]) -> Arm | None:
-    """What the run made: the student or the product, or else the last row."""
+    """Find the row of the run's product: the student or the product, or else the last row."""
     return next((arm for arm in arms if arm.row.get("role") in ("student", "product")), arms[-1] if arms else None)
 
 

@@ -21,7 +21,7 @@ from upcycle.verbs.naming import Naming, Reference, answering, network_and_image
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Evaluation):
-    """What :func:`evaluate` measured, and on what.
+    """The outcome of :func:`evaluate`, and the images that it was measured on.
 
     Args:
         model: the network that was measured.

@@ -112,7 +112,7 @@ def macs(model: Model) -> int:
 
 
 def size_sentence(rows: list[dict[str, Any]], product: Model) -> str:
-    """What a network that was cut out or put together reaches, with what size, against its source if it has one."""
+    """Put accuracy and size of a network that was cut out or put together into a sentence, against its source."""
     made, others = rows[-1], rows[:-1]
     size = f"{si(made['parameters'])} parameters and {si(made['macs'])} multiply-adds"
     if not made["accuracy"]:

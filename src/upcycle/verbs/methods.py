@@ -70,7 +70,7 @@ def add_plugin(file: str | Path) -> tuple[type[Method], ...]:
 
 
 def name_of(method: type[Method]) -> str:
-    """What the command line calls a method: its name, or where it stands if no list has it."""
+    """Name a method as the command line does: by its name, or by its place if no list has it."""
     return method.card.name if method in all_methods() else f"{method.__module__}:{method.__qualname__}"
 
 
@@ -148,7 +148,7 @@ def _paper_link(card: Card) -> str:
 
 
 def command(plugin: Path | None = None, markdown: bool = False) -> int:
-    """What there is, and what each method needs.
+    """List the methods, and the needs of each.
 
     Args:
         plugin: a Python file with methods of one's own, listed too.

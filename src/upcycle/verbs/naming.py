@@ -1,4 +1,4 @@
-"""What a person says about a network beside its reference, in every verb, and the network that comes of both."""
+"""Options about a network beside its reference, in every verb, and the network that comes of both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OWN = ("pretrained", "fresh")  # what weights may be beside a file
 
 @dataclass(kw_only=True)
 class Sight:
-    """What holds for every network of a verb.
+    """Options for every network of a verb.
 
     Args:
         size: resize images to SIDE or HEIGHT,WIDTH pixels; CHANNELS,HEIGHT,WIDTH also says how many channels a network
@@ -69,7 +69,7 @@ class Sight:
 
 @dataclass(kw_only=True)
 class Weights(Sight):
-    """What a network holds and how its inputs are normalised, where its reference does not say it.
+    """Options for the weights and the normalisation of a network, where its reference does not say them.
 
     Args:
         weights: a file that fills the network (safetensors, or what torch.save wrote), pretrained, or fresh for random
@@ -104,7 +104,7 @@ class Weights(Sight):
 
 @dataclass(kw_only=True)
 class Naming(Weights):
-    """What the reference of a network does not say.
+    """Options for all that the reference of a network does not say.
 
     Args:
         classes: the names of the network's outputs in their order, with commas between, or a text file with a name in
@@ -149,7 +149,7 @@ def options_as(kind: type[N], verb: str, options: Mapping[str, Any]) -> N:
 
 
 def naming_of(setting: Any, role: str = "", **other: Any) -> Naming:
-    """What is said about one network among the options of a verb.
+    """Pick the options about one network from those of a verb.
 
     Args:
         setting: the verb's; what holds for all its networks has no prefix: ``size``, ``trust`` and ``label_map``.

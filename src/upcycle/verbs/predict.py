@@ -20,7 +20,7 @@ from upcycle.verbs.naming import Naming, Reference, answering, network_and_pictu
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a network says of images.
+    """The predictions of a network for images.
 
     Args:
         model: the network that was asked.

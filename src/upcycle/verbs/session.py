@@ -48,7 +48,7 @@ Measure = Callable[[Model, Any], list[Evaluation]]
 
 @dataclass(kw_only=True)
 class Result:
-    """What a verb leaves: the directory, the product, and the numbers that its report shows."""
+    """The result of a verb: the directory, the product, and the numbers that its report shows."""
 
     directory: Path
     model: Model
@@ -87,7 +87,7 @@ class Arm:
 
 @dataclass(kw_only=True)
 class Fitted:
-    """What the runs of an arm left.
+    """Results of the runs of an arm.
 
     Args:
         model: the product of the first seed.
@@ -418,7 +418,7 @@ class Session:
 
 
 def _notes_of(method: Method) -> list[str]:
-    """What a person must know of how a method's networks are used."""
+    """Collect the notes on how a method's networks are used."""
     given = [getattr(method, role) for role in method.roles]
     networks = [network for found in given for network in (found if isinstance(found, tuple | list) else [found])]
     return [note for network in networks if isinstance(network, Model) for note in network.notes]

@@ -1,4 +1,4 @@
-"""What every explainer shares: images and classes that fit, batches in parts, sentences about the images of a map."""
+"""Checks that every explainer shares: images and classes that fit, batches in parts, sentences about a map."""
 
 from __future__ import annotations
 

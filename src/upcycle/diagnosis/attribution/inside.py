@@ -119,7 +119,7 @@ def _captum(method: str) -> Any:
 
 @contextmanager
 def _in_words(method: str) -> Iterator[None]:
-    """What Captum cannot do with a network, as one sentence."""
+    """Say in one sentence why Captum cannot serve a network."""
     try:
         yield
     except (RuntimeError, TypeError, AssertionError, AttributeError, KeyError) as error:
