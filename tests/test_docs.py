@@ -32,6 +32,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "src/upcycle/disti
          *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
 BLOCK = re.compile(r"(?:<!-- test: (\w+) ?(\S*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
+QUICK = ["--recipe.epochs", "1"]
+UNTRAINED = ("disassemble", "assemble")  # nothing is trained there unless it is asked for
+SEARCH = ["--probe=16", "--runs=2", "--candidates=2", "--score_batches=1"]
+
 
 def page_id(page: Path) -> str:
     return str(page.relative_to(ROOT))
@@ -115,7 +119,8 @@ def test_what_is_marked_on_the_page_runs(page: Path, desk: Path, capsys: pytest.
             torch.save(importlib.import_module(Path(name).stem).large().state_dict(), desk / "large.pt")
         elif what == "run" and language == "console":
             for words in upcycle_commands(text):
-                quick = ["--recipe.epochs", "1"] if words[0] == "distill" else []
+                quick = QUICK if words[0] in cli.MAKERS and words[0] not in UNTRAINED else []
+                quick = [*quick, *SEARCH] if words[0] == "reassemble" else quick
                 assert cli.main([*words, *quick]) == 0, (words, capsys.readouterr().err)
         elif what == "run":
             assert language == "python"
