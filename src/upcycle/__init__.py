@@ -7,6 +7,7 @@
 'convnet_small'
 """
 
+from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -107,18 +108,21 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    value = _methods().get(name) if name not in _HOME and name[:1].isupper() else None  # the rooms import torch
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), "load" if name == "load_data" else name)
+    else:  # rooms import torch, and a submodule is asked for here before it is imported
+        value = next((method for method in _methods() if method.__name__ == name), None) if name[:1].isupper() else None
     if value is None:
         raise AttributeError(f"module 'upcycle' has no attribute '{name}'")
     globals()[name] = value
     return value
 
 
-def _methods() -> dict[str, Any]:
-    return {method.__name__: method for room in _ROOMS for method in import_module(f"upcycle.{room}").METHODS}
+def _methods() -> Iterator[Any]:
+    """Go through the methods, importing a room only when its turn comes."""
+    for room in _ROOMS:
+        yield from import_module(f"upcycle.{room}").METHODS
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_methods()})
+    return sorted({*globals(), *_HOME, *(method.__name__ for method in _methods())})

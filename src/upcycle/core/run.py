@@ -130,7 +130,7 @@ class Run:
         return self._end(fn())
 
     def stored(self, name: str) -> Any:
-        """Recall the result of the stage ``name``; ``None`` where it has yet to run: then :meth:`open_stage` opens it."""
+        """Recall the result of the stage ``name``; ``None`` if it has yet to run: then open it, :meth:`open_stage`."""
         return self._stages.recall(name) if self._stages.is_stored(name) else None
 
     @contextlib.contextmanager

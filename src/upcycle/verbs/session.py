@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,7 @@ class Session:
         made, *others = [self._fitted(arm, measure, options) for arm in (product, *beside)]
         return made, others
 
+    @cached_property
     def _beside(self) -> tuple[dict[str, str], dict[str, str]]:
         """The digests of the files that options name, and of the code that networks and the method come from."""
         named = {f.name: getattr(self.setting, f.name) for f in dataclasses.fields(self.kind)}
@@ -291,7 +292,7 @@ class Session:
             with self._closing(run), run.interruptible():
                 for note in _notes_of(method):
                     run.note(note)
-                method.begin(run, data, *self._beside())
+                method.begin(run, data, *self._beside)
                 module = method.fit(run, data).float()
             model, data = method.product(module, data), arm.after(run, data)
             found = found or Fitted(arm=arm, model=model, data=data)
