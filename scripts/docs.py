@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.claims import all_claims, find
+from upcycle.claims.found import FILE as FOUND
 from upcycle.cli import SUMMARY
 from upcycle.core.licences import TERMS
 from upcycle.core.references import resolve
@@ -253,7 +254,7 @@ def _split_mnist(claim: dict[str, Any]) -> str:
         rows.append((name, *(percent(arm) if arm else "" for arm in arms), f"{protocol}, {seeds} seeds"))
     text = table(("method", *columns, "protocol"), rows)
     return f"**Split MNIST**\n\n{text}\nPublished: {claim['published']}\n\n" + provenance(
-        claim, f"upcycle prove derpp --seeds {seeds}")  # fmt: skip
+        claim["seeds"][-1], f"upcycle prove derpp --seeds {seeds}")  # fmt: skip
 
 
 # -- claims -----------------------------------------------------------------------------------------------------
@@ -265,27 +266,40 @@ def claimed() -> list[str]:
     return [name for name in dict.fromkeys([*(method.card.name for method in all_methods()), *found]) if name in found]
 
 
+def verdicts() -> dict[str, Any]:
+    """What the records say of each method, for the package: see :mod:`upcycle.claims.found`."""
+    found = {}
+    for claim in claimed():
+        if (record := result(f"prove_{claim}")) is None:
+            continue
+        last = record["seeds"][-1]
+        for name, verdict in record["verdicts"].items():
+            if verdict["verdict"] != "not measured":
+                kept = {key: verdict[key] for key in ("verdict", "says", "gain", "interval", "unit")}
+                found[name] = {**kept, "seeds": len(verdict["differences"]), "claim": claim, "date": last["date"],
+                               "commit": last["commit"]}  # fmt: skip
+    return found
+
+
 def claims() -> str:
-    """One row a method: what is claimed, what was published, what was found here."""
+    """One row a method: what decides, what was published, what was found here."""
     rows = []
     for name in claimed():
         record, claim = result(f"prove_{name}"), find(name)
-        if record is None:
-            rows.append((f"`{name}`", claim.sentence, claim.published, "not measured yet", ""))
-            continue
-        here = "<br>".join(f"{arm}: {percent(values)}" for arm, values in record["measured"].items())
-        seeds = len(next(iter(record["measured"].values())))
-        rows.append((f"`{name}`", record["claim"], record["published"], f"{here}<br>({seeds} seeds)", verdict(record)))
-    return table(("method", "claim", "published", "here", "holds"), rows)
+        for method, headline in {name: claim.headline, **claim.covers}.items():
+            if headline is not None:
+                decided = (record or {}).get("verdicts", {}).get(method)
+                rows.append((f"`{method}`", headline.says, *cells(decided), claim.published if method == name else ""))
+    return table(("method", "what decides", "verdict", "gain, 95 % interval", "seeds", "published"), rows)
 
 
-def verdict(record: dict[str, Any]) -> str:
-    """Whether a claim holds here; where it does not, which of its checks fail and by how much."""
-    if record["holds"]:
-        return "yes"
-    failed = [f"not that {c['text']}: {percent([c['value']])}, asked {c['bound']:g}" for c in record["checks"]
-              if not c["holds"]]  # fmt: skip
-    return "no. " + "; ".join(failed)
+def cells(decided: dict[str, Any] | None) -> tuple[str, str, str]:
+    """A verdict, its gain with the interval, and the number of seeds."""
+    if decided is None or decided["verdict"] == "not measured":
+        return "not measured yet", "", ""
+    low, high = decided["interval"] or (None, None)
+    spread = f" ({low:+.2f} to {high:+.2f})" if low is not None else ""
+    return decided["verdict"], f"{decided['gain']:+.2f}{spread} {decided['unit']}", str(len(decided["differences"]))
 
 
 def claims_in_full() -> str:
@@ -299,12 +313,15 @@ def claims_in_full() -> str:
             continue
         arms = [(arm, percent(values), ", ".join(percent([v]) for v in values))
                 for arm, values in record["measured"].items()]  # fmt: skip
-        checks = [(c["text"], percent([c["value"]]), f"{c['bound']:g}", "yes" if c["holds"] else "no")
-                  for c in record["checks"]]  # fmt: skip
+        checks = [(c["text"], percent([c["value"]]), f"{c['bound']:g}" + (", in every seed" if c["exact"] else ""),
+                   "yes" if c["holds"] else "no") for c in record["checks"]]  # fmt: skip
+        decided = [(f"`{method}`", v["says"], *cells(v)) for method, v in record["verdicts"].items()]
+        text += table(("method", "what decides", "verdict", "gain, 95 % interval", "seeds"), decided) + "\n"
         text += table(("arm", "mean ± std", "each seed"), arms) + "\n"
-        text += table(("check", "found", "asked at least", "holds"), checks) + "\n"
-        took = duration(record["seconds"])
-        parts.append(text + f"It took {took}.\n\n" + provenance(record, f"upcycle prove {name}"))
+        if checks:
+            text += table(("condition", "found", "asked at least", "holds"), checks) + "\n"
+        took = duration(sum(seed["seconds"] for seed in record["seeds"]))
+        parts.append(text + f"It took {took}.\n\n" + provenance(record["seeds"][-1], f"upcycle prove {name}"))
     return "\n".join(parts)
 
 
@@ -388,6 +405,11 @@ def main(argv: list[str] | None = None) -> int:
             stale.append(str(file.relative_to(ROOT)))
             if not arguments.check:
                 file.write_text(new)
+    shipped = json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n"
+    if not FOUND.is_file() or FOUND.read_text() != shipped:
+        stale.append(str(FOUND.relative_to(ROOT)))
+        if not arguments.check:
+            FOUND.write_text(shipped)
     if stale:
         print(("out of date: " if arguments.check else "written: ") + ", ".join(stale))
     return 1 if stale and arguments.check else 0

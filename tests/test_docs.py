@@ -218,24 +218,23 @@ def test_a_block_that_nobody_can_fill_is_an_error(script: ModuleType, text: str)
         script.filled(text)
 
 
-def test_claims_show_what_was_measured_and_why_it_fails(
+def test_claims_show_what_was_measured_and_what_it_decides(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from upcycle.claims import all_claims, find
     from upcycle.core.store import write_json
-    from upcycle.verbs.prove import Proof
+    from upcycle.verbs.prove import Proof, Seed
 
     claim = find("vam")
-    arms = {"KD (%)": [80.0, 81.0, 82.0], "VAM + KD (%)": [79.0, 79.0, 79.0],
+    arms = {"KD (%)": [80.0, 81.0, 82.0], "VAM + KD (%)": [79.0, 80.0, 81.2],
             "extra parameters while training (%)": [0.5] * 3, "folding error (relative)": [1e-7] * 3}  # fmt: skip
-    proof = Proof(claim=claim, measured=arms, seconds=90.0)
-    write_json(tmp_path / "prove_vam.json", proof.record())
+    seeds = [Seed(seed=i, seconds=30.0, date="2026-01-02", commit="abc", machine={}, versions={}) for i in range(3)]
+    write_json(tmp_path / "prove_vam.json", Proof(claim=claim, measured=arms, seeds=seeds).record())
     monkeypatch.setattr(script, "RESULTS", tmp_path)
     rows = {row.split("|")[1].strip(): row for row in script.claims().splitlines()}
-    assert "KD (%): 81.00 ± 1.00<br>VAM + KD (%): 79.00 ± 0.00" in rows["`vam`"] and "(3 seeds)" in rows["`vam`"]
-    assert "no. not that it loses no more than 0.5 points to KD: -2.00, asked -0.5" in rows["`vam`"]
-    assert rows["`vam`"].count("not that") == 1
-    assert "not measured yet" in rows["`kd`"]
+    assert "| harms | -0.93 (-1.22 to -0.65) points | 3 |" in rows["`vam`"]
+    assert "not measured yet" in rows["`kd`"] and "ER over training on" in rows["`er`"]
+    assert set(script.verdicts()) == {"vam"} and script.verdicts()["vam"]["verdict"] == "harms"
     full, several = script.claims_in_full(), len(all_claims()) - 1
     assert "80.00, 81.00, 82.00" in full and "1 min 30 s" in full and full.count("Not measured yet") == several
 

@@ -12,7 +12,7 @@ from typing import Any
 from upcycle.adaptation.beta import BETA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.adaptation.dine import DINE
-from upcycle.claims import Check, Claim, gain
+from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.digits import digits, first, trained
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.models import Model
@@ -115,6 +115,11 @@ CLAIM = Claim(
     "λ_u = 10 and λ_t = 1, as they are when on.",
     data=("mnist", "usps"),
     measure=measure,
+    headline=Headline(
+        product="BETA, network 1 fine-tuned (%)",
+        baseline="DINE (%)",
+        says="the network that BETA gives over the one that DINE gives",
+    ),
     checks=(
         Check(text="easy labels are right more often than the box by 10 points",
               value=gain("easy labels right (%)", "labels of the box right (%)"), bound=10.0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from upcycle.claims import Check, Claim, gain, mean
+from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.data_free import SETTING, cmi, noise, outcome
 
 
@@ -29,6 +29,11 @@ CLAIM = Claim(
     "images and updates.",
     data=("fashion_mnist_local",),
     measure=measure,
+    headline=Headline(
+        product="CMI (%)",
+        baseline="DeepInversion (%)",
+        says="CMI over DeepInversion, with as many images, steps and updates",
+    ),
     checks=(
         Check(text="it beats noise images by 5 points", value=gain("CMI (%)", "noise images (%)"), bound=5.0),
         Check(text="the contrastive term lowers the similarity of images of a class",

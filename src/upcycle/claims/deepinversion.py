@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from upcycle.claims import Check, Claim, gain
+from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.data_free import SETTING, deepinversion, noise, outcome
 
 
@@ -26,6 +26,11 @@ CLAIM = Claim(
     "each on all made so far; noise: uniform, as many images and updates.",
     data=("fashion_mnist_local",),
     measure=measure,
+    headline=Headline(
+        product="DeepInversion (%)",
+        baseline="CMI (%)",
+        says="DeepInversion over CMI, with as many images, steps and updates",
+    ),
     checks=(
         Check(text="it beats noise images by 5 points", value=gain("DeepInversion (%)", "noise images (%)"), bound=5.0),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from upcycle.claims import Check, Claim, gain, mean
+from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.data_free import SETTING, cmi, fastdfkd, outcome
 
 
@@ -33,6 +33,11 @@ CLAIM = Claim(
     "CMI: 12 batches of 100 steps, 200 updates a round.",
     data=("fashion_mnist_local",),
     measure=measure,
+    headline=Headline(
+        product="meta-generator (%)",
+        baseline="generator trained on (%)",
+        says="the meta-learned generator over one that is trained on from batch to batch",
+    ),
     checks=(
         Check(text="it beats a generator drawn anew for each batch by 5 points, at equal steps",
               value=gain("meta-generator (%)", "generator drawn anew (%)"), bound=5.0),

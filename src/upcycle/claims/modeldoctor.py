@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from upcycle.claims import Check, Claim, Measured, gain, mean
+from upcycle.claims import Check, Claim, Headline, Measured, gain, mean
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import cifar10, fresh, test, train
 from upcycle.core.losses import Terms
@@ -169,6 +169,11 @@ CLAIM = Claim(
     f"b = {B}, against b = 0.",
     data=("cifar10", "fashion_mnist_local"),
     measure=measure,
+    headline=Headline(
+        product=("CIFAR-10, channel term (%)", "Fashion-MNIST, channel term (%)"),
+        baseline=("CIFAR-10, plain (%)", "Fashion-MNIST, plain (%)"),
+        says="training on with the channel term over training on without it, mean of both sets",
+    ),
     checks=(
         *(Check(text=f"{name}: the channel term loses no more than 0.2 points to plain continued training",
                 value=gain(f"{name}, channel term (%)", f"{name}, plain (%)"), bound=-0.2)

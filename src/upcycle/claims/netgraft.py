@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from upcycle.claims import Check, Claim, gain
+from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
@@ -100,6 +100,11 @@ CLAIM = Claim(
     "of their own.",
     data=("cifar10",),
     measure=measure,
+    headline=Headline(
+        product="grafted (%)",
+        baseline="whole student, same loss (%)",
+        says="grafting over distilling the whole student with the same images and updates",
+    ),
     checks=(
         Check(text="grafting beats distilling the whole student by 5 points",
               value=gain("grafted (%)", "whole student, same loss (%)"), bound=5.0),
