@@ -37,7 +37,8 @@ CLAIM = Claim(
     published="CIFAR-10 WRN-40-2 to WRN-16-1 without data 88.82 from scratch, 90.01 with images inverted before; "
     "DeepInversion 83.04 (official README).",
     setting=f"{SETTING} 12 batches of 100 steps, then 200 updates each on all made so far; DeepInversion: as many "
-    "batches, steps (the papers' 1,000 to 2,000 are out of reach here) and updates; noise: uniform, as many images and updates.",
+    "batches, steps (the papers' 1,000 to 2,000 are out of reach here) and updates; noise: uniform, as many "
+    "images and updates.",
     data=("fashion_mnist_local",),
     measure=measure,
     headline=Headline(
