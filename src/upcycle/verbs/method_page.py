@@ -1,4 +1,4 @@
-"""All that the code knows of one method, as Markdown: for ``upcycle methods NAME`` and its page of the documentation."""
+"""All that the code knows of one method, as Markdown: for ``upcycle methods NAME`` and its page in the docs."""
 
 from __future__ import annotations
 
