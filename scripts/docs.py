@@ -1,6 +1,6 @@
 """Fill the marked blocks of the documentation from the cards and from the committed results.
 
-A block stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``python scripts/docs.py`` writes all
+A block stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``python -m scripts.docs`` writes all
 blocks again; with ``--check`` it writes nothing and exits with 1 when a file would change.
 """
 
@@ -12,17 +12,21 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scripts import pages
+from scripts.tables import interval, number, percent, provenance, table, words
 from upcycle.claims import all_claims, find
 from upcycle.claims.found import FILE as FOUND
 from upcycle.cli import SUMMARY
 from upcycle.core.licences import TERMS
+from upcycle.core.method import Method
 from upcycle.core.references import resolve
 from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_, duration, si
+from upcycle.verbs.method_page import page
 from upcycle.verbs.methods import all_methods, methods_table_markdown
 from upcycle.zoo import ENTRIES
 
@@ -59,7 +63,7 @@ RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables sh
 def documents(root: Path = ROOT) -> list[Path]:
     """The files that may hold blocks."""
     named = ["README.md", "CONTRIBUTING.md", "src/upcycle/distillation/README.md", "src/upcycle/assembly/README.md"]
-    return [*(root / name for name in named), *sorted((root / "docs").glob("*.md"))]
+    return [*(root / name for name in named), *sorted((root / "docs").rglob("*.md"))]
 
 
 def filled(text: str) -> str:
@@ -90,40 +94,6 @@ def result(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def number(value: Any) -> str:
-    """A cell: three digits, thousands apart; a list of numbers as mean ± sample standard deviation."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        if not all(isinstance(v, int | float) for v in value):
-            return ", ".join(map(number, value))
-        spread = f" ± {number(statistics.stdev(value))}" if len(value) > 1 else ""
-        return f"{number(statistics.fmean(value))}{spread}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "" if value is None else str(value)
-
-
-def percent(values: list[float]) -> str:
-    """Mean and sample standard deviation of figures with two digits after the point."""
-    if not 0.01 <= abs(statistics.fmean(values)) < 1000 and any(values):
-        return number(values)
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
-
-
-def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(" ".join(str(c).split()).replace("|", r"\|") for c in cells) + " |\n"
-
-    headings = list(headings)
-    return line(headings) + "|" + " --- |" * len(headings) + "\n" + "".join(line(row) for row in rows)
-
-
 def figures_table(figures: dict[str, Any]) -> str:
     """The figures of a benchmark.
 
@@ -151,27 +121,6 @@ def figures_table(figures: dict[str, Any]) -> str:
         parts.append(table(("", "figure"), [(words(k), interval(v) if k == "interval" else number(v))
                                             for k, v in single.items()]))  # fmt: skip
     return "\n".join(parts)
-
-
-def interval(bounds: list[float]) -> str:
-    """A confidence interval."""
-    return f"{number(bounds[0])} to {number(bounds[1])}"
-
-
-def words(key: str) -> str:
-    """A key as a heading."""
-    return key.replace("_", " ")
-
-
-def provenance(record: dict[str, Any], command: str) -> str:
-    """Where figures come from, in one line."""
-    machine, versions = record.get("machine", {}), record.get("versions", {})
-    facts = [f"{machine.get('cpu') or machine.get('processor')}, {machine.get('cores')} cores"]
-    facts += [f"torch {versions['torch']}"] if "torch" in versions else []
-    facts += [str(record.get("date", ""))[:10]]
-    facts += [f"commit {record['commit']}"] if record.get("commit") else []
-    facts += [f"`{command}`"]
-    return "*" + "; ".join(fact for fact in facts if fact) + "*\n"
 
 
 def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> str:
@@ -289,40 +238,39 @@ def claims() -> str:
         for method, headline in {name: claim.headline, **claim.covers}.items():
             if headline is not None:
                 decided = (record or {}).get("verdicts", {}).get(method)
-                rows.append((f"`{method}`", headline.says, *cells(decided), claim.published if method == name else ""))
+                rows.append(
+                    (f"`{method}`", headline.says, *pages.cells(decided), claim.published if method == name else "")
+                )
     return table(("method", "what decides", "verdict", "gain, 95 % interval", "seeds", "published"), rows)
 
 
-def cells(decided: dict[str, Any] | None) -> tuple[str, str, str]:
-    """A verdict, its gain with the interval, and the number of seeds."""
-    if decided is None or decided["verdict"] == "not measured":
-        return "not measured yet", "", ""
-    low, high = decided["interval"] or (None, None)
-    spread = f" ({low:+.2f} to {high:+.2f})" if low is not None else ""
-    return decided["verdict"], f"{decided['gain']:+.2f}{spread} {decided['unit']}", str(len(decided["differences"]))
-
-
-def claims_in_full() -> str:
-    """For each method: setting, every arm with every seed, every check."""
-    parts = []
+def plots() -> dict[Path, str]:
+    """The plots of the methods' pages, by file."""
+    made = {}
     for name in claimed():
-        record, claim = result(f"prove_{name}"), find(name)
-        text = f"### {name}\n\n{claim.sentence}\n\n*Published.* {claim.published}\n\n*Here.* {claim.setting}\n\n"
-        if record is None:
-            parts.append(text + MISSING)
-            continue
-        arms = [(arm, percent(values), ", ".join(percent([v]) for v in values))
-                for arm, values in record["measured"].items()]  # fmt: skip
-        checks = [(c["text"], percent([c["value"]]), f"{c['bound']:g}" + (", in every seed" if c["exact"] else ""),
-                   "yes" if c["holds"] else "no") for c in record["checks"]]  # fmt: skip
-        decided = [(f"`{method}`", v["says"], *cells(v)) for method, v in record["verdicts"].items()]
-        text += table(("method", "what decides", "verdict", "gain, 95 % interval", "seeds"), decided) + "\n"
-        text += table(("arm", "mean ± std", "each seed"), arms) + "\n"
-        if checks:
-            text += table(("condition", "found", "asked at least", "holds"), checks) + "\n"
-        took = duration(sum(seed["seconds"] for seed in record["seeds"]))
-        parts.append(text + f"It took {took}.\n\n" + provenance(record["seeds"][-1], f"upcycle prove {name}"))
-    return "\n".join(parts)
+        claim, record = find(name), result(f"prove_{name}") or {"measured": {}}
+        for method, headline in {name: claim.headline, **claim.covers}.items():
+            if headline is not None and (drawn := pages.plot(headline, record["measured"])):
+                made[ROOT / pages.PLOTS / f"{method}.svg"] = drawn
+    return made
+
+
+def claim_page(name: str) -> str:
+    """The figures of the claim of a method."""
+    claim = find(name)
+    return pages.figures(claim, result(f"prove_{claim.method}"), name)
+
+
+def method_page(method: type[Method]) -> str:
+    """The page of a method, and below it the figures of its claim."""
+    name = method.card.name
+    return page(method) + ("\n" + claim_page(name) if name in measured_methods() else "")
+
+
+@functools.cache
+def measured_methods() -> frozenset[str]:
+    """Methods that have a claim or are covered by one."""
+    return frozenset(name for claim in all_claims().values() for name in (claim.method, *claim.covers))
 
 
 # -- facts of the code ------------------------------------------------------------------------------------------
@@ -380,7 +328,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "example-method": example_method,
     "quickstart": quickstart,
     "claims": claims,
-    "claims-in-full": claims_in_full,
+    "claim-attribution": functools.partial(claim_page, "attribution"),
+    **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     "speed": speed,
     "baselines": baselines,
     "benchmarks-left": benchmarks_left,
@@ -405,11 +354,12 @@ def main(argv: list[str] | None = None) -> int:
             stale.append(str(file.relative_to(ROOT)))
             if not arguments.check:
                 file.write_text(new)
-    shipped = json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n"
-    if not FOUND.is_file() or FOUND.read_text() != shipped:
-        stale.append(str(FOUND.relative_to(ROOT)))
-        if not arguments.check:
-            FOUND.write_text(shipped)
+    for file, made in {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", **plots()}.items():
+        if not file.is_file() or file.read_text() != made:
+            stale.append(str(file.relative_to(ROOT)))
+            if not arguments.check:
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(made)
     if stale:
         print(("out of date: " if arguments.check else "written: ") + ", ".join(stale))
     return 1 if stale and arguments.check else 0

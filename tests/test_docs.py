@@ -188,7 +188,7 @@ def test_the_example_method_leaves_the_teacher_alone(plugins: None) -> None:
 
 
 def test_the_generated_parts_are_up_to_date(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main(["--check"]) == 0, capsys.readouterr().out + "Run python scripts/docs.py."
+    assert script.main(["--check"]) == 0, capsys.readouterr().out + "Run python -m scripts.docs."
 
 
 def test_a_stale_block_is_found_and_written(

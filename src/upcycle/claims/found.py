@@ -9,7 +9,7 @@ from typing import TypedDict
 from upcycle.core.read import read
 
 FILE = Path(__file__).with_name("found.json")
-"""Made of the committed records by ``scripts/docs.py``."""
+"""Made of the committed records by ``python -m scripts.docs``."""
 
 
 class Found(TypedDict):
