@@ -12,6 +12,7 @@ import json
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from scripts import pages
 from scripts.tables import interval, number, percent, provenance, table, words
 from upcycle.claims import all_claims, find
 from upcycle.claims.found import FILE as FOUND
+from upcycle.claims.found import short
 from upcycle.cli import SUMMARY
 from upcycle.core.licences import TERMS
 from upcycle.core.method import Method
@@ -27,7 +29,7 @@ from upcycle.core.references import resolve
 from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.method_page import page
-from upcycle.verbs.methods import all_methods, methods_table_markdown
+from upcycle.verbs.methods import all_methods
 from upcycle.zoo import ENTRIES
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +59,7 @@ BENCHMARKS = (
     "continual",
     "shortcut",
 )  # those with a block of their own
+PAGES = {"attribution": "[`attribution`](look-inside.md)"}  # claims of what is no method
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
 
@@ -231,17 +234,18 @@ def verdicts() -> dict[str, Any]:
 
 
 def claims() -> str:
-    """One row a method: what decides, what was published, what was found here."""
+    """One row a method: what decides, and what was found here."""
     rows = []
     for name in claimed():
         record, claim = result(f"prove_{name}"), find(name)
         for method, headline in {name: claim.headline, **claim.covers}.items():
             if headline is not None:
                 decided = (record or {}).get("verdicts", {}).get(method)
-                rows.append(
-                    (f"`{method}`", headline.says, *pages.cells(decided), claim.published if method == name else "")
-                )
-    return table(("method", "what decides", "verdict", "gain, 95 % interval", "seeds", "published"), rows)
+                shown = PAGES.get(method, f"[`{method}`](methods/{method}.md)")
+                rows.append((shown, headline.says, *pages.cells(decided)))
+    counted = ", ".join(f"{n} {word}" for word, n in Counter(row[2] for row in rows).most_common())
+    index = table(("method", "what decides", "verdict", "gain, 95 % interval", "seeds"), rows)
+    return f"Of {len(rows)} methods: {counted}.\n\n{index}"
 
 
 def plots() -> dict[Path, str]:
@@ -277,8 +281,11 @@ def measured_methods() -> frozenset[str]:
 
 
 def method_table() -> str:
-    """The method table, from the cards."""
-    return methods_table_markdown(method.card for method in all_methods())
+    """One row a method: its page, what one gets, and the verdict."""
+    found = verdicts()
+    rows = [(f"[`{m.card.name}`](methods/{m.card.name}.md)", f"`{m.card.verb}`", m.card.summary, m.card.needs.data,
+             short(found[m.card.name]) if m.card.name in found else "") for m in all_methods()]  # fmt: skip
+    return table(("method", "command", "you get", "needs data", "verdict here"), rows)
 
 
 def commands() -> str:
@@ -328,6 +335,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "example-method": example_method,
     "quickstart": quickstart,
     "claims": claims,
+    "situations": lambda: pages.situations(verdicts()),
     "claim-attribution": functools.partial(claim_page, "attribution"),
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     "speed": speed,

@@ -8,6 +8,7 @@ from typing import Any
 
 from scripts.tables import percent, provenance, table
 from upcycle.claims import Claim, Headline
+from upcycle.claims.found import Found, short
 from upcycle.measure.units import duration
 from upcycle.reports.bars import Bar, bar_chart
 
@@ -57,6 +58,28 @@ def figures(claim: Claim, record: dict[str, Any] | None, name: str) -> str:
         text += table(("condition", "found", "asked at least", "holds"), checks) + "\n"
     took = duration(sum(seed["seconds"] for seed in record["seeds"]))
     return text + f"It took {took}.\n\n" + provenance(record["seeds"][-1], f"upcycle prove {claim.method}")
+
+
+SITUATIONS = (
+    ("the network is too large for the device", "distill --teacher T --student S --data photos", "kd"),
+    ("there are ten images a class, without labels", "distill ... --method netgraft --shots 10", "netgraft"),
+    ("there are no images at all", "distill --teacher T --student S --method fastdfkd", "fastdfkd"),
+    ("a new task, and few weights to store for it", "adapt T --data photos --method ssf", "ssf"),
+    ("only the answers of a network can be had", "adapt http://... --student S --data photos --method dine", "dine"),
+    ("images in use look other than those trained on", "adapt T --data photos --method iso", "iso"),
+    ("new classes come one after another", "extend T --stream folders:tasks --method er", "er"),
+    ("two classifiers shall become one", "assemble A B --data photos", "mdaassembly"),
+)
+"""What readers have, the command for it, and the method whose verdict stands beside it."""
+
+
+def situations(found: dict[str, Found]) -> str:
+    """Which situation calls for which command, and what was measured."""
+    rows = []
+    for have, command, name in SITUATIONS:
+        gain = f"{short(found[name])}, {found[name]['says']}" if name in found else "not measured yet"
+        rows.append((have, f"`upcycle {command}`", f"[{name}](docs/methods/{name}.md): {gain}"))
+    return table(("you have", "command", "measured here"), rows)
 
 
 def cells(decided: dict[str, Any] | None) -> tuple[str, str, str]:

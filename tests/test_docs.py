@@ -221,7 +221,7 @@ def test_a_block_that_nobody_can_fill_is_an_error(script: ModuleType, text: str)
 def test_claims_show_what_was_measured_and_what_it_decides(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from upcycle.claims import all_claims, find
+    from upcycle.claims import find
     from upcycle.core.store import write_json
     from upcycle.verbs.prove import Proof, Seed
 
@@ -231,12 +231,16 @@ def test_claims_show_what_was_measured_and_what_it_decides(
     seeds = [Seed(seed=i, seconds=30.0, date="2026-01-02", commit="abc", machine={}, versions={}) for i in range(3)]
     write_json(tmp_path / "prove_vam.json", Proof(claim=claim, measured=arms, seeds=seeds).record())
     monkeypatch.setattr(script, "RESULTS", tmp_path)
-    rows = {row.split("|")[1].strip(): row for row in script.claims().splitlines()}
-    assert "| harms | -0.93 (-1.22 to -0.65) points | 3 |" in rows["`vam`"]
-    assert "not measured yet" in rows["`kd`"] and "ER over training on" in rows["`er`"]
+    rows = {row.split("|")[1].strip(): row for row in script.claims().splitlines() if "|" in row}
+    assert "| harms | -0.93 (-1.22 to -0.65) points | 3 |" in rows["[`vam`](methods/vam.md)"]
+    assert (
+        "not measured yet" in rows["[`kd`](methods/kd.md)"] and "ER over training on" in rows["[`er`](methods/er.md)"]
+    )
     assert set(script.verdicts()) == {"vam"} and script.verdicts()["vam"]["verdict"] == "harms"
-    full, several = script.claims_in_full(), len(all_claims()) - 1
-    assert "80.00, 81.00, 82.00" in full and "1 min 30 s" in full and full.count("Not measured yet") == several
+    shown = script.claim_page("vam")
+    assert "80.00, 81.00, 82.00" in shown and "1 min 30 s" in shown and "(../assets/claims/vam.svg)" in shown
+    assert "Not measured yet" in script.claim_page("kd")
+    assert [file.name for file in script.plots()] == ["vam.svg"]
 
 
 def test_benchmark_tables_show_every_figure(

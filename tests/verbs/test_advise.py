@@ -9,7 +9,7 @@ from upcycle.core.errors import UserError
 from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Card, Method, Needs
 from upcycle.verbs.advice.situation import Architecture, Goal
 from upcycle.verbs.advise import Advice, advise
-from upcycle.verbs.methods import all_methods, methods_list, methods_table_markdown
+from upcycle.verbs.methods import all_methods, methods_list
 
 METHODS = all_methods()
 
@@ -254,11 +254,3 @@ def test_the_list_has_a_line_a_method_under_its_verb():
         above = [other for other in lines[: lines.index(line)] if other and other[0] != " "]
         assert card.summary in line and above[-1] == card.verb
     assert methods_list() == methods_list(METHODS)
-
-
-def test_markdown_has_a_row_a_card_of_equal_columns():
-    lines = methods_table_markdown([*CARDS.values(), Strange.card]).splitlines()
-    assert len(lines) == 2 + len(CARDS) + 1
-    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
-    assert "[Distilling the Knowledge in a Neural Network](https://arxiv.org/abs/1503.02531)" in lines[2]
-    assert r"A \| of its own" in lines[-1] and "](" not in lines[-1]

@@ -10,6 +10,7 @@ from typing import Any
 
 from upcycle.claims.found import found, short
 from upcycle.core.method import Method
+from upcycle.core.recipe import Recipe
 
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
 APART = ("Departures", "Reconstructed", "Chosen here", "Decisions")
@@ -70,10 +71,11 @@ def options(method: type[Method]) -> str:
 
 
 def _changed(group: Any) -> str:
-    """A group of options, such as a recipe, by those that are not its own defaults."""
+    """A group of options: all of them, and of a recipe those that are not its own defaults."""
     if not dataclasses.is_dataclass(group):
         return str(group)
-    fields = [f for f in dataclasses.fields(group) if getattr(group, f.name) != f.default]
+    every = not isinstance(group, Recipe)
+    fields = [f for f in dataclasses.fields(group) if every or getattr(group, f.name) != f.default]
     return ", ".join(f"{f.name} {getattr(group, f.name)}" for f in fields) or "its own defaults"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import re
 import sys
 from collections.abc import Iterable
 from json import dumps
@@ -14,7 +13,7 @@ from upcycle import adaptation, assembly, continual, diagnosis, distillation
 from upcycle.claims.found import found
 from upcycle.core import building
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.core.method import Card, Method
+from upcycle.core.method import Method
 from upcycle.verbs.method_page import page
 
 _plugins: dict[type[Method], str] = {}  # with the file that each comes from
@@ -97,46 +96,6 @@ def methods_list(methods: Iterable[type[Method]] | None = None) -> str:
         lines += [f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}"
                   for m in methods if m.card.verb == verb]  # fmt: skip
     return "\n".join(lines)
-
-
-def methods_table_markdown(cards: Iterable[Card]) -> str:
-    """The table of methods as Markdown, one row a card, for the README and the docs."""
-    headings = (
-        "method",
-        "paper",
-        "you get",
-        "needs data",
-        "needs of the teacher",
-        "networks",
-        "cost",
-        "published",
-    )
-    lines = [_row(headings), "|" + " --- |" * len(headings)]
-    for c in cards:
-        lines.append(
-            _row(
-                (
-                    f"`{c.name}`",
-                    _paper_link(c),
-                    c.summary,
-                    c.needs.data,
-                    c.needs.teacher,
-                    c.needs.architectures,
-                    c.cost,
-                    c.published,
-                )
-            )
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in cells) + " |"
-
-
-def _paper_link(card: Card) -> str:
-    found = re.search(r"arXiv:(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", card.paper)
-    return f"[{card.title}](https://arxiv.org/abs/{found.group(1)})" if found else card.title
 
 
 def command(name: str = "", verb: str = "", plugin: Path | None = None, json: bool = False) -> int:
