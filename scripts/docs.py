@@ -243,7 +243,7 @@ def claims() -> str:
                 decided = (record or {}).get("verdicts", {}).get(method)
                 shown = PAGES.get(method, f"[`{method}`](methods/{method}.md)")
                 rows.append((shown, headline.says, *pages.cells(decided)))
-    counted = ", ".join(f"{n} {word}" for word, n in Counter(row[2] for row in rows).most_common())
+    counted = ", ".join(f"{word} {n}" for word, n in Counter(row[2] for row in rows).most_common())
     index = table(("method", "what decides", "verdict", "gain, 95 % interval", "seeds"), rows)
     return f"Of {len(rows)} methods: {counted}.\n\n{index}"
 

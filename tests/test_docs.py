@@ -29,7 +29,7 @@ from upcycle.verbs import methods
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "example_method.py"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "src/upcycle/distillation/README.md",
-         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+         *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
 BLOCK = re.compile(r"(?:<!-- test: (\w+) ?(\S*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
 QUICK = ["--recipe.epochs", "1"]
@@ -241,6 +241,20 @@ def test_claims_show_what_was_measured_and_what_it_decides(
     assert "80.00, 81.00, 82.00" in shown and "1 min 30 s" in shown and "(../assets/claims/vam.svg)" in shown
     assert "Not measured yet" in script.claim_page("kd")
     assert [file.name for file in script.plots()] == ["vam.svg"]
+
+
+def test_every_method_has_its_page_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    names = {method.card.name for method in methods.all_methods()}
+    assert {file.stem for file in (ROOT / "docs" / "methods").glob("*.md")} == names
+    for name in names:
+        page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+        assert f"- {name}: methods/{name}.md\n" in navigation
+        assert page.startswith(f"<!-- begin: method-{name} -->\n# {name}: ")
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
 
 
 def test_benchmark_tables_show_every_figure(
