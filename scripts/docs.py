@@ -248,6 +248,11 @@ def claims() -> str:
     return f"Of {len(rows)} methods: {counted}.\n\n{index}"
 
 
+def files() -> dict[Path, str]:
+    """What is generated whole, by file: the verdicts that the package ships, and the plots."""
+    return {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", **plots()}
+
+
 def plots() -> dict[Path, str]:
     """The plots of the methods' pages, by file."""
     made = {}
@@ -259,10 +264,10 @@ def plots() -> dict[Path, str]:
     return made
 
 
-def claim_page(name: str) -> str:
+def claim_page(name: str, assets: str = "../assets") -> str:
     """The figures of the claim of a method."""
     claim = find(name)
-    return pages.figures(claim, result(f"prove_{claim.method}"), name)
+    return pages.figures(claim, result(f"prove_{claim.method}"), name, assets)
 
 
 def method_page(method: type[Method]) -> str:
@@ -336,7 +341,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "claims": claims,
     "situations": lambda: pages.situations(verdicts()),
-    "claim-attribution": functools.partial(claim_page, "attribution"),
+    "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     "speed": speed,
     "baselines": baselines,
@@ -362,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
             stale.append(str(file.relative_to(ROOT)))
             if not arguments.check:
                 file.write_text(new)
-    for file, made in {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", **plots()}.items():
+    for file, made in files().items():
         if not file.is_file() or file.read_text() != made:
             stale.append(str(file.relative_to(ROOT)))
             if not arguments.check:

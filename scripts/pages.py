@@ -39,7 +39,7 @@ def plot(headline: Headline, measured: dict[str, list[float]]) -> str:
     )
 
 
-def figures(claim: Claim, record: dict[str, Any] | None, name: str) -> str:
+def figures(claim: Claim, record: dict[str, Any] | None, name: str, assets: str = "../assets") -> str:
     """The claim, its setting, and what was measured; the plot is that of the method ``name``."""
     text = f"## The claim\n\n{claim.sentence}\n\n*Published.* {claim.published}\n\n*Here.* {claim.setting}\n\n"
     if record is None:
@@ -48,7 +48,7 @@ def figures(claim: Claim, record: dict[str, Any] | None, name: str) -> str:
     text += table(("method", "what decides", "verdict", "gain, 95 % interval", "seeds"), decided) + "\n"
     headline = claim.of(name)
     if headline is not None and plot(headline, record["measured"]):
-        text += f"![{headline.says}, seed by seed](../assets/claims/{name}.svg)\n\n"
+        text += f"![{headline.says}, seed by seed]({assets}/claims/{name}.svg)\n\n"
     arms = [(arm, percent(values), ", ".join(percent([v]) for v in values))
             for arm, values in record["measured"].items()]  # fmt: skip
     text += table(("arm", "mean ± std", "each seed"), arms) + "\n"

@@ -197,9 +197,11 @@ def test_a_stale_block_is_found_and_written(
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- begin: commands -->\nstale text\n<!-- end: commands -->\nb\n")
     monkeypatch.setattr(script, "documents", lambda: [page])
+    monkeypatch.setattr(script, "files", lambda: {tmp_path / "plots" / "kd.svg": "<svg/>"})
     monkeypatch.setattr(script, "ROOT", tmp_path)
     assert script.main(["--check"]) == 1 and "stale text" in page.read_text()
     assert script.main([]) == 0 and script.main(["--check"]) == 0
+    assert (tmp_path / "plots" / "kd.svg").read_text() == "<svg/>"
     text = page.read_text()
     assert (
         text.startswith("a\n")
