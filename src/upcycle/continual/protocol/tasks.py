@@ -17,9 +17,10 @@ A method writes the loop of one task and says what it keeps beside the network; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from upcycle.continual.protocol.past import Past
@@ -31,6 +32,8 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import grow_classifier
 from upcycle.core.method import Card
 from upcycle.core.models import Model
+from upcycle.core.patterns import weights_of
+from upcycle.core.read import Count
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.images import Images, ImageSplit
@@ -147,8 +150,10 @@ def tasks(
         )
     if data.scenario in ("task", "domain"):
         scores.initial = _row(data, -1, ask, tests)
+    row = dict[str, Annotated[list[float | None], Meta(min_length=len(data), max_length=len(data))]]
+    like = {"keep": dict.fromkeys(keep, Any), "row": row, "held": Count}
     for t in range(len(data)):
-        found = run.stored(f"task{t}")
+        found = run.stored(f"task{t}", {**like, "network": weights_of(module)})
         if found is None:
             with run.open_stage(f"task{t}") as found:
                 for name, thing in keep.items():
