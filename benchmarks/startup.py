@@ -1,8 +1,8 @@
 """How long a person waits before anything happens: whole processes, and what a run asks before it begins.
 
 Run from the repository's root: `python -m benchmarks.startup [commands] [checks] [cifar10]`; each part alone keeps what
-is recorded of the others. `checks` runs the recipe of `make run` as whole processes, alternating with processes in which
-networks are not tried and inputs have no digests; `cifar10` measures both for ResNet-56 and ResNet-20 on CIFAR-10.
+is recorded of the others. `checks` runs the recipe of `make run` as whole processes, in turn with processes in which no
+network is tried and inputs have no digests; `cifar10` measures both for ResNet-56 and ResNet-20 on CIFAR-10.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.common import RESULTS, alternate, record
 
 REPETITIONS = 9
-RUNS = 5  # of a whole recipe, each way
+RUNS = 3  # of a whole recipe, each way
 
 
 def commands() -> dict[str, float]:

@@ -93,19 +93,22 @@ def changed(value: Any) -> Any:
 
 def forgeries(value: Any) -> Iterator[Any]:
     """Other results of a stage."""
-    yield from (None, {}, [], "text", 7, torch.rand(3))
+    yield {} if isinstance(value, dict) else None
     yield changed(value)
-    if isinstance(value, dict):
-        yield {**value, "more": 1}
 
 
-@pytest.mark.parametrize("name", ROWS)
+FIRST = {row.method.card.name: name for name, row in reversed(ROWS.items())}  # a row of each method
+
+
+@pytest.mark.parametrize("name", FIRST.values())
 def test_a_forged_result_of_a_stage_is_named(name: str, tmp_path: Path) -> None:
     fit(name, Run(tmp_path / "run", seed=4, quiet=True))
     file = tmp_path / "run" / "checkpoints" / "index.json"
     index = store.unsealed(file, dict[str, Any])
     folder = file.parent
-    for path, kept in index["stages"].items():
+    stages = list(index["stages"])
+    for path in dict.fromkeys((*stages[:1], *stages[-1:])):
+        kept = index["stages"][path]
         state = store.load_state(folder / kept["file"], index["files"][kept["file"]]) if kept["file"] else None
         state = store.unpack(kept["value"], {}) if state is None else state
         for other in forgeries(state):
@@ -113,8 +116,8 @@ def test_a_forged_result_of_a_stage_is_named(name: str, tmp_path: Path) -> None:
             shutil.copytree(tmp_path / "run", tmp_path / "again")
             at = tmp_path / "again" / "checkpoints"
             files = {**index["files"], "000900.safetensors": store.save_state(at / "000900.safetensors", other)}
-            stages = {**index["stages"], path: {**kept, "file": "000900.safetensors", "value": None}}
-            forged = {**index, "files": files, "stages": stages, "current": None, "saves": 900}
+            forged = {**index, "files": files, "current": None, "saves": 900}
+            forged["stages"] = {**index["stages"], path: {**kept, "file": "000900.safetensors", "value": None}}
             store.write_json(at / "index.json", store.sealed(forged))
             with pytest.raises(UserError):
                 fit(name, Run(tmp_path / "again", seed=4, resume=True, quiet=True))

@@ -306,9 +306,8 @@ def test_no_verb_writes_where_another_command_writes(done: Path, here: Path, ref
 def test_a_file_is_written_over_only_when_that_is_asked_for(
     words: list[str], here: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = Claim(
-        method="none", sentence="", published="", setting="", measure=lambda seed, quick: {"a": 1.0}, checks=()
-    )
+    said = dict.fromkeys(("method", "sentence", "published", "setting"), "none")
+    claim = Claim(**said, data=(), measure=lambda seed, quick: {"a": 1.0}, checks=())
     monkeypatch.setattr(prove, "find", lambda method: claim)
     Image.new("L", (8, 8), 99).save("one.png")
     (file := here / words[2 if words[0] == "export" else -1].removeprefix("--out=")).write_text("precious")
