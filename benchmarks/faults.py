@@ -1,7 +1,7 @@
 """Nothing wrong in silence: kinds of faults that people met, and the tests that show that none of them is left.
 
-``python -m benchmarks.faults [KIND ...]`` runs the tests of every case, or of the kinds whose sentence contains one of
-the words, and records whether each holds. A new kind is an entry of ``KINDS``: a sentence, and for each case the
+``python -m benchmarks.faults [WORDS ...]`` runs the tests of every case, or of those whose kind or own sentence contains
+one of the arguments, and records whether each holds. A new kind is an entry of ``KINDS``: a sentence, and for each case the
 address of a test; an address without brackets stands for all parameters of the test.
 """
 
@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -187,26 +188,28 @@ class _Outcomes:
 def main() -> int:
     """Run, print and record; 1 where a case does not hold."""
     parser = argparse.ArgumentParser(description="Run the tests of all kinds of faults, and record what holds.")
-    parser.add_argument("words", nargs="*", help="of the kinds to run, if not all; the record keeps the others")
+    parser.add_argument("words", nargs="*", help="of the cases to run, if not all; the record keeps the others")
     words = parser.parse_args().words
-    chosen = {kind: cases for kind, cases in KINDS.items() if not words or any(word in kind for word in words)}
+    chosen = {
+        (kind, case): test
+        for kind, cases in KINDS.items()
+        for case, test in cases.items()
+        if not words or any(word in f"{kind}: {case}" for word in words)
+    }
     start, outcomes = time.time(), _Outcomes()
-    tests = sorted({test for cases in chosen.values() for test in cases.values()})
+    tests = sorted(set(chosen.values()))
     pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[outcomes])
     file = RESULTS / "faults.json"
     before = json.loads(file.read_text())["figures"] if file.is_file() else {}
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for kind, cases in KINDS.items():
-        if kind not in chosen:
-            figures[kind] = before.get(kind, {})
-            continue
-        found = {case: outcomes.of(test) for case, test in cases.items()}
-        figures[kind] = {
-            case: {"tests": len(ends), "holds": bool(ends) and all(end == {"passed"} for end in ends)}
-            for case, ends in found.items()
-        }
-    failed = [f"{kind}: {case}" for kind in chosen for case, one in figures[kind].items() if not one["holds"]]
-    print("\n".join([*failed, str(record("faults", figures, tests=len(tests), seconds=round(time.time() - start)))]))
+        figures[kind] = {case: before.get(kind, {}).get(case, {"tests": 0, "holds": False}) for case in cases}
+        for case in cases:
+            if (kind, case) in chosen:
+                ends = outcomes.of(chosen[kind, case])
+                figures[kind][case] = {"tests": len(ends), "holds": bool(ends) and all(e == {"passed"} for e in ends)}
+    failed = [f"{kind}: {case}" for kind, case in chosen if not figures[kind][case]["holds"]]
+    print("\n".join([*failed, str(record("faults", figures, seconds=round(time.time() - start)))]))
     return bool(failed)
 
 

@@ -82,6 +82,8 @@ def fit(name: str, run: Run) -> None:
 
 def changed(value: Any) -> Any:
     """A state of the same form in which every tensor, or else every number, is another."""
+    if isinstance(value, Tensor) and not value.dim():
+        return value[None]
     if isinstance(value, Tensor):
         return value[..., :-1].clone() if value.is_floating_point() or value.dtype == torch.bool else value - 10**6
     if isinstance(value, dict):

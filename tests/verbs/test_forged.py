@@ -22,7 +22,7 @@ from upcycle.reports import write_report
 from upcycle.verbs.lineage import lineage
 
 DEEP: Any = "deep"  # stands for nesting that no writer of JSON would write
-OTHERS = (None, -1, 2**70, 1.5, "", "../x", [], {}, [None], {"a": None}, True, DEEP)
+OTHERS = (None, -1, 2**70, "../x", [None], {"a": None}, DEEP)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def run(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def places(value: Any, depth: int = 3) -> Iterator[tuple[Any, ...]]:
+def places(value: Any, depth: int = 2) -> Iterator[tuple[Any, ...]]:
     """The way to each value inside JSON data, so deep."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    inside = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
     for key, item in inside if depth else ():
         yield (key,)
         yield from ((key, *more) for more in places(item, depth - 1))

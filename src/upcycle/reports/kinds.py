@@ -69,7 +69,7 @@ class _Map(_Matrix):
 class _Series(TypedDict):
     name: Text
     x: list[float]
-    y: list[float]
+    y: list[Number]
 
 
 class _Lines(_Picture):

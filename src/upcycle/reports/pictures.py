@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def _heat(data: dict[str, Any]) -> Markup:
 
 
 def _lines(data: dict[str, Any]) -> Markup:
-    series = [Series(str(s["name"]), s["x"], s["y"], svg.tone_of(i)) for i, s in enumerate(data["series"]) if s["x"]]
+    lines = [(str(s["name"]), s["x"], [math.nan if v is None else v for v in s["y"]]) for s in data["series"] if s["x"]]
+    series = [Series(name, x, y, svg.tone_of(i)) for i, (name, x, y) in enumerate(lines)]
     show = percent if data.get("unit") == "percent" else svg.number
     body = line_plot(series, label=_label(data), x=str(data.get("x", "")), y=str(data.get("y", "")), show=show)
     return svg.legend([(s.name, s.tone) for s in series]) + body
