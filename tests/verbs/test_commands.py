@@ -96,7 +96,8 @@ def test_a_recorded_look_makes_it_again(things: Path) -> None:
     one, two = (store.read_json(Path(place) / "diagnosis.json") for place in ("seen", "again"))
     assert one == two and again[1] == READER
     own = ["nets:net", PICTURES + "/a cat", "--weights=my things/net.pt", "--size=1,8,8", "--classes=a cat,a dog,3"]
-    torch.save(import_module("nets").net(3).state_dict(), things / "net.pt")
+    net = resolve("nets:net", num_classes=3, input_shape=(1, 8, 8)).module
+    torch.save(net.state_dict(), things / "net.pt")
     for words in ([FIRST, PICTURES + "/a cat"], own):
         assert cli.main(["explain", *words, "--methods=gradcam,saliency", "--target=a dog", "--out=why"]) == 0
         _, *again = shlex.split(store.read_json(Path("why/result.json"))["command"])
