@@ -118,8 +118,15 @@ class KD(Method):
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""
         teacher = run.frozen(self.model("teacher", data), data.validation)
-        kept = {"cache": self.cache, "views": self.views, "augmented": bool(data.train.augment)}
-        z_t = teacher_outputs(run, teacher, data.train, classes=len(data.classes), **kept)
+        z_t = teacher_outputs(
+            run,
+            teacher,
+            data.train,
+            classes=len(data.classes),
+            cache=self.cache,
+            views=self.views,
+            augmented=bool(data.train.augment),
+        )
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
         for epoch in run.epochs(self.recipe.epochs):
             student.train()
