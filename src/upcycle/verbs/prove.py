@@ -137,8 +137,9 @@ def prove(
     *,
     seeds: int = 5,
     quick: bool = False,
-    out: Path | None = None,
+    out: Path | str | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     workers: int = 1,
     say: Callable[[str], None] = print,
 ) -> Proof:
@@ -150,18 +151,23 @@ def prove(
         quick: a miniature, which shows that the machinery runs and not whether the claim holds.
         out: a JSON file for the figures, written after each seed with machine, versions, date and commit.
         resume: keep the seeds that are in ``out`` already, if it is there.
+        overwrite: write over the file that is there.
         workers: processes that measure seeds side by side; figures that are seconds want one.
         say: where progress goes.
 
     Raises:
-        UserError: if no claim has or covers the method, its data are not at hand, or ``out`` is of another claim.
+        UserError: if no claim has or covers the method, its data are not at hand, or ``out`` is there already, or is
+            of another claim.
     """
     from upcycle.data import load
 
     claim = find(method)
     require(seeds >= 1, f"seeds must be at least 1, not {seeds}.")
     require(workers >= 1, f"workers must be at least 1, not {workers}.")
+    out = Path(out) if out is not None else None
     proof = _begun(claim, out) if resume and out is not None and out.exists() else Proof(claim=claim, measured={})
+    if out is not None:
+        store.require_free(out, overwrite or bool(proof.seeds))
     for name in claim.data:
         load(name)
     for seed, figures, seconds in _figures(claim.method, range(len(proof.seeds), seeds), quick, workers):
@@ -209,7 +215,13 @@ def _begun(claim: Claim, out: Path) -> Proof:
 
 
 def command(
-    method: str, seeds: int = 5, quick: bool = False, out: Path | None = None, resume: bool = False, workers: int = 1
+    method: str,
+    seeds: int = 5,
+    quick: bool = False,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    workers: int = 1,
 ) -> int:
     """Run a method's claim here and print both figures.
 
@@ -221,11 +233,12 @@ def command(
         quick: a miniature that shows the machinery, not the claim.
         out: a JSON file for the figures; if not given, runs/prove-METHOD.json, and none for a miniature.
         resume: keep the seeds that the file holds already.
+        overwrite: write over the file that is there.
         workers: processes that measure seeds side by side; figures that are seconds want one.
     """
     if out is None and not quick:
         out = Path("runs") / f"prove-{method}.json"
-    proof = prove(method, seeds=seeds, quick=quick, out=out, resume=resume, workers=workers)
+    proof = prove(method, seeds=seeds, quick=quick, out=out, resume=resume, overwrite=overwrite, workers=workers)
     print("\n" + proof.text())
     if out is not None:
         print(f"Figures: {out}")
