@@ -234,11 +234,17 @@ def claimed() -> list[str]:
     return [name for name in dict.fromkeys([*(method.card.name for method in all_methods()), *found]) if name in found]
 
 
+def claim_record(name: str) -> dict[str, Any] | None:
+    """The record of a claim, if it is of the setting that the claim has now."""
+    record = result(f"prove_{name}")
+    return record if record is not None and record["setting"] == find(name).setting else None
+
+
 def verdicts() -> dict[str, Any]:
     """What the records say of each method, for the package: see :mod:`upcycle.claims.found`."""
     found = {}
     for claim in claimed():
-        if (record := result(f"prove_{claim}")) is None:
+        if (record := claim_record(claim)) is None:
             continue
         last = record["seeds"][-1]
         for name, verdict in record["verdicts"].items():
@@ -253,7 +259,7 @@ def claims() -> str:
     """One row a method: what decides, and what was found here."""
     rows = []
     for name in claimed():
-        record, claim = result(f"prove_{name}"), find(name)
+        record, claim = claim_record(name), find(name)
         for method, headline in {name: claim.headline, **claim.covers}.items():
             if headline is not None:
                 decided = (record or {}).get("verdicts", {}).get(method)
@@ -273,7 +279,7 @@ def plots() -> dict[Path, str]:
     """The plots of the methods' pages, by file."""
     made = {}
     for name in claimed():
-        claim, record = find(name), result(f"prove_{name}") or {"measured": {}}
+        claim, record = find(name), claim_record(name) or {"measured": {}}
         for method, headline in {name: claim.headline, **claim.covers}.items():
             if headline is not None and (drawn := pages.plot(headline, record["measured"])):
                 made[ROOT / pages.PLOTS / f"{method}.svg"] = drawn
@@ -283,7 +289,7 @@ def plots() -> dict[Path, str]:
 def claim_page(name: str, assets: str = "../assets") -> str:
     """The figures of the claim of a method."""
     claim = find(name)
-    return pages.figures(claim, result(f"prove_{claim.method}"), name, assets)
+    return pages.figures(claim, claim_record(claim.method), name, assets)
 
 
 def method_page(method: type[Method]) -> str:

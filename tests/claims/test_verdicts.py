@@ -71,6 +71,8 @@ def test_an_exact_statement_holds_in_every_seed() -> None:
 def test_a_record_says_what_the_code_says(name: str) -> None:
     """Sentence, setting, verdicts and conditions of a committed record follow from the code and its own figures."""
     claim, record = all_claims()[name], json.loads((RESULTS / f"prove_{name}.json").read_text())
+    if record["setting"] != claim.setting:
+        pytest.skip("measured in an earlier setting, and shown as not measured yet")
     made = json.loads(json.dumps(Proof(claim=claim, measured=record["measured"], seeds=record["seeds"]).record()))
     assert made == record
     assert all(len(values) <= len(record["seeds"]) for values in record["measured"].values())
