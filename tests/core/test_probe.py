@@ -139,6 +139,14 @@ def test_what_can_be_taken_trains_teaches_and_reloads(kind: str, tmp_path: Path)
     assert len(result.model.notes) == notes
 
 
+@pytest.mark.parametrize("make", [AUXILIARY["other dict"], awkward.Viewing, awkward.Silent, DTYPES["float16"]])
+def test_what_was_resolved_goes_into_a_method_without_a_verb(make: Callable[[], nn.Module]) -> None:
+    method = upcycle.KD(teacher=taken(make()), student=taken(make()), recipe=Recipe(epochs=1, batch_size=8, lr=1e-3))
+    data, run = images(), upcycle.Run(None, quiet=True)
+    method.begin(run, data)
+    assert method.fit(run, data)(torch.zeros(2, *SHAPE)).shape == (2, CLASSES)
+
+
 @pytest.mark.parametrize("kind", AUXILIARY)
 def test_the_answer_that_is_trained_with_is_that_of_evaluation(kind: str) -> None:
     module = AUXILIARY[kind]()
