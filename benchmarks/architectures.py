@@ -35,7 +35,7 @@ from torch.optim.swa_utils import update_bn
 
 import upcycle
 from benchmarks.common import RESULTS, record
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, one_line
 from upcycle.core.heads import classifier, linear
 from upcycle.core.lineage import tree
 from upcycle.core.models import Model
@@ -367,7 +367,7 @@ def cell(network: str, verb: str) -> dict[str, Any]:
         except UserError as error:
             outcome, reason = REFUSED, str(error)
         except Exception as error:
-            outcome, reason = FAILED, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            outcome, reason = FAILED, one_line(error)
     return {"outcome": outcome, "reason": reason, "seconds": round(time.perf_counter() - start, 1)}
 
 
