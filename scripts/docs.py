@@ -1,6 +1,6 @@
 """Fill the marked blocks of the documentation from the cards and from the committed results.
 
-A block stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``python scripts/docs.py`` writes all
+A block stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``python -m scripts.docs`` writes all
 blocks again; with ``--check`` it writes nothing and exits with 1 when a file would change.
 """
 
@@ -12,10 +12,12 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scripts.matrix import matrix
+from scripts.tables import interval, number, percent, provenance, table, words
 from upcycle.claims import all_claims, find
 from upcycle.cli import SUMMARY
 from upcycle.core.licences import TERMS
@@ -52,6 +54,7 @@ BENCHMARKS = (
     "continual",
     "shortcut",
 )  # those with a block of their own
+OTHERS = ("faults", "quickstart", "continual_baselines", "architectures")  # those whose block is made otherwise
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
 
@@ -89,40 +92,6 @@ def result(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def number(value: Any) -> str:
-    """A cell: three digits, thousands apart; a list of numbers as mean ± sample standard deviation."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        if not all(isinstance(v, int | float) for v in value):
-            return ", ".join(map(number, value))
-        spread = f" ± {number(statistics.stdev(value))}" if len(value) > 1 else ""
-        return f"{number(statistics.fmean(value))}{spread}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "" if value is None else str(value)
-
-
-def percent(values: list[float]) -> str:
-    """Mean and sample standard deviation of figures with two digits after the point."""
-    if not 0.01 <= abs(statistics.fmean(values)) < 1000 and any(values):
-        return number(values)
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
-
-
-def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(" ".join(str(c).split()).replace("|", r"\|") for c in cells) + " |\n"
-
-    headings = list(headings)
-    return line(headings) + "|" + " --- |" * len(headings) + "\n" + "".join(line(row) for row in rows)
-
-
 def figures_table(figures: dict[str, Any]) -> str:
     """The figures of a benchmark.
 
@@ -152,27 +121,6 @@ def figures_table(figures: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def interval(bounds: list[float]) -> str:
-    """A confidence interval."""
-    return f"{number(bounds[0])} to {number(bounds[1])}"
-
-
-def words(key: str) -> str:
-    """A key as a heading."""
-    return key.replace("_", " ")
-
-
-def provenance(record: dict[str, Any], command: str) -> str:
-    """Where figures come from, in one line."""
-    machine, versions = record.get("machine", {}), record.get("versions", {})
-    facts = [f"{machine.get('cpu') or machine.get('processor')}, {machine.get('cores')} cores"]
-    facts += [f"torch {versions['torch']}"] if "torch" in versions else []
-    facts += [str(record.get("date", ""))[:10]]
-    facts += [f"commit {record['commit']}"] if record.get("commit") else []
-    facts += [f"`{command}`"]
-    return "*" + "; ".join(fact for fact in facts if fact) + "*\n"
-
-
 def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> str:
     """A benchmark's figures, or some ``only``, its settings and where they come from."""
     record = result(name)
@@ -188,11 +136,7 @@ def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict
 def benchmarks_left() -> str:
     """Every committed benchmark that has no block of its own."""
     names = sorted(file.stem for file in RESULTS.glob("*.json"))
-    rest = [
-        name
-        for name in names
-        if name not in (*BENCHMARKS, "quickstart", "faults", "continual_baselines") and not name.startswith("prove_")
-    ]
+    rest = [name for name in names if name not in (*BENCHMARKS, *OTHERS) and not name.startswith("prove_")]
     return "\n".join(f"### {words(name).capitalize()}\n\n{benchmark(name)}" for name in rest)
 
 
@@ -270,6 +214,14 @@ def _split_mnist(claim: dict[str, Any]) -> str:
     text = table(("method", *columns, "protocol"), rows)
     return f"**Split MNIST**\n\n{text}\nPublished: {claim['published']}\n\n" + provenance(
         claim, f"upcycle prove derpp --seeds {seeds}")  # fmt: skip
+
+
+def architectures() -> str:
+    """Which networks go into which verbs."""
+    record = result("architectures")
+    if record is None:
+        return MISSING
+    return f"{matrix(record['figures']['cells'])}\n{provenance(record, 'python -m benchmarks.architectures')}"
 
 
 # -- claims -----------------------------------------------------------------------------------------------------
@@ -383,6 +335,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims-in-full": claims_in_full,
     "speed": speed,
     "baselines": baselines,
+    "architectures": architectures,
     "benchmarks-left": benchmarks_left,
     **{name.replace("_", "-"): functools.partial(benchmark, name) for name in BENCHMARKS},
 }
