@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts import pages
+from scripts.matrix import matrix
 from scripts.tables import interval, number, percent, provenance, table, words
 from upcycle.claims import all_claims, find
 from upcycle.claims.found import FILE as FOUND
@@ -60,6 +61,7 @@ BENCHMARKS = (
     "shortcut",
 )  # those with a block of their own
 PAGES = {"attribution": "[`attribution`](look-inside.md)"}  # claims of what is no method
+OTHERS = ("faults", "quickstart", "continual_baselines", "architectures")  # those whose block is made otherwise
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
 
@@ -141,11 +143,7 @@ def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict
 def benchmarks_left() -> str:
     """Every committed benchmark that has no block of its own."""
     names = sorted(file.stem for file in RESULTS.glob("*.json"))
-    rest = [
-        name
-        for name in names
-        if name not in (*BENCHMARKS, "quickstart", "faults", "continual_baselines") and not name.startswith("prove_")
-    ]
+    rest = [name for name in names if name not in (*BENCHMARKS, *OTHERS) and not name.startswith("prove_")]
     return "\n".join(f"### {words(name).capitalize()}\n\n{benchmark(name)}" for name in rest)
 
 
@@ -223,6 +221,14 @@ def _split_mnist(claim: dict[str, Any]) -> str:
     text = table(("method", *columns, "protocol"), rows)
     return f"**Split MNIST**\n\n{text}\nPublished: {claim['published']}\n\n" + provenance(
         claim["seeds"][-1], f"upcycle prove derpp --seeds {seeds}")  # fmt: skip
+
+
+def architectures() -> str:
+    """Which networks go into which verbs."""
+    record = result("architectures")
+    if record is None:
+        return MISSING
+    return f"{matrix(record['figures']['cells'])}\n{provenance(record, 'python -m benchmarks.architectures')}"
 
 
 # -- claims -----------------------------------------------------------------------------------------------------
@@ -368,6 +374,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     "speed": speed,
     "baselines": baselines,
+    "architectures": architectures,
     "benchmarks-left": benchmarks_left,
     **{name.replace("_", "-"): functools.partial(benchmark, name) for name in BENCHMARKS},
 }

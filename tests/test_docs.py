@@ -292,6 +292,35 @@ def test_benchmark_tables_show_every_figure(
     assert script.benchmark("torture") == script.MISSING
 
 
+def test_the_matrix_of_networks_says_each_reason_once() -> None:
+    from scripts.matrix import matrix
+
+    def cell(reason: str = "", outcome: str = "refused") -> dict[str, Any]:
+        return {"outcome": outcome if reason else "worked", "reason": reason, "seconds": 1.0}
+
+    cut = "mda cannot run here: {} cannot be cut into channels: 'norm' in '{}' is not understood"
+    cells = {
+        "timm:a": {"evaluate": cell(), "cut": cell(cut.format("A", "blocks.0.norm"))},
+        "timm:b": {"evaluate": cell(), "cut": cell(cut.format("BNet", "stem.norm"))},
+        "own:c": {"evaluate": cell("c is quantised (Linear)"), "cut": cell("c is quantised (Linear)")},
+        "own:d": {"evaluate": cell("no end after 600 seconds", "failed"), "cut": cell()},
+    }
+    text = matrix(cells)
+    rows = [[word.strip() for word in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert text.startswith("4 networks, 2 uses of each, 8 in all: 3 worked, 4 refused, 1 failed.\n")
+    for row in (
+        ["", "evaluate", "cut"],
+        ["**timm**", "", ""],
+        ["`a`", "+", "–"],
+        ["`d`", "**failed**", "+"],
+        ["**refused**", "1", "3"],
+        ["cut", "It cannot be cut into channels: 'norm' in 'blocks.0.norm' is not understood", "`a`, `b`"],
+        ["every one", "It is quantised (Linear)", "`c`"],
+        ["evaluate", "no end after 600 seconds", "`d`"],
+    ):
+        assert rows.count(row) == 1, row
+
+
 # -- the rest ---------------------------------------------------------------------------------------------------
 
 
