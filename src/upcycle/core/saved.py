@@ -27,7 +27,7 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import own
 from upcycle.core.probe import probe
 from upcycle.core.read import checked, parsed
-from upcycle.core.weights import fill_own
+from upcycle.core.weights import fill
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
 FORMAT = 1
@@ -141,7 +141,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(kinds) == 1:
         module.to(kinds.pop())
-    fill_own(module, state, str(directory / WEIGHTS))
+    fill(own(module), state, str(directory / WEIGHTS))
     _restore_formats(own(module), state)
     module.eval()
     return Model(
