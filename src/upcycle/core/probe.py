@@ -215,13 +215,13 @@ class _Trial:
             self.put(lambda network: FromProbabilities(network, *ends))
         for mode, end in found.items():
             if end is not None:
-                where = "" if found["evaluation"] == found["training"] else f"in {mode} mode "
+                where = "" if end == "unknown" or len(set(found.values())) == 1 else f"in {mode} mode "
                 self.notes.append(f"{self.name} {where}answers with {SAID[end]}")
 
     def ends_in(self) -> str | None:
         """What makes the answers in this mode, a key of ``SAID``, as images of several contrasts show; or ``None``."""
         found = set()
-        for contrast in (1.0, -1.0, 3.0):
+        for contrast in (1.0, -1.0, 30.0):
             output = _tried(self.answer, 3, torch.contiguous_format, contrast)
             found.add(end_of(output) if isinstance(output, Tensor) else None)
             if None in found or len(found) > 1:
@@ -232,7 +232,8 @@ class _Trial:
             output = _tried(self.answer, 3)
         if isinstance(output, Tensor) and any(p.shape == output.shape and _same(p, output) for p in sigmoids.outputs):
             return "sigmoid"
-        return "unknown" if self.logits.shape[1] > 2 else None  # of two numbers both lie there by chance too often
+        # Of two numbers both lie there by chance too often, and BatchNorm keeps answers small in training.
+        return None if self.network.training or self.logits.shape[1] == 2 else "unknown"
 
 
 # -- for training -----------------------------------------------------------------------------------------------------
