@@ -22,7 +22,7 @@ from upcycle.core.probe import training_problems
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.run import Run
-from upcycle.core.saved import save
+from upcycle.core.saved import load, save
 from upcycle.distillation.kd import KD
 from upcycle.measure.export import write_export
 from upcycle.predictors import predictor
@@ -132,6 +132,19 @@ def test_what_is_rounded_to_nought_or_one_stays_finite() -> None:
         assert z.isfinite().all() and len(grads) == 2 and all(g.isfinite().all() for g in grads)
 
 
+def test_mixed_precision_rounds_no_sigmoid_to_one() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Sigmoid())
+    model = resolve(network, input_shape=(1, 8, 8))
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].bias.copy_(torch.tensor([9.0, -9.0, 1.0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        z = model.module.train()(model.example(2))
+    z[:, 0].sum().backward()
+    torch.testing.assert_close(z[0], torch.tensor([9.0, -9.0, 1.0]), rtol=1e-3, atol=0)
+    assert float(network[1].bias.grad[0]) == pytest.approx(2, rel=1e-3)  # in bf16 it was 0
+
+
 @pytest.mark.parametrize("name", ["softmax", "log-softmax", "sigmoid"])
 def test_gradients_are_those_of_the_logits(name: str) -> None:
     model, bare = resolve(ending(ENDS[name])), plain()
@@ -186,7 +199,8 @@ def test_weights_are_saved_without_it_and_it_comes_back(tmp_path: Path, monkeypa
     back = resolve(tmp_path / "m", trust=("ends_7f",))
     assert own(back.module).state_dict().keys() == {"1.weight", "1.bias"}
     assert isinstance(back.module, FromProbabilities) and back.notes == model.notes
-    assert torch.equal(back.module(model.example(4)), model.module(model.example(4)))
+    for again in (back, load(tmp_path / "m", trust=("ends_7f",)), load(tmp_path / "m", into=own(model.module))):
+        assert torch.equal(again.module(model.example(4)), model.module(model.example(4)))
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])

@@ -50,10 +50,10 @@ def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
 
 
 def for_classes(source: Model, classes: tuple[str, ...]) -> Model:
-    """A copy of ``source`` to go on with: as it is where it has ``classes``, else :func:`with_classes`."""
-    if source.classes == classes:
-        return dataclasses.replace(source, module=copy_of(source.module))
-    return with_classes(source, classes)
+    """A copy of ``source`` to go on with: with its own classifier where it has ``classes``, in whatever order, else
+    :func:`with_classes`.
+    """
+    return (grow_classifier if set(source.classes) == set(classes) else with_classes)(source, classes)
 
 
 def grow_classifier(source: Model, classes: tuple[str, ...]) -> Model:

@@ -60,7 +60,8 @@ class FromProbabilities(Around):
     given. The softmax of that is the probability of each class given that exactly one of independent classes is there:
     p_c Π_{j≠c} (1 - p_j) is proportional to p_c / (1 - p_c).
 
-    Probabilities that are rounded to 0 or 1 stay finite, and pass no gradient.
+    Logits of probabilities that are rounded to 0 or 1 are finite, and pass no gradient. That bf16 does soon with those
+    near 1, where a sigmoid has nothing else to tell classes apart by: it is trained in the format of its weights.
 
     Args:
         evaluation: what it ends in, in evaluation mode; ``None``: it answers with logits there.
@@ -72,9 +73,13 @@ class FromProbabilities(Around):
         self.ends = {False: evaluation, True: training}
 
     def forward(self, images: Tensor) -> Tensor:
-        p = self.network(images)
         if (end := self.ends[self.training]) is None:
-            return p
+            return self.network(images)
+        if end == "sigmoid" and self.training:
+            with torch.autocast(images.device.type, enabled=False):
+                p = self.network(images)
+        else:
+            p = self.network(images)
         log_p = p.clamp_min(_LEAST).log()
         return log_p if end == "softmax" else log_p - (1 - p).clamp_min(_MARGIN).log()
 
