@@ -190,6 +190,18 @@ def test_a_file_of_others_with_logits_or_probabilities(
             OnnxFile(file, mean=inside.mean, std=inside.std, logits=False).predict(digits)
 
 
+def test_a_file_that_ends_in_a_sigmoid_is_not_guessed(digits: ImageSplit, tmp_path: Path) -> None:
+    inside = net()
+    file = to_onnx(nn.Sequential(inside.module, nn.Sigmoid()), tmp_path / "sigmoid.onnx", None)
+    usual = {"mean": inside.mean, "std": inside.std}
+    with pytest.raises(UserError, match="between 0 and 1 that do not sum to 1: in Python, give it as an OnnxFile"):
+        OnnxFile(file, **usual).predict(digits)
+    answers, expected = OnnxFile(file, **usual, logits=False).predict(digits), Local(inside).predict(digits)
+    assert torch.equal(answers.classes, expected.classes)
+    torch.testing.assert_close(answers.probabilities, expected.probabilities, rtol=1e-3, atol=1e-5)
+    assert float(OnnxFile(file, **usual, logits=True).predict(digits).probabilities.max()) < 0.6  # e / (e + 2)
+
+
 def test_mistakes_with_onnx_files_are_named(
     digits: ImageSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

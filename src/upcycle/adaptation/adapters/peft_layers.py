@@ -1,7 +1,7 @@
 """Adapters of Hugging Face's ``peft``: where they may go, their training, and a merge that is checked.
 
-They go on layers that :func:`layers` names, in a copy of the network with a classifier for the target's classes, which is
-trained in full: its own where it has these, otherwise a fresh one.
+They go on layers that :func:`layers` names, in a copy of the network with a classifier for the target's classes: its
+own, or a fresh one, which is trained in full.
 """
 
 from __future__ import annotations
