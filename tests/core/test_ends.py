@@ -14,8 +14,10 @@ from torch import Tensor, nn
 import upcycle
 from tests.corpus import picture_folder
 from tests.settings import fitted, tiny_data, tiny_model
+from upcycle.core.errors import UserError
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.frozen import frozen
+from upcycle.core.heads import classifier
 from upcycle.core.models import Model
 from upcycle.core.outputs import FromProbabilities, own
 from upcycle.core.probe import training_problems
@@ -201,6 +203,13 @@ def test_weights_are_saved_without_it_and_it_comes_back(tmp_path: Path, monkeypa
     assert isinstance(back.module, FromProbabilities) and back.notes == model.notes
     for again in (back, load(tmp_path / "m", trust=("ends_7f",)), load(tmp_path / "m", into=own(model.module))):
         assert torch.equal(again.module(model.example(4)), model.module(model.example(4)))
+
+
+@pytest.mark.parametrize("name", ["softmax", "log-softmax", "sigmoid"])
+def test_a_classifier_with_something_behind_it_is_not_replaced(name: str) -> None:
+    with pytest.raises(UserError, match="softmax or a sigmoid behind the linear layer .* answer with what that layer"):
+        classifier(resolve(ending(ENDS[name])))
+    assert classifier(resolve(ending(LOGITS["logits"]))) == "network.linear"
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])

@@ -23,8 +23,21 @@ def classifier(model: Model) -> str:
     *layers, whole = observed(model, kind=nn.Linear)
     if layers and layers[-1].output.shape == whole.output.shape and torch.equal(layers[-1].output, whole.output):
         return layers[-1].name
-    raise UserError(f"{model.name} does not end in a linear layer that gives its logits, so its classifier cannot be "
-                    "replaced; choose a network that does, or wrap it.")  # fmt: skip
+    if layers and layers[-1].output.shape == whole.output.shape and _behind(layers[-1].output, whole.output):
+        raise UserError(
+            f"{model.name} has a softmax or a sigmoid behind the linear layer that gives its logits, so its classifier "
+            "cannot be replaced; let it answer with what that layer gives."
+        )
+    raise UserError(
+        f"{model.name} does not end in a linear layer that gives its logits, so its classifier cannot be replaced; "
+        "choose a network that does, or wrap it."
+    )
+
+
+def _behind(z: Tensor, answer: Tensor) -> bool:
+    """Whether an answer is z but for a number a row, as logits are that were taken back from probabilities."""
+    apart = answer - z
+    return float((apart - apart.mean(1, keepdim=True)).abs().max()) <= 1e-3 * float(z.abs().max())
 
 
 def linear(module: nn.Module, name: str) -> nn.Linear:
