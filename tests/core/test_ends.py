@@ -207,7 +207,7 @@ def test_weights_are_saved_without_it_and_it_comes_back(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("name", ["softmax", "log-softmax", "sigmoid"])
 def test_a_classifier_with_something_behind_it_is_not_replaced(name: str) -> None:
-    with pytest.raises(UserError, match="softmax or a sigmoid behind the linear layer .* answer with what that layer"):
+    with pytest.raises(UserError, match=r"softmax or a sigmoid behind the linear layer .* answer with what that layer"):
         classifier(resolve(ending(ENDS[name])))
     assert classifier(resolve(ending(LOGITS["logits"]))) == "network.linear"
 

@@ -140,7 +140,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     state = store.parse_tensors(files[WEIGHTS], directory / WEIGHTS)
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(kinds) == 1:
-        module.to(*kinds)
+        module.to(next(iter(kinds)))
     fill(own(module), state, str(directory / WEIGHTS))
     _restore_formats(own(module), state)
     module.eval()
