@@ -19,7 +19,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.frozen import frozen
 from upcycle.core.heads import classifier
 from upcycle.core.models import Model
-from upcycle.core.outputs import FromProbabilities, own
+from upcycle.core.outputs import Columns, FromProbabilities, own
 from upcycle.core.probe import training_problems
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
@@ -203,6 +203,15 @@ def test_weights_are_saved_without_it_and_it_comes_back(tmp_path: Path, monkeypa
     assert isinstance(back.module, FromProbabilities) and back.notes == model.notes
     for again in (back, load(tmp_path / "m", trust=("ends_7f",)), load(tmp_path / "m", into=own(model.module))):
         assert torch.equal(again.module(model.example(4)), model.module(model.example(4)))
+
+
+@pytest.mark.parametrize("name", ["softmax", "log-softmax", "sigmoid"])
+def test_some_of_the_classes_share_what_is_theirs(name: str) -> None:
+    model, columns = resolve(ending(ENDS[name])), torch.tensor([7, 2, 5])
+    x = model.example(8)
+    with torch.no_grad():
+        p = Columns(model.module, columns)(x).softmax(1)
+        torch.testing.assert_close(p, plain()(x)[:, columns].softmax(1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["softmax", "log-softmax", "sigmoid"])

@@ -19,9 +19,12 @@ from torch import Tensor, nn
 import upcycle
 from tests.awkward import SHAPE, Body
 from tests.corpus import Call
+from upcycle import cli
 from upcycle.core.errors import UserError
 from upcycle.core.references import resolve
 from upcycle.core.weights import load_weights
+from upcycle.verbs.distill import Setting
+from upcycle.verbs.naming import naming_of
 
 State = dict[str, Tensor]
 
@@ -172,6 +175,14 @@ def test_weights_of_another_depth_are_still_surplus(tmp_path: Path) -> None:
         filled({"model": under("module.", {**state(1), "conv3.weight": torch.ones(2)})}, tmp_path)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_part_that_looks_like_the_whole_is_not_taken_for_it(prefix: str, tmp_path: Path) -> None:
+    content = under(prefix, {**state(1), **under("momentum.", state(2))})
+    with pytest.raises(UserError, match=r"has 16 weights that Body does not have: momentum\.conv1\.weight"):
+        filled(content, tmp_path)
+    assert same(filled(content, tmp_path, "momentum")[0], state(2))
+
+
 def test_a_network_that_has_such_a_weight_keeps_it(tmp_path: Path) -> None:
     network = nn.ModuleDict({"criterion": nn.Linear(2, 2), "body": nn.Linear(2, 2)})
     content = {key: tensor + 1 for key, tensor in network.state_dict().items()}
@@ -285,9 +296,23 @@ def test_mappings_that_hold_themselves_or_one_another_end(tmp_path: Path) -> Non
 # -- by the verbs -------------------------------------------------------------------------------------------------
 
 
-def test_a_verb_says_which_weights_and_takes_the_key(tmp_path: Path) -> None:
-    torch.save({"student": state(1), "teacher": state(2)}, file := tmp_path / "both.pt")
-    model = resolve(body(0), input_shape=SHAPE, weights=file, weights_key="teacher")
-    assert same(model.module.state_dict(), state(2)) and "'teacher'" in model.notes[0]
+def test_the_verbs_take_the_key_and_say_what_was_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = resolve("zoo:digits_teacher").module
+    trained = network.state_dict()
+    torch.save({"student": {k: 0 * t for k, t in trained.items()}, "teacher": trained}, file := tmp_path / "both.pt")
+    words = ["evaluate", "zoo:digits_teacher", "--data=digits", f"--weights={file}"]
+    assert cli.main(words) == 2 and "weights_key" in capsys.readouterr().err
+    assert cli.main([*words, "--weights_key", "teacher"]) == 0
+    said = capsys.readouterr().out
+    assert "99.20%" in said and "note     The weights of both.pt are those under 'teacher'." in said
     with pytest.raises(UserError, match="weights_key chooses among the weights in a file"):
-        upcycle.evaluate(body(0), "digits", weights_key="teacher")
+        upcycle.evaluate("zoo:digits_teacher", "digits", weights_key="teacher")
+
+
+def test_each_role_has_a_key_of_its_own(tmp_path: Path) -> None:
+    torch.save({"raw": state(1), "mean": state(2)}, file := tmp_path / "both.pt")
+    setting = Setting(teacher_weights=str(file), teacher_weights_key="raw", student_weights=str(file))
+    teacher, student = (naming_of(setting, role) for role in ("teacher", "student"))
+    assert (teacher.weights_key, student.weights_key) == ("raw", None)
+    model = resolve(body(0), input_shape=SHAPE, weights=teacher.file, weights_key=teacher.weights_key)
+    assert same(model.module.state_dict(), state(1)) and "'raw'" in model.notes[0]

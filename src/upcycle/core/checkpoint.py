@@ -146,12 +146,14 @@ class Found:
     state: dict[str, Tensor]
     beside: tuple[str, ...] = ()
 
-    def fits(self, wanted: dict[str, Tensor]) -> bool:
-        """Whether these are all weights of a network, by name and shape, and no others."""
+    def covers(self, wanted: dict[str, Tensor]) -> bool:
+        """Whether all weights of a network are among these, by name and shape."""
         needed = [key for key in wanted if not key.endswith(COUNTER)]
-        return self.state.keys() <= wanted.keys() and all(
-            key in self.state and self.state[key].shape == wanted[key].shape for key in needed
-        )
+        return all(key in self.state and self.state[key].shape == wanted[key].shape for key in needed)
+
+    def fits(self, wanted: dict[str, Tensor]) -> bool:
+        """Whether these are all weights of a network, and no others."""
+        return self.state.keys() <= wanted.keys() and self.covers(wanted)
 
     def called(self, key: str) -> bool:
         """Whether ``key`` names it: a part of its name, or several in a row."""
@@ -176,7 +178,7 @@ def weights_in(checkpoint: Any, wanted: dict[str, Tensor], where: str, key: str 
     """
     states = list(_states(checkpoint, (), set()))
     require(bool(states), f"{where} holds no state dict: a mapping from names to tensors.")
-    every = [found for path, state in states for found in _readings(path, state, wanted)]
+    every = [found for path, state in states for found in _readings(path, state, wanted, inner=key is not None)]
     if key is not None:
         named = [found for found in every if found.called(key)]
         known = list(dict.fromkeys(found.name for found in every if found.name))
@@ -215,19 +217,27 @@ def _states(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple
         yield from _states(item, (*path, str(key)), seen)
 
 
-def _readings(path: tuple[str, ...], state: dict[str, Tensor], wanted: dict[str, Tensor]) -> Iterator[Found]:
-    """A state dict without each of the prefixes under which weights of a network stand in it, the fullest first."""
-    prefixes = Counter(
-        key[: len(key) - len(rest)] for key in state for rest in _endings(key) if rest in wanted
-    ) or Counter([""])
-    for prefix, _ in prefixes.most_common(64):
+def _readings(
+    path: tuple[str, ...], state: dict[str, Tensor], wanted: dict[str, Tensor], *, inner: bool
+) -> list[Found]:
+    """A state dict without each of the prefixes under which weights of a network stand in it.
+
+    Args:
+        inner: also behind a prefix that has all of them already, where another part of the same network may have such.
+    """
+    prefixes = Counter(key[: len(key) - len(rest)] for key in state for rest in _endings(key) if rest in wanted)
+    found: dict[str, Found] = {}
+    for prefix in sorted(dict(prefixes.most_common(64)) or [""], key=len):
+        if not inner and any(prefix.startswith(outer) and one.covers(wanted) for outer, one in found.items()):
+            continue
         inside = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
         outside = {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
         inside |= {key: tensor for key, tensor in outside.items() if key in wanted and key not in inside}
         beside = [key for key in inside if key not in wanted and _BESIDE.fullmatch(key)]
         kept = {key: tensor for key, tensor in inside.items() if key not in beside}
         others = [key for key in outside if key not in wanted]
-        yield Found(".".join([*path, prefix]).strip("."), kept, (*beside, *others))
+        found[prefix] = Found(".".join([*path, prefix]).strip("."), kept, (*beside, *others))
+    return list(found.values())
 
 
 def _endings(key: str) -> Iterator[str]:
