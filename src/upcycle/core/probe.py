@@ -70,6 +70,7 @@ class _Trial:
         self.wraps: list[Callable[[nn.Module], nn.Module]] = []
         self.notes: list[str] = []
         self.cast = False
+        self.trained: Tensor | None = None  # what it answered in training mode, where that was a tensor
         try:
             self.network.train()
             chained = self.network.eval()
@@ -180,6 +181,7 @@ class _Trial:
             if output is not None:
                 self.contiguous()
         if output is None or isinstance(output, Tensor):
+            self.trained = output
             return
         self.network.eval()
         logits = self.answer(2)  # once more, since statistics have moved
@@ -220,6 +222,9 @@ class _Trial:
 
     def ends_in(self) -> str | None:
         """What makes the answers in this mode, a key of ``SAID``, as images of several contrasts show; or ``None``."""
+        seen = self.trained if self.network.training else self.logits
+        if seen is not None and end_of(seen) is None:
+            return None
         found = set()
         for contrast in (1.0, -1.0, 30.0):
             output = _tried(self.answer, 3, torch.contiguous_format, contrast)
