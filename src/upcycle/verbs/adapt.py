@@ -55,8 +55,7 @@ class Setting(options.NamedSetting):
             images, a Parquet folder, or hub:ORG/NAME. Where a method needs no labels they only measure.
         source_data: labelled images of the old domain; of several, with commas between them.
         student_weights: the weights that the student starts from: pretrained, or a file; fresh ones if not given.
-        student_weights_key: which weights of that file to take where it holds several: the name of their envelope or of
-            their prefix.
+        student_weights_key: which weights of the student's file to take where it holds several.
         student_mean: what is taken from the student's inputs to normalise them, one value a channel; if not given, what
             trained weights expect, or the mean of the new images.
         student_std: what the student's are divided by then, one value a channel.

@@ -51,15 +51,14 @@ class Setting(options.Setting):
             that a method makes itself.
         teacher_weights: a file for the teacher (safetensors, or what torch.save wrote), pretrained, or fresh for random
             ones; if not given, trained ones where the reference has any.
-        teacher_weights_key: which weights of that file to take where it holds several: the name of their envelope or of
-            their prefix.
+        teacher_weights_key: which weights of the teacher's file to take where it holds several: the name of their
+            envelope or of their prefix, such as state_dict_ema.
         teacher_mean: what is taken from the teacher's inputs to normalise them, one value a channel.
         teacher_std: what the teacher's are divided by then, one value a channel.
         teacher_classes: the names of the teacher's outputs in their order, with commas between, or a text file with a
             name in each line; if not given, those of the reference, or else of the data.
         student_weights: a safetensors file to start from, or pretrained; fresh weights if not given.
-        student_weights_key: which weights of that file to take where it holds several: the name of their envelope or of
-            their prefix.
+        student_weights_key: likewise, of the student's file.
         student_mean: what is taken from the student's inputs to normalise them, one value a channel; if not given, a
             fresh student takes its teacher's.
         student_std: what the student's are divided by then, one value a channel.
