@@ -44,7 +44,8 @@ def resolve(
     Args:
         reference: ``zoo:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``hf:ORG/NAME``,
             ``package.module:callable``, the directory of a saved upcycle model or of a run, an ``nn.Module``
-            (that answers with logits, an object with ``.logits``, a dict or a tuple) or a :class:`Model`.
+            (that answers with logits or probabilities, an object with ``.logits``, a dict or a tuple) or a
+            :class:`Model`.
         pretrained: with trained weights; otherwise fresh ones, drawn from torch's global generator. A
             callable, a module or a ``Model`` decides for itself.
         weights: a file that fills the network (:func:`load_weights`); implies ``pretrained=False``.
