@@ -291,7 +291,7 @@ def changed(name: str) -> dict[str, Tensor]:
         case "missing":
             return {k: t for k, t in state.items() if not k.startswith("block3.1.") and not k.startswith("linear")}
         case "none":
-            return {f"other.{k}": t for k, t in state.items()}
+            return {k.replace(".", "_"): t for k, t in state.items()}
         case "surplus":
             return {**state, "fc.weight": torch.zeros(2)}
         case "shape":

@@ -27,7 +27,7 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import own
 from upcycle.core.probe import probe
 from upcycle.core.read import checked, parsed
-from upcycle.core.weights import fill_own
+from upcycle.core.weights import fill
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
 FORMAT = 1
@@ -140,11 +140,11 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     state = store.parse_tensors(files[WEIGHTS], directory / WEIGHTS)
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(kinds) == 1:
-        module.to(kinds.pop())
-    fill_own(module, state, str(directory / WEIGHTS))
+        module.to(next(iter(kinds)))
+    fill(own(module), state, str(directory / WEIGHTS))
     _restore_formats(own(module), state)
     module.eval()
-    return Model(
+    model = Model(
         module=module,
         input_shape=record["input_shape"],
         mean=record["mean"],
@@ -156,6 +156,9 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
         lineage=lineage.read(directory / LINEAGE, files[LINEAGE]) if LINEAGE in files else None,
         name=record["name"],
     )
+    # A person's own code may answer with more or other than logits, which was so when it was saved.
+    foreign = into is not None or str(record["reference"]).partition(":")[0] not in (*BUILDERS, *MADE)
+    return probe(model)[0] if foreign and kinds <= {torch.float32} else model
 
 
 def lineage_of(directory: str | Path) -> lineage.Node | None:

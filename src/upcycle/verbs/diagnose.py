@@ -137,7 +137,7 @@ def diagnose(
         "sentence": sentence, "shows": "Inside the network",
         "data": {"name": seen.title, "train": len(seen.train), "validation": len(seen.validation),
                  "test": len(seen.test), "classes": list(net.classes), "notes": seen.notes},
-        "rows": [line], "seeds": [], "machine": machine(), "notes": [],
+        "rows": [line], "seeds": [], "machine": machine(), "notes": list(net.notes),
         "versions": lineage.versions(),
     })  # fmt: skip
     report = write_report(place)

@@ -97,7 +97,7 @@ def explain_images(
     report = write_report(place)
     if held is not None:
         held.release()
-    for note in dict.fromkeys(note for a in found.values() for note in a.notes):
+    for note in dict.fromkeys((*net.notes, *(note for a in found.values() for note in a.notes))):
         say(note)
     say(f"Report:  {report}")
     return Explained(directory=place, report=report, maps=found)
