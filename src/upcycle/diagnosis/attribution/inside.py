@@ -11,62 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.feature_maps import last_map, map_named, record_layer
 from upcycle.core.frozen import Frozen
-from upcycle.core.taps import Taps
 from upcycle.diagnosis.attribution.checks import Raw, in_parts, incomplete, like
 
 
 def gradcam(network: nn.Module, x: Tensor, target: Tensor, *, chunk: int, layer: str = "") -> Raw:
     """relu(Σ_k α_k A_k), α_k the spatial mean of ∂z_c/∂A_k, enlarged to the image (arXiv:1610.02391).
 
+    Tokens of a transformer are folded to the grid of their places; a class token is left out.
+
     Args:
-        layer: whose output is A, by its name in the network; by default the last with the last convolution's size.
+        layer: whose output is A, by its name in the network; by default that of
+            :func:`~upcycle.core.feature_maps.last_map`.
     """
     inner = network.network if isinstance(network, Frozen) else network
-    layer = layer or _last_map(inner, network, x[:1])
+    place = map_named(network, layer, x) if layer else last_map(network, x)
+    if place is None:
+        raise UserError("Grad-CAM finds no feature map that all logits of this network pass through; name a layer, or "
+                        "take method='integrated_gradients' or 'rise'.")  # fmt: skip
 
     def one(x: Tensor, y: Tensor) -> Tensor:
-        with Taps(inner, [layer]) as taps:
-            z = network(x.clone().requires_grad_())
-        a = taps[layer]
-        require(
-            a.ndim == 4,
-            f"Grad-CAM needs a layer that gives maps (b, k, h, w), and '{layer}' gives shape "
-            f"{tuple(a.shape)}; name another layer, or take method='integrated_gradients' or 'rise'.",
-        )
-        g = torch.autograd.grad(z.gather(1, y[:, None]).sum(), a)[0]
-        cam = (g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True).relu()
+        with record_layer(inner, place, leaf=True) as seen:
+            z = network(x)
+        (g,) = torch.autograd.grad(z.gather(1, y[:, None]).sum(), seen.f)
+        cam = (g.mean((2, 3), keepdim=True) * seen.f.detach()).sum(1, keepdim=True).relu()
         return F.interpolate(cam.float(), x.shape[2:], mode="bilinear")[:, 0]
 
-    return in_parts(one, x, target, chunk), [f"Grad-CAM at layer '{layer}'."]
-
-
-def _last_map(inner: nn.Module, network: nn.Module, x: Tensor) -> str:
-    """The last submodule that gives maps of the size of the last convolution's that is larger than one pixel."""
-    seen: list[tuple[str, nn.Module, tuple[int, ...]]] = []
-    handles = []
-    for name, m in inner.named_modules():
-        if name and not list(m.children()):
-
-            def hook(m: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor):
-                    seen.append((name, m, tuple(output.shape)))
-
-            handles.append(m.register_forward_hook(hook))
-    with torch.no_grad():
-        network(x)
-    for handle in handles:
-        handle.remove()
-    sizes = [s[2:] for _, m, s in seen if isinstance(m, nn.Conv2d) and len(s) == 4 and s[2] * s[3] > 1]
-    tokens = [i for i, (_, _, s) in enumerate(seen) if len(s) == 3]
-    maps = [(i, name) for i, (name, _, s) in enumerate(seen) if sizes and len(s) == 4 and s[2:] == sizes[-1]]
-    require(
-        bool(maps) and not (tokens and tokens[-1] > maps[-1][0]),
-        "Grad-CAM finds no map of a convolution behind "
-        "the last tokens or vectors of this network; name a layer, or take method='integrated_gradients' or "
-        "'rise'.",
-    )
-    return maps[-1][1]
+    return in_parts(one, x, target, chunk), [f"Grad-CAM at layer '{place.name}'."]
 
 
 def lrp(network: nn.Module, x: Tensor, target: Tensor, *, chunk: int) -> Raw:
