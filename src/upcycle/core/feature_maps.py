@@ -1,13 +1,14 @@
 """Feature maps of a network: the last one that all of its logits pass through, found by what flows in a forward.
 
 Names, kinds and the order of submodules say little: a transformer has tokens, a block several branches, a wrapped
-convolution another class. So two images are shown to the network, every tensor that a submodule gives is kept, and
-the graph of the gradients says which of them no path from the images to the logits avoids.
+convolution another class. So images are shown to the network, every tensor that a submodule gives is kept, and the
+graph of the gradients says which of them no path from the images to the logits avoids.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,9 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
-from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
-from upcycle.core.frozen import Frozen
+from upcycle.core.errors import UserError
 from upcycle.core.taps import Taps
 
 Kind = Literal["maps", "channels last", "tokens", "vector"]
@@ -34,8 +33,8 @@ class FeatureMap:
 
     Args:
         name: of the submodule whose output they are, as ``module.named_modules()`` calls it.
-        kind: maps (b, c, h, w); channels last (b, h, w, c); tokens (b, n, c), one for each place row by row; or a vector
-            (b, c), which is a map of one place.
+        kind: maps (b, c, h, w); channels last (b, h, w, c); tokens (b, n, c), one for each place, row by row; or a
+            vector (b, c), which is a map of one place.
         grid: (h, w).
         beside: positions of tokens that stand for no place, such as a class token.
     """
@@ -112,47 +111,52 @@ class Seen(NamedTuple):
 
 
 class Flow:
-    """What flows through a network while it sees one image, and one of noise.
+    """What flows through a network while it sees images.
 
     Args:
-        network: maps images to logits (b, k).
-        x: normalised images (b, c, h, w), of which the first is shown.
+        network: maps images to logits (b, k); in evaluation mode, as it stays.
+        x: normalised images (b, c, h, w).
+        within: the part of the network whose submodules are meant; all of it if not given.
 
     Attributes:
-        z: (2, k), the logits, with the graph to the images.
+        z: (b, k), the logits, with the graph to the images.
         seen: the tensors that depend on the images, in the order in which they came; of a submodule that is called
             several times that of the last call, which is the one that :class:`~upcycle.core.taps.Taps` reads.
     """
 
-    def __init__(self, network: nn.Module, x: Float[Tensor, "b c h w"]) -> None:
-        noise = torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(0)).to(x)
-        self._image = torch.cat([x[:1].detach(), noise]).requires_grad_()
+    def __init__(self, network: nn.Module, x: Float[Tensor, "b c h w"], within: nn.Module | None = None) -> None:
+        self._within = network if within is None else within
+        self._image = x.detach().clone().requires_grad_()
         self._calls: Counter[str] = Counter()
-        self._constant: dict[int, tuple[int, ...]] = {}
         found: dict[str, Seen] = {}
-        inner = network.network if isinstance(network, Frozen) else network
 
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                out = output[0] if isinstance(output, tuple | list) and output else output
-                if isinstance(out, Tensor) and out.grad_fn is not None and out.shape[:1] == self._image.shape[:1]:
-                    self._calls[name] += 1
-                    found.pop(name, None)
-                    found[name] = Seen(name, module, out, out.grad_fn)
-                    if out.ndim == 3:
-                        self._constant.setdefault(out.shape[1], _equal_rows(out))
+        def keep(name: str, module: nn.Module, out: Tensor) -> None:
+            if out.grad_fn is not None and out.shape[:1] == x.shape[:1]:
+                self._calls[name] += 1
+                found.pop(name, None)
+                found[name] = Seen(name, module, out, out.grad_fn)
 
-            return hook
-
-        with undisturbed(network), torch.enable_grad():
-            hooks = [m.register_forward_hook(keep(name)) for name, m in inner.named_modules() if name]
-            try:
-                self.z = network(self._image.clone())
-            finally:
-                for handle in hooks:
-                    handle.remove()
+        with torch.enable_grad(), _hooked(self._within, keep):
+            self.z = network(self._image.clone())
         self.seen = list(found.values())
         self._grids = [tuple(s.out.shape[2:]) for s in self.seen if isinstance(s.module, nn.Conv2d)]
+
+    @functools.cached_property
+    def _beside(self) -> dict[int, tuple[int, ...]]:
+        """For each number of tokens those that are the same for two images where it first occurs, at most half."""
+        image = self._image.detach()[:1]
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+        found: dict[int, tuple[int, ...]] = {}
+
+        def compare(name: str, module: nn.Module, out: Tensor) -> None:
+            if out.ndim == 3 and len(out) == 2 and out.shape[1] not in found:
+                a, b = out
+                rows = ((a - b).abs().amax(1) <= 1e-6 * a.abs().amax(1)).nonzero().flatten().tolist()
+                found[out.shape[1]] = tuple(rows) if 2 * len(rows) < len(a) else ()
+
+        with torch.no_grad(), _hooked(self._within, compare):
+            self._within(torch.cat([image, image + noise]))
+        return found
 
     def laid_out(self, seen: Seen) -> FeatureMap | None:
         """How a tensor is laid out; ``None`` where no places of the image can be made out in it."""
@@ -162,10 +166,26 @@ class Flow:
                 return FeatureMap(name, "maps", (shape[2], shape[3]))
             return FeatureMap(name, "channels last", (shape[1], shape[2])) if self._fits(shape[1:3]) else None
         if len(shape) == 3:
-            beside = self._constant[shape[1]]
+            beside = self._beside.get(shape[1], ())
             grid = self._grid(shape[1] - len(beside))
             return FeatureMap(name, "tokens", grid, beside) if grid is not None else None
         return None
+
+    def named(self, name: str) -> tuple[FeatureMap, Seen]:
+        """The map that the submodule ``name`` gives.
+
+        Raises:
+            UserError: there is no such submodule, it does not run, or what it gives is no map.
+        """
+        Taps(self._within, [name])  # knows what to say of a wrong name
+        seen = next((seen for seen in self.seen if seen.name == name), None)
+        if seen is None:
+            raise UserError(f"'{name}' gives no tensor of the images in eval mode; name another layer.")
+        found = self.laid_out(seen)
+        if found is None:
+            shape = tuple(seen.out.shape)
+            raise UserError(f"'{name}' gives {shape}, not maps (b, c, h, w) nor tokens of a grid; name another layer.")
+        return found, seen
 
     def is_cut(self, seen: Seen) -> bool:
         """Whether all that the logits know of the images passes through a tensor."""
@@ -180,22 +200,25 @@ class Flow:
             open_ += [previous for previous, _ in node.next_functions]
         return True
 
-    def maps(self) -> Iterator[tuple[FeatureMap, Seen, Tensor]]:
-        """The maps that all logits pass through, the last first, and the gradient (2, c, h, w) of a mix of the logits.
+    def maps(self) -> Iterator[tuple[FeatureMap, Seen]]:
+        """The maps that all logits pass through, the last first.
 
         Left out are maps of one place, maps that were only pooled since the last weights, and maps whose gradient goes
         through tokens beside them alone: those of a layer behind which a class token decides.
         """
-        size = self._sizes()
-        mix = torch.randn(self.z.shape[1], generator=torch.Generator().manual_seed(1)).to(self.z)
         for i in range(len(self.seen) - 1, -1, -1):
             seen, found = self.seen[i], self.laid_out(self.seen[i])
             again = i > 0 and self.seen[i - 1].node is seen.node and self._calls[self.seen[i - 1].name] == 1
-            if found is None or size[i] != math.prod(found.grid) or size[i] == 1 or again or not self.is_cut(seen):
+            if found is None or again or not self._places(i) == math.prod(found.grid) > 1 or not self.is_cut(seen):
                 continue
-            (g,) = torch.autograd.grad((self.z * mix).sum(), seen.out, retain_graph=True)
-            if bool(found.maps(g).any()) or not bool(g.any()):
-                yield found, seen, found.maps(g)
+            g = self.gradient(seen) if found.beside else None
+            if g is None or bool(found.maps(g).any()) or not bool(g.any()):
+                yield found, seen
+
+    def gradient(self, seen: Seen) -> Tensor:
+        """The gradient of a fixed mix of the logits with respect to a tensor."""
+        mix = torch.randn(self.z.shape[1], generator=torch.Generator().manual_seed(1)).to(self.z)
+        return torch.autograd.grad((self.z * mix).sum(), seen.out, retain_graph=True)[0]
 
     def vector(self) -> FeatureMap | None:
         """The last vector (b, c) between weights that all logits pass through, for a network without maps."""
@@ -205,15 +228,13 @@ class Flow:
         last = next(found, None)
         return None if last is None else FeatureMap(last.name, "vector")
 
-    def _sizes(self) -> list[int]:
-        """For each tensor seen the places of the last one that weights had made by then, beside those of one place."""
-        sizes, last = [], 0
-        for seen in self.seen:
+    def _places(self, i: int) -> int:
+        """The places of the last tensor, up to the ``i``-th, that weights made and that has more than one."""
+        for seen in reversed(self.seen[: i + 1]):
             found = self.laid_out(seen) if _has_weights(seen.module) else None
             if found is not None and math.prod(found.grid) > 1:
-                last = math.prod(found.grid)
-            sizes.append(last)
-        return sizes
+                return math.prod(found.grid)
+        return 0
 
     def _fits(self, grid: tuple[int, ...]) -> bool:
         """Whether so many places are those of another map, or have the image's proportions."""
@@ -230,45 +251,25 @@ class Flow:
         return (h, n // h) if h > 0 and n % h == 0 and self._fits((h, n // h)) else None
 
 
-def last_map(network: nn.Module, x: Float[Tensor, "b c h w"]) -> FeatureMap | None:
-    """The last feature map that all logits of a network pass through; ``None`` where there is none.
-
-    Args:
-        network: maps images to logits (b, k); it is in evaluation mode meanwhile and unchanged afterwards.
-        x: normalised images (b, c, h, w), of which the first is shown to it.
-    """
-    return next((found for found, _, _ in Flow(network, x).maps()), None)
-
-
-def map_named(network: nn.Module, name: str, x: Float[Tensor, "b c h w"]) -> FeatureMap:
-    """How the output of the submodule ``name`` is laid out; for the other arguments see :func:`last_map`.
-
-    Raises:
-        UserError: there is no such submodule, it does not run, or what it gives is no map.
-    """
-    with Taps(network.network if isinstance(network, Frozen) else network, [name]) as taps, undisturbed(network):
-        network(x[:1])
-    try:
-        shape = tuple(taps[name].shape)
-    except UserError as error:
-        raise UserError(f"'{name}' gives no tensor in eval mode; name another layer.") from error
-    flow = Flow(network, x)
-    seen = next((seen for seen in flow.seen if seen.name == name), None)
-    found = None if seen is None else flow.laid_out(seen)
-    require(
-        found is not None,
-        f"'{name}' gives {shape}, not maps (b, c, h, w) nor tokens (b, n, c) of a grid; name another layer.",
-    )
-    assert found is not None
-    return found
-
-
 def _has_weights(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) or next(module.parameters(recurse=False), None) is not None
 
 
-def _equal_rows(out: Float[Tensor, "b n c"]) -> tuple[int, ...]:
-    """The tokens that are the same for both images, at most half of them."""
-    a, b = out.detach()
-    rows = ((a - b).abs().amax(1) <= 1e-6 * a.abs().amax(1)).nonzero().flatten().tolist()
-    return tuple(rows) if 2 * len(rows) < len(a) else ()
+@contextlib.contextmanager
+def _hooked(module: nn.Module, look: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
+    """Within, ``look`` is given name, submodule and output whenever a submodule gives a tensor, or one first of all."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(module: nn.Module, args: Any, output: Any) -> None:
+            out = output[0] if isinstance(output, tuple | list) and output else output
+            if isinstance(out, Tensor) and out.ndim:
+                look(name, module, out)
+
+        return see
+
+    handles = [m.register_forward_hook(hook(name)) for name, m in module.named_modules() if name]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

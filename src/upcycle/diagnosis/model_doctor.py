@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.feature_maps import FeatureMap, map_named, record_layer
+from upcycle.core.feature_maps import FeatureMap, Flow, record_layer
 from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of, fresh_copy_of
@@ -60,7 +60,7 @@ def channel_loss(
     """L_chan = mean_b [ Σ_ch M[y',ch] g(y')[ch] + Σ_ch (1 - M[y,ch]) g(y)[ch] ].
 
     Channels of the wrong class must not react to the sample, and channels foreign to the true class must not
-    support it. A class without any channel, which the network never recognised, has none that are foreign.
+    support it.
 
     Args:
         own: G of the true class.
@@ -68,8 +68,7 @@ def channel_loss(
         y, rival: these classes.
         mask: M.
     """
-    others = ~mask & mask.any(1, keepdim=True)
-    wrong, foreign = mask[rival] * support(other, act), others[y] * support(own, act)
+    wrong, foreign = mask[rival] * support(other, act), ~mask[y] * support(own, act)
     return (wrong + foreign).sum(1).mean()
 
 
@@ -183,7 +182,7 @@ class ModelDoctor(Method):
         """Labels, images of each class, a layer that is twice differentiable, and masks that fit."""
         source, problems = self.model("source", data), []
         if unknown := int((data.train.labels < 0).sum()):
-            problems.append(f"it learns from labels, and {unknown} of {len(data.train)} training images have none")
+            problems.append(f"it learns from labels, which {unknown} of {len(data.train)} training images do not have")
         if source.input_shape[0] != data.shape[0]:
             return [*problems, f"{source.name} takes {source.input_shape[0]} input channels and the images have "
                     f"{data.shape[0]}"]  # fmt: skip
@@ -218,12 +217,11 @@ class ModelDoctor(Method):
         before = run.stored("diagnosis")
         if before is None:
             with run.open_stage("diagnosis") as before:
-                found = diagnose(
-                    source, data, layer=layer, n=self.n, theta=self.theta, act=self.act, device=run.device
-                )
+                found = diagnose(source, data, layer=layer, n=self.n, theta=self.theta, act=self.act, device=run.device)
                 before |= {"scores": found.scores, "mask": found.mask, "images": found.images}
                 before["shares"] = [found.concentration, found.wrong]
         mask = before["mask"].to(run.device)
+        mask = mask | ~mask.any(1, keepdim=True)  # to a class that was never recognised no channel is foreign
         masks = self._masks(run, source, data, layer)
 
         network = fresh_copy_of(source.module) if self.from_scratch else copy_of(source.module)
@@ -265,7 +263,7 @@ class ModelDoctor(Method):
     def _layer(self, source: Model) -> FeatureMap:
         network, example = probe(source.module), source.example()
         if self.layer is not None:
-            return map_named(network, self.layer, example)
+            return Flow(network, example).named(self.layer)[0]
         found = channel_map(network, example)
         if found is None:
             raise UserError(f"{source.name} has no features between its images and its logits whose gradient could be "

@@ -6,6 +6,7 @@ them. No function changes the network.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -126,16 +127,23 @@ def channel_map(module: nn.Module, example: Float[Tensor, "b c h w"]) -> Feature
     or there is none: then it is the last feature map that all logits pass through and behind which the gradient depends
     on the image (if there is one), tokens folded to maps. A network without maps is looked at where its last vector is.
     ``None`` where there is nothing between images and logits, or no gradient.
+
+    Args:
+        module: made by :func:`probe`.
+        example: two normalised images or more.
     """
     flow = Flow(module, example)
     maps = flow.maps()
     last = next(maps, None)
     if last is None:
         return flow.vector()
-    if (convolution := _owner(flow, *last[:2])) is not None:
+    if (convolution := _owner(flow, *last)) is not None:
         return FeatureMap(convolution.name, "maps", last[0].grid)
-    further = (place for place, _, g in (last, *maps) if not torch.allclose(g[0], g[1], rtol=1e-4, atol=0))
-    return next(further, last[0])
+    for place, seen in itertools.chain([last], maps):
+        a, *others = place.maps(flow.gradient(seen))
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=0) for b in others):
+            return place
+    return last[0]
 
 
 def _owner(flow: Flow, place: FeatureMap, seen: Seen) -> Seen | None:
@@ -147,7 +155,9 @@ def _owner(flow: Flow, place: FeatureMap, seen: Seen) -> Seen | None:
     generator = torch.Generator().manual_seed(0)
     some = torch.randperm(maps.shape[1], generator=generator)[: (maps.shape[1] + 1) // 2]
     mix = torch.randn(maps[:, some].shape, generator=generator).to(maps)
-    grads = torch.autograd.grad((maps[:, some] * mix).sum(), [s.out for s in convs], retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(
+        (maps[:, some] * mix).sum(), [s.out for s in convs], retain_graph=True, allow_unused=True
+    )
     others = torch.ones(maps.shape[1], dtype=torch.bool, device=maps.device).index_fill(0, some.to(maps.device), False)
     own = [s for s, g in zip(convs, grads, strict=True) if g is not None and g.any() and not g[:, others].any()]
     if len(own) < 2:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import require
 from upcycle.core.evaluate import Evaluation, judged, margin, predict_logits
-from upcycle.core.feature_maps import FeatureMap, map_named
+from upcycle.core.feature_maps import FeatureMap, Flow
 from upcycle.core.models import Model
 from upcycle.diagnosis.errors.class_channels import (
     Act,
@@ -178,7 +178,7 @@ def familiar(seen: Float[Tensor, " n"], held: Float[Tensor, " m"]) -> bool:
 
 
 def _place(network: nn.Module, layer: str | None, example: Tensor) -> FeatureMap | None:
-    return channel_map(network, example) if layer is None else map_named(network, layer, example)
+    return channel_map(network, example) if layer is None else Flow(network, example).named(layer)[0]
 
 
 def confident(z: Float[Tensor, "n k"], split: ImageSplit, n: int) -> list[Int[Tensor, " s"]]:
