@@ -288,13 +288,11 @@ def treat(net: Model, data: Images, out: Path) -> None:
 
 
 def diagnose(net: Model, data: Images, out: Path) -> None:
-    upcycle.diagnose(taught(net, data), data=data, out=out, images=1, samples=3, methods=("saliency",), say=_nothing)
+    upcycle.diagnose(taught(net, data), data=data, out=out, images=1, samples=3, say=_nothing)
 
 
 def explain(net: Model, data: Images, out: Path) -> None:
-    explain_images(
-        net, folder(data, out.with_name("images")), methods=("saliency", "gradient_x_input"), out=out, say=_nothing
-    )
+    explain_images(net, folder(data, out.with_name("images")), out=out, say=_nothing)
 
 
 def evaluate(net: Model, data: Images, out: Path) -> None:
