@@ -130,6 +130,7 @@ CASES = {
     "the mean of the tokens": (Tokens(0), "norm", (3, 3)),
     "patches without a convolution": (Tokens(1, linear=True), "blocks.1", (3, 3)),
     "channels last": (Swapped(), "norm", (3, 3)),
+    "as many channels as rows": (nn.Sequential(conv(3, 12), nn.BatchNorm2d(12), nn.ReLU(), head(12)), "2", (12, 12)),
 }
 
 

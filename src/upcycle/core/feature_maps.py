@@ -162,7 +162,7 @@ class Flow:
         """How a tensor is laid out; ``None`` where no places of the image can be made out in it."""
         name, shape = seen.name, tuple(seen.out.shape)
         if len(shape) == 4:
-            if isinstance(seen.module, nn.Conv2d) or (self._fits(shape[2:]) and shape[1:3] not in self._grids):
+            if isinstance(seen.module, nn.Conv2d) or self._fits(shape[2:]):
                 return FeatureMap(name, "maps", (shape[2], shape[3]))
             return FeatureMap(name, "channels last", (shape[1], shape[2])) if self._fits(shape[1:3]) else None
         if len(shape) == 3:

@@ -266,8 +266,9 @@ class ModelDoctor(Method):
             return Flow(network, example).named(self.layer)[0]
         found = channel_map(network, example)
         if found is None:
-            raise UserError(f"{source.name} has no features between its images and its logits whose gradient could be "
-                            "looked at")  # fmt: skip
+            raise UserError(
+                f"{source.name} has no features between images and logits whose gradient could be looked at"
+            )
         return found
 
     def _masks(self, run: Run, source: Model, data: Images, layer: FeatureMap) -> ImageSplit | None:

@@ -123,8 +123,10 @@ class AsItIs(Around):
         logits(z, len(images), self.title)
         if not self.given and self.classes is not None:
             in_range(self.classes, z.shape[1])
-        require(bool(z.isfinite().all()), f"{self.title} gives NaN or infinite outputs; check its weights and the "
-                "normalisation of its inputs.")  # fmt: skip
+        require(
+            bool(z.isfinite().all()),
+            f"{self.title} gives NaN or infinite outputs; check its weights and the normalisation of its inputs.",
+        )
         self.given.append(z.detach())
         return z
 
@@ -168,8 +170,10 @@ def class_numbers(target: Tensor | int, n: int) -> Int[Tensor, " n"]:
 def in_range(classes: Int[Tensor, " n"], k: int) -> Int[Tensor, " n"]:
     """``classes``, if a network with ``k`` has them all."""
     low, high = (int(bound) for bound in classes.aminmax())
-    require(0 <= low <= high < k, f"target {low if low < 0 else high} is out of range: the network has {k} classes, "
-            f"0 to {k - 1}.")  # fmt: skip
+    require(
+        0 <= low <= high < k,
+        f"target {low if low < 0 else high} is out of range: the network has {k} classes, 0 to {k - 1}.",
+    )
     return classes
 
 
