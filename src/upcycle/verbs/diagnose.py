@@ -292,7 +292,8 @@ def _never(net: Model, measured: Evaluation, counts: Tensor, d: Diagnosis) -> st
     if unseen:
         text += f" There is no training image of {_listed(unseen)} to find channels from."
     if lost:
-        text += f" No training image of {_listed(lost)} is recognised, so no channel speaks for it."
+        them = "it" if len(lost) == 1 else "them"
+        text += f" No training image of {_listed(lost)} is recognised, so no channel speaks for {them}."
     return text
 
 

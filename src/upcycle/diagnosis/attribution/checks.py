@@ -37,13 +37,15 @@ def checked(
     precision: Precision = "auto",
     average: bool = False,
     whole: bool = False,
+    gradients: bool = True,
 ) -> tuple[Frozen, Tensor, Tensor, Tensor]:
-    """A frozen copy of the network that passes gradients to its images; images, classes int64 (b,), and p_c (b,).
+    """A frozen copy of the network; images, classes int64 (b,), and p_c (b,).
 
     Args:
         precision: as for :func:`~upcycle.diagnosis.attribution.explain`.
         average: many answers are averaged, so that ``auto`` may be bf16.
         whole: keep BatchNorms and submodules, for methods that look into the network.
+        gradients: it passes gradients to its images; without, it may be made faster.
 
     Raises:
         UserError: images or targets that do not fit.
@@ -54,7 +56,9 @@ def checked(
         precision = "64-true" if x.dtype == torch.float64 else "auto" if average else "32-true"
     with _taking(x, title):
         # keep_modules, because a traced network would lose a backward that its author wrote (autograd.Function).
-        network = frozen(module, x[:64], input_grad=True, keep_bn=whole, keep_modules=True, precision=precision)
+        network = frozen(
+            module, x[:64], input_grad=gradients, keep_bn=whole, keep_modules=gradients, precision=precision
+        )
         with torch.no_grad():
             z = torch.cat([network(part) for part in x.split(batch_of(x))])
     classes = targets(logits(z, len(x), title), target)

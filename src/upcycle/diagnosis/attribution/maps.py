@@ -107,10 +107,11 @@ def explain(
         if method in _ONCE and _runs(model, x, precision):
             signed, notes, target, p = _once(function, method, model, x, target, chunk, options)
         else:
+            gradients, average, whole = method not in _FORWARD_ONLY, method in _AVERAGING, method in _WHOLE
             network, x, target, p = checked(
-                model, x, target, precision=precision, average=method in _AVERAGING, whole=method in _WHOLE
+                model, x, target, precision=precision, average=average, whole=whole, gradients=gradients
             )
-            if method not in _FORWARD_ONLY:
+            if gradients:
                 with _passing(method):
                     gradient(network, x[:1], target[:1])
             signed, notes = function(network, x, target, chunk=chunk, **options)
