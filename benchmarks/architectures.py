@@ -293,7 +293,8 @@ def diagnose(net: Model, data: Images, out: Path) -> None:
 
 
 def explain(net: Model, data: Images, out: Path) -> None:
-    explain_images(net, folder(data, out.with_name("images")), out=out, say=_nothing)
+    images = folder(data, out.with_name("images"))
+    explain_images(net, images, methods=("gradcam", "saliency"), out=out, say=_nothing)
 
 
 def evaluate(net: Model, data: Images, out: Path) -> None:
