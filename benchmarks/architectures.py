@@ -235,7 +235,8 @@ def taught(net: Model, data: Images) -> Model:
     layer, f = linear(known.module, name), taps[name].double()
     centred = f - f.mean(0)
     gram = centred @ centred.T
-    w = centred.T @ torch.linalg.solve(gram + 1e-6 * gram.trace() * torch.eye(len(f)), F.one_hot(y, 10).double() - 0.1)
+    ridge = 1e-6 * gram.trace() + 1e-12  # random weights may answer every image alike
+    w = centred.T @ torch.linalg.solve(gram + ridge * torch.eye(len(f)), F.one_hot(y, 10).double() - 0.1)
     with torch.no_grad():
         layer.weight.copy_(w.T)
         assert layer.bias is not None
@@ -298,13 +299,12 @@ def treat(net: Model, data: Images, out: Path) -> None:
 
 
 def diagnose(net: Model, data: Images, out: Path) -> None:
-    upcycle.diagnose(taught(net, data), data=data, out=out, images=1, samples=3, methods=("saliency",), say=_nothing)
+    upcycle.diagnose(taught(net, data), data=data, out=out, images=1, samples=3, say=_nothing)
 
 
 def explain(net: Model, data: Images, out: Path) -> None:
-    upcycle.explain_images(
-        net, folder(data, out.with_name("images")), methods=("saliency", "gradient_x_input"), out=out, say=_nothing
-    )
+    images = folder(data, out.with_name("images"))
+    upcycle.explain_images(net, images, methods=("gradcam", "saliency"), out=out, say=_nothing)
 
 
 def evaluate(net: Model, data: Images, out: Path) -> None:
