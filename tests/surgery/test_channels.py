@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from upcycle.core.errors import UserError
+from upcycle.core.outputs import Logits
 from upcycle.surgery.channels import Channels
 from upcycle.surgery.following import follow_channels
 from upcycle.surgery.joined_layers import Scatter
@@ -53,6 +54,30 @@ NETWORKS = {
 }
 
 
+def timms(name: str) -> nn.Module:
+    return pytest.importorskip("timm").create_model(name, num_classes=10)
+
+
+def hugging_face(kind: str, **options: object) -> nn.Module:
+    """An image classifier of Hugging Face's, which asks for shapes in its forward."""
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(num_labels=10, **options)
+    return Logits(getattr(transformers, f"{kind}ForImageClassification")(config))
+
+
+FOREIGN = {
+    "timm's own linear layer": lambda: timms("mobilenetv3_small_050"),
+    "hard gates": lambda: timms("lcnet_035"),
+    "cheap features": lambda: timms("ghostnet_050"),
+    "products of branches": lambda: timms("starnet_s1"),
+    "TensorFlow's padding": lambda: timms("tf_mobilenetv3_small_minimal_100"),
+    "Hugging Face's ResNet": lambda: hugging_face(
+        "ResNet", embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], layer_type="bottleneck"
+    ),
+    "Hugging Face's MobileNet": lambda: hugging_face("MobileNetV1", depth_multiplier=0.25),
+}
+
+
 def some(channels: Channels, share: float = 0.6) -> torch.Tensor:
     """A random choice that leaves every layer a channel."""
     keep = torch.rand(channels.n, generator=torch.Generator().manual_seed(0)) < share
@@ -61,11 +86,11 @@ def some(channels: Channels, share: float = 0.6) -> torch.Tensor:
     return keep
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *FOREIGN])
 @torch.no_grad()
 def test_a_narrower_network_computes_what_the_source_does_without_the_removed_channels(name: str) -> None:
     torch.manual_seed(0)
-    net, x = seen(NETWORKS[name]()), torch.randn(2, 3, 32, 32)
+    net, x = seen({**NETWORKS, **FOREIGN}[name]()), torch.randn(2, 3, 32, 32)
     channels = follow_channels(net, x)
     whole = shrink(net, channels, torch.ones(channels.n, dtype=torch.bool), example=x)
     right = net(x)
@@ -126,7 +151,7 @@ def test_a_shuffle_is_followed_where_widths_allow_it() -> None:
     assert shrink(net, channels, keep, example=x).a.out_channels == 4
     keep[first.outputs[0]] = False
     keep[first.outputs[5]] = True  # one of the first half, three of the second
-    with pytest.raises(UserError, match="its forward counts on the widths that it has"):
+    with pytest.raises(UserError, match="its forward counts on the widths that it has, at or before 'norm'"):
         shrink(net, channels, keep, example=x)
 
 
@@ -173,6 +198,12 @@ def _norm(module: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), module, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -191,6 +222,9 @@ class Twice(nn.Module):
         (lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 48, 8), "'add' in 'encoder'"),
         (lambda: torchvisions("convnext_tiny"), "layer_norm"),
         (Twice, "runs 'a' more than once"),
+        (lambda: _norm(Standardised(4, 4, 1)), r"'1' \(Standardised\) computes something else than torch's layer"),
+        (lambda: _norm(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))), "'1' .* computes something else"),
+        (lambda: timms("eca_nfnet_l0"), r"'stem.conv1' \(ScaledStdConv2d\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.Linear(4, 4), nn.Unflatten(1, (2, 2))), "logits"),
     ],
 )  # fmt: skip

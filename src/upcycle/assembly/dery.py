@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from upcycle.assembly.reassembly.naswot import unscorable
 from upcycle.assembly.reassembly.partition import Partition, block_values, partition
 from upcycle.assembly.reassembly.pictures import (
     blocks_in_words,
@@ -34,6 +35,7 @@ from upcycle.measure.similarity import Kind
 from upcycle.measure.units import amount, si
 from upcycle.surgery.blocks import Chain, chain
 from upcycle.surgery.stitch import Stitched, plan, stitched
+from upcycle.surgery.trace import cast_like
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit
@@ -174,11 +176,13 @@ class DeRy(Method):
             ours, theirs = (" x ".join(map(str, shape)) for shape in (model.input_shape, data.shape))
             return [f"{model.name} takes images of {ours} and the data have {theirs}: all must be of one size"]
         try:
-            nodes = len(chain(model))
+            made = chain(model)
         except UserError as error:
             return [str(error).rstrip(".")]
-        if nodes < self.blocks:
-            return [f"{model.name} has {nodes} nodes, too few for {self.blocks} blocks: ask for fewer blocks"]
+        if len(made) < self.blocks:
+            return [f"{model.name} has {len(made)} nodes, too few for {self.blocks} blocks: ask for fewer blocks"]
+        if reason := unscorable(made.root, cast_like(model.example(5), made.root)):
+            return [f"{model.name} cannot be scored without training, since {reason}"]
         return []
 
     def fit(self, run: Run, data: Images) -> nn.Module:

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.cut import Tracer, describe, optional
 from upcycle.core.errors import UserError, one_line
+from upcycle.core.layers import base_of
 from upcycle.core.models import copy_of
 from upcycle.core.outputs import called
 from upcycle.surgery.channels import Channels, Layer, Step
@@ -66,20 +67,29 @@ def follow_channels(module: nn.Module, example: Float[Tensor, "b c h w"]) -> Cha
     """
     title = called(module)
     shadow = copy_of(module).to("cpu", torch.float32).eval()
-    defaults = optional(shadow)
-    try:
-        graph = _Tracer().trace(shadow, defaults)
-    except Exception as error:  # whatever a stranger's forward does with a proxy
-        raise UserError(
-            f"{title} cannot be cut into channels: torch.fx cannot trace its forward ({one_line(error)})."
-        ) from error
-    follower = _Follower(title, fx.GraphModule(shadow, graph))
+    images, defaults = example[:2].to("cpu", torch.float32).contiguous(), optional(shadow)
+    follower = _Follower(title, fx.GraphModule(shadow, _trace(shadow, images, title)))
     try:
         with torch.no_grad():
-            follower.run(example[:2].to("cpu", torch.float32).contiguous(), *defaults.values())
+            follower.run(images, *defaults.values())
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{title} cannot be cut into channels: its forward fails ({one_line(error)}).") from error
     return follower.channels()
+
+
+def _trace(shadow: nn.Module, images: Tensor, title: str) -> fx.Graph:
+    """The forward as a graph; where it asks for shapes, one of these images alone, which is all that is wanted here."""
+    try:
+        return _Tracer().trace(shadow, optional(shadow))
+    except Exception:  # whatever a stranger's forward does with a proxy
+        tracer = _Tracer(images, numbers=True)
+    try:
+        return tracer.trace(shadow, optional(shadow))
+    except Exception as error:
+        where = f" at '{tracer.failed}'" if tracer.failed else ""
+        raise UserError(
+            f"{title} cannot be cut into channels: torch.fx cannot trace its forward{where} ({one_line(error)})."
+        ) from error
 
 
 class _Tracer(Tracer):
@@ -193,7 +203,12 @@ class _Follower(fx.Interpreter):
         name = str(n.target)
         if any(layer.name == name for layer in self.layers):
             raise UserError(f"{self.title} cannot be cut into channels: its forward runs '{name}' more than once.")
-        if type(m) not in (nn.Conv2d, nn.Linear) or (isinstance(m, nn.Linear) and x.dim() != 2):
+        if base_of(m, repadded=True) is None:
+            raise UserError(
+                f"{self.title} cannot be cut into channels: {self._words(n)} computes something else than torch's "
+                "layer does with its weight and bias, so fewer channels would change what is left."
+            )
+        if isinstance(m, nn.Linear) and x.dim() != 2:
             self._refuse(n)
         inputs, outputs = self._vector(n, x), self._fresh(value.shape[1])
         groups = m.groups if isinstance(m, nn.Conv2d) else 1
@@ -284,11 +299,13 @@ class _Follower(fx.Interpreter):
         reads = ", ".join([*map(str, args), *(f"{k}={v}" for k, v in kwargs.items())])
         self.steps.append(Step(what, reads, str(n.target) if module is not None else ""))
 
-    def _refuse(self, n: fx.Node) -> NoReturn:
+    def _words(self, n: fx.Node) -> str:
         kind = f" ({type(self.submodules[str(n.target)]).__name__})" if n.op == "call_module" else ""
-        what = "its output" if n.op == "output" else f"{describe(n)}{kind}"
+        return "its output" if n.op == "output" else f"{describe(n)}{kind}"
+
+    def _refuse(self, n: fx.Node) -> NoReturn:
         raise UserError(
-            f"{self.title} cannot be cut into channels: {what} uses channels in a way that is not "
+            f"{self.title} cannot be cut into channels: {self._words(n)} uses channels in a way that is not "
             "understood; convolutions, linear layers, BatchNorm, activations, pooling, sums and "
             "concatenations are."
         )
