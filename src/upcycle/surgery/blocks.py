@@ -16,7 +16,7 @@ from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model
 from upcycle.surgery.segments import find_segments, group_segments, node_names
 from upcycle.surgery.signals import Signal, global_pool, signal_at_cut, signal_at_size
-from upcycle.surgery.trace import BATCH, cast_like, constants_of, shapes_of, trace_blocks
+from upcycle.surgery.trace import BATCH, cast_like, constants_of, fix_sizes, shapes_of, trace_blocks
 
 if TYPE_CHECKING:
     from upcycle.data.images import ImageSplit
@@ -169,16 +169,24 @@ def chain(model: Model) -> Chain:
         UserError: the network cannot be traced, does not take its own input, or is no chain of two nodes or more.
     """
     try:
-        return _chain(model, None)
+        return _chain(model)
     except UserError:  # such as a forward that asks for shapes, as those of Hugging Face do
-        return _chain(model, cast_like(model.example(BATCH), model.module))
+        images = cast_like(model.example(BATCH), model.module)
+    free = _chain(model, images)
+    try:
+        fixed = _chain(model, images, fixed=True)
+    except UserError:
+        return free
+    return fixed if len(fixed) > len(free) else free
 
 
-def _chain(model: Model, images: Tensor | None) -> Chain:
-    """The chain of a network; ``images`` run along while it is traced."""
+def _chain(model: Model, images: Tensor | None = None, *, fixed: bool = False) -> Chain:
+    """The chain of a network; ``images`` run along while it is traced, ``fixed``: and its sizes are theirs for good."""
     name = model.name
     root = copy.deepcopy(model.module).eval()
     graph, kept = trace_blocks(root, name, images)
+    if fixed:
+        fix_sizes(root, graph, model)
     shapes, constants = shapes_of(root, graph, model), constants_of(graph)
     body = group_segments(root, find_segments(root, graph, constants, shapes), shapes)
     whole = "".join(f" torch.fx cannot look into '{path}' ({reason})." for path, reason in [*kept.items()][:1])

@@ -111,6 +111,46 @@ def shapes_of(root: nn.Module, graph: fx.Graph, model: Model) -> dict[fx.Node, t
     return {n: runner.found[n.name] for n in graph.nodes if n.name in runner.found}
 
 
+def fix_sizes(root: nn.Module, graph: fx.Graph, model: Model) -> None:
+    """Write the sizes that a forward computes into its graph, in place, but for those that follow the batch.
+
+    So they cross no cut. What lies behind takes images of the model's size alone.
+
+    Args:
+        root: whose forward the graph is.
+        graph: from :func:`trace_blocks`.
+        model: what ``root`` is a copy of.
+    """
+    fixed: list[dict[str, Any]] = []
+    for batch in (BATCH, BATCH + 1):
+        runner = _Sizes(root, graph)
+        with undisturbed(root):
+            runner.run(cast_like(model.example(batch), root))
+        fixed.append(runner.found)
+    for n in reversed(graph.nodes):
+        if n.name in fixed[0] and fixed[0][n.name] == fixed[1].get(n.name):
+            size = fixed[0][n.name]
+            for user in list(n.users):
+                user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda a: size if a is n else a)  # noqa: B023
+        if n.name in fixed[0] and not n.users:
+            graph.erase_node(n)
+
+
+class _Sizes(fx.Interpreter):
+    """An interpreter that remembers every whole number in the graph, and every tuple of some."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(fx.GraphModule(root, graph))
+        self.found: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if n.op in ("call_function", "call_method") and numbers and all(type(v) is int for v in numbers):
+            self.found[n.name] = tuple(numbers) if isinstance(value, tuple) else value
+        return value
+
+
 def constants_of(graph: fx.Graph) -> frozenset[fx.Node]:
     """Find what does not depend on the image: parameters, and what is made of them alone."""
     found: set[fx.Node] = set()
