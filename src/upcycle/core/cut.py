@@ -70,7 +70,11 @@ class Tracer(fx.Tracer):
         return bool(self.known(obj)) if self.knows(obj) else super().to_bool(obj)
 
     def iter(self, obj: fx.Proxy) -> Any:
-        return iter([obj[i] for i in range(len(self.known(obj)))]) if self.knows(obj) else super().iter(obj)
+        return (
+            iter([operator.getitem(obj, i) for i in range(len(self.known(obj)))])
+            if self.knows(obj)
+            else super().iter(obj)
+        )
 
     def knows(self, obj: fx.Proxy) -> bool:
         """Whether the value is known, and follows from shapes and number formats alone."""

@@ -28,6 +28,7 @@ def classifiers(model: Model) -> tuple[str, ...]:
         UserError: the logits come from something else, for example a convolution.
     """
     *layers, whole = observed(model, kind=nn.Linear)
+    names: tuple[str, ...]
     if layers and torch.equal(layers[-1].output, whole.output) and bool(whole.output.any()):
         names = (layers[-1].name,)
     else:
@@ -37,7 +38,8 @@ def classifiers(model: Model) -> tuple[str, ...]:
         raise UserError(f"{model.name} does not end in a linear layer that gives its logits, so its classifier cannot "
                         "be replaced; choose a network that does, or wrap it.")  # fmt: skip
     for c in (by_name[name] for name in names):
-        right = F.linear(c.input, c.module.weight, c.module.bias)
+        layer = linear(model.module, c.name)
+        right = F.linear(c.input, layer.weight, layer.bias).detach()
         if not torch.allclose(c.output, right, rtol=1e-3, atol=1e-3 * float(right.abs().max())):
             raise UserError(
                 f"{model.name} ends in '{c.name}' ({type(c.module).__name__}), which computes something else than a "

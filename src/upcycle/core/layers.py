@@ -27,7 +27,8 @@ def base_of(m: nn.Module, *, repadded: bool = False) -> type[nn.Module] | None:
     """The layer of torch that ``m`` is or refines without harm: linear, convolution or BatchNorm; ``None`` otherwise.
 
     Without harm is a layer that holds only the parameters of its base, and answers as its base does with them. A
-    subclass is asked in evaluation mode, on small random inputs; a layer of torch's own class is not.
+    subclass is asked in evaluation mode, on small random inputs and past its hooks; a layer of torch's own class is
+    not asked.
 
     Args:
         repadded: count also a convolution that fills its images with zeros by itself, until there are ceil(n / stride)
@@ -62,7 +63,9 @@ def _answers(m: nn.Module, base: type[nn.Module], *, same: bool) -> bool:
     try:
         with undisturbed(m), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return all(_close(m(x), _function(m, base, _same(m, x) if same else x, same)) for x in _inputs(m, base))
+            return all(
+                _close(m.forward(x), _function(m, base, _same(m, x) if same else x, same)) for x in _inputs(m, base)
+            )
     except Exception:  # whatever a stranger's forward does with such an input
         return False
 
@@ -88,7 +91,7 @@ def _function(m: Any, base: type[nn.Module], x: Tensor, unpadded: bool) -> Tenso
         return F.linear(x, m.weight, m.bias)
     if base in NORMS:
         return F.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, m.running_mean is None, 0.0, m.eps)
-    conv = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}[base]
+    conv: Any = (F.conv1d, F.conv2d, F.conv3d)[len(m.kernel_size) - 1]
     padding = m.padding
     if unpadded:
         padding = 0

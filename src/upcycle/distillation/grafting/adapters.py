@@ -88,7 +88,7 @@ def _first_layers(piece: fx.GraphModule) -> list[nn.Conv2d | nn.Linear]:
 def _mixes(m: nn.Linear | nn.Conv2d) -> bool:
     """Whether a layer is linear in its weight and mixes all channels."""
     base = base_of(m, repadded=True)
-    return base is nn.Linear or (base is nn.Conv2d and m.groups == 1)
+    return base is nn.Linear or (base is nn.Conv2d and getattr(m, "groups", 1) == 1)
 
 
 def relative_error(found: Tensor, right: Tensor) -> float:
