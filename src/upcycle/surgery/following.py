@@ -328,8 +328,9 @@ def _settings(m: nn.Module) -> str:
     """A module in words, without its widths."""
     if isinstance(m, nn.Conv2d):
         groups = "" if m.groups == 1 else ", depthwise" if m.groups == m.in_channels else ", grouped"
+        kind = "Conv2d" if base_of(m) else "Conv2d padded by itself"
         return (
-            f"Conv2d {m.kernel_size}, stride {m.stride}, padding {m.padding} {m.padding_mode}, "
+            f"{kind} {m.kernel_size}, stride {m.stride}, padding {m.padding} {m.padding_mode}, "
             f"dilation {m.dilation}{groups}, bias {m.bias is not None}"
         )
     if isinstance(m, nn.Linear):

@@ -70,6 +70,10 @@ def shrink(
     whole = _masked(copy_of(module).to("cpu", torch.float64).eval(), channels, keep)
     part, kept = copy_of(made).to("cpu", torch.float64).eval(), [*channels.passes, *(x.name for x in channels.layers)]
     (right, of_whole), (found, of_part) = (_outputs(m, kept, images) for m in (whole, part))
+    require(
+        isinstance(right, Tensor),
+        f"{called(module)} cannot be cut into channels: its forward fails in float64 ({right}).",
+    )
     problem = found if isinstance(found, str) else _difference(found, right[:, chosen])
     if problem:
         where = _first_difference(channels, of_whole, of_part, places)
