@@ -189,7 +189,9 @@ def test_networks_that_fold_space_into_the_batch_are_reassembled(kind: str) -> N
     nets = (model(foreign, (1, size, size), kind), model(ResNet((1, 1, 1), 10, 1), (1, size, size), "plain"))
     method = dery(zoo=nets, blocks=2, probe=32, runs=5, candidates=4, score_batches=1, tune="none")
     method.require(data)
-    network = method.fit(Run(None, quiet=True, precision="32-true"), data)
+    run = Run(None, quiet=True, precision="32-true")
+    network = method.fit(run, data)
+    assert ("Blocks share a set with those of their stage only" in run.notes[0]) == (kind == "Swin")
     assert network(model(network, (1, size, size)).example(3)).shape == (3, 10)
 
 
