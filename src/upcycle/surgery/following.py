@@ -24,6 +24,7 @@ from upcycle.core.layers import base_of
 from upcycle.core.models import copy_of
 from upcycle.core.outputs import called
 from upcycle.surgery.channels import Channels, Layer, Step
+from upcycle.surgery.dividing import division
 from upcycle.surgery.joined_layers import Renormalise, Scatter
 from upcycle.zoo.resnet import PadShortcut
 
@@ -113,6 +114,7 @@ class _Follower(fx.Interpreter):
         self.layers: list[Layer] = []
         self.passes: dict[str, tuple[Tensor, Tensor]] = {}
         self.steps: list[Step] = []
+        self.fixed: list[Tensor] = []
         self.image: Tensor | None = None
         self.logits: Tensor | None = None
         self.numbers: dict[fx.Node, int] = {}
@@ -140,7 +142,8 @@ class _Follower(fx.Interpreter):
         if twice or any(bool(torch.isin(logits, x.inputs).any()) for x in layers):
             raise UserError(f"{self.title} cannot be cut into channels: its logits are used for something else too.")
         n = int(same.max()) + 1
-        return Channels(n, layers, passes, image, logits, tuple(self.steps))
+        fixed = same[torch.cat(self.fixed)].unique() if self.fixed else same[:0]
+        return Channels(n, layers, passes, image, logits, tuple(self.steps), fixed)
 
     # -- rules
 
@@ -154,9 +157,15 @@ class _Follower(fx.Interpreter):
             args: Any = fx.node.map_arg(n.args, self._ids_or_value)
             kwargs: Any = fx.node.map_arg(n.kwargs, self._ids_or_value)
             if n.op == "call_method":
-                return getattr(args[0], str(n.target))(*args[1:], **kwargs)
-            assert callable(n.target)
-            return n.target(*args, **kwargs)
+                moved = getattr(args[0].contiguous(), str(n.target))(*args[1:], **kwargs)
+            else:
+                assert callable(n.target)
+                moved = n.target(*args, **kwargs)
+            if isinstance(args[0], Tensor):
+                rows, fixed = division(n, args[0], moved)
+                self._couple_rows(rows)
+                self.fixed.append(fixed)
+            return moved
         if n.target in _PAIRS:
             return self._pair(n, value)
         x = self._source(n)
@@ -178,7 +187,10 @@ class _Follower(fx.Interpreter):
         if isinstance(m, _SPATIAL):
             return self._spatial(n, value)
         if isinstance(m, _MOVES):
-            return m(x)
+            moved = m(x)
+            if isinstance(m, nn.ChannelShuffle):
+                self._couple_rows(self._vector(n, x).view(m.groups, -1))
+            return moved
         if isinstance(m, _BatchNorm) or (isinstance(m, nn.PReLU) and m.num_parameters > 1):
             channels = self._vector(n, x)
             self._pass(name, channels, channels)
@@ -225,6 +237,11 @@ class _Follower(fx.Interpreter):
             for before, now in zip(self.passes[name], (inputs, outputs), strict=True):
                 self._couple(before, now)
         self.passes[name] = (inputs, outputs)
+
+    def _couple_rows(self, rows: Tensor) -> None:
+        """Rows of ids: those of one column become one."""
+        for row in rows[1:]:
+            self._couple(rows[0], row)
 
     def _pair(self, n: fx.Node, value: Tensor) -> Tensor:
         """Two tensors place by place, or one and a number."""

@@ -43,7 +43,7 @@ def shrink(
     Args:
         module: the network; unchanged.
         channels: those of the network, from :func:`~upcycle.surgery.following.follow_channels`.
-        keep: for each id, whether it stays; those of the image always do.
+        keep: for each id, whether it stays; those of the image always do, and so do fixed ones.
         rows: logits that stay, in their new order; ``None`` keeps all.
         example: images that the network takes.
 
@@ -51,8 +51,8 @@ def shrink(
         UserError: a layer would have no channel left, or the forward depends on the number of channels.
     """
     keep = keep.clone()
-    keep[channels.image] = True
-    keep[channels.logits] = True
+    for always in (channels.image, channels.logits, channels.fixed):
+        keep[always] = True
     chosen = torch.arange(len(channels.logits)) if rows is None else torch.tensor(list(rows), dtype=torch.long)
 
     def places(ids: Tensor) -> Tensor:
