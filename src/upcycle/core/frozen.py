@@ -222,11 +222,13 @@ _SUM = (operator.add, operator.iadd, torch.add)
 class _Tracer(fx.Tracer):
     """Leaves every layer and BatchNorm whole, of whatever library: others read its inputs, weights and statistics."""
 
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()  # layers are asked before tracing, in which they would answer with proxies
+        self.layers = {m for m in root.modules() if isinstance(m, _FRESH) and base_of(m, repadded=True) is not None}
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layer = isinstance(m, _FRESH) and base_of(m, repadded=True) is not None
-        return (
-            layer or isinstance(m, nn.modules.batchnorm._BatchNorm) or super().is_leaf_module(m, module_qualified_name)
-        )
+        whole = m in self.layers or isinstance(m, nn.modules.batchnorm._BatchNorm)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 def _overwriting(result: Frozen, example: Tensor) -> None:
@@ -241,7 +243,7 @@ def _overwriting(result: Frozen, example: Tensor) -> None:
     if len(inspect.signature(network.forward).parameters) != 1:
         return
     try:
-        graph = _Tracer().trace(network)
+        graph = _Tracer(network).trace(network)
         before, slope = _answers(result, example), _slope(result, example)
         modules = dict(network.named_modules())
 
@@ -312,7 +314,7 @@ def _foldable(module: nn.Module) -> list[tuple[str, str]]:
     # take their defaults, as they do when the network is called with images alone.
     shadow = copy.deepcopy(module).eval()
     try:
-        graph = _Tracer().trace(shadow, optional(shadow))
+        graph = _Tracer(shadow).trace(shadow, optional(shadow))
     except Exception:
         # Whatever a stranger's forward does with a proxy; not being traceable only costs speed.
         return []
@@ -334,9 +336,7 @@ def _foldable(module: nn.Module) -> list[tuple[str, str]]:
             continue
         layer, norm = modules[str(source.target)], modules[str(node.target)]
         base = base_of(layer, repadded=True)
-        fits = (
-            base is not None and base_of(norm) is _PAIRS.get(base) and getattr(norm, "running_mean", None) is not None
-        )
+        fits = base in _PAIRS and base_of(norm) is _PAIRS[base] and getattr(norm, "running_mean", None) is not None
         if fits and own(str(source.target)) and own(str(node.target)):
             pairs.append((str(source.target), str(node.target)))
     return pairs
