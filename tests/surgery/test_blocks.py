@@ -210,6 +210,25 @@ def test_vision_transformers_of_hugging_face_are_chains(kind: str) -> None:
     torch.testing.assert_close(composed(made, (1, 2), x), made.model.module(x))
 
 
+class Token(nn.Module):
+    """A class token, a view of a parameter, that goes into a submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.token = nn.Conv2d(1, 4, 3, padding=1), nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.mix, self.linear = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.linear((x + self.mix(self.token.expand(x.shape[0], -1, 1, 1))).mean((2, 3)))
+
+
+def test_a_view_of_a_parameter_is_counted() -> None:
+    net = Token()
+    assert count(net, (1, 8, 8)).macs == 64 * 36 + 16 + 40
+    assert all(p.requires_grad for p in net.parameters())
+
+
 class Inside(nn.Module):
     """All of a network in one submodule that cannot be traced."""
 

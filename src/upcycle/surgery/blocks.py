@@ -147,7 +147,7 @@ class Chain:
 
     def _node_cost(self, i: int, signal: Signal) -> tuple[int, Signal] | None:
         if (i, signal) not in self._costs:
-            meta = copy.deepcopy(self._part(i, i)).to("meta")
+            meta = copy.deepcopy(self._part(i, i)).to("meta").requires_grad_(False)
             self._costs[i, signal] = _count(meta, signal, self.nodes[i])
         return self._costs[i, signal]
 
