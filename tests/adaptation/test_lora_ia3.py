@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.settings import fitted, tiny_data, tiny_model
-from upcycle.adaptation.adapters.peft_layers import layers, merge
+from upcycle.adaptation.adapters.peft_layers import layers, left_out, merge
 from upcycle.adaptation.ia3 import IA3, add_ia3
 from upcycle.adaptation.lora import LoRA, add_lora
 from upcycle.adaptation.probe import LinearProbe
@@ -124,7 +124,16 @@ def test_layers_that_would_not_merge_are_left_out() -> None:
             x = self.other(self.one(self.computed(self.plain(x.flatten(1)))))[:, None]
             return self.head(self.attention(x, x, x)[0][:, 0])
 
-    assert list(layers(of(Odd()))) == ["plain"]
+    odd = of(Odd())
+    assert list(layers(odd)) == ["plain"]
+    assert left_out(odd) == {
+        "computed": "ParametrizedLinear does not compute what torch's layer does with its weight",
+        "one": "its weight is used in another layer too",
+        "other": "its weight is used in another layer too",
+        "idle": "the network does not call it",
+        "attention": "MultiheadAttention is neither a linear layer nor a convolution over images",
+        "attention.out_proj": "the network does not call it",
+    }
     dilated = of(nn.Sequential(nn.Conv2d(1, 4, 3, padding=2, dilation=2), nn.Conv2d(4, 4, 3, groups=2),
                                nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.AdaptiveAvgPool2d(1),
                                nn.Flatten(), nn.Linear(4, 10)))  # fmt: skip
@@ -132,6 +141,28 @@ def test_layers_that_would_not_merge_are_left_out() -> None:
     with pytest.raises(UserError, match="no plain convolution"):
         LoRA(source=dilated).sites(dilated)
     assert IA3(source=dilated).sites(dilated) == (["0", "1", "2"], [])
+
+
+class Rewritten(nn.Linear):
+    """Another class that computes what a linear layer does, as timm's own is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+@METHODS
+def test_harmless_subclasses_are_adapted_and_what_is_left_out_is_said(method: Any) -> None:
+    torch.manual_seed(0)
+    net = of(
+        nn.Sequential(
+            nn.Flatten(), Rewritten(64, 8), nn.ReLU(), parametrizations.weight_norm(nn.Linear(8, 4)), nn.Linear(4, 10)
+        )
+    )
+    assert list(layers(net)) == ["1"]
+    run = Run(None, quiet=True)
+    made = method(source=net, recipe=Recipe(epochs=1, batch_size=64, lr=0.01)).fit(run, subset("1", "7"))
+    assert type(made[1]) is Rewritten and not torch.equal(made[1].weight, net.module[1].weight)
+    assert "No adapter for 3: ParametrizedLinear does not compute" in " ".join(run.notes)
 
 
 # -- numbers and exactness ----------------------------------------

@@ -21,11 +21,13 @@ from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss
 from upcycle.core.models import Model
+from upcycle.core.outputs import Logits
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.saved import load as load_model
 from upcycle.core.saved import save
+from upcycle.data import load
 from upcycle.measure.cost import count
 from upcycle.surgery.blocks import chain
 from upcycle.surgery.stitch import Stitched
@@ -154,6 +156,43 @@ def test_a_product_of_known_networks_comes_back_from_files(tmp_path: Path) -> No
     x = product.example(4)
     torch.testing.assert_close(loaded.module(x), network(x), rtol=0, atol=0)
     assert (loaded.mean, loaded.std, loaded.classes) == (product.mean, product.std, product.classes)
+
+
+FOLDING = {
+    "Swin": {
+        "image_size": 8,
+        "patch_size": 1,
+        "num_channels": 1,
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 4,
+    },
+    "MobileViT": {
+        "image_size": 32,
+        "num_channels": 1,
+        "hidden_sizes": [16, 24, 32],
+        "neck_hidden_sizes": [8, 16, 24, 32, 48, 64, 96],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FOLDING)
+def test_networks_that_fold_space_into_the_batch_are_reassembled(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    options = FOLDING[kind]
+    config = getattr(transformers, f"{kind}Config")(num_labels=10, **options)
+    foreign = Logits(getattr(transformers, f"{kind}ForImageClassification")(config)).eval()
+    size = options["image_size"]
+    data = load("digits", size=size).subset(torch.arange(64)) if size != 8 else tiny_data()
+    nets = (model(foreign, (1, size, size), kind), model(ResNet((1, 1, 1), 10, 1), (1, size, size), "plain"))
+    method = dery(zoo=nets, blocks=2, probe=32, runs=5, candidates=4, score_batches=1, tune="none")
+    method.require(data)
+    run = Run(None, quiet=True, precision="32-true")
+    network = method.fit(run, data)
+    assert ("Blocks share a set with those of their stage only" in run.notes[0]) == (kind == "Swin")
+    assert network(model(network, (1, size, size)).example(3)).shape == (3, 10)
 
 
 def test_pictures_and_note(tmp_path: Path) -> None:

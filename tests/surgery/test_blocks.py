@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.settings import tiny_data
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model
+from upcycle.core.outputs import Logits
 from upcycle.core.references import resolve
 from upcycle.core.taps import Taps
 from upcycle.measure.cost import count
@@ -165,6 +166,80 @@ def test_what_cannot_be_traced_stays_whole() -> None:
     torch.testing.assert_close(composed(made, (1, 2), x), made.model.module(x))
 
 
+class Asking(nn.Module):
+    """Asks for shapes and number formats before its first layer, and not before each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(4 if i else 1, 4, 3, padding=1) for i in range(3)))
+        self.linear = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 1 or x.dtype != torch.float32:
+            raise ValueError("other images, please")
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.linear(x.mean((2, 3)))
+
+
+def test_a_forward_that_asks_for_shapes_is_cut() -> None:
+    made = chain(model(Asking()))
+    assert [n.name for n in made.nodes] == ["layers.0", "layers.1", "layers.2"]
+    x = made.model.example(5)
+    torch.testing.assert_close(composed(made, (1, 2), x), made.model.module(x))
+
+
+@pytest.mark.parametrize("kind", ["ViT", "DeiT", "Beit"])
+def test_vision_transformers_of_hugging_face_are_chains(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        num_labels=10,
+    )
+    torch.manual_seed(0)
+    made = chain(model(Logits(getattr(transformers, f"{kind}ForImageClassification")(config).eval())))
+    assert len(made) == 3 and [n.gives.layout for n in made.nodes] == ["tokens"] * 3
+    assert made.nodes[1].gives.extra == (2 if kind == "DeiT" else 1)
+    x = made.model.example(5)
+    torch.testing.assert_close(composed(made, (1, 2), x), made.model.module(x))
+
+
+class Token(nn.Module):
+    """A class token, a view of a parameter, that goes into a submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.token = nn.Conv2d(1, 4, 3, padding=1), nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.mix, self.linear = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.linear((x + self.mix(self.token.expand(x.shape[0], -1, 1, 1))).mean((2, 3)))
+
+
+def test_a_view_of_a_parameter_is_counted() -> None:
+    net = Token()
+    assert count(net, (1, 8, 8)).macs == 64 * 36 + 16 + 40
+    assert all(p.requires_grad for p in net.parameters())
+
+
+class Inside(nn.Module):
+    """All of a network in one submodule that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.linear = Choosy(1), nn.Linear(1, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.body(x).mean((2, 3)))
+
+
 class Wrapped(nn.Module):
     """Another network with an optional argument."""
 
@@ -209,7 +284,11 @@ class Unknown(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "words"),
-    [(MLP(64, (8, 8), 10, 0.0), "no chain of blocks"), (Unknown(), "torch.fx cannot trace")],
+    [
+        (MLP(64, (8, 8), 10, 0.0), "no chain of blocks"),
+        (Unknown(), "torch.fx cannot trace"),
+        (Inside(), r"no chain of blocks .* torch.fx cannot look into 'body' \(TypeError"),
+    ],
 )
 def test_no_chain(module: nn.Module, words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from upcycle.core.errors import UserError
+from upcycle.core.outputs import Logits
 from upcycle.surgery.channels import Channels
 from upcycle.surgery.following import follow_channels
 from upcycle.surgery.joined_layers import Scatter
@@ -48,8 +49,33 @@ NETWORKS = {
     "googlenet": lambda: torchvisions("googlenet", transform_input=True, init_weights=False),
     "mobilenet_v2": lambda: torchvisions("mobilenet_v2"),
     "mobilenet_v3_small": lambda: torchvisions("mobilenet_v3_small"),
+    "shufflenet": lambda: torchvisions("shufflenet_v2_x0_5"),
     "squeezenet": lambda: torchvisions("squeezenet1_1"),
     "efficientnet": lambda: torchvisions("efficientnet_b0"),
+}
+
+
+def timms(name: str) -> nn.Module:
+    return pytest.importorskip("timm").create_model(name, num_classes=10)
+
+
+def hugging_face(kind: str, **options: object) -> nn.Module:
+    """An image classifier of Hugging Face's, which asks for shapes in its forward."""
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(num_labels=10, **options)
+    return Logits(getattr(transformers, f"{kind}ForImageClassification")(config))
+
+
+FOREIGN = {
+    "timm's own linear layer": lambda: timms("mobilenetv3_small_050"),
+    "hard gates": lambda: timms("lcnet_035"),
+    "cheap features": lambda: timms("ghostnet_050"),
+    "products of branches": lambda: timms("starnet_s1"),
+    "TensorFlow's padding": lambda: timms("tf_mobilenetv3_small_minimal_100"),
+    "Hugging Face's ResNet": lambda: hugging_face(
+        "ResNet", embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], layer_type="bottleneck"
+    ),
+    "Hugging Face's MobileNet": lambda: hugging_face("MobileNetV1", depth_multiplier=0.25),
 }
 
 
@@ -61,11 +87,11 @@ def some(channels: Channels, share: float = 0.6) -> torch.Tensor:
     return keep
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *FOREIGN])
 @torch.no_grad()
 def test_a_narrower_network_computes_what_the_source_does_without_the_removed_channels(name: str) -> None:
     torch.manual_seed(0)
-    net, x = seen(NETWORKS[name]()), torch.randn(2, 3, 32, 32)
+    net, x = seen({**NETWORKS, **FOREIGN}[name]()), torch.randn(2, 3, 32, 32)
     channels = follow_channels(net, x)
     whole = shrink(net, channels, torch.ones(channels.n, dtype=torch.bool), example=x)
     right = net(x)
@@ -73,7 +99,7 @@ def test_a_narrower_network_computes_what_the_source_does_without_the_removed_ch
 
     keep = some(channels)
     small = shrink(net, channels, keep, [7, 2, 4], example=x)
-    keep[channels.image] = True
+    keep[torch.cat([channels.image, channels.fixed])] = True
     for layer in channels.layers:  # an oracle of its own: kernels that read a removed channel become zero
         m = net.get_submodule(layer.name)
         if layer.groups == 1:
@@ -124,10 +150,60 @@ def test_a_shuffle_is_followed_where_widths_allow_it() -> None:
     keep = torch.zeros(channels.n, dtype=torch.bool)
     keep[first.outputs[[0, 3, 4, 7]]] = True  # the same two of each half
     assert shrink(net, channels, keep, example=x).a.out_channels == 4
-    keep[first.outputs[0]] = False
-    keep[first.outputs[5]] = True  # one of the first half, three of the second
-    with pytest.raises(UserError, match="its forward counts on the widths that it has"):
+    keep[first.outputs[5]] = True  # and with it the second of the other half
+    assert shrink(net, channels, keep, example=x).a.out_channels == 6
+
+
+class Counting(nn.Module):
+    """A forward that computes with the number of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return self.b(self.norm(x * (8 / x.shape[1]))).mean((2, 3))
+
+
+def test_a_forward_that_counts_its_channels_is_refused_and_says_where() -> None:
+    net, x = seen(Counting()), torch.randn(2, 3, 4, 4)
+    channels = follow_channels(net, x)
+    keep = torch.ones(channels.n, dtype=torch.bool)
+    keep[channels.layers[0].outputs[0]] = False
+    with pytest.raises(
+        UserError, match=r"counts on the widths that it has, at or before 'norm' \(its answers are wrong"
+    ):
         shrink(net, channels, keep, example=x)
+
+
+class Partial(nn.Module):
+    """A shortcut to the first channels only, as in ReXNet, a split into fixed sizes and one into thirds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 9, 1), nn.Conv2d(9, 6, 1)
+        self.d, self.linear = nn.Conv2d(6, 6, 1), nn.Linear(2, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x).relu()
+        y = self.b(x)
+        y = self.c(torch.cat([y[:, :6] + x, y[:, 6:]], 1).relu())
+        few, more = torch.split(y, [2, 4], dim=1)
+        first, second, third = self.d(torch.cat([more, few], 1)).chunk(3, dim=1)
+        return self.linear((first * second + third).mean((2, 3)))
+
+
+def test_channels_that_a_forward_counts_by_itself_stay_and_even_parts_stay_even() -> None:
+    net, x = seen(Partial()), torch.randn(2, 3, 4, 4)
+    channels = follow_channels(net, x)
+    a, b, c, d, _ = channels.layers
+    assert torch.isin(torch.cat([a.outputs, b.outputs, c.outputs]), channels.fixed).all()
+    assert torch.equal(d.outputs, d.outputs[:2].repeat(3)) and not torch.isin(d.outputs, channels.fixed).any()
+    keep = torch.zeros(channels.n, dtype=torch.bool)
+    keep[d.outputs[:1]] = True
+    small = shrink(net, channels, keep, example=x)
+    assert small.d.out_channels == 3 and small.b.out_channels == 9
 
 
 class Branches(nn.Module):
@@ -173,6 +249,12 @@ def _norm(module: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), module, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -191,6 +273,9 @@ class Twice(nn.Module):
         (lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 48, 8), "'add' in 'encoder'"),
         (lambda: torchvisions("convnext_tiny"), "layer_norm"),
         (Twice, "runs 'a' more than once"),
+        (lambda: _norm(Standardised(4, 4, 1)), r"'1' \(Standardised\) computes something else than torch's layer"),
+        (lambda: _norm(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))), "'1' .* computes something else"),
+        (lambda: timms("eca_nfnet_l0"), r"'stem.conv1' \(ScaledStdConv2d\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.Linear(4, 4), nn.Unflatten(1, (2, 2))), "logits"),
     ],
 )  # fmt: skip

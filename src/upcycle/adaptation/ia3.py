@@ -13,6 +13,7 @@ from upcycle.adaptation.adapters.peft_layers import (
     import_peft,
     layers,
     matching,
+    note_left_out,
     peft_problems,
     peft_product,
     peft_recipe,
@@ -125,6 +126,7 @@ class IA3(Method):
         """The algorithm; returns the network with its classifier trained and the factors merged."""
         source = self.model("source", data)
         data = data.normalised(source.mean, source.std)
+        note_left_out(run, source)
         tuner = add_ia3(for_classes(source, data.classes).module, *self.sites(source))
         return tune_and_merge(run, data, self.recipe, tuner, classifier(source), self._optimizer)
 

@@ -14,6 +14,7 @@ from upcycle.adaptation.adapters.peft_layers import (
     import_peft,
     layers,
     matching,
+    note_left_out,
     peft_problems,
     peft_product,
     peft_recipe,
@@ -106,6 +107,14 @@ class LoRA(Method):
         require(bool(found), f"{source.name} has no linear layer but its classifier, and no plain convolution.")
         return matching(self.targets, list(found)) if self.targets else linear or list(found)
 
+    def _unpaired(self, source: Model) -> dict[str, str]:
+        """Why convolutions are left out, by name, where others are adapted."""
+        found = layers(source)
+        if all(isinstance(found[name], nn.Linear) for name in self.sites(source)):
+            return {}
+        odd = [name for name, m in found.items() if isinstance(m, nn.Conv2d) and not _factors(m)]
+        return dict.fromkeys(odd, "a grouped, dilated or not zero-padded convolution has no low-rank pair to merge")
+
     def work(self, n: int, teacher: int, student: int) -> float:
         """A forward and a backward worth one: gradients of features, hardly any of weights."""
         return 2.0 * self.steps(n) * self.recipe.batch_size * max(teacher, student)
@@ -123,6 +132,7 @@ class LoRA(Method):
         source = self.model("source", data)
         data = data.normalised(source.mean, source.std)
         network = for_classes(source, data.classes).module
+        note_left_out(run, source, self._unpaired(source))
         tuner = add_lora(network, self.sites(source), self.rank, self.alpha, self.dropout, run.generator("lora"))
         return tune_and_merge(run, data, self.recipe, tuner, classifier(source), self.recipe)
 

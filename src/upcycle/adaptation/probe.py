@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upcycle.core.errors import UserError
-from upcycle.core.heads import classifier, for_classes, linear
+from upcycle.core.heads import classifiers, for_classes, linear
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, own_copy
 from upcycle.core.recipe import Recipe
@@ -57,7 +57,7 @@ class LinearProbe(Method):
         """Labels, and a classifier to replace."""
         source = self.model("source", data)
         try:
-            classifier(source)
+            classifiers(source)
         except UserError as error:
             return [str(error).rstrip(".")]
         without = int((data.train.labels < 0).sum())
@@ -68,7 +68,8 @@ class LinearProbe(Method):
         start = for_classes(self.model("source", data), data.classes)
         data = data.normalised(start.mean, start.std)
         start.module.requires_grad_(False)
-        linear(start.module, classifier(start)).requires_grad_(True)
+        for name in classifiers(start):
+            linear(start.module, name).requires_grad_(True)
         student, optimizer = run.setup(start.module, self.recipe)
         student.eval()  # dropout and BatchNorm as in use
         for _ in run.epochs(self.recipe.epochs):

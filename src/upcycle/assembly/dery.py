@@ -13,6 +13,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
+from upcycle.assembly.reassembly.naswot import unscorable
 from upcycle.assembly.reassembly.partition import Partition, block_values, partition
 from upcycle.assembly.reassembly.pictures import (
     blocks_in_words,
@@ -37,6 +38,7 @@ from upcycle.measure.similarity import Kind
 from upcycle.measure.units import amount, si
 from upcycle.surgery.blocks import Chain, chain
 from upcycle.surgery.stitch import Stitched, plan, stitched
+from upcycle.surgery.trace import cast_like
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit
@@ -75,7 +77,8 @@ class DeRy(Method):
         candidates: how many networks the search finds and scores.
         top: how many of the best scored are tuned; the one with the highest accuracy on validation images is kept.
         score_batches: how many batches of 32 images the score is averaged over.
-        stage_rule: keep blocks of different stage from sharing a set (the authors' code).
+        stage_rule: keep blocks of different stage from sharing a set (the authors' code); so it is also where networks
+            of tokens are in the zoo, and no network can be assembled otherwise.
         tune: which layers are trained: frozen trains what is new, all trains everything, none leaves it as it is.
         label_smoothing: share of the target that is spread over all classes in the cross-entropy, below 1.
         recipe: ordinary training; the rate is the paper's. New layers between frozen blocks have much to learn: where
@@ -177,11 +180,13 @@ class DeRy(Method):
             ours, theirs = (" x ".join(map(str, shape)) for shape in (model.input_shape, data.shape))
             return [f"{model.name} takes images of {ours} and the data have {theirs}: all must be of one size"]
         try:
-            nodes = len(chain(model))
+            made = chain(model)
         except UserError as error:
             return [str(error).rstrip(".")]
-        if nodes < self.blocks:
-            return [f"{model.name} has {nodes} nodes, too few for {self.blocks} blocks: ask for fewer blocks"]
+        if len(made) < self.blocks:
+            return [f"{model.name} has {len(made)} nodes, too few for {self.blocks} blocks: ask for fewer blocks"]
+        if reason := unscorable(made.root, cast_like(model.example(5), made.root)):
+            return [f"{model.name} cannot be scored without training, since {reason}"]
         return []
 
     def fit(self, run: Run, data: Images) -> nn.Module:
@@ -193,7 +198,7 @@ class DeRy(Method):
         like = stored_results([len(c) for c in chains], self.blocks)
         features = partial(similarities, chains, probe, self.similarity, run.device)
         s = run.stage("features", features, like["features"])
-        made = Partition(**run.stage("partition", partial(self._partition, chains, s, run.seed), like["partition"]))
+        made = Partition(**run.stage("partition", partial(self._partition, run, chains, s, data), like["partition"]))
         search = partial(self._search, chains, s, made, data)
         mixes = [Mix(**m) for m in run.stage("search", search, like["search"])]
         score = partial(self._score, run, chains, mixes, classes, probe)
@@ -226,17 +231,32 @@ class DeRy(Method):
             run.picture(name, picture)
         return run.plain(networks[first])
 
-    def _partition(self, chains: Sequence[Chain], s: Tensor, seed: int) -> dict[str, Any]:
-        """Step 2: the networks in blocks, and the blocks in sets."""
-        lengths = [len(c) for c in chains]
-        made = partition(s, lengths, self.blocks, self.eps, runs=self.runs, stage_rule=self.stage_rule, seed=seed)
+    def _partition(self, run: Run, chains: Sequence[Chain], s: Tensor, data: Images) -> dict[str, Any]:
+        """Step 2: the networks in blocks, and the blocks in sets; by stage where no network can be made of others."""
+        divide = partial(partition, s, [len(c) for c in chains], self.blocks, self.eps, runs=self.runs, seed=run.seed)
+        made = divide(stage_rule=self.stage_rule)
+        tokens = any(node.gives.kind == "tokens" for own in chains for node in own.nodes)
+        if tokens and not self.stage_rule:  # which no block that takes a map can follow
+            try:
+                self._space(chains, s, made, data)[1].best()
+            except UserError:
+                made = divide(stage_rule=True)
+                run.note(
+                    "Blocks share a set with those of their stage only: of other sets no network can be assembled."
+                )
         return dataclasses.asdict(made)
+
+    def _space(
+        self, chains: Sequence[Chain], s: Tensor, made: Partition, data: Images
+    ) -> tuple[list[tuple[int, int, int]], Search]:
+        """Every block of a partition, and all networks that can be made of them."""
+        choices, table = block_table(chains, made)
+        tables = block_values(s, [len(c) for c in chains], made)
+        return choices, Search(table, *tables, input_size=data.shape[1:], classes=len(data.classes))
 
     def _search(self, chains: Sequence[Chain], s: Tensor, made: Partition, data: Images) -> list[dict[str, Any]]:
         """Step 3: the most stitchable networks within the budget, the best first."""
-        choices, table = block_table(chains, made)
-        tables = block_values(s, [len(c) for c in chains], made)
-        space = Search(table, *tables, input_size=data.shape[1:], classes=len(data.classes))
+        choices, space = self._space(chains, s, made, data)
         return [
             {"blocks": tuple(choices[i] for i in c.blocks), "params": c.params, "macs": c.macs, "fit": c.score}
             for c in space.best(self.candidates, self._budget())

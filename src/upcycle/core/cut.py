@@ -7,26 +7,119 @@ import copy
 import functools
 import inspect
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.outputs import called
 
 
 class Tracer(fx.Tracer):
-    """Symbolic tracing that remembers what each submodule returned, also of those it looks into."""
+    """Symbolic tracing that remembers what each submodule returned, also of those it looks into, and where it failed.
 
-    def __init__(self) -> None:
+    Args:
+        images: a batch that runs along, so that questions which a forward asks of shapes and number formats are
+            answered as they are for it; without one they end the tracing.
+        numbers: answer also where a forward wants a whole number or a length; the graph is then one for batches of
+            that shape only.
+    """
+
+    def __init__(self, images: Tensor | None = None, *, numbers: bool = False) -> None:
         super().__init__()
         self.outputs: dict[str, list[Any]] = {}
+        self.failed: str | None = None
+        self.images, self.numbers = images, numbers
+        self.values: dict[fx.Node, Any] = {}
+        self._asking = False
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        output = super().call_module(m, forward, args, kwargs)
+        if self._asking:
+            return forward(*args, **kwargs)
+        try:
+            output = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
         self.outputs.setdefault(self.path_of_module(m), []).append(output)
         return output
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._asking else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Number(node, self) if self.images is not None and self.numbers else super().proxy(node)
+
+    def create_proxy(self, *arguments: Any, **more: Any) -> fx.Proxy:
+        made = super().create_proxy(*arguments, **more)
+        if self.images is not None:
+            try:
+                self._asking = True
+                with torch.no_grad():
+                    self.values[made.node] = self._value(made.node)
+            except Exception:  # what cannot be computed is not known, which only those who ask will see
+                self.values.pop(made.node, None)
+            finally:
+                self._asking = False
+        return made
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.known(obj)) if self.knows(obj) else super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        return (
+            iter([operator.getitem(obj, i) for i in range(len(self.known(obj)))])
+            if self.knows(obj)
+            else super().iter(obj)
+        )
+
+    def knows(self, obj: fx.Proxy) -> bool:
+        """Whether the value is known, and follows from shapes and number formats alone."""
+        return obj.node in self.values and not isinstance(self.values[obj.node], Tensor)
+
+    def known(self, obj: fx.Proxy) -> Any:
+        """The value on the images that run along."""
+        return self.values[obj.node]
+
+    def _value(self, n: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: self.values[a])
+        if n.op == "placeholder":
+            assert self.images is not None
+            return args[0] if self.values else self.images.clone()  # behind the images: defaults
+        if n.op == "call_method":
+            return getattr(args[0], str(n.target))(*args[1:], **kwargs)
+        if n.op == "call_function":
+            assert callable(n.target)
+            return n.target(*args, **kwargs)
+        found: Any = functools.reduce(getattr, str(n.target).split("."), self.root)
+        return found(*args, **kwargs) if n.op == "call_module" else found
+
+
+class _Number(fx.Proxy):
+    """A value in a graph that is a number where one is wanted."""
+
+    tracer: Tracer
+
+    def __len__(self) -> int:
+        known = self.tracer.values.get(self.node)
+        return super().__len__() if known is None else len(known)
+
+    def __int__(self) -> int:
+        return int(self._known())
+
+    def __index__(self) -> int:
+        return operator.index(self._known())
+
+    def __float__(self) -> float:
+        return float(self._known())
+
+    def _known(self) -> Any:
+        if not self.tracer.knows(self):
+            raise TypeError(f"'{self.node}' depends on the images")
+        return self.tracer.known(self)
 
 
 def cut(module: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from upcycle.core.cut import optional
 from upcycle.core.errors import UserError, require
+from upcycle.core.layers import base_of
 from upcycle.core.outputs import called, layout_of
 
 if TYPE_CHECKING:
@@ -219,10 +220,15 @@ _SUM = (operator.add, operator.iadd, torch.add)
 
 
 class _Tracer(fx.Tracer):
-    """Leaves every BatchNorm whole, of whatever library: others read its inputs and its statistics."""
+    """Leaves every layer and BatchNorm whole, of whatever library: others read its inputs, weights and statistics."""
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()  # layers are asked before tracing, in which they would answer with proxies
+        self.layers = {m for m in root.modules() if isinstance(m, _FRESH) and base_of(m, repadded=True) is not None}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.modules.batchnorm._BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+        whole = m in self.layers or isinstance(m, nn.modules.batchnorm._BatchNorm)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 def _overwriting(result: Frozen, example: Tensor) -> None:
@@ -237,7 +243,7 @@ def _overwriting(result: Frozen, example: Tensor) -> None:
     if len(inspect.signature(network.forward).parameters) != 1:
         return
     try:
-        graph = _Tracer().trace(network)
+        graph = _Tracer(network).trace(network)
         before, slope = _answers(result, example), _slope(result, example)
         modules = dict(network.named_modules())
 
@@ -245,7 +251,7 @@ def _overwriting(result: Frozen, example: Tensor) -> None:
             if not isinstance(x, fx.Node) or len(x.users) != 1:
                 return False
             m = modules[str(x.target)] if x.op == "call_module" else None
-            made = isinstance(m, _FRESH) or type(m) in _NORMS
+            made = isinstance(m, _FRESH) or (m is not None and base_of(m) in _NORMS)
             return made or (type(m) is nn.Identity and fresh(x.args[0])) or x.target is operator.iadd
 
         for node in graph.nodes:
@@ -302,13 +308,13 @@ def fold_batchnorm(module: nn.Module) -> tuple[nn.Module, int]:
 
 def _foldable(module: nn.Module) -> list[tuple[str, str]]:
     """(layer, BatchNorm) names that may be folded."""
-    if not any(type(m) in _PAIRS.values() for m in module.modules()):
+    if not any(isinstance(m, tuple(_PAIRS.values())) for m in module.modules()):
         return []
     # A copy, because a forward that stores what it sees would keep the tracer's proxies. Optional arguments
     # take their defaults, as they do when the network is called with images alone.
     shadow = copy.deepcopy(module).eval()
     try:
-        graph = _Tracer().trace(shadow, optional(shadow))
+        graph = _Tracer(shadow).trace(shadow, optional(shadow))
     except Exception:
         # Whatever a stranger's forward does with a proxy; not being traceable only costs speed.
         return []
@@ -329,7 +335,8 @@ def _foldable(module: nn.Module) -> list[tuple[str, str]]:
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
             continue
         layer, norm = modules[str(source.target)], modules[str(node.target)]
-        fits = type(norm) is _PAIRS.get(type(layer)) and getattr(norm, "running_mean", None) is not None
+        base = base_of(layer, repadded=True)
+        fits = base in _PAIRS and base_of(norm) is _PAIRS[base] and getattr(norm, "running_mean", None) is not None
         if fits and own(str(source.target)) and own(str(node.target)):
             pairs.append((str(source.target), str(node.target)))
     return pairs

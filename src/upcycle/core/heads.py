@@ -3,35 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model, copy_of
-from upcycle.core.taps import observed
+from upcycle.core.taps import Taps, observed
+
+MOST = 4
+"""Linear layers whose mean is tried as a network's answer."""
 
 
-def classifier(model: Model) -> str:
-    """The name of the linear layer whose output the logits of ``model`` are.
+def classifiers(model: Model) -> tuple[str, ...]:
+    """The names of the linear layers whose mean output the logits of ``model`` are: one, for most networks.
+
+    Two are those of a class token and of a distillation token: distilled DeiT, LeViT.
 
     Raises:
         UserError: the logits come from something else, for example a convolution.
     """
     *layers, whole = observed(model, kind=nn.Linear)
-    if layers and layers[-1].output.shape == whole.output.shape and torch.equal(layers[-1].output, whole.output):
-        return layers[-1].name
-    if layers and layers[-1].output.shape == whole.output.shape and _behind(layers[-1].output, whole.output):
+    names: tuple[str, ...]
+    if layers and torch.equal(layers[-1].output, whole.output) and bool(whole.output.any()):
+        names = (layers[-1].name,)
+    else:
+        names = _averaged(model, [c.name for c in layers if c.output.shape == whole.output.shape])
+    by_name = {c.name: c for c in layers}
+    if (
+        not names
+        and layers
+        and layers[-1].output.shape == whole.output.shape
+        and _behind(layers[-1].output, whole.output)
+    ):
         raise UserError(
             f"{model.name} has a softmax or a sigmoid behind the linear layer that gives its logits, so its classifier "
             "cannot be replaced; let it answer with what that layer gives."
         )
-    raise UserError(
-        f"{model.name} does not end in a linear layer that gives its logits, so its classifier cannot be replaced; "
-        "choose a network that does, or wrap it."
-    )
+    if not names:
+        raise UserError(
+            f"{model.name} does not end in a linear layer that gives its logits, so its classifier cannot be replaced; "
+            "choose a network that does, or wrap it."
+        )
+    for c in (by_name[name] for name in names):
+        layer = linear(model.module, c.name)
+        right = F.linear(c.input, layer.weight, layer.bias).detach()
+        if not torch.allclose(c.output, right, rtol=1e-3, atol=1e-3 * float(right.abs().max())):
+            raise UserError(
+                f"{model.name} ends in '{c.name}' ({type(c.module).__name__}), which computes something else than a "
+                "linear layer does with its weight and bias, so it cannot be replaced by one; wrap the network."
+            )
+    return names
 
 
 def _behind(z: Tensor, answer: Tensor) -> bool:
@@ -40,8 +66,49 @@ def _behind(z: Tensor, answer: Tensor) -> bool:
     return float((apart - apart.mean(1, keepdim=True)).abs().max()) <= 1e-3 * float(z.abs().max())
 
 
+def _averaged(model: Model, names: list[str]) -> tuple[str, ...]:
+    """Those of some layers whose mean is what a network answers, found by answers put in their place.
+
+    That tells layers apart whose outputs are equal, as those of new ones are, which are zero.
+    """
+    names = list(dict.fromkeys(names))[-MOST:]
+    if not names:
+        return ()
+    generator, given = torch.Generator().manual_seed(0), {}
+
+    def instead(name: str) -> Callable[[Tensor], Tensor]:
+        def answer(out: Tensor) -> Tensor:
+            given[name] = torch.randn(out.shape, generator=generator).to(out)
+            return given[name]
+
+        return answer
+
+    with Taps(model.module, replace={name: instead(name) for name in names}):
+        out = observed(model, kind=())[-1].output
+    for first in range(len(names)):
+        mean = torch.stack([given[name].double() for name in names[first:]]).mean(0)
+        if torch.allclose(mean, out.double(), rtol=0, atol=1e-2):  # half precision too; others differ by about one
+            return tuple(names[first:])
+    return ()
+
+
+def classifier(model: Model) -> str:
+    """The name of the one linear layer whose output the logits of ``model`` are.
+
+    Raises:
+        UserError: the logits come from something else, or are the mean of several layers.
+    """
+    name, *others = classifiers(model)
+    if others:
+        raise UserError(
+            f"{model.name} answers with the mean of {1 + len(others)} linear layers ({', '.join([name, *others])}), "
+            "and one alone is needed here; adapt it by probe, or take a network with one classifier."
+        )
+    return name
+
+
 def linear(module: nn.Module, name: str) -> nn.Linear:
-    """The linear layer ``name`` of ``module``, as :func:`classifier` finds it."""
+    """The linear layer ``name`` of ``module``, as :func:`classifiers` finds it."""
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Linear), f"{name} is a {type(layer).__name__}"
     return layer
@@ -50,14 +117,16 @@ def linear(module: nn.Module, name: str) -> nn.Linear:
 def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
     """A copy of ``model`` with a fresh linear classifier (zeros) for ``classes``; the rest keeps its weights.
 
-    What it is rebuilt from says so: its builder is given the number of classes.
+    Where the logits are the mean of several linear layers, each is made anew. What the model is rebuilt from says so:
+    its builder is given the number of classes.
     """
-    module, name = copy_of(model.module), classifier(model)
-    old = linear(module, name)
-    new = nn.Linear(old.in_features, len(classes))
-    nn.init.zeros_(new.weight)
-    nn.init.zeros_(new.bias)
-    module.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
+    module = copy_of(model.module)
+    for name in classifiers(model):
+        old = linear(module, name)
+        new = nn.Linear(old.in_features, len(classes))
+        nn.init.zeros_(new.weight)
+        nn.init.zeros_(new.bias)
+        module.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
     options = {**model.options, "num_classes": len(classes)} if model.reference is not None else model.options
     return dataclasses.replace(model, module=module, classes=classes, options=options)
 
@@ -77,14 +146,15 @@ def grow_classifier(source: Model, classes: tuple[str, ...]) -> Model:
     """
     if source.classes == classes:
         return dataclasses.replace(source, module=copy_of(source.module))
-    made, name = with_classes(source, classes), classifier(source)
-    old, new = linear(source.module, name), linear(made.module, name)
+    made = with_classes(source, classes)
     with torch.no_grad():
-        for row, label in enumerate(source.classes):
-            if label in classes:
-                new.weight[classes.index(label)] = old.weight[row]
-                if old.bias is not None:
-                    new.bias[classes.index(label)] = old.bias[row]
+        for name in classifiers(source):
+            old, new = linear(source.module, name), linear(made.module, name)
+            for row, label in enumerate(source.classes):
+                if label in classes:
+                    new.weight[classes.index(label)] = old.weight[row]
+                    if old.bias is not None:
+                        new.bias[classes.index(label)] = old.bias[row]
     return made
 
 

@@ -47,11 +47,17 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     # Fused transformer layers and fused attention hide their matrix products from the counter.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    # The counter follows gradients, and a view of a parameter that was made without any has none to follow.
+    asking = [p for p in module.parameters() if p.requires_grad]
     try:
+        for p in asking:
+            p.requires_grad_(False)
         with undisturbed(module), sdpa_kernel(SDPBackend.MATH), counter:
             _forward(module, _sample(module, input_shape, 1))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for p in asking:
+            p.requires_grad_(True)
     return Cost(
         parameters=sum(p.numel() for p in module.parameters()),
         macs=counter.get_total_flops() // 2,  # the counter has two operations a multiply-add

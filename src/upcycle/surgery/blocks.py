@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from upcycle.core.errors import require
+from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model
 from upcycle.surgery.segments import find_segments, group_segments, node_names
 from upcycle.surgery.signals import Signal, global_pool, signal_at_cut, signal_at_size
-from upcycle.surgery.trace import BATCH, cast_like, constants_of, shapes_of, trace_blocks
+from upcycle.surgery.trace import BATCH, cast_like, constants_of, fix_sizes, shapes_of, trace_blocks
 
 if TYPE_CHECKING:
     from upcycle.data.images import ImageSplit
@@ -147,7 +147,7 @@ class Chain:
 
     def _node_cost(self, i: int, signal: Signal) -> tuple[int, Signal] | None:
         if (i, signal) not in self._costs:
-            meta = copy.deepcopy(self._part(i, i)).to("meta")
+            meta = copy.deepcopy(self._part(i, i)).to("meta").requires_grad_(False)
             self._costs[i, signal] = _count(meta, signal, self.nodes[i])
         return self._costs[i, signal]
 
@@ -168,15 +168,32 @@ def chain(model: Model) -> Chain:
     Raises:
         UserError: the network cannot be traced, does not take its own input, or is no chain of two nodes or more.
     """
+    try:
+        return _chain(model)
+    except UserError:  # such as a forward that asks for shapes, as those of Hugging Face do
+        images = cast_like(model.example(BATCH), model.module)
+    free = _chain(model, images)
+    try:
+        fixed = _chain(model, images, fixed=True)
+    except UserError:
+        return free
+    return fixed if len(fixed) > len(free) else free
+
+
+def _chain(model: Model, images: Tensor | None = None, *, fixed: bool = False) -> Chain:
+    """The chain of a network; ``images`` run along while it is traced, ``fixed``: and its sizes are theirs for good."""
     name = model.name
     root = copy.deepcopy(model.module).eval()
-    graph = trace_blocks(root, name)
+    graph, kept = trace_blocks(root, name, images)
+    if fixed:
+        fix_sizes(root, graph, model)
     shapes, constants = shapes_of(root, graph, model), constants_of(graph)
     body = group_segments(root, find_segments(root, graph, constants, shapes), shapes)
+    whole = "".join(f" torch.fx cannot look into '{path}' ({reason})." for path, reason in [*kept.items()][:1])
     require(
         len(body) >= 2,
         f"{name} is no chain of blocks that could be cut: one tensor must carry a map or tokens from one block to the "
-        "next at two places or more.",
+        f"next at two places or more.{whole}",
     )
     signals = [Signal("map", model.input_shape[0], model.input_shape[1:])]
     for group in body:
@@ -185,14 +202,14 @@ def chain(model: Model) -> Chain:
     nodes = [Node(*row) for row in zip(node_names(body), signals, signals[1:], strict=False)]
     image = next(n for n in graph.nodes if n.op == "placeholder")
     made = Chain(model, tuple(nodes), root, graph, (image, *(g[-1].cut for g in body)), constants)
-    _compare(made)
+    _compare(made, BATCH if images is None else BATCH + 1)  # a graph that was made for two images alone shows itself
     return made
 
 
 @torch.no_grad()
-def _compare(made: Chain) -> None:
+def _compare(made: Chain, batch: int) -> None:
     """Refuse a chain whose nodes and head do not compute what the network computes, on an example."""
-    x = right = cast_like(made.model.example(BATCH), made.root)
+    x = right = cast_like(made.model.example(batch), made.root)
     with undisturbed(made.root):
         right = made.root(right.clone())
         for part in [*made.parts(), made.head()]:

@@ -55,6 +55,8 @@ class Channels:
         image: int64 (c,), of the image's channels; they always stay.
         logits: int64 (k,), of the outputs, all different.
         steps: the forward as a list, for comparing networks whatever their widths.
+        fixed: int64 (f,), of channels that the forward counts by numbers of its own, such as a slice with a fixed end;
+            they always stay.
     """
 
     n: int
@@ -63,6 +65,7 @@ class Channels:
     image: Int[Tensor, " c"]
     logits: Int[Tensor, " k"]
     steps: tuple[Step, ...]
+    fixed: Int[Tensor, " f"]
 
     def reads_image(self, layer: Layer) -> bool:
         """Whether a layer sees the image itself."""

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from upcycle.core.errors import require
+from upcycle.core.layers import base_of
 from upcycle.core.models import Model, copy_of
 from upcycle.core.outputs import called
 
@@ -326,7 +327,7 @@ def rebuild_epitome(
 
 def replaceable(conv: nn.Conv2d) -> bool:
     """Whether a convolution can be sampled from an epitome: a plain one, in one group, with zero padding."""
-    return type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == "zeros"
+    return base_of(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == "zeros"
 
 
 def _exchange(network: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -20,9 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.cut import Tracer, describe, optional
 from upcycle.core.errors import UserError, one_line
+from upcycle.core.layers import base_of
 from upcycle.core.models import copy_of
 from upcycle.core.outputs import called
 from upcycle.surgery.channels import Channels, Layer, Step
+from upcycle.surgery.dividing import division
 from upcycle.surgery.joined_layers import Renormalise, Scatter
 from upcycle.zoo.resnet import PadShortcut
 
@@ -66,20 +68,29 @@ def follow_channels(module: nn.Module, example: Float[Tensor, "b c h w"]) -> Cha
     """
     title = called(module)
     shadow = copy_of(module).to("cpu", torch.float32).eval()
-    defaults = optional(shadow)
-    try:
-        graph = _Tracer().trace(shadow, defaults)
-    except Exception as error:  # whatever a stranger's forward does with a proxy
-        raise UserError(
-            f"{title} cannot be cut into channels: torch.fx cannot trace its forward ({one_line(error)})."
-        ) from error
-    follower = _Follower(title, fx.GraphModule(shadow, graph))
+    images, defaults = example[:2].to("cpu", torch.float32).contiguous(), optional(shadow)
+    follower = _Follower(title, fx.GraphModule(shadow, _trace(shadow, images, title)))
     try:
         with torch.no_grad():
-            follower.run(example[:2].to("cpu", torch.float32).contiguous(), *defaults.values())
+            follower.run(images, *defaults.values())
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{title} cannot be cut into channels: its forward fails ({one_line(error)}).") from error
     return follower.channels()
+
+
+def _trace(shadow: nn.Module, images: Tensor, title: str) -> fx.Graph:
+    """The forward as a graph; where it asks for shapes, one of these images alone, which is all that is wanted here."""
+    try:
+        return _Tracer().trace(shadow, optional(shadow))
+    except Exception:  # whatever a stranger's forward does with a proxy
+        tracer = _Tracer(images, numbers=True)
+    try:
+        return tracer.trace(shadow, optional(shadow))
+    except Exception as error:
+        where = f" at '{tracer.failed}'" if tracer.failed else ""
+        raise UserError(
+            f"{title} cannot be cut into channels: torch.fx cannot trace its forward{where} ({one_line(error)})."
+        ) from error
 
 
 class _Tracer(Tracer):
@@ -103,6 +114,7 @@ class _Follower(fx.Interpreter):
         self.layers: list[Layer] = []
         self.passes: dict[str, tuple[Tensor, Tensor]] = {}
         self.steps: list[Step] = []
+        self.fixed: list[Tensor] = []
         self.image: Tensor | None = None
         self.logits: Tensor | None = None
         self.numbers: dict[fx.Node, int] = {}
@@ -130,7 +142,8 @@ class _Follower(fx.Interpreter):
         if twice or any(bool(torch.isin(logits, x.inputs).any()) for x in layers):
             raise UserError(f"{self.title} cannot be cut into channels: its logits are used for something else too.")
         n = int(same.max()) + 1
-        return Channels(n, layers, passes, image, logits, tuple(self.steps))
+        fixed = same[torch.cat(self.fixed)].unique() if self.fixed else same[:0]
+        return Channels(n, layers, passes, image, logits, tuple(self.steps), fixed)
 
     # -- rules
 
@@ -144,9 +157,15 @@ class _Follower(fx.Interpreter):
             args: Any = fx.node.map_arg(n.args, self._ids_or_value)
             kwargs: Any = fx.node.map_arg(n.kwargs, self._ids_or_value)
             if n.op == "call_method":
-                return getattr(args[0], str(n.target))(*args[1:], **kwargs)
-            assert callable(n.target)
-            return n.target(*args, **kwargs)
+                moved = getattr(args[0].contiguous(), str(n.target))(*args[1:], **kwargs)
+            else:
+                assert callable(n.target)
+                moved = n.target(*args, **kwargs)
+            if isinstance(args[0], Tensor):
+                rows, fixed = division(n, args[0], moved)
+                self._couple_rows(rows)
+                self.fixed.append(fixed)
+            return moved
         if n.target in _PAIRS:
             return self._pair(n, value)
         x = self._source(n)
@@ -168,7 +187,10 @@ class _Follower(fx.Interpreter):
         if isinstance(m, _SPATIAL):
             return self._spatial(n, value)
         if isinstance(m, _MOVES):
-            return m(x)
+            moved = m(x)
+            if isinstance(m, nn.ChannelShuffle):
+                self._couple_rows(self._vector(n, x).view(m.groups, -1))
+            return moved
         if isinstance(m, _BatchNorm) or (isinstance(m, nn.PReLU) and m.num_parameters > 1):
             channels = self._vector(n, x)
             self._pass(name, channels, channels)
@@ -193,7 +215,12 @@ class _Follower(fx.Interpreter):
         name = str(n.target)
         if any(layer.name == name for layer in self.layers):
             raise UserError(f"{self.title} cannot be cut into channels: its forward runs '{name}' more than once.")
-        if type(m) not in (nn.Conv2d, nn.Linear) or (isinstance(m, nn.Linear) and x.dim() != 2):
+        if base_of(m, repadded=True) is None:
+            raise UserError(
+                f"{self.title} cannot be cut into channels: {self._words(n)} computes something else than torch's "
+                "layer does with its weight and bias, so fewer channels would change what is left."
+            )
+        if isinstance(m, nn.Linear) and x.dim() != 2:
             self._refuse(n)
         inputs, outputs = self._vector(n, x), self._fresh(value.shape[1])
         groups = m.groups if isinstance(m, nn.Conv2d) else 1
@@ -210,6 +237,11 @@ class _Follower(fx.Interpreter):
             for before, now in zip(self.passes[name], (inputs, outputs), strict=True):
                 self._couple(before, now)
         self.passes[name] = (inputs, outputs)
+
+    def _couple_rows(self, rows: Tensor) -> None:
+        """Rows of ids: those of one column become one."""
+        for row in rows[1:]:
+            self._couple(rows[0], row)
 
     def _pair(self, n: fx.Node, value: Tensor) -> Tensor:
         """Two tensors place by place, or one and a number."""
@@ -284,11 +316,13 @@ class _Follower(fx.Interpreter):
         reads = ", ".join([*map(str, args), *(f"{k}={v}" for k, v in kwargs.items())])
         self.steps.append(Step(what, reads, str(n.target) if module is not None else ""))
 
-    def _refuse(self, n: fx.Node) -> NoReturn:
+    def _words(self, n: fx.Node) -> str:
         kind = f" ({type(self.submodules[str(n.target)]).__name__})" if n.op == "call_module" else ""
-        what = "its output" if n.op == "output" else f"{describe(n)}{kind}"
+        return "its output" if n.op == "output" else f"{describe(n)}{kind}"
+
+    def _refuse(self, n: fx.Node) -> NoReturn:
         raise UserError(
-            f"{self.title} cannot be cut into channels: {what} uses channels in a way that is not "
+            f"{self.title} cannot be cut into channels: {self._words(n)} uses channels in a way that is not "
             "understood; convolutions, linear layers, BatchNorm, activations, pooling, sums and "
             "concatenations are."
         )
@@ -311,8 +345,9 @@ def _settings(m: nn.Module) -> str:
     """A module in words, without its widths."""
     if isinstance(m, nn.Conv2d):
         groups = "" if m.groups == 1 else ", depthwise" if m.groups == m.in_channels else ", grouped"
+        kind = "Conv2d" if base_of(m) else "Conv2d padded by itself"
         return (
-            f"Conv2d {m.kernel_size}, stride {m.stride}, padding {m.padding} {m.padding_mode}, "
+            f"{kind} {m.kernel_size}, stride {m.stride}, padding {m.padding} {m.padding_mode}, "
             f"dilation {m.dilation}{groups}, bias {m.bias is not None}"
         )
     if isinstance(m, nn.Linear):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.core.errors import one_line, require
+from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.models import copy_of
 from upcycle.core.outputs import called
 from upcycle.surgery.channels import Channels, Layer
@@ -43,7 +43,7 @@ def shrink(
     Args:
         module: the network; unchanged.
         channels: those of the network, from :func:`~upcycle.surgery.following.follow_channels`.
-        keep: for each id, whether it stays; those of the image always do.
+        keep: for each id, whether it stays; those of the image always do, and so do fixed ones.
         rows: logits that stay, in their new order; ``None`` keeps all.
         example: images that the network takes.
 
@@ -51,8 +51,8 @@ def shrink(
         UserError: a layer would have no channel left, or the forward depends on the number of channels.
     """
     keep = keep.clone()
-    keep[channels.image] = True
-    keep[channels.logits] = True
+    for always in (channels.image, channels.logits, channels.fixed):
+        keep[always] = True
     chosen = torch.arange(len(channels.logits)) if rows is None else torch.tensor(list(rows), dtype=torch.long)
 
     def places(ids: Tensor) -> Tensor:
@@ -67,8 +67,20 @@ def shrink(
         _narrow_pass(made.get_submodule(name), len(inputs), places(inputs), places(outputs))
 
     images = example.detach().to("cpu", torch.float64)
-    right = _masked(copy_of(module).to("cpu", torch.float64).eval(), channels, keep, images)[:, chosen]
-    _compare(copy_of(made), images, right, called(module))
+    whole = _masked(copy_of(module).to("cpu", torch.float64).eval(), channels, keep)
+    part, kept = copy_of(made).to("cpu", torch.float64).eval(), [*channels.passes, *(x.name for x in channels.layers)]
+    (right, of_whole), (found, of_part) = (_outputs(m, kept, images) for m in (whole, part))
+    require(
+        isinstance(right, Tensor),
+        f"{called(module)} cannot be cut into channels: its forward fails in float64 ({right}).",
+    )
+    problem = found if isinstance(found, str) else _difference(found, right[:, chosen])
+    if problem:
+        where = _first_difference(channels, of_whole, of_part, places)
+        raise UserError(
+            f"{called(module)} cannot be cut into channels: its forward counts on the widths that it has{where} "
+            f"({problem})."
+        )
     return made
 
 
@@ -309,25 +321,49 @@ def _narrow_pass(m: nn.Module, inputs: int, i: Tensor, o: Tensor) -> None:
         set_vectors(m, {name: old[o.to(old.device)] for name, old in vectors(m).items()})
 
 
-def _masked(network: nn.Module, channels: Channels, keep: Tensor, images: Tensor) -> Tensor:
-    """The answer of a network whose layers read zeros from the channels that go."""
+def _masked(network: nn.Module, channels: Channels, keep: Tensor) -> nn.Module:
+    """A network, in place, whose layers read zeros from the channels that go."""
 
     def hook(mask: Tensor) -> Callable[..., Any]:
         return lambda m, args: (args[0] * mask.to(args[0]).view(1, -1, *[1] * (args[0].dim() - 2)), *args[1:])
 
     for layer in channels.layers:
         network.get_submodule(layer.name).register_forward_pre_hook(hook(keep[layer.inputs]))
-    return network(images)
+    return network
 
 
-def _compare(network: nn.Module, images: Tensor, right: Tensor, title: str) -> None:
-    """Refuse a network that does not answer ``right`` to ``images``, in float64."""
+def _outputs(network: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """The answer of a network, or in words why it fails, and what some of its modules gave until then."""
+    given: dict[str, Tensor] = {}
+    hooks = [
+        network.get_submodule(name).register_forward_hook(
+            lambda m, i, out, name=name: given.update({name: out.clone()})
+        )
+        for name in names
+    ]
     try:
-        found = network.to("cpu", torch.float64).eval()(images)
-        error = float((found - right).abs().max() / right.abs().max().clamp_min(1e-30))
-        problem = "" if error <= TOLERANCE else f"its answers are wrong by {error:.1e}"
+        return network(images), given
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as failure:
-        problem = one_line(failure)
-    require(
-        not problem, f"{title} cannot be cut into channels: its forward counts on the widths that it has ({problem})."
-    )
+        return one_line(failure), given
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _difference(found: Tensor, right: Tensor) -> str:
+    """By how much an answer is wrong, in words; nothing where it is right."""
+    if found.shape != right.shape:
+        return f"its answers are of shape {tuple(found.shape)}"
+    error = float((found - right).abs().max() / right.abs().max().clamp_min(1e-30))
+    return "" if error <= TOLERANCE else f"its answers are wrong by {error:.1e}"
+
+
+def _first_difference(
+    channels: Channels, whole: Mapping[str, Tensor], part: Mapping[str, Tensor], places: Callable[[Tensor], Tensor]
+) -> str:
+    """Before which module the narrower network does something else than the whole one, in words."""
+    outputs = {name: o for name, (_, o) in channels.passes.items()} | {x.name: x.outputs for x in channels.layers}
+    for name in (step.module for step in channels.steps if step.module in outputs):
+        if name not in part or _difference(part[name], whole[name][:, places(outputs[name])]):
+            return f", at or before '{name}'"
+    return ""

@@ -116,6 +116,10 @@ def group_segments(
         shapes: of the values that cross.
     """
     end = next((i for i, s in enumerate(segments) if _begins_head(root, s, shapes[s.cut])), len(segments))
+    while end > 0 and _turns_tokens(
+        root, segments[end - 1], shapes
+    ):  # such as Hugging Face's Swin does before it pools
+        end -= 1
     around = {p for s in segments[end:] for p in s.owners}  # a module around everything is no block
     for s in segments:
         s.owners = [p for p in s.owners if p not in around]
@@ -139,7 +143,13 @@ def group_segments(
 
 def _begins_head(root: nn.Module, s: Segment, shape: tuple[int, ...]) -> bool:
     """Whether the head begins with a segment: it leaves no places, by weights or by pooling alone."""
-    return len(shape) == 2 or (shape[2:] == (1, 1) and not s.weights and s.pools(root))
+    return len(shape) == 2 or (shape[2:] in ((1, 1), (1,)) and not s.weights and s.pools(root))
+
+
+def _turns_tokens(root: nn.Module, s: Segment, shapes: dict[fx.Node, tuple[int, ...]]) -> bool:
+    """Whether a segment does nothing but put the channels of tokens before their places."""
+    moves = {"transpose", "permute", "swapaxes"}
+    return len(shapes[s.cut]) == 3 and not s.weights and all(_operation(root, n) in moves for n in s.nodes)
 
 
 def node_names(body: list[list[Segment]]) -> list[str]:

@@ -80,7 +80,9 @@ def signal_at_cut(
         if as_grid and (not as_map or before.layout == "grid"):
             return Signal("grid", shape[3], (shape[1], shape[2]))
         return Signal("map", shape[1], (shape[2], shape[3]))
-    places = [before.size, *((s[2], s[3]) for s in reversed(seen) if len(s) == 4)]
+    maps = [s for s in reversed(seen) if len(s) == 4]
+    grids = [(s[1], s[2]) for s in maps if _proportioned(*s[1:3], image)]
+    places = [before.size, *((s[2], s[3]) for s in maps), *grids]
     for h, w in places:
         if 0 <= shape[1] - h * w <= EXTRA:
             return Signal("tokens", shape[2], (h, w), shape[1] - h * w)

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from upcycle.core.errors import require, unknown
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.heads import classifier
+from upcycle.core.layers import base_of
 from upcycle.core.models import Model
 
 Mode = Literal["fused", "weights", "output"]
@@ -223,14 +224,14 @@ def _decide(s: Site, call: tuple[tuple[Any, ...], Any, int] | None, owners: Coun
         s.kept = "its weight is computed from other parameters"
     elif any(p is not None and owners[id(p)] > 1 for p in own):
         s.kept = "its weight is used in another layer too"
-    elif not norm and call is not None and type(m) not in FUSED and not _is_linear(s, call):
+    elif not norm and call is not None and base_of(m) not in FUSED and not _is_linear(s, call):
         s.kept = f"{type(m).__name__} does not scale with its weight"
     overwritten = call is not None and call[1]._version > call[2]  # its output cannot be kept
     plain = not isinstance(m, _ConvNd) or (m.padding_mode == "zeros" and not isinstance(m.padding, str))
     if norm or call is None or elsewhere or (overwritten and not s.kept):
         s.mode = "weights"
     else:
-        s.mode = "fused" if type(m) in FUSED and plain and not s.kept else "output"
+        s.mode = "fused" if base_of(m) in FUSED and plain and not s.kept else "output"
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.core.test_layers import Same
 from upcycle.assembly.disassembly import contribution
 
 
@@ -52,9 +53,16 @@ def test_relative_contribution_is_a_min_max_over_the_inputs() -> None:
     assert torch.allclose(contribution.relative(s), torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]]), atol=1e-5)
 
 
-@pytest.mark.parametrize("padding", ["same", "reflect"])
-def test_other_paddings(padding: str) -> None:
-    mode = {"padding": "same"} if padding == "same" else {"padding": 1, "padding_mode": "reflect"}
-    m, x = nn.Conv2d(2, 3, (2, 3) if padding == "same" else 3, bias=False, **mode), torch.randn(2, 2, 6, 6)
+@pytest.mark.parametrize(
+    "m",
+    [
+        nn.Conv2d(2, 3, (2, 3), padding="same", bias=False),
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", bias=False),
+        Same(2, 3, 3, stride=2, bias=False),
+    ],
+    ids=["same", "reflect", "TensorFlow"],
+)
+def test_other_paddings(m: nn.Conv2d) -> None:
+    x = torch.randn(2, 2, 6, 6)
     z = contribution.layer_tap_sums(m, x)
     assert torch.allclose(torch.einsum("bit,oit->bo", z, m.weight.flatten(2)), m(x).sum((2, 3)), atol=1e-4)

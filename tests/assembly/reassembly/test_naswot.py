@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.assembly.reassembly.naswot import agreement, log_det, naswot, score_paths
+from upcycle.assembly.reassembly.naswot import agreement, log_det, naswot, score_paths, unscorable
+from upcycle.core.errors import UserError
 
 
 def images(n: int, seed: int = 0) -> Tensor:
@@ -121,3 +122,64 @@ def test_shared_beginnings_run_once() -> None:
         alone = naswot(nn.Sequential(*(made[key] for key in candidate)), batches)
         assert score == pytest.approx(alone, rel=1e-12)
     assert len(set(found)) == 5
+
+
+class Windows(nn.Module):
+    """A linear layer over windows that are folded into the batch, as in Swin; or on the map itself, as ever.
+
+    Args:
+        fold: image after image, window after window ("turns"), or not at all.
+    """
+
+    def __init__(self, fold: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.fold = nn.Linear(9, 5), fold
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = len(x)
+        windows = x.unfold(2, 3, 3).unfold(3, 3, 3).reshape(b, 4, 9)
+        if self.fold == "images":
+            return self.linear(windows.reshape(4 * b, 9)).view(b, 4, 5).flatten(1)
+        if self.fold == "turns":
+            return self.linear(windows.transpose(0, 1).reshape(4 * b, 9)).view(4, b, 5).transpose(0, 1).flatten(1)
+        return self.linear(windows).flatten(1)
+
+
+def test_windows_in_the_batch_are_parts_of_their_image() -> None:
+    x = images(6)
+    assert naswot(Windows("images"), [x]) == naswot(Windows("not"), [x]) > -math.inf
+    assert unscorable(Windows("images"), images(5)) is unscorable(Windows("not"), images(5)) is None
+    assert "parts of several images in turn" in str(unscorable(Windows("turns"), images(5)))
+
+
+class Few(nn.Module):
+    """Units over places, of which there are four for any number of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x.flatten(1).T[:4]).T
+
+
+def test_units_that_know_no_images_are_named() -> None:
+    assert unscorable(Few(), images(5)) == "a unit gives 4 rows for 5 images"
+    with pytest.raises(UserError, match="4 rows for 5 images"):
+        naswot(Few(), [images(5)])
+
+
+def test_attention_of_torch_counts_by_images() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    class Attending(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return attention(x[:, 0], x[:, 0], x[:, 0], need_weights=True)[0].flatten(1)
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # as on devices that lack it
+    try:
+        x = images(4)
+        with torch.no_grad():
+            right = log_det(agreement(Attending()(x))) / 4
+            assert naswot(Attending(), [x]) == pytest.approx(right)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.core.test_layers import Activated, Same, Standardised
 from tests.settings import fitted, tiny_data
 from upcycle.continual.weights.fisher import fisher, squared_gradients
 from upcycle.core.run import Run
@@ -47,6 +48,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: ResNet((1, 1, 1), 10, in_channels=1, projection=True),
     "vit": lambda: ViT((1, 8, 8), 10, width=12, depth=1, heads=2),
     "odd": Odd,
+    "subclasses": lambda: nn.Sequential(
+        Standardised(1, 4, 3), Activated(4), Same(4, 4, 3, stride=2), nn.Flatten(), nn.Linear(36, 10)
+    ),
 }
 
 

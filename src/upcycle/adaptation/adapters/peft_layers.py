@@ -11,7 +11,7 @@ import dataclasses
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from upcycle.core.errors import UserError, one_line, require, unknown
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.heads import classifier, for_classes
+from upcycle.core.layers import base_of
 from upcycle.core.losses import ce_loss
 from upcycle.core.models import Model
 from upcycle.core.norms import use_running
@@ -40,21 +41,60 @@ MERGE_TOLERANCE = 1e-4
 def layers(model: Model) -> dict[str, Layer]:
     """Find the linear layers and convolutions that can take an adapter, by name; not the classifier.
 
-    Left out is what would not merge: subclasses (they may compute their weight), parametrised weights, weights
-    that two layers share, and layers whose weights the network reads without calling them, such as the projection
-    in torch's MultiheadAttention.
+    Left out is what would not merge, see :func:`left_out`.
     """
+    return {name: m for name, m in _candidates(model).items() if not isinstance(m, str)}
+
+
+def left_out(model: Model) -> dict[str, str]:
+    """Say for each layer with a matrix of weights, but the classifier, why it takes no adapter.
+
+    Layers that compute something else than torch's with their weight (parametrised, standardised, padded by
+    themselves), weights that two layers share, layers whose weights the network reads without calling them, such as
+    the projection in torch's MultiheadAttention, and weights of other kinds of layers.
+    """
+    return {name: m for name, m in _candidates(model).items() if isinstance(m, str)}
+
+
+def _candidates(model: Model) -> dict[str, Layer | str]:
+    """Each layer with a matrix of weights, or why it is left out."""
     head, module = classifier(model), model.module
     uses = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
-    found = {
-        name: m
-        for name, m in module.named_modules()
-        if type(m) in (nn.Linear, nn.Conv2d) and uses[id(m.weight)] == 1 and name != head
-    }
     with every_layer_called():
-        calls = observed(model, model.example().to(next(module.parameters())), kind=(nn.Linear, nn.Conv2d))
+        calls = observed(model, model.example().to(next(module.parameters())))
     ran = {call.name for call in calls}
-    return {name: m for name, m in found.items() if name in ran}
+    found: dict[str, Layer | str] = {}
+    for name, m in module.named_modules():
+        weight = m._parameters.get("weight", m._parameters.get("in_proj_weight"))
+        if isinstance(m, nn.Linear | nn.Conv2d):
+            if name != head:
+                found[name] = _taken(m, base_of(m), uses, name in ran)
+        elif weight is not None and weight.dim() > 1 and name in ran:
+            found[name] = f"{type(m).__name__} is neither a linear layer nor a convolution over images"
+    return found
+
+
+def _taken(m: Layer, base: type[nn.Module] | None, uses: Counter[int], ran: bool) -> Layer | str:
+    """The layer, or why it is left out."""
+    if base is None:
+        return f"{type(m).__name__} does not compute what torch's layer does with its weight"
+    if uses[id(m.weight)] > 1:
+        return "its weight is used in another layer too"
+    return m if ran else "the network does not call it"
+
+
+def note_left_out(run: Run, source: Model, also: Mapping[str, str] | None = None) -> None:
+    """Say in a note of the run which layers take no adapter, and why.
+
+    Args:
+        also: reasons of the method at hand, by layer.
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in {**left_out(source), **(also or {})}.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        run.note(f"No adapter for {', '.join(names[:3])}{more}: {reason}.")
 
 
 def matching(patterns: tuple[str, ...], names: list[str]) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from upcycle.core.layers import padded
 
 EPSILON = 1e-5
 """In the denominator of every min-max, as in the official code."""
@@ -86,8 +87,7 @@ def layer_tap_sums(m: nn.Conv2d | nn.Linear, x: Tensor) -> Float[Tensor, "b i t"
     """Z of :func:`tap_sums` for a layer and its input, in the layer's own padding; of a linear layer the input."""
     if isinstance(m, nn.Linear):
         return x[:, :, None]
-    padding = m.padding
-    if isinstance(padding, str) or m.padding_mode != "zeros":
-        mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
-        x, padding = F.pad(x, m._reversed_padding_repeated_twice, mode=mode), (0, 0)
-    return tap_sums(x, m.kernel_size, m.stride, padding, m.dilation).flatten(2)  # type: ignore[arg-type]
+    filled = padded(m, x)
+    if filled is not None:
+        return tap_sums(filled, m.kernel_size, m.stride, (0, 0), m.dilation).flatten(2)  # type: ignore[arg-type]
+    return tap_sums(x, m.kernel_size, m.stride, m.padding, m.dilation).flatten(2)  # type: ignore[arg-type]

@@ -16,6 +16,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from upcycle.core.errors import UserError
+
 UNITS: frozenset[Any] = frozenset({
     F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.leaky_relu, F.leaky_relu_, F.prelu,
     torch.prelu, F.elu, F.elu_, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardtanh, F.hardtanh_,
@@ -29,19 +31,28 @@ class Agreement(TorchFunctionMode):
 
     K = sum over units of x x' + (1 - x)(1 - x)', where x (b, d) says which of the unit's outputs are positive.
     Functions are watched, not modules, so that a forward that calls ``F.relu`` counts too, and no hook is left behind.
+    Windows and patches that a network folds into its batch (Swin, MobileViT) count as parts of their image; whether
+    they lie image after image is asked by :func:`unscorable`.
 
     Args:
+        batch: b.
         kernel: sum over units that ran before, (b, b).
     """
 
-    def __init__(self, kernel: Float64[Tensor, "b b"] | float = 0.0) -> None:
+    def __init__(self, batch: int, kernel: Float64[Tensor, "b b"] | float = 0.0) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.batch, self.kernel, self.folded = batch, kernel, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func in UNITS:
-            self.kernel = self.kernel + agreement(out[0] if isinstance(out, tuple) else out)
+            x = out[0] if isinstance(out, tuple) else out
+            if func is F.multi_head_attention_forward and x.dim() == 3:
+                x = x.transpose(0, 1)  # it gives (tokens, b, c)
+            if len(x) % self.batch:
+                raise UserError(f"a unit gives {len(x)} rows for {self.batch} images.")
+            self.folded = self.folded or len(x) != self.batch
+            self.kernel = self.kernel + agreement(x.reshape(self.batch, -1))
         return out
 
 
@@ -58,6 +69,32 @@ def log_det(kernel: Float64[Tensor, "b b"]) -> float:
     if not largest > 0 or float(values[0]) <= largest * len(values) * torch.finfo(torch.float64).eps:
         return -math.inf
     return float(values.log().sum())
+
+
+@torch.no_grad()
+def unscorable(module: nn.Module, images: Float[Tensor, "b c h w"]) -> str | None:
+    """Say why a network has no score: it folds space into the batch so that an image's parts do not lie together.
+
+    Asked is whether the images in another order agree as they did.
+
+    Args:
+        module: any network, in evaluation mode.
+        images: three or more; what divides the numbers of its tokens by chance is best avoided, so an odd number.
+    """
+    kernels = []
+    for x in (images, images.roll(1, 0)):
+        with Agreement(len(x)) as seen:
+            try:
+                module(x.clone())
+            except UserError as error:
+                return str(error).rstrip(".")
+        if not seen.folded:
+            return None
+        kernels.append(seen.kernel)
+    first, second = kernels
+    assert isinstance(first, Tensor) and isinstance(second, Tensor)
+    same = (second.roll((-1, -1), (0, 1)) - first).abs().max() <= 1e-3 * first.abs().max()  # signs near zero may turn
+    return None if same else "its units give the parts of several images in turn"
 
 
 def naswot(module: nn.Module, batches: Iterable[Float[Tensor, "b c h w"]]) -> float:
@@ -104,7 +141,7 @@ def score_paths(
             else:
                 groups.setdefault(candidates[i][depth], []).append(i)
         for n, (key, group) in enumerate(groups.items()):
-            with Agreement(kernel) as seen:  # the last group may overwrite what it is given
+            with Agreement(len(x), kernel) as seen:  # the last group may overwrite what it is given
                 out = modules[key](x if n == len(groups) - 1 and depth else x.clone())
             walk(group, depth + 1, out, seen.kernel)
 

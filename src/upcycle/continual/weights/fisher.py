@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.evaluate import undisturbed
+from upcycle.core.layers import NORMS, base_of
 from upcycle.core.run import Run
 from upcycle.data.images import ImageSplit
 
@@ -150,11 +151,22 @@ class _Watch:
 
 def _squares(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Σ_n of the squares, by the names of the layer's own parameters."""
-    if isinstance(layer, nn.Linear):
+    base = base_of(layer)  # a subclass that computes its weight has other gradients
+    if base is nn.Linear and isinstance(layer, nn.Linear):
         return _linear(layer, x, g)
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+    if (
+        base is nn.Conv2d
+        and isinstance(layer, nn.Conv2d)
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    ):
         return _convolution(layer, x, g)
-    if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
+    if (
+        base in NORMS
+        and isinstance(layer, _BatchNorm)
+        and layer.running_mean is not None
+        and layer.running_var is not None
+    ):
         shape, places = (-1, *[1] * (x.dim() - 2)), list(range(2, x.dim()))
         scale = (layer.running_var + layer.eps).rsqrt().view(shape)
         normal = torch.addcmul(-layer.running_mean.view(shape) * scale, x, scale)

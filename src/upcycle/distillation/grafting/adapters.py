@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from upcycle.core.cut import describe
 from upcycle.core.errors import UserError, require
+from upcycle.core.layers import base_of
 
 TOLERANCE = 1e-5
 """Largest relative error between a student with adapters and the one that they are merged into."""
@@ -73,7 +74,7 @@ def _first_layers(piece: fx.GraphModule) -> list[nn.Conv2d | nn.Linear]:
     while waiting:
         for user in waiting.pop().users:
             m = piece.get_submodule(str(user.target)) if user.op == "call_module" else None
-            if type(m) is nn.Linear or (type(m) is nn.Conv2d and m.groups == 1):
+            if isinstance(m, nn.Linear | nn.Conv2d) and _mixes(m):
                 found[str(user.target)] = m
             elif isinstance(m, _PASSES) or user.target in _PASS_CALLS.get(user.op, ()):
                 waiting.append(user)
@@ -82,6 +83,12 @@ def _first_layers(piece: fx.GraphModule) -> list[nn.Conv2d | nn.Linear]:
                 kind = f" ({type(m).__name__})" if m is not None else ""
                 raise UserError(f"its input meets {what}{kind} before any ungrouped convolution or linear layer")
     return list(found.values())
+
+
+def _mixes(m: nn.Linear | nn.Conv2d) -> bool:
+    """Whether a layer is linear in its weight and mixes all channels."""
+    base = base_of(m, repadded=True)
+    return base is nn.Linear or (base is nn.Conv2d and getattr(m, "groups", 1) == 1)
 
 
 def relative_error(found: Tensor, right: Tensor) -> float:
