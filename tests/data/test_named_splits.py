@@ -45,7 +45,8 @@ FASHION = "2d6c8b280808bcb7"  # of the validation ids of the test below
 PIXELS = {"digits": "e3a465d373df1cd1", "usps": "7fecb6f7368b194d"}  # of the training images
 WORDS = {
     "digits": "The test split of digits is ours: 500 of its 1,797 training images, stratified, with a fixed seed.",
-    "mnist": "The validation split of mnist is ours: 5,000 of its 60,000 training images, stratified, with a fixed seed.",
+    "mnist": "The validation split of mnist is ours: 5,000 of its 60,000 training images, stratified, with a fixed "
+    "seed.",
 }
 
 

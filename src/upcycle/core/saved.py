@@ -27,6 +27,7 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import own
 from upcycle.core.probe import probe
 from upcycle.core.read import checked, parsed
+from upcycle.core.reading import Reading
 from upcycle.core.weights import fill_own
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
@@ -51,6 +52,13 @@ class Source(TypedDict):
     input_shape: ImageShape
 
 
+class Read(TypedDict):
+    """How image files become inputs, as far as that is not as usual; see :class:`~upcycle.core.reading.Reading`."""
+
+    resize: NotRequired[Literal["crop", "squash", "pad"]]
+    white: NotRequired[Annotated[int, Meta(ge=1, lt=2**31)]]
+
+
 class Architecture(TypedDict):
     """``architecture.json``."""
 
@@ -64,6 +72,7 @@ class Architecture(TypedDict):
     classes: tuple[str, ...]
     licence: str
     weights: str
+    reading: NotRequired[Read]
 
 
 def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
@@ -97,6 +106,7 @@ def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
         "classes": list(model.classes),
         "licence": model.licence,
         "weights": store.tensor_digest(state),
+        **({"reading": read} if (read := model.reading.record()) else {}),
     }
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     try:
@@ -155,6 +165,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
         licence=record["licence"],
         lineage=lineage.read(directory / LINEAGE, files[LINEAGE]) if LINEAGE in files else None,
         name=record["name"],
+        reading=Reading(**record.get("reading", {})),
     )
 
 

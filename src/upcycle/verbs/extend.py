@@ -232,7 +232,8 @@ def _stream(session: Session, like: Model | None) -> Stream:
     else:
         c, *sides = like.input_shape if like else (setting.channels,)
         size = setting.sides or ((sides[0], sides[1]) if sides else None)
-        data = make_stream(session.data_ref, size=size, channels=c, **asked)
+        reading = setting.reading(like.reading if like else None)
+        data = make_stream(session.data_ref, size=size, channels=c, reading=reading, columns=setting.columns, **asked)
     there = set(data.base.test.labels.tolist())
     for t, columns in enumerate(data.tasks):
         found = bool(there & set(columns)) or bool((data.task(t).test.labels >= 0).any())

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model
+from upcycle.core.reading import Reading
 from upcycle.data import Images
 from upcycle.data import load as load_data
 from upcycle.data.decode import Size
@@ -20,19 +21,34 @@ def is_files(reference: Any) -> bool:
     return isinstance(reference, str | Path) and (str(reference).startswith("hub:") or Path(reference).is_dir())
 
 
-def load_for(like: Model, reference: Any, size: Size | None, *, other_task: bool = False) -> Images:
-    """The images of ``reference``; those of a person's own are brought to what a network takes.
+def load_for(
+    like: Model,
+    reference: Any,
+    size: Size | None,
+    *,
+    reading: Reading | None = None,
+    columns: tuple[str, str] = ("", ""),
+    other_task: bool = False,
+) -> Images:
+    """The images of ``reference``, in the size that a network takes.
 
     Args:
         like: the network.
-        size: what was asked for.
-        other_task: bring any images to what the network takes, since it was trained on others.
+        size: what was asked for in its place.
+        reading: what was asked for in place of the network's own.
+        columns: see :func:`upcycle.data.load`.
+        other_task: bring any images to the channels that the network takes, since it was trained on others; otherwise
+            only those of a person's own.
     """
-    channels, *sides = like.input_shape
+    channels, height, width = like.input_shape
     loaded = isinstance(reference, Images)  # in Python, which are as they are
     files = (is_files(reference) or other_task) and not loaded
     data = load_data(
-        reference, size=size or (sides[0], sides[1]) if files else size, channels=channels if files else None
+        reference,
+        size=size or (None if loaded else (height, width)),
+        channels=channels if files else None,
+        reading=reading or (None if loaded else like.reading),
+        columns=columns,
     )
     if data.shape[0] != channels:
         raise UserError(

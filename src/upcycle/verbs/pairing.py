@@ -17,8 +17,8 @@ from upcycle.data import Images
 from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, weights_digest
-from upcycle.verbs.loading import is_files, load_for
-from upcycle.verbs.naming import images_for, naming_of, network, takes_any
+from upcycle.verbs.loading import is_files
+from upcycle.verbs.naming import images_as, images_for, naming_of, network, takes_any
 from upcycle.verbs.options import Say
 
 
@@ -36,7 +36,7 @@ def teacher_and_data(
     teacher: Model | None
     if free:
         teacher = _lone_teacher(setting, reference)
-        data = Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std)
+        data = Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std, teacher.reading)
     else:
         teacher, data = _pair(setting, reference, data_ref, say)
     data = _tested(setting, data, free=free, say=say)
@@ -66,7 +66,7 @@ def _pair(setting: Any, reference: Any, data_ref: Any, say: Say) -> tuple[Model 
     """The teacher and the data that both are given."""
     naming = naming_of(setting, "teacher")
     if reference is None:
-        return None, load_data(data_ref, size=setting.sides, channels=setting.planes)
+        return None, load_data(data_ref, size=setting.sides, channels=setting.planes, **setting.asked)
     if takes_any(reference, naming):  # what it takes is what the data are
         data = images_for(data_ref, naming)
         teacher = network(reference, naming, data)
@@ -74,7 +74,7 @@ def _pair(setting: Any, reference: Any, data_ref: Any, say: Say) -> tuple[Model 
     else:
         teacher = network(reference, naming)
         _require_own_pool(teacher, data_ref)  # before its images are read
-        data = load_for(teacher, data_ref, naming.sides)
+        teacher, data = images_as(teacher, data_ref, naming)
     if not data.classes:  # a folder without class folders: unlabelled images, the teacher's classes
         data = dataclasses.replace(data, classes=teacher.classes)
     if setting.label_map is not None:
@@ -109,7 +109,11 @@ def _tested(setting: Any, data: Images, *, free: bool, say: Say) -> Images:
         return data
     files = is_files(setting.test_data)
     like = load_data(
-        setting.test_data, size=(height, width) if files else setting.sides, channels=channels if files else None
+        setting.test_data,
+        size=(height, width) if files else setting.sides,
+        channels=channels if files else None,
+        reading=data.reading,
+        columns=setting.columns,
     )
     if like.shape != data.shape:
         ours, theirs = (" x ".join(map(str, shape)) for shape in (data.shape, like.shape))

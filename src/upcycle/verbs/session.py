@@ -181,7 +181,9 @@ class Session:
 
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images at the side asked for; see :func:`load_for`."""
-        return load_for(like, reference, self.setting.sides, other_task=other_task)
+        setting = self.setting
+        reading = setting.reading(like.reading)
+        return load_for(like, reference, setting.sides, reading=reading, columns=setting.columns, other_task=other_task)
 
     def augmented(self, data: Images) -> Images:
         """``data`` with the augmentation of the setting."""
@@ -294,7 +296,9 @@ class Session:
                     run.note(note)
                 method.begin(run, data, *self._beside)
                 module = method.fit(run, data).float()
-            model, data = method.product(module, data), arm.after(run, data)
+            # It is used on images that became pixels as those did that it was trained on.
+            model = dataclasses.replace(method.product(module, data), reading=data.reading)
+            data = arm.after(run, data)
             found = found or Fitted(arm=arm, model=model, data=data)
             found.left.append(run.left)
             for evaluation in measure(model, data):
