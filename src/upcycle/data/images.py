@@ -119,6 +119,7 @@ class Images:
         lineage: the family tree of images that a network made (:mod:`upcycle.data.pool_files`), else ``None``.
         reading: how the files became pixels; a network that is trained on them is used in the same way.
         reshaped: how many images had other proportions than the size that they were brought to.
+        answered: the splits whose labels are a teacher's answers, so that what is measured on them is agreement.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Images:
     lineage: dict[str, Any] | None = None
     reading: Reading = field(default_factory=Reading)
     reshaped: int = 0
+    answered: tuple[str, ...] = ()
 
     @classmethod
     def none(

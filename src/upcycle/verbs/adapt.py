@@ -223,7 +223,7 @@ def _from_answers(session: Session, asked: list[Any]) -> Result:
     images = _known_as(students.images, classes, naming)
     images = session.augmented(images).normalised(students.first.mean, students.first.std)
     session.say(f"data     {describe(images)}")
-    to_ask = [images.train, *([images.test] if (images.test.labels >= 0).any() else [])]
+    to_ask = [images.train, *([images.test] if images.test.labelled else [])]
     for one in predictors:
         if hasattr(one, "require_budget"):
             one.require_budget(*to_ask)  # before the first query
@@ -305,7 +305,7 @@ def _box(one: Predictor) -> Node:
 def _answers_row(one: Predictor, images: Images, classes: tuple[str, ...]) -> dict[str, Any]:
     """What was asked, on the test images: no adaptation."""
     found: dict[str, Any] = {"name": f"{one.name}, not adapted", "role": "source", "accuracy": []}
-    if not len(images.test) or not (images.test.labels >= 0).any():
+    if not len(images.test) or not images.test.labelled:
         return found
     answers = one.predict(images.test)
     column = torch.tensor([classes.index(name) for name in one.classes])
@@ -414,7 +414,7 @@ class _Students:
 
 def _labelled(session: Session, images: Images) -> bool:
     """Whether the new domain has labels, so that what they would give can be shown."""
-    return bool(session.setting.control and (images.train.labels >= 0).any())
+    return session.setting.control and images.train.labelled
 
 
 def _supervised(method: Any, data: Images) -> tuple[Method, Images]:

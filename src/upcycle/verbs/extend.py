@@ -236,7 +236,7 @@ def _stream(session: Session, like: Model | None) -> Stream:
         data = make_stream(session.data_ref, size=size, channels=c, reading=reading, columns=setting.columns, **asked)
     there = set(data.base.test.labels.tolist())
     for t, columns in enumerate(data.tasks):
-        found = bool(there & set(columns)) or bool((data.task(t).test.labels >= 0).any())
+        found = bool(there & set(columns)) or data.task(t).test.labelled
         require(found, f"Task {t} of {data.name} has no labelled test images, and what is left of "
                 "a task is measured with them.")  # fmt: skip
     return data

@@ -41,7 +41,7 @@ def teacher_and_data(
         teacher, data = _pair(setting, reference, data_ref, say)
     data = _tested(setting, data, free=free, say=say)
     require(
-        teacher is not None or bool((data.test.labels >= 0).any()),
+        teacher is not None or data.test.labelled,
         f"{data.name} has no labels to measure with, "
         "and without a teacher there are no answers in their place; give --test_data.",
     )
@@ -148,18 +148,36 @@ def _tested(setting: Any, data: Images, *, free: bool, say: Say) -> Images:
 
 
 def answered_by(teacher: Model, data: Images, device: torch.device) -> Images:
-    """Where held-out images have no labels, the teacher's answers take their place, and the notes say so."""
-    if not len(data.test) or ((data.validation.labels >= 0).any() and (data.test.labels >= 0).any()):
+    """Where test images have no labels, the teacher's answers take their place, and the notes say so.
+
+    Validation images without labels get them too then. Beside labelled test images they stay as they are, and nothing
+    is measured on them.
+    """
+    if not len(data.test):
         return data
-    seen, answered = data.normalised(teacher.mean, teacher.std), {}
-    for name in ("validation", "test"):
-        z = predict_logits(teacher.module, getattr(seen, name), device=device)
-        answered[name] = dataclasses.replace(getattr(data, name), labels=z.argmax(1))
     name = data.measured or data.name
+    blank = [split for split in ("validation", "test") if not getattr(data, split).labelled]
+    if "test" not in blank:
+        note = f"The validation images of {name} have no labels, so nothing is measured on them during training."
+        return dataclasses.replace(data, notes=[*data.notes, note]) if blank else data
+    seen, answered = data.normalised(teacher.mean, teacher.std), {}
+    for split in blank:
+        z = predict_logits(teacher.module, getattr(seen, split), device=device)
+        answered[split] = dataclasses.replace(getattr(data, split), labels=z.argmax(1))
     # Of a pool nothing is held out.
     where = ", on images that the student is trained on" if data.lineage is not None and not data.measured else ""
-    note = f"{name} has no labels to measure with: every accuracy here is agreement with the teacher{where}."
-    return dataclasses.replace(data, **answered, notes=[*data.notes, note])
+    if "validation" in blank:
+        note = f"{name} has no labels to measure with: every accuracy here is agreement with the teacher{where}."
+    else:
+        note = f"The test images of {name} have no labels: every figure on them is agreement with the teacher."
+    splits = {"validation": data.validation, **answered}
+    return dataclasses.replace(
+        data,
+        validation=splits["validation"],
+        test=splits["test"],
+        answered=tuple(blank),
+        notes=[*data.notes, note],
+    )
 
 
 def on_its_pool(teacher: Model, data: Images, directory: Path, device: torch.device) -> Images:

@@ -29,6 +29,7 @@ from upcycle.core.models import Model
 from upcycle.core.precision import choose
 from upcycle.core.run import Run
 from upcycle.data import Images, check_reference
+from upcycle.data.images import reshaped_words
 from upcycle.data.labels import relabelled
 from upcycle.data.streams import Stream
 from upcycle.measure.cost import count
@@ -195,7 +196,7 @@ class Session:
 
     def measured(self, model: Model, data: Images) -> list[Evaluation]:
         """A model on the test images of its own classes, if there are any."""
-        if not len(data.test):
+        if not data.test.labelled:
             return []
         test = relabelled(data, model.classes).normalised(model.mean, model.std).test
         return [evaluate(model.module, test, device=self.setting.device)] if len(test) else []
@@ -363,7 +364,8 @@ class Session:
         run, product, config = self._main, made.model, self.config()
         assert run is not None
         result = Result(directory=self.out, model=product, rows=rows, sentence=sentence)
-        for note in (*data.notes, *notes):
+        done = [f"{reshaped_words(data.reshaped, data.reading)} (--resize)."] if data.reshaped else []
+        for note in (*data.notes, *done, *notes):
             run.note(note)
         for name, picture in (pictures or {}).items():
             run.picture(name, picture)
