@@ -51,7 +51,7 @@ def load_folder(name: str, folder: Path, form: Form, *, least_classes: int = 2) 
             labelled = place != root
             if labelled and readable(place.name) not in classes:
                 raise unknown(f"class folder for {place}, that is, no class", readable(place.name), classes)
-            images = image_files(place, left)
+            images = image_files(place, left, (folder, root))
             if not images and not (labelled and split != "train"):
                 empty.append(readable(str(place)))
             files += images
@@ -84,7 +84,7 @@ def layout_of(folder: Path, left: Left) -> Layout:
     sorts = {path: bool(subfolders(path, left, (folder,))) for _, path in named}
     if not named or (len(named) == 1 and others and not any(sorts.values())):
         return Layout(roots={"train": folder}, notes=[])
-    odd = [path for path in others if image_files(path)]
+    odd = [path for path in others if image_files(path, above=(folder,))]
     require(
         not odd,
         f"{readable(str(folder))} has folders of splits ({_names([p for _, p in named])}) and beside them "

@@ -52,14 +52,15 @@ class Left:
         return [f"Left out of {name}: {', '.join(parts)}."] if parts else []
 
 
-def image_files(folder: Path, left: Left | None = None) -> list[Path]:
+def image_files(folder: Path, left: Left | None = None, above: tuple[Path, ...] = ()) -> list[Path]:
     """The files below ``folder`` that are images by their names, in order; links are followed.
 
     Args:
         left: gets what is left out.
+        above: folders that no link may lead back to, beside ``folder`` and those on the way.
     """
     left = Left() if left is None else left
-    return sorted(_below(folder, left, (_identity(folder),)))
+    return sorted(_below(folder, left, tuple(map(_identity, (*above, folder)))))
 
 
 def own_images(folder: Path, left: Left) -> list[Path]:
