@@ -204,12 +204,14 @@ def test_copies_of_an_image_share_a_split(tmp_path: Path) -> None:
 
 
 def test_few_images_are_shared_or_refused(tmp_path: Path) -> None:
+    found: list[str] = []
     for n in range(3, 12):
         root = fill(tmp_path / str(n), {"": ("",)}, n=n)
         try:
             assert all(paths(root).values())
         except UserError as error:
-            assert re.search("too few to set some aside|none is left to train on", str(error))
+            found.append(str(error))
+    assert all(re.search("too few to set some aside|none is left to train on", text) for text in found)
     with pytest.raises(UserError, match="2 training images, too few to set some aside for validation"):
         load(fill(tmp_path / "two", {"": ("",)}, n=2))
     root = fill(tmp_path / "rare", {"": AB}, n=40)
