@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from msgspec import Meta
 
 from upcycle.core.errors import require
 
@@ -16,6 +18,13 @@ RESIZES: dict[str, str] = {  # what was done, in words
 }
 WHITE = 2**16 - 1
 """White of the whole range of 16 bits."""
+
+
+class Read(TypedDict):
+    """A :class:`Reading` in a file, as far as it is not as usual."""
+
+    resize: NotRequired[Resize]
+    white: NotRequired[Annotated[int, Meta(ge=1, lt=2**31)]]
 
 
 @dataclass(frozen=True, kw_only=True)

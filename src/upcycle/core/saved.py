@@ -27,7 +27,7 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import own
 from upcycle.core.probe import probe
 from upcycle.core.read import checked, parsed
-from upcycle.core.reading import Reading
+from upcycle.core.reading import Read, Reading
 from upcycle.core.weights import fill_own
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
@@ -50,13 +50,6 @@ class Source(TypedDict):
     reference: str
     options: dict[str, Any]
     input_shape: ImageShape
-
-
-class Read(TypedDict):
-    """How image files become inputs, as far as that is not as usual; see :class:`~upcycle.core.reading.Reading`."""
-
-    resize: NotRequired[Literal["crop", "squash", "pad"]]
-    white: NotRequired[Annotated[int, Meta(ge=1, lt=2**31)]]
 
 
 class Architecture(TypedDict):

@@ -20,6 +20,7 @@ from upcycle.core.heads import with_classes
 from upcycle.core.lineage import Node, node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.reading import Reading
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, check_reference, describe
@@ -219,7 +220,7 @@ def _from_answers(session: Session, asked: list[Any]) -> Result:
     setting, naming = session.setting, naming_of(session.setting)
     predictors = tuple(_predictor(one, session, naming) for one in asked)
     classes = predictors[0].classes
-    students = _Students(session, classes)
+    students = _Students(session, classes, getattr(predictors[0], "reading", None))
     images = _known_as(students.images, classes, naming)
     images = session.augmented(images).normalised(students.first.mean, students.first.std)
     session.say(f"data     {describe(images)}")
@@ -367,19 +368,20 @@ class _Students:
 
     Args:
         classes: the outputs that it shall have.
+        reading: how images become pixels, where nothing else says it: as whom it learns from has it.
 
     Attributes:
         images: of the new domain, for this network.
         first: the student of the first seed, which is only looked at.
     """
 
-    def __init__(self, session: Session, classes: tuple[str, ...]) -> None:
+    def __init__(self, session: Session, classes: tuple[str, ...], reading: Reading | None = None) -> None:
         self.reference, self.setting, self.classes = session.networks["student"], session.setting, classes
         self.naming = naming_of(self.setting, "student")
         self.fresh = self.naming.weights in (None, "fresh") and not isinstance(self.reference, Model)
         self.bare = references.is_bare(self.reference)
         if self.fresh or self.bare:  # it is built for the images
-            self.images = images_for(session.data_ref, self.naming)
+            self.images = images_for(session.data_ref, self.naming, reading)
         self.first = self.draw(self.setting.seed)
         if not (self.fresh or self.bare):
             self.images = session.load(session.data_ref, self.first, other_task=True)

@@ -92,12 +92,12 @@ def explain_images(
         "format": 1, "verb": "explain", "method": ", ".join(methods), "title": f"What {net.name} looks at",
         "command": command, "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - start, 2),
         "sentence": f"Heat maps of {len(names)} images in {folder.name} by {', '.join(methods)}.", "shows": "Heat maps",
-        "rows": [], "data": {}, "machine": machine(), "versions": lineage.versions(),
+        "rows": [], "data": {}, "notes": list(net.notes), "machine": machine(), "versions": lineage.versions(),
     })  # fmt: skip
     report = write_report(place)
     if held is not None:
         held.release()
-    for note in dict.fromkeys(note for a in found.values() for note in a.notes):
+    for note in dict.fromkeys((*net.notes, *(note for a in found.values() for note in a.notes))):
         say(note)
     say(f"Report:  {report}")
     return Explained(directory=place, report=report, maps=found)

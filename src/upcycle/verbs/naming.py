@@ -316,11 +316,18 @@ def takes_any(reference: Reference, naming: Naming) -> bool:
     return references.is_bare(str(reference) if isinstance(reference, Path) else reference) or naming.weights == "fresh"
 
 
-def images_for(data: Any, naming: Naming) -> Images:
-    """The images of ``data`` in the size and with the channels that are asked for."""
+def images_for(data: Any, naming: Naming, usual: Reading | None = None) -> Images:
+    """The images of ``data`` in the size and with the channels that are asked for.
+
+    Args:
+        usual: how they become pixels where that is not asked for.
+    """
     loaded = isinstance(data, Images) and naming.planes is None
     channels = None if loaded else naming.channels
-    return load_data(data, size=naming.sides, channels=channels, **naming.asked)
+    asked = naming.asked
+    if usual is not None and not isinstance(data, Images):
+        asked["reading"] = naming.reading(usual)
+    return load_data(data, size=naming.sides, channels=channels, **asked)
 
 
 def _shape(naming: Naming, have: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
