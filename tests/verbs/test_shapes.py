@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,9 +187,33 @@ def test_what_resizing_does_is_said_saved_and_the_same_everywhere(place: Path, t
         assert ('"reading"' in text) == (resize != "crop")  # a file of the usual kind is as it always was
         found = upcycle.evaluate(tmp_path / resize, place / "wide")
         assert found.accuracy == upcycle.evaluate(again, images).accuracy == made.rows[-1]["accuracy"][0]
+        upcycle.export(again, tmp_path / f"{resize}.pt2", format="torch", say=lambda text: None)
+        facts = json.loads((tmp_path / f"{resize}.pt2.json").read_text())
+        assert facts.get("reading", {}) == again.reading.record()
         answers = upcycle.predict(tmp_path / resize, place / "wide")
         assert any("48 images were" in note for note in answers.model.notes)
         other = upcycle.predict(tmp_path / resize, place / "wide", resize="squash")
         assert torch.equal(answers.probabilities, other.probabilities) == (resize == "squash")
     with pytest.raises(UserError, match="resize must be one of crop, squash, pad, not 'stretch'"):
         upcycle.evaluate(fresh, place / "wide", resize="stretch")
+
+
+def test_a_student_that_says_what_it_takes_is_trained_on_that(place: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = resolve("zoo:convnet_small", pretrained=False, num_classes=3, input_shape=(1, 8, 24), classes=CLASSES)
+    brief = {**BRIEF, "data": str(place / "wide")}
+    made = upcycle.distill(student=own, method="tfkd", out=tmp_path / "run", **brief)
+    assert made.model.input_shape == (1, 8, 24)
+    assert upcycle.evaluate(tmp_path / "run", place / "wide").accuracy == made.rows[-1]["accuracy"][0]
+
+
+def test_images_that_were_read_otherwise_are_noted(place: Path) -> None:
+    torch.manual_seed(0)
+    net = resolve("zoo:convnet_small", pretrained=False, num_classes=3, input_shape=(1, 24, 24), classes=CLASSES)
+    net = dataclasses.replace(net, reading=Reading(resize="pad"))
+    cut, padded = (upcycle.load_data(place / "wide", size=24, reading=Reading(resize=r)) for r in ("crop", "pad"))
+    words = "read with resize crop, and not pad, as convnet_small would have them"
+    assert any(words in note for note in upcycle.evaluate(net, cut).notes)
+    assert not any("read with" in note for note in upcycle.evaluate(net, padded).notes)
+    with pytest.raises(UserError, match="loaded already"):
+        upcycle.evaluate(net, cut, resize="squash")

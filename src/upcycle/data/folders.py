@@ -88,7 +88,8 @@ def layout_of(folder: Path, left: Left) -> Layout:
     require(
         not odd,
         f"{readable(str(folder))} has folders of splits ({_names([p for _, p in named])}) and beside them "
-        f"{_names(odd)}, which can be neither a split nor a class. Move it away, or into one of them.",
+        f"{_names(odd)}, which can be neither a split nor a class. Move it away, or into one of them; if all are "
+        "classes, into a folder train.",
     )
     left.folders += others
     roots: dict[str, Path] = {}

@@ -322,7 +322,9 @@ def _answers_row(one: Predictor, images: Images, classes: tuple[str, ...]) -> di
 
 def _between_domains(session: Session, sources: list[Any]) -> Result:
     setting = session.setting
-    like = load_data(sources[0], size=setting.sides, channels=setting.planes, **setting.asked)
+    student = session.networks["student"]
+    own = student.input_shape[1:] if isinstance(student, Model) and not isinstance(sources[0], Images) else None
+    like = load_data(sources[0], size=setting.sides or own, channels=setting.planes, **setting.asked)
     students = _Students(session, like.classes)
     first = students.first
     same = f" All domains need class folders of the same names as {like.name}."

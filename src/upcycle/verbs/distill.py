@@ -118,7 +118,7 @@ def distill(
     session = Session("distill", cls, networks, data, say, options, kind=Setting)
     setting = session.setting
     _check(session)
-    guide, whole = teacher_and_data(setting, teacher, data, free=free, say=session.say)
+    guide, whole = teacher_and_data(setting, teacher, data, free=free, say=session.say, taught=student)
     if free and setting.test_data is None:
         session.figure = "agreement"
     if guide is not None and (answered := answered_by(guide, whole, setting.device)) is not whole:

@@ -267,7 +267,27 @@ def images_as(model: Model, data: Any, naming: Naming, *, other_task: bool = Fal
     found = load_for(model, data, naming.sides, reading=reading, columns=asked["columns"], other_task=other_task)
     if isinstance(data, Images) and not other_task:
         model = _taking(model, found.shape, "load them at its own")
+        if note := _read_otherwise(model, found):
+            model = dataclasses.replace(model, notes=(*model.notes, note))
     return model, found
+
+
+def _read_otherwise(model: Model, images: Images) -> str:
+    """A note where images in memory became pixels in another way than those that a network was trained on."""
+    differ = [
+        f"{name} {found}, and not {own}"
+        for name, found, own, counts in (
+            ("resize", images.reading.resize, model.reading.resize, images.reshaped),
+            ("white", images.reading.white, model.reading.white, images.reading.white and model.reading.white),
+        )
+        if counts and found != own
+    ]
+    if not differ:
+        return ""
+    return (
+        f"The images were read with {' and '.join(differ)}, as {model.name} would have them: load them with "
+        "reading=model.reading."
+    )
 
 
 def network_and_images(

@@ -17,13 +17,13 @@ from upcycle.data import Images
 from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, weights_digest
-from upcycle.verbs.loading import is_files
+from upcycle.verbs.loading import is_files, load_for
 from upcycle.verbs.naming import images_as, images_for, naming_of, network, takes_any
 from upcycle.verbs.options import Say
 
 
 def teacher_and_data(
-    setting: Any, reference: Any, data_ref: Any, *, free: bool, say: Say
+    setting: Any, reference: Any, data_ref: Any, *, free: bool, say: Say, taught: Any = None
 ) -> tuple[Model | None, Images]:
     """The teacher, if there is one, and the data with those of ``test_data`` in place of their own held-out images.
 
@@ -32,13 +32,14 @@ def teacher_and_data(
         reference: of the teacher, or ``None``.
         data_ref: reference of the data, or the data themselves.
         free: the method makes its own images, so the teacher alone says what they are like.
+        taught: the student; where it is a :class:`Model` and there is no teacher, it says what images it takes.
     """
     teacher: Model | None
     if free:
         teacher = _lone_teacher(setting, reference)
         data = Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std, teacher.reading)
     else:
-        teacher, data = _pair(setting, reference, data_ref, say)
+        teacher, data = _pair(setting, reference, data_ref, say, taught)
     data = _tested(setting, data, free=free, say=say)
     require(
         teacher is not None or data.test.labelled,
@@ -62,9 +63,12 @@ def _lone_teacher(setting: Any, reference: Any) -> Model:
     return network(reference, naming, like)
 
 
-def _pair(setting: Any, reference: Any, data_ref: Any, say: Say) -> tuple[Model | None, Images]:
+def _pair(setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any) -> tuple[Model | None, Images]:
     """The teacher and the data that both are given."""
     naming = naming_of(setting, "teacher")
+    if reference is None and isinstance(taught, Model) and not isinstance(data_ref, Images):
+        reading = setting.reading(taught.reading)
+        return None, load_for(taught, data_ref, setting.sides, reading=reading, columns=setting.columns)
     if reference is None:
         return None, load_data(data_ref, size=setting.sides, channels=setting.planes, **setting.asked)
     if takes_any(reference, naming):  # what it takes is what the data are
