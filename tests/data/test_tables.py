@@ -97,9 +97,11 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
     data = load(tmp_path, columns=("scan", "grade"))
     assert data.classes == ("high", "low") and whole(data)[0].tolist() == [1, 0] * 10
-    with pytest.raises(UserError, match=r"no image column .* but scan, grade, label\. Name .* --image_column NAME"):
+    with pytest.raises(
+        UserError, match=r"no image column .* but scan, grade, label\. Name .* --image_column and --label_column"
+    ):
         load(tmp_path)
-    with pytest.raises(UserError, match=r"has no 'grde', but scan, grade, label\. .* --label_column NAME"):
+    with pytest.raises(UserError, match=r"has no 'grde', but scan, grade, label\. .* and --label_column"):
         load(tmp_path, columns=("scan", "grde"))
     # As options of a verb, on what a network takes.
     net = upcycle.resolve("zoo:convnet_small", pretrained=False, num_classes=2, input_shape=(3, 8, 8),

@@ -37,6 +37,7 @@ SHARED = {
     "core/stage.py": tuple(cli.MAKERS),
     "data/buffer.py": ("extend",),
     "data/pool_files.py": ("distill",),
+    "data/folder_streams.py": ("extend",),
     "data/stream_kinds.py": ("extend",),
     "data/streams.py": ("extend",),
     # assemble, reassemble and extend ask for no labels by a map, and say what they need themselves

@@ -54,7 +54,8 @@ class Wanted:
             if not known:
                 asked = f"'{own}'" if own else f"{kind} column ('{COLUMNS[kind][0]}' or '{COLUMNS[kind][1]}')"
                 raise UserError(
-                    f"{where} has no {asked}, but {', '.join(there)}. Name the one that is meant: --{kind}_column NAME."
+                    f"{where} has no {asked}, but {', '.join(there)}. Name the ones that are meant with "
+                    "--image_column and --label_column."
                 )
             found.append(known[0])
         return found[0], found[1]

@@ -59,7 +59,8 @@ class Setting(Weights, RunSetting):
         stream: splits:DATA/TASKS, the classes of a data set, equally many at a time (splits:cifar10/5), first two and
             then one at a time (splits:digits/2+1), or as listed (splits:digits/5,3,2); permuted:DATA/TASKS or
             rotated:DATA/TASKS, all classes, seen differently; parts:DATA/TASKS, a part of the images at a time;
-            drifting:DATA, without tasks; or folders:PATH, with a folder TASK/CLASS/IMAGE for each task.
+            drifting:DATA, without tasks; or folders:PATH, with a folder TASK/CLASS/IMAGE, or TASK/IMAGE of one
+            class, for each task.
         scenario: task, if the task of an image is known when it is classified; class, if it is not; domain, for the
             same classes all along; general, without tasks. If not given, what the stream's kind has by default.
         shuffle: the seed of another order of classes (splits) or of tasks (folders).
@@ -210,6 +211,10 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
         require(past.classes == net.classes, f"{reference} was learnt with the classes {', '.join(past.classes)}, and "
                 f"its model has {', '.join(net.classes)}: they do not belong together.")  # fmt: skip
         data = data.after(past.classes)
+    require(
+        len(data.classes) >= 2,
+        f"{data.name} has 1 class, and nothing was learnt before; a classifier needs at least 2.",
+    )
     auto = ("none",) if setting.augment == ("auto",) and data.name.startswith("permuted:") else setting.augment
     return grow_classifier(net, data.classes), augmented(data, auto).normalised(net.mean, net.std), origin
 
