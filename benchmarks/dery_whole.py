@@ -29,10 +29,10 @@ K, PARAMS, MACS = 4, 5e5, 6e7
 class Timed(Run):
     """Keeps the seconds of each stage."""
 
-    def stage(self, name: str, fn: Callable[[], Any]) -> Any:
+    def stage(self, name: str, fn: Callable[[], Any], like: Any = None) -> Any:
         """See :meth:`upcycle.core.run.Run.stage`."""
         start = time.perf_counter()
-        made = super().stage(name, fn)
+        made = super().stage(name, fn, like)
         self.seconds = {**getattr(self, "seconds", {}), name: time.perf_counter() - start}
         return made
 

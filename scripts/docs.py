@@ -191,7 +191,7 @@ def benchmarks_left() -> str:
     rest = [
         name
         for name in names
-        if name not in (*BENCHMARKS, "quickstart", "continual_baselines") and not name.startswith("prove_")
+        if name not in (*BENCHMARKS, "quickstart", "faults", "continual_baselines") and not name.startswith("prove_")
     ]
     return "\n".join(f"### {words(name).capitalize()}\n\n{benchmark(name)}" for name in rest)
 
@@ -223,6 +223,22 @@ def quickstart() -> str:
     headings = ("", "test accuracy", "parameters", "multiply-adds", "latency", "memory")
     sentence = f"{figures['sentence']} All of it took {duration(figures['seconds'])}."
     return f"{table(headings, rows)}\n{sentence}\n\n{provenance(record, 'python -m benchmarks.quickstart')}"
+
+
+def faults() -> str:
+    """The kinds of faults that are looked for, their cases, and whether each holds."""
+    record = result("faults")
+    if record is None:
+        return MISSING
+    rows = []
+    for kind, cases in record["figures"].items():
+        for i, (case, found) in enumerate(cases.items()):
+            tests = "" if found["tests"] == 1 else f" ({found['tests']} tests)"
+            rows.append(("" if i else f"**{kind}**", case, ("yes" if found["holds"] else "**no**") + tests))
+    count = sum(map(len, record["figures"].values()))
+    said = f"{len(record['figures'])} kinds, {count} cases."
+    made = provenance(record, "python -m benchmarks.faults")
+    return f"{table(('kind', 'case', 'holds'), rows)}\n{said}\n\n{made}"
 
 
 def baselines() -> str:
@@ -362,6 +378,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "licences": licences,
     "example-method": example_method,
     "quickstart": quickstart,
+    "faults": faults,
     "claims": claims,
     "claims-in-full": claims_in_full,
     "speed": speed,

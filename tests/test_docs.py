@@ -184,6 +184,17 @@ def test_the_example_method_leaves_the_teacher_alone(plugins: None) -> None:
     assert tensor_digest(teacher.module.state_dict()) == before
 
 
+def test_the_python_page_has_every_verb_and_every_name_on_it_exists() -> None:
+    import upcycle
+
+    found = re.findall(r"^::: (.+)$", (ROOT / "docs" / "python-api.md").read_text(), re.MULTILINE)
+    for name in found:
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last), name
+    verbs = [f"{home}.{name}" for name, home in upcycle._HOME.items() if home.startswith("upcycle.verbs")]
+    assert set(verbs) - {"upcycle.verbs.doctor.doctor"} <= set(found)
+
+
 # -- generated parts --------------------------------------------------------------------------------------------
 
 

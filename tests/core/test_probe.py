@@ -139,6 +139,18 @@ def test_what_can_be_taken_trains_teaches_and_reloads(kind: str, tmp_path: Path)
     assert len(result.model.notes) == notes
 
 
+@pytest.mark.parametrize(
+    ("name", "side"), [("googlenet", 64), ("inception_v3", 299)], ids=("googlenet", "inception_v3")
+)
+def test_published_networks_with_heads_for_training(name: str, side: int) -> None:
+    models = pytest.importorskip("torchvision.models")
+    module = getattr(models, name)(weights=None, num_classes=CLASSES, aux_logits=True, init_weights=False)
+    model = resolve(module, input_shape=(3, side, side))
+    assert type(module.train()(model.example(2))).__name__ in ("GoogLeNetOutputs", "InceptionOutputs")
+    assert model.module.train()(model.example(2)).shape == (2, CLASSES)
+    assert any("only number 1, which is its answer in evaluation mode" in note for note in model.notes), model.notes
+
+
 @pytest.mark.parametrize("kind", AUXILIARY)
 def test_the_answer_that_is_trained_with_is_that_of_evaluation(kind: str) -> None:
     module = AUXILIARY[kind]()

@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from tests.browser import Browser, find_chromium, open_browser
 from upcycle.core import lineage
 from upcycle.core.errors import UserError
-from upcycle.reports import figures, pictures, write_report
+from upcycle.reports import figures, kinds, pictures, write_report
 from upcycle.reports.bars import Bar, bar_chart, starts_late
 from upcycle.reports.lines import Series, line_plot
 from upcycle.reports.matrices import heatmap
@@ -677,9 +677,46 @@ def test_nodes_and_leaves_of_a_tree_cover_nothing(paths: list[tuple[int, int]]) 
     {"kind": "tree", "levels": ["l"], "leaves": [], "paths": []},
     {"kind": "tree", "levels": ["l"], "leaves": ["a"], "paths": [[1, 2]]},
     {"kind": "tree", "levels": ["l"], "leaves": ["a", "b"], "paths": [[1]]},
+    {"kind": "cake"},
+    {"kind": ["lines"]},
+    {"kind": "images", "items": [{"label": "no image"}]},
+    {"kind": "images", "items": [], "notes": [{"a": 1}]},
+    {"kind": "overlay", "methods": ["gradcam"], "items": [{"png": "", "maps": {"other": ""}}]},
+    {"kind": "heatmap", "rows": ["a"], "columns": ["b"], "values": [["1"]]},
+    {"kind": "heatmap", "rows": ["a"], "columns": ["b"], "values": [[1]], "digits": 10**6},
+    {"kind": "heatmap", "rows": ["a", "b"], "columns": ["c"], "values": [[1]]},
+    {"kind": "lines", "series": [{"name": "a", "x": [1, 2], "y": [1]}]},
+    {"kind": "lines", "series": [{"name": "a", "x": [1], "y": ["up"]}]},
+    {"kind": "lines", "title": ["of", "lists"], "series": []},
+    {"kind": "bars", "items": [{"name": "a", "value": 1, "spread": -1}]},
+    {"kind": "map", "rows": ["a"], "columns": ["b"], "values": [[1]], "row_breaks": [-3]},
 ])  # fmt: skip
 def test_a_damaged_picture_is_named_and_costs_no_report(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    assert "This picture cannot be drawn" in drawn(tmp_path, **wrong).caption
+    caption = drawn(tmp_path, **wrong).caption
+    assert "This picture cannot be drawn" in caption and "Error" not in caption and str(tmp_path) not in caption
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    for text in ("", "[1]", "[" * 5000, '{"kind": "bars"', "\x00"):
+        (tmp_path / "picture.json").write_text(text)
+        assert "This picture cannot be drawn: " in pictures.picture(tmp_path / "picture.json").caption
+
+
+@pytest.mark.parametrize("rows", [
+    [{"name": "a", "accuracy": "high"}],
+    [{"name": "a", "confusion": [[1, "2"], [3, 4]]}],
+    [{"name": "a", "reliability": {"confidence": [0.5], "accuracy": [0.5]}}],
+    [{"role": "student"}],
+    "none",
+])  # fmt: skip
+def test_a_damaged_result_is_named(tmp_path: Path, rows: Any) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({"format": 1, "verb": "distill", "rows": rows}))
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        write_report(tmp_path)
+
+
+def test_every_kind_of_picture_has_its_shape_and_its_drawing() -> None:
+    assert kinds.KINDS.keys() == pictures._KINDS.keys()
 
 
 # -- in a browser -----------------------------------------------------------------------------------------

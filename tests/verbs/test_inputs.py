@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.verbs.test_bad_input import DISTILL, SHORT, Refused, here, refused, start
 from upcycle import cli
+from upcycle.claims import Claim
 from upcycle.core import saved, store
 from upcycle.core.lock import NAME
+from upcycle.verbs import prove
 
 __all__ = ["here", "refused"]  # fixtures
 
@@ -258,6 +260,63 @@ def test_of_six_simultaneous_starts_one_runs(here: Path) -> None:
     config = yaml.safe_load((here / "run" / "config.yaml").read_text())
     assert config["seed"] == codes.index(0)
     assert saved.load(here / "run").lineage["config"]["seed"] == codes.index(0)  # type: ignore[index]
+
+
+WRITERS = {
+    "distill": RESUME,
+    "diagnose": ["diagnose", "zoo:digits_teacher", "--images=1", "--methods=saliency", "--samples=1", "--out=run"],
+    "explain": ["explain", "zoo:digits_teacher", "one.png", "--methods=saliency", "--out=run"],
+    "report": ["report", "run"],
+    "predict": ["predict", "zoo:digits_teacher", "one.png", "--out=run/predictions.csv"],
+    "export": ["export", "zoo:digits_teacher", "run/net.pt2", "--format=torch"],
+    "prove": ["prove", "kd", "--quick", "--out=run/figures.json"],
+}
+HOLD = """
+from pathlib import Path
+from upcycle.core.lock import Hold
+held = Hold(Path("run"))
+print("held", flush=True)
+input()
+"""
+
+
+def test_no_verb_writes_where_another_command_writes(done: Path, here: Path, refused: Refused) -> None:
+    Image.new("L", (8, 8), 99).save("one.png")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLD], cwd=here, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        for words in WRITERS.values():
+            refused(words, "Another command is writing to run; wait for its end")
+        other.communicate("go\n", timeout=60)
+    assert cli.main(WRITERS["report"]) == 0
+
+
+# -- files that a person names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "zoo:digits_teacher", "one.png", "--out=mine.txt"],
+        ["export", "zoo:digits_teacher", "mine.pt2", "--format=torch"],
+        ["prove", "none", "--quick", "--out=mine.json"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_file_is_written_over_only_when_that_is_asked_for(
+    words: list[str], here: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = dict.fromkeys(("method", "sentence", "published", "setting"), "none")
+    claim = Claim(**said, data=(), measure=lambda seed, quick: {"a": 1.0}, checks=())
+    monkeypatch.setattr(prove, "find", lambda method: claim)
+    Image.new("L", (8, 8), 99).save("one.png")
+    (file := here / words[2 if words[0] == "export" else -1].removeprefix("--out=")).write_text("precious")
+    refused(words, f"{file.name} exists; choose another file, or write over it with --overwrite")
+    assert cli.main([*words, "--overwrite"]) == 0
+    assert b"precious" not in file.read_bytes()
+    file.unlink()
+    file.mkdir()
+    refused(words, f"{file.name} is a folder")
 
 
 # -- exports ----------------------------------------------------------------------------------------------------

@@ -93,6 +93,22 @@ def test_a_size_that_a_network_does_not_take() -> None:
         network(references.resolve(Wide(), input_shape=(1, 16, 48)), Naming(size=(8, 9)))
 
 
+@pytest.mark.parametrize("kind", ["zoo:convnet_small", "zoo:mlp_small"])
+def test_a_named_set_of_another_size_is_no_surprise(kind: str, here: Path, refused: Refused) -> None:
+    """A network without a word on smaller images than its own, or a traceback where it takes no others."""
+    saved.save(references.resolve(kind, pretrained=False, num_classes=10, input_shape=(1, 16, 16)), here / "net")
+    commands = {
+        "evaluate": ["evaluate", "net", "--data=digits"],
+        "distill": ["distill", "--teacher=net", "--student=zoo:convnet_small", "--data=digits", "--dry_run"],
+        "disassemble": ["disassemble", "net", "--data=digits", "--classes=3", "--dry_run"],
+    }
+    for words in commands.values():
+        refused(words, "takes images of 16 x 16 pixels, and those of digits have 8 x 8: give --size 16,16")
+    for size in ("--size=16,16", "--size=8,8") if "conv" in kind else ("--size=16,16",):
+        assert cli.main([*commands["evaluate"], size]) == 0
+        assert cli.main([*commands["distill"], size]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

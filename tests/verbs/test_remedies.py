@@ -35,6 +35,7 @@ SHARED = {
     "core/lock.py": tuple(cli.MAKERS),
     "core/run.py": tuple(cli.MAKERS),
     "core/stage.py": tuple(cli.MAKERS),
+    "core/store.py": ("predict", "prove", "export"),  # of the files that they write
     "data/buffer.py": ("extend",),
     "data/pool_files.py": ("distill",),
     "data/folder_streams.py": ("extend",),

@@ -18,6 +18,7 @@ from upcycle.core.heads import classifier, linear
 from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
+from upcycle.core.patterns import weights_of
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -343,12 +344,12 @@ class AttentionDiversification(Method):
         experts: Sequence[nn.Module] = (),
     ) -> Expanded:
         """The network of one stage, from ``start`` or else from the student as it was given."""
-        state = run.stored(name)
+        made = self._expanded(data, maps)
+        state = run.stored(name, weights_of(made))
         if state is None:
             with run.open_stage(name) as state:
                 begun = start or self._expanded(data, maps)
                 state |= self._train(run, data, split, recipe, begun, experts).state_dict()
-        made = self._expanded(data, maps)
         run.plain(made).load_state_dict(state)
         return made
 

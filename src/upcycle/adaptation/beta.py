@@ -26,6 +26,7 @@ from upcycle.core.evaluate import judged, predict_logits
 from upcycle.core.heads import WithBottleneck, with_classes
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, fresh_copy_of
+from upcycle.core.patterns import weights_of
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.reversal import grad_reverse, ramp
@@ -283,7 +284,7 @@ class BETA(Method):
         labels = P.argmax(1)  # ŷ
         networks, E = self._networks(run, data), self.recipe.epochs
 
-        found = run.stored("adapt")
+        found = run.stored("adapt", {"networks": tuple(map(weights_of, networks))})
         if found is None:
             with run.open_stage("adapt") as found:
                 students = [self._set_up(run, name, network) for name, network in zip(NAMES, networks, strict=True)]

@@ -26,6 +26,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import with_classes
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.patterns import weights_of
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -128,7 +129,7 @@ class DINE(Method):
         seed_everything(run.seed, "head")  # whatever has been asked before
         network = self.bottleneck.place(self.model("student", data), len(data.classes), norm=True, weight_norm=True)
 
-        found = run.stored("distil")
+        found = run.stored("distil", weights_of(network))
         if found is None:
             with run.open_stage("distil") as found:
                 _, optimizer = run.setup(network, lambda network: self.bottleneck.optimizer(network, self.recipe))

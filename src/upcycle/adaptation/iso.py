@@ -22,6 +22,7 @@ from upcycle.core.heads import classifier
 from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of, own_copy
+from upcycle.core.patterns import Values, weights_of
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -178,19 +179,21 @@ class ISO(Method):
         joint = self.beside_rotation(source)
         joint.to(run.device, run.dtype)
 
-        found = run.stored("joint")
+        found = run.stored("joint", weights_of(joint))
         if found is None:
             with run.open_stage("joint") as found:
                 found |= self.train_jointly(run, source, known).state_dict()
         joint.load_state_dict(found)
-        cosine, error = run.stage("alignment", partial(self.alignment, joint, known.validation))
+        alignment = partial(self.alignment, joint, known.validation)
+        cosine, error = run.stage("alignment", alignment, (float, float))
         require(
             cosine >= -2 * error,
             "Adapting would hurt: on source validation images under a simulated shift, the gradients of the main and "
             f"the self-supervised loss have a mean cosine of {cosine:.3f} ± {error:.3f}, below zero; train longer or "
             "with another --lam.",
         )
-        before = run.stage("before", partial(_classes, joint, stream, source.name))
+        like = Values((len(stream),), 0, len(source.classes) - 1, whole=True)
+        before = run.stage("before", partial(_classes, joint, stream, source.name), like)
 
         adapter = self.adapter(joint, partial(_descend, run))
         after = torch.full((len(stream),), -1)

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from upcycle.assembly.reassembly.partition import Partition, block_values, partition
@@ -26,7 +27,9 @@ from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.patterns import Values, weights_of
 from upcycle.core.ranges import ranges
+from upcycle.core.read import Count
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.measure.cost import Budget
@@ -187,10 +190,14 @@ class DeRy(Method):
         drawn = torch.randperm(len(data.train), generator=run.generator("probe"))[: self.probe]
         probe, classes = data.train.subset(drawn), len(data.classes)
 
-        s = run.stage("features", partial(similarities, chains, probe, self.similarity, run.device))
-        made = Partition(**run.stage("partition", partial(self._partition, chains, s, run.seed)))
-        mixes = [Mix(**m) for m in run.stage("search", partial(self._search, chains, s, made, data))]
-        scores, zoo_scores = run.stage("score", partial(self._score, run, chains, mixes, classes, probe))
+        like = stored_results([len(c) for c in chains], self.blocks)
+        features = partial(similarities, chains, probe, self.similarity, run.device)
+        s = run.stage("features", features, like["features"])
+        made = Partition(**run.stage("partition", partial(self._partition, chains, s, run.seed), like["partition"]))
+        search = partial(self._search, chains, s, made, data)
+        mixes = [Mix(**m) for m in run.stage("search", search, like["search"])]
+        score = partial(self._score, run, chains, mixes, classes, probe)
+        scores, zoo_scores = run.stage("score", score, (Values((len(mixes),)), Values((len(chains),))))
         if not scores.isfinite().any():
             run.note(
                 f"The training-free score cannot tell the {len(mixes)} candidates apart, since images share all bits "
@@ -203,7 +210,8 @@ class DeRy(Method):
             own, blocks = used_chains(chains, mixes[i].blocks)
             network = stitched(plan(own, blocks, classes), own, run.seed)
             seen = data.normalised(own[0].model.mean, own[0].model.std)
-            state, accuracy = run.stage(f"candidate {place}", partial(self._tune_candidate, run, seen, network))
+            tuning = partial(self._tune_candidate, run, seen, network)
+            state, accuracy = run.stage(f"candidate {place}", tuning, (weights_of(network), float))
             network.load_state_dict(state)
             networks.append(network)
             accuracies.append(accuracy)
@@ -300,6 +308,27 @@ class DeRy(Method):
             options={"recipe": recipe} if known else {},
             name="reassembled",
         )
+
+
+def stored_results(lengths: Sequence[int], blocks: int) -> dict[str, Any]:
+    """The patterns of what the stages leave, by their names, for networks of so many nodes cut into so many blocks."""
+    networks = range(len(lengths))
+
+    def number(most: int) -> Any:
+        return Annotated[int, Meta(ge=0, le=most)]
+
+    choice = (number(len(lengths) - 1), number(max(lengths) - 1), number(max(lengths) - 1))
+    return {
+        "features": Values((sum(lengths), sum(lengths))),
+        "partition": {
+            "cuts": tuple((number(lengths[i]),) * (blocks + 1) for i in networks),
+            "sets": tuple((number(blocks - 1),) * blocks for i in networks),
+            "anchors": ((number(len(lengths) - 1), number(max(lengths)), number(max(lengths))),) * blocks,
+            "fit": tuple((float,) * blocks for i in networks),
+            "history": Annotated[list[float], Meta(min_length=1)],
+        },
+        "search": [{"blocks": [choice], "params": Count, "macs": Count, "fit": float}],
+    }
 
 
 def _size_in_words(mix: Mix) -> str:

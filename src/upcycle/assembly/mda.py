@@ -27,6 +27,7 @@ from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.outputs import Columns
+from upcycle.core.patterns import Values
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
 from upcycle.data.labels import match_classes
@@ -148,7 +149,7 @@ class MDA(Method):
         module = copy_of(source.module).to(dtype=run.dtype)
         channels = follow_channels(module, source.example(2))
 
-        stored = run.stored("samples")
+        stored = run.stored("samples", {str(c): Values((None,), 0, len(split) - 1, whole=True) for c in labels})
         if stored is None:
             with run.open_stage("samples") as stored:
                 found = find_confident(run.frozen(source, split), split, labels, self.samples, run.device)
@@ -172,9 +173,10 @@ class MDA(Method):
         if self.tolerance:
             held = _of_classes(data.validation.normalised(source.mean, source.std), labels)
             whole = Columns(module, torch.tensor(list(samples)))
-            routes = run.stage("routes", partial(self._tightest_routes, run, find, cut, whole, held))
+            search = partial(self._tightest_routes, run, find, cut, whole, held)
         else:
-            routes = run.stage("routes", partial(find, alpha=self.alpha, alpha_linear=self.alpha_linear))
+            search = partial(find, alpha=self.alpha, alpha_linear=self.alpha_linear)
+        routes = run.stage("routes", search, Values((len(samples), channels.n), 0, 1, whole=True))
         made = cut(routes)
         run.picture("routes", route_picture(channels, routes, [source.classes[c] for c in samples]))
         self._note(run, source, samples, made, note)

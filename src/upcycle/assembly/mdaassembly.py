@@ -12,6 +12,7 @@ from torch import nn
 from upcycle.core.errors import UserError, require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.patterns import Values
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.surgery.assembling import assemble, assembled_model, zero_blocks
@@ -99,7 +100,8 @@ class MDAAssembly(Method):
         """The algorithm; returns the assembled network."""
         parts = self.models("parts", data)
         if self.scale:
-            scales = run.stage("scales", lambda: [logit_scales(part, data, device=run.device) for part in parts])
+            like = tuple(Values((len(part.classes),)) for part in parts)
+            scales = run.stage("scales", lambda: [logit_scales(part, data, device=run.device) for part in parts], like)
             parts = [scale_logits(part, r) for part, r in zip(parts, scales, strict=True)]
         whole = assemble(parts)
         if not self.tune:

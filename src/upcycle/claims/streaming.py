@@ -38,9 +38,9 @@ class Watched(Run):
         super().__init__(None, seed=seed, quiet=True)
         self.after: list[dict[str, torch.Tensor]] = []
 
-    def stage(self, name: str, fn: Callable[[], Any]) -> Any:
+    def stage(self, name: str, fn: Callable[[], Any], like: Any = None) -> Any:
         """As every run, and what it returned is kept."""
-        result = super().stage(name, fn)
+        result = super().stage(name, fn, like)
         if name.startswith("task"):
             self.after.append(result["network"])
         return result

@@ -17,7 +17,7 @@ import torch
 import yaml
 from msgspec import Meta
 
-from upcycle.core import lock, store
+from upcycle.core import lock, patterns, store
 from upcycle.core.errors import UserError, require
 from upcycle.core.read import Count, Digest, checked, contents, parsed
 
@@ -218,12 +218,18 @@ class Journal:
         if self._hold is not None:
             self._hold.release()
 
-    def recall(self, path: str) -> tuple[Any, int]:
-        """Read the result of the finished stage ``path``, and the updates until its end."""
+    def recall(self, path: str, like: Any = None) -> tuple[Any, int]:
+        """Read the result of the finished stage ``path``, and the updates until its end.
+
+        Args:
+            like: the pattern that the result must fit, see :mod:`upcycle.core.patterns`.
+        """
         found = self.stages[path]
-        if found["file"] is not None:
-            return self._load(found["file"]), found["updates"]
-        return store.unpacked(found["value"], {}, self._folder / "index.json"), found["updates"]
+        file = self._folder / (found["file"] or "index.json")
+        state = self._load(file.name) if found["file"] else store.unpacked(found["value"], {}, file)
+        if like is not None:
+            patterns.check(state, like, file, path)
+        return state, found["updates"]
 
     def finish(self, path: str, result: Any, updates: int) -> None:
         """Keep what a stage left, in place of its save point and of the stages inside it."""

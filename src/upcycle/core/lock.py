@@ -38,7 +38,7 @@ class Hold:
                 self._lock.acquire()
         except Timeout:
             raise UserError(
-                f"Another command is writing to {directory}; wait for its end, or choose another --out."
+                f"Another command is writing to {directory}; wait for its end, or choose another place."
             ) from None
         except OSError as error:
             raise UserError(f"Cannot write to {directory}: {error.strerror or error}. Choose another --out.") from error

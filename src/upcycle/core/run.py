@@ -117,30 +117,28 @@ class Run:
     def _path(self) -> str:
         return self._stages.path
 
-    def stage(self, name: str, fn: Callable[[], Any]) -> Any:
+    def stage(self, name: str, fn: Callable[[], Any], like: Any = None) -> Any:
         """Run ``fn`` once and store what it returns; on resume return that. Tensors come back detached, on the CPU.
 
         Args:
             name: unique within the enclosing stage.
             fn: returns tensors and plain data, nested in dict, list and tuple.
+            like: what comes back on resume must fit it, see :mod:`upcycle.core.patterns`.
         """
         if self._stages.is_stored(name):
-            return self._stages.recall(name)
+            return self._stages.recall(name, like)
         self._stages.begin(name)
         return self._end(fn())
 
-    def stored(self, name: str) -> Any:
-        """Recall the result of the stage ``name``; ``None`` if it has yet to run: then open it, :meth:`open_stage`."""
-        return self._stages.recall(name) if self._stages.is_stored(name) else None
+    def stored(self, name: str, like: Any = None) -> Any:
+        """Recall the result of a stage, see :meth:`stage`; ``None`` if it has yet to run: then :meth:`open_stage`."""
+        return self._stages.recall(name, like) if self._stages.is_stored(name) else None
 
     @contextlib.contextmanager
     def open_stage(self, name: str) -> Iterator[dict[str, Any]]:
         """A stage whose body is that of the ``with`` block; what it fills the dict with is stored when the block ends.
 
         Opened where :meth:`stored` gives ``None``: ``with run.open_stage(name) as found: ... found |= {...}``.
-
-        Args:
-            name: unique within the enclosing stage.
 
         Yields:
             an empty dict, for tensors and plain data; after the block it holds what :meth:`stored` returns.
@@ -177,7 +175,7 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that networks are trained in: float64 in a float64 run, float32 in every other."""
+        """The type that networks are trained in: float64 in a float64 run, or else float32."""
         return torch.float64 if self.precision == "64-true" else torch.float32
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from upcycle.core import seeds
 from upcycle.core.devices import match_layout
-from upcycle.core.errors import require
+from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.interrupt import Interrupted
 from upcycle.core.journal import Journal
 from upcycle.core.updates import Updates
@@ -156,9 +156,9 @@ class Stages:
         """Whether the stage ``name`` inside the innermost one is finished."""
         return f"{self.path}/{name}" in self._journal.stages
 
-    def recall(self, name: str) -> Any:
-        """Recall the result of the finished stage ``name``."""
-        found, self._updates.count = self._journal.recall(self._once(name))
+    def recall(self, name: str, like: Any) -> Any:
+        """Recall the result of the finished stage ``name``, which must fit the pattern ``like``."""
+        found, self._updates.count = self._journal.recall(self._once(name), like)
         self.seed("after", name)
         return found
 
@@ -203,7 +203,18 @@ class Stages:
             f"{self._journal.directory} holds other state ({held}) than this version of the method registers "
             f"({', '.join(stage.state)}); start anew in another --out.",
         )
-        stage.load_state_dict(state, where["epoch"], where["step"])
+        try:
+            stage.load_state_dict(state, where["epoch"], where["step"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{self._journal.directory} holds a save point that does not fit this run ({one_line(error)}); start "
+                "anew in another --out."
+            ) from error
+        require(
+            where["epoch"] <= length,
+            f"{self._journal.directory} holds a save point after epoch {where['epoch']} of {length}; start anew in "
+            "another --out.",
+        )
         self._updates.count = where["updates"]
 
     def save_if_due(self, interrupt: int | None, every: int = 1) -> int | None:

@@ -25,6 +25,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from upcycle.core import lock
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.read import Count, Digest, PlainName, Shape, checked, contents, parse, parsed, read
 
@@ -63,6 +64,19 @@ def write_atomic(path: Path, content: bytes) -> None:
             f"Cannot write {path} ({len(content):,} bytes): {error.strerror or error}. "
             "Free some space or choose another place."
         ) from error
+
+
+def require_free(file: Path, overwrite: bool) -> None:
+    """Refuse to write a file of a person's own naming that is there already, unless it is to be written over.
+
+    Asked before any work, by every verb that writes a file.
+
+    Raises:
+        UserError: it is there, or lies in a directory that another command is writing.
+    """
+    lock.check(file.parent)
+    require(not file.is_dir(), f"{file} is a folder; name a file in it.")
+    require(overwrite or not file.exists(), f"{file} exists; choose another file, or write over it with --overwrite.")
 
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(tmp|old)")

@@ -206,6 +206,11 @@ class Buffer:
             ours, theirs = tuple(self._images.shape[1:]), tuple(state["images"].shape[1:])
             raise UserError(f"The memory holds images of {theirs} (height, width, channels), and the stream brings "
                             f"{ours}; --size brings them to one size.")  # fmt: skip
+        whole = n <= self.capacity and all(len(state[name]) == n for name in ("images", "ids"))
+        require(
+            whole and state["seen"] >= n and state["drawn"] >= 0 and bool((state["labels"] >= -1).all()),
+            "The memory is damaged: it does not hold what it says.",
+        )
         self._held, self.seen, self.drawn = n, state["seen"], state["drawn"]
         self._offered = {int(k): int(c) for k, c in state["offered"]}
         self._images[:n], self._labels[:n], self._ids[:n] = state["images"], state["labels"], state["ids"]

@@ -21,6 +21,7 @@ from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of, fresh_copy_of
 from upcycle.core.outputs import called
+from upcycle.core.patterns import Values
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -213,7 +214,7 @@ class ModelDoctor(Method):
             "modeldoctor differentiates twice, which compiled networks cannot; run it uncompiled.",
         )
 
-        before = run.stored("diagnosis")
+        before = run.stored("diagnosis", self._kept(len(source.classes), int((data.train.labels >= 0).sum())))
         if before is None:
             with run.open_stage("diagnosis") as before:
                 found = diagnose(
@@ -254,6 +255,13 @@ class ModelDoctor(Method):
         made = run.plain(student)
         self._show(run, source, data, before, made)
         return made
+
+    def _kept(self, k: int, n: int) -> dict[str, Any]:
+        """The pattern of what is kept of the diagnosis of k classes by n labelled images."""
+        shares = (((float | None),) * k,) * 2
+        images = Values((None,), 0, n - 1, whole=True)
+        mask = Values((k, None), 0, 1, whole=True)
+        return {"layer": str, "scores": Values((k, None)), "mask": mask, "images": images, "shares": shares}
 
     def product(self, module: nn.Module, data: Images) -> Model:
         """The same architecture with new weights."""

@@ -14,6 +14,7 @@ from upcycle.core.checks import same_classes
 from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.patterns import Values
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 
 
 def teacher_outputs(
-    run: Run, teacher: Frozen, split: Split, *, cache: Literal["auto", "on", "off"], views: int, augmented: bool
+    run: Run,
+    teacher: Frozen,
+    split: Split,
+    *,
+    classes: int,
+    cache: Literal["auto", "on", "off"],
+    views: int,
+    augmented: bool,
 ) -> Callable[[Batch, int], Tensor]:
     """A function from a batch and its epoch to the teacher's logits: computed anew, or looked up.
 
@@ -36,6 +44,7 @@ def teacher_outputs(
         run: keeps the outputs in its stage "teacher outputs".
         teacher: the frozen teacher.
         split: the training images.
+        classes: number of the teacher's logits.
         cache: as the option of :class:`KD`.
         views: as the option of :class:`KD`.
         augmented: whether the split augments its images.
@@ -53,7 +62,7 @@ def teacher_outputs(
         z = torch.cat(rows).view(v, len(split), -1)
         return z if run.dtype == torch.float64 else z.half()
 
-    z_t: Tensor = run.stage("teacher outputs", compute).to(run.device)
+    z_t: Tensor = run.stage("teacher outputs", compute, Values((v, len(split), classes))).to(run.device)
     return lambda batch, epoch: z_t[epoch % v].index_select(0, batch.index.to(run.device)).to(batch.images.dtype)
 
 
@@ -109,8 +118,15 @@ class KD(Method):
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the student."""
         teacher = run.frozen(self.model("teacher", data), data.validation)
-        z_t = teacher_outputs(run, teacher, data.train, cache=self.cache, views=self.views,
-                              augmented=bool(data.train.augment))  # fmt: skip
+        z_t = teacher_outputs(
+            run,
+            teacher,
+            data.train,
+            classes=len(data.classes),
+            cache=self.cache,
+            views=self.views,
+            augmented=bool(data.train.augment),
+        )
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
         for epoch in run.epochs(self.recipe.epochs):
             student.train()

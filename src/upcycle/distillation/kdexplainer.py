@@ -17,6 +17,7 @@ from upcycle.core.errors import UserError, require
 from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.patterns import Values
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -147,7 +148,9 @@ class KDExplainer(Method):
         teacher = run.frozen(self.model("teacher", data), data.validation)
         tree = self.model("student", data).module
         assert isinstance(tree, Tree)  # as check has found
-        soft = run.stage("soft", lambda: self._soft(run, data, teacher, copy.deepcopy(tree)))
+        branching = tuple(Values(tuple(S.shape)) for S in tree.branching)
+        like = {"branching": branching, "entropies": Values((self.epochs_soft, 2, len(branching)))}
+        soft = run.stage("soft", lambda: self._soft(run, data, teacher, copy.deepcopy(tree)), like)
         for m in tree.modules():
             if callable(reset := getattr(m, "reset_parameters", None)):
                 reset()

@@ -19,6 +19,7 @@ from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
+from upcycle.core.patterns import weights_of
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
 from upcycle.distillation.grafting.adapters import TOLERANCE, WrappedBlock, adapter, merge, relative_error
@@ -218,7 +219,7 @@ class NetGraft(Method):
             )
 
         for name, first, last, epochs, lr_block, lr_adapter in self._grafts(_f(n, classes)):
-            found = run.stored(name)
+            found = run.stored(name, {str(i): weights_of(blocks[i]) for i in range(first, last + 1) if i in blocks})
             if found is None:
                 with run.open_stage(name) as found:
                     below, replaced, above = t[: first - 1], t[first - 1 : last], t[last:]
@@ -270,8 +271,9 @@ class NetGraft(Method):
         with undisturbed(teacher[0].module), undisturbed(student[0].module):
             x_t, x_h = features(*teacher, images), features(*student, images)
         widths = [(a.shape[1], b.shape[1], a.ndim) for a, b in zip(x_t, x_h, strict=True)]
-        states = run.stage("start", lambda: {str(i): _wrap(h, widths, i).state_dict() for i in self.trained})
         blocks = {i: _wrap(h, widths, i).to(run.dtype) for i in self.trained}
+        like = {str(i): weights_of(block) for i, block in blocks.items()}
+        states = run.stage("start", lambda: {str(i): _wrap(h, widths, i).state_dict() for i in self.trained}, like)
         load_blocks(blocks, states)
         return blocks
 

@@ -14,6 +14,7 @@ from upcycle.core.checks import same_classes
 from upcycle.core.losses import Terms, ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, fresh_copy_of
+from upcycle.core.patterns import weights_of
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -115,7 +116,8 @@ class TfKD(Method):
             return self._train(run, data, student.module, None)
         if self.teacher is None:
             m = fresh_copy_of(student.module)
-            m.load_state_dict(run.stage("own teacher", lambda: self._train(run, data, m, None).state_dict()))
+            own = run.stage("own teacher", lambda: self._train(run, data, m, None).state_dict(), weights_of(m))
+            m.load_state_dict(own)
             teacher = Model(module=m, input_shape=student.input_shape, mean=data.train.mean, std=data.train.std,
                             classes=student.classes, name="own teacher")  # fmt: skip
         else:

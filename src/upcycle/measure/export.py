@@ -65,8 +65,7 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
     )
     beside = path.with_suffix(path.suffix + ".json")
     for file in (path, beside):
-        if file.exists() and not overwrite:
-            raise UserError(f"{file} exists; choose another file, or write over it with --overwrite.")
+        store.require_free(file, overwrite)
     if format == "onnx":
         lacking = [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]
         require(not lacking, f'Export to ONNX needs {", ".join(lacking)}: pip install "upcycle[onnx]".')

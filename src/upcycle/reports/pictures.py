@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from markupsafe import Markup
 
 from upcycle.core.errors import UserError
-from upcycle.core.read import read
+from upcycle.core.read import checked, contents, parsed
 from upcycle.measure.units import si
-from upcycle.reports import svg
+from upcycle.reports import kinds, svg
 from upcycle.reports.bars import Bar, bar_chart, blocks, routes
 from upcycle.reports.figures import Figure, Table, is_number
 from upcycle.reports.lines import Series, line_plot
@@ -27,15 +28,16 @@ OVERLAYS = 8  # as many heat maps over one image as the page has styles for
 
 def picture(file: Path) -> Figure:
     """A picture from its file; one that cannot be drawn says so in its caption."""
+    named = Path(file.name)  # in a page that others read, without the place on this machine
     try:
-        data = read(file, dict[str, Any])
-        drawn = _KINDS[data["kind"]](data)
+        data = parsed(contents(file), named)
+        drawn = _KINDS[kinds.check(checked(data, dict[str, Any], named), named)](data)
         body, table = drawn if isinstance(drawn, tuple) else (drawn, None)
         notes = tuple(Markup("{}").format(str(note).rstrip(".")) for note in data.get("notes", ()))
         return Figure(str(data.get("title", file.stem)), str(data.get("caption", "")), body, notes, table)
     except (UserError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         # A picture must not cost a person the report of a long run, nor be missed in silence.
-        return Figure(file.stem, f"This picture cannot be drawn: {type(error).__name__}: {error}.", Markup(""))
+        return Figure(file.stem, f"This picture cannot be drawn: {str(error).rstrip('.')}.", Markup(""))
 
 
 def _images(data: dict[str, Any]) -> Markup:
@@ -94,7 +96,8 @@ def _heat(data: dict[str, Any]) -> Markup:
 
 
 def _lines(data: dict[str, Any]) -> Markup:
-    series = [Series(str(s["name"]), s["x"], s["y"], svg.tone_of(i)) for i, s in enumerate(data["series"]) if s["x"]]
+    lines = [(str(s["name"]), s["x"], [math.nan if v is None else v for v in s["y"]]) for s in data["series"] if s["x"]]
+    series = [Series(name, x, y, svg.tone_of(i)) for i, (name, x, y) in enumerate(lines)]
     show = percent if data.get("unit") == "percent" else svg.number
     body = line_plot(series, label=_label(data), x=str(data.get("x", "")), y=str(data.get("y", "")), show=show)
     return svg.legend([(s.name, s.tone) for s in series]) + body
@@ -108,7 +111,7 @@ def _bars(data: dict[str, Any]) -> Markup:
 def _routes(data: dict[str, Any]) -> tuple[Markup, Table]:
     """Which channels of each layer are private to a class, shared and unused; many classes count as one group."""
     layers = [
-        (str(layer["name"]), {str(group["label"]): _count(group["count"]) for group in layer["groups"]})
+        (str(layer["name"]), {str(group["label"]): group["count"] for group in layer["groups"]})
         for layer in data["layers"]
     ]
     found = list(dict.fromkeys(label for _, groups in layers for label in groups))
@@ -127,12 +130,6 @@ def _routes(data: dict[str, Any]) -> tuple[Markup, Table]:
         for name, groups in layers
     ]
     return body, (["layer", *tones, "channels"], cells)
-
-
-def _count(value: Any) -> int:
-    if not is_number(value) or value < 0:
-        raise ValueError(f"{value!r} is no number of channels")
-    return int(value)
 
 
 def _together(groups: dict[str, int], private: list[str]) -> dict[str, int]:
@@ -223,8 +220,6 @@ def _blocks(data: dict[str, Any]) -> tuple[Markup, Table]:
     networks, cells, said = [], [], []
     for network in data["networks"]:
         name, found = str(network["name"]), network["blocks"]
-        if not all(is_number(b["width"]) and b["width"] >= 0 for b in found):
-            raise ValueError(f"a block of {name} has no width")
         whole = sum(b["width"] for b in found) or 1
         pieces = []
         for b in found:
@@ -243,8 +238,6 @@ def _tree(data: dict[str, Any]) -> tuple[Markup, Table]:
     """Leaves, each with the number of its node at every level; those below one node have the same way to there."""
     levels, leaves = [str(name) for name in data["levels"]], [str(name) for name in data["leaves"]]
     paths = [[int(number) for number in path] for path in data["paths"]]
-    if not levels or not leaves or any(len(path) != len(levels) for path in paths):
-        raise ValueError(f"each leaf needs the number of its node at each of {len(levels)} levels")
     named = list(zip(leaves, paths, strict=True))
     heading = str(data.get("leaf", "leaf"))
     groups: dict[tuple[int, ...], list[str]] = {}

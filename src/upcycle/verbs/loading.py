@@ -54,6 +54,13 @@ def load_for(
         raise UserError(
             f"{like.name} takes {channels} input channels, and the images of {data.name} have {data.shape[0]}."
         )
+    if size is None and not loaded and list(data.shape[1:]) != sides:
+        own, theirs = (f"{h} x {w}" for h, w in (sides, data.shape[1:]))
+        raise UserError(
+            f"{like.name} takes images of {own} pixels, and those of {data.name} have {theirs}: give "
+            f"--size {sides[0]},{sides[1]} to bring them to that, or, where it takes them as they are, "
+            f"--size {data.shape[1]},{data.shape[2]}."
+        )
     return data
 
 

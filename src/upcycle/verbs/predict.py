@@ -61,6 +61,7 @@ def predict(
     images: Path | str,
     *,
     out: Path | str | None = None,
+    overwrite: bool = False,
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     **naming: Any,
 ) -> Predictions:
@@ -71,6 +72,7 @@ def predict(
             Model.
         images: an image, or a folder of images; sub-folders are searched too.
         out: a CSV file for the predictions: path, predicted class, its probability, and that of every class.
+        overwrite: write over the file that is there.
         accelerator: the kind of device, as in Lightning Fabric.
         naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
 
@@ -82,8 +84,8 @@ def predict(
         references.check_reference(model)
     if not place.exists():
         raise UserError(f"There is no folder or image {place}.")
-    if file is not None and file.exists():
-        raise UserError(f"{file} exists; choose another --out.")
+    if file is not None:
+        store.require_free(file, overwrite)
     net, split, paths = network_and_pictures(model, place, said)
     net = answering(net, said)
     p = predict_logits(net.module, split, device=device_of(accelerator)).softmax(1)

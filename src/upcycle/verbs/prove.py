@@ -70,7 +70,13 @@ def _number(value: float) -> str:
 
 
 def prove(
-    method: str, *, seeds: int = 3, quick: bool = False, out: Path | None = None, say: Callable[[str], None] = print
+    method: str,
+    *,
+    seeds: int = 3,
+    quick: bool = False,
+    out: Path | str | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Proof:
     """Measure the claim of ``method`` over ``seeds`` seeds.
 
@@ -79,15 +85,18 @@ def prove(
         seeds: how many.
         quick: a miniature, which shows that the machinery runs and not whether the claim holds.
         out: a JSON file for the figures with machine, versions and date.
+        overwrite: write over the file that is there.
         say: where progress goes.
 
     Raises:
-        UserError: if no claim has or covers the method, or its data are not at hand.
+        UserError: if no claim has or covers the method, its data are not at hand, or the file is there already.
     """
     from upcycle.data import load
 
     claim = find(method)
     require(seeds >= 1, f"seeds must be at least 1, not {seeds}.")
+    if out is not None:
+        store.require_free(Path(out), overwrite)
     start = time.time()
     for name in claim.data:
         load(name)
@@ -98,11 +107,11 @@ def prove(
         say(f"seed {seed}: " + ", ".join(f"{arm} {_number(values[-1])}" for arm, values in measured.items()))
     proof = Proof(claim=claim, measured=measured, seconds=time.time() - start)
     if out is not None:
-        store.write_json(out, proof.record())
+        store.write_json(Path(out), proof.record())
     return proof
 
 
-def command(method: str, seeds: int = 3, quick: bool = False, out: Path | None = None) -> int:
+def command(method: str, seeds: int = 3, quick: bool = False, out: Path | None = None, overwrite: bool = False) -> int:
     """Run a method's claim here and print both figures; exits with 1 when it does not hold.
 
     Args:
@@ -110,10 +119,11 @@ def command(method: str, seeds: int = 3, quick: bool = False, out: Path | None =
         seeds: how many seeds.
         quick: a miniature that shows the machinery, not the claim.
         out: a JSON file for the figures; if not given, runs/prove-METHOD.json, and none for a miniature.
+        overwrite: write over the file that is there.
     """
     if out is None and not quick:
         out = Path("runs") / f"prove-{method}.json"
-    proof = prove(method, seeds=seeds, quick=quick, out=out)
+    proof = prove(method, seeds=seeds, quick=quick, out=out, overwrite=overwrite)
     print("\n" + proof.text())
     if out is not None:
         print(f"Figures: {out}")

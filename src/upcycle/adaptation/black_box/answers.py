@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from upcycle.core.errors import require
+from upcycle.core.patterns import Values
 from upcycle.core.run import Run
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def ask(run: Run, predictors: tuple[Predictor, ...], data: Images, r: int) -> Fl
     """
     k, rows = len(data.classes), []
     for i, predictor in enumerate(predictors, 1):
-        classes, probabilities = run.stage(f"answers {i}", partial(_answers, run, predictor, data))
+        n, m = len(data.train), len(predictor.classes)
+        like = (Values((n, None), 0, m - 1, whole=True), Values((n, None), 0, 1.001))
+        classes, probabilities = run.stage(f"answers {i}", partial(_answers, run, predictor, data), like)
         t = classes.shape[1]
         if t < min(r or k, k):
             run.note(f"{predictor.name} answers with {t} of {k} classes, fewer than the {r or k} that are to stay.")

@@ -14,6 +14,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import WithBottleneck
 from upcycle.core.losses import divergence, information
 from upcycle.core.norms import unrecorded
+from upcycle.core.patterns import weights_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 
@@ -142,7 +143,8 @@ def tune(
         schedule: the factor on the rates by the share of the epochs that is done, such as :func:`late_rate`.
         diversity: whether L_im asks that all classes occur.
     """
-    left = run.stage("tune", lambda: _tune(run, network, data, recipe, epochs, bottleneck, schedule, diversity))
+    like = weights_of(network)
+    left = run.stage("tune", lambda: _tune(run, network, data, recipe, epochs, bottleneck, schedule, diversity), like)
     network.load_state_dict(left, assign=True)  # with its number format
 
 

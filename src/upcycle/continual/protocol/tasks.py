@@ -17,20 +17,23 @@ A method writes the loop of one task and says what it keeps beside the network; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.scores import Scores
 from upcycle.core import store
 from upcycle.core.checks import problems_of
-from upcycle.core.errors import UserError, require
+from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import grow_classifier
 from upcycle.core.method import Card
 from upcycle.core.models import Model
+from upcycle.core.patterns import weights_of
+from upcycle.core.read import Count
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.data.images import Images, ImageSplit
@@ -147,8 +150,10 @@ def tasks(
         )
     if data.scenario in ("task", "domain"):
         scores.initial = _row(data, -1, ask, tests)
+    accuracies = Annotated[list[float | None], Meta(min_length=len(data), max_length=len(data))]
+    like = {"keep": dict.fromkeys(keep, Any), "row": dict.fromkeys(_measured(data), accuracies), "held": Count}
     for t in range(len(data)):
-        found = run.stored(f"task{t}")
+        found = run.stored(f"task{t}", {**like, "network": weights_of(module)})
         if found is None:
             with run.open_stage(f"task{t}") as found:
                 for name, thing in keep.items():
@@ -163,8 +168,8 @@ def tasks(
         module.load_state_dict(found["network"])
         for name, thing in keep.items():
             restore(thing, found["keep"][name], name)
-        for scenario, accuracies in found["row"].items():
-            scores.matrices.setdefault(scenario, []).append(accuracies)
+        for scenario, found_here in found["row"].items():
+            scores.matrices.setdefault(scenario, []).append(found_here)
         scores.held.append(found["held"])
     if data.scenario == "class":
         scores.initial = {key: [None] * len(data) for key in scores.matrices}
@@ -204,7 +209,7 @@ def _leave(method: Learner, run: Run, data: Stream, scores: Scores, state: dict[
 def same_stream(run: Run, data: Stream) -> None:
     """Stop where a resumed run finds another stream than it began with."""
     now = store.unpack(*store.pack(data.record()))
-    began = run.stage("stream", lambda: now)
+    began = run.stage("stream", lambda: now, dict[str, Any])
     if began != now:
         what = next(key for key in now if began.get(key) != now[key])
         raise UserError(
@@ -327,8 +332,12 @@ def restore(thing: Any, state: Any, name: str) -> None:
         UserError: a state of another shape.
     """
     if not isinstance(thing, Tensor):
-        thing.load_state_dict(state)
+        try:
+            thing.load_state_dict(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"What was kept as {name} does not fit this network ({one_line(error)}).") from error
         return
+    require(isinstance(state, Tensor), f"What was kept as {name} must be a tensor, and is none.")
     require(
         state.dim() == thing.dim() and all(a <= b for a, b in zip(state.shape, thing.shape, strict=True)),
         f"What was kept as {name} has shape {tuple(state.shape)} and this network needs {tuple(thing.shape)}; it "
