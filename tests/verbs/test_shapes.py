@@ -156,10 +156,12 @@ def test_images_in_memory_are_as_they_are(place: Path, monkeypatch: pytest.Monke
         upcycle.evaluate(strict, upcycle.load_data("wide", size=16))
 
 
-def test_named_sets_come_at_the_size_of_the_network() -> None:
+def test_named_sets_come_at_the_size_that_is_said() -> None:
     torch.manual_seed(0)
     net = resolve("zoo:convnet_small", pretrained=False, num_classes=10, input_shape=(1, 16, 48))
-    found = upcycle.evaluate(net, "digits")
+    with pytest.raises(UserError, match="takes images of 16 x 48 pixels, and those of digits have 8 x 8: give --size"):
+        upcycle.evaluate(net, "digits")
+    found = upcycle.evaluate(net, "digits", size=(16, 48))
     pixels = upcycle.load_data("digits", size=(16, 48))
     assert found.accuracy == upcycle.evaluate(net, pixels).accuracy and found.model.input_shape == (1, 16, 48)
 

@@ -30,22 +30,24 @@ def load_for(
     columns: tuple[str, str] = ("", ""),
     other_task: bool = False,
 ) -> Images:
-    """The images of ``reference``, in the size that a network takes.
+    """The images of ``reference``; those of a person's own are brought to what a network takes.
 
     Args:
         like: the network.
         size: what was asked for in its place.
         reading: what was asked for in place of the network's own.
         columns: see :func:`upcycle.data.load`.
-        other_task: bring any images to the channels that the network takes, since it was trained on others; otherwise
-            only those of a person's own.
+        other_task: bring any images to what the network takes, since it was trained on others.
+
+    Raises:
+        UserError: a named set of other channels or another size, unless that was asked for.
     """
     channels, height, width = like.input_shape
     loaded = isinstance(reference, Images)  # in Python, which are as they are
     files = (is_files(reference) or other_task) and not loaded
     data = load_data(
         reference,
-        size=size or (None if loaded else (height, width)),
+        size=size or ((height, width) if files else None),
         channels=channels if files else None,
         reading=reading or (None if loaded else like.reading),
         columns=columns,
@@ -54,11 +56,11 @@ def load_for(
         raise UserError(
             f"{like.name} takes {channels} input channels, and the images of {data.name} have {data.shape[0]}."
         )
-    if size is None and not loaded and list(data.shape[1:]) != sides:
-        own, theirs = (f"{h} x {w}" for h, w in (sides, data.shape[1:]))
+    if size is None and not loaded and data.shape[1:] != (height, width):
+        own, theirs = (f"{h} x {w}" for h, w in ((height, width), data.shape[1:]))
         raise UserError(
             f"{like.name} takes images of {own} pixels, and those of {data.name} have {theirs}: give "
-            f"--size {sides[0]},{sides[1]} to bring them to that, or, where it takes them as they are, "
+            f"--size {height},{width} to bring them to that, or, where it takes them as they are, "
             f"--size {data.shape[1]},{data.shape[2]}."
         )
     return data
