@@ -20,7 +20,7 @@ torture: .venv/dev
 
 docs: .venv/dev
 	$(BIN)/pip install --quiet -e ".[docs]"
-	$(BIN)/python scripts/docs.py
+	$(BIN)/python -m scripts.docs
 	$(BIN)/mkdocs build --strict
 
 .venv/bin/python:

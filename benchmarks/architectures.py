@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -30,11 +31,11 @@ import torch.nn.functional as F
 from PIL import Image
 from tests.awkward import AWKWARD
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import upcycle
 from benchmarks.common import RESULTS, record
-from upcycle.core.errors import UserError
-from upcycle.core.evaluate import predict_logits
+from upcycle.core.errors import UserError, one_line
 from upcycle.core.heads import classifier, linear
 from upcycle.core.lineage import tree
 from upcycle.core.models import Model
@@ -43,11 +44,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.taps import Taps
 from upcycle.data import Images, load
-from upcycle.data.files import as_split, read_pictures
 from upcycle.data.stream_kinds import stream
-from upcycle.measure.cost import count, latency, peak_memory
-from upcycle.measure.export import write_export
-from upcycle.verbs.explain import explain_images
 from upcycle.zoo import from_timm, from_torchvision
 
 NAME = "architectures"
@@ -87,8 +84,6 @@ TIMM = {
 TORCHVISION = {
     **dict.fromkeys(
         (
-            "alexnet",
-            "vgg11_bn",
             "squeezenet1_1",
             "densenet121",
             "mobilenet_v2",
@@ -159,12 +154,23 @@ def _of_torchvision(name: str, **options: Any) -> nn.Module:
     return torchvision.models.get_model(name, num_classes=len(CLASSES), **options)
 
 
+def _narrow(name: str) -> nn.Module:
+    """A network of torchvision with 128 features in place of 4096, most of its weights and no verb's concern."""
+    network = _of_torchvision(name)
+    layers = [(i, m) for i, m in enumerate(network.classifier) if isinstance(m, nn.Linear)]
+    widths = [layers[0][1].in_features, *[128] * (len(layers) - 1), len(CLASSES)]
+    for (i, _), (before, after) in zip(layers, pairwise(widths), strict=True):
+        network.classifier[i] = nn.Linear(before, after)
+    return network
+
+
 NETWORKS: dict[str, Callable[[], Model]] = {
     **{f"timm:{name}": partial(_with_size, from_timm.build, name, size) for name, size in TIMM.items()},
     **{
         f"torchvision:{name}": partial(_with_size, from_torchvision.build, name, size)
         for name, size in TORCHVISION.items()
     },
+    **{f"torchvision:{name}": partial(_bare, partial(_narrow, name), name, 64) for name in ("alexnet", "vgg11_bn")},
     "torchvision:googlenet": partial(
         _bare, partial(_of_torchvision, "googlenet", aux_logits=True, init_weights=False), "googlenet", 64
     ),
@@ -212,10 +218,14 @@ def folder(data: Images, place: Path) -> Path:
 
 
 def taught(net: Model, data: Images) -> Model:
-    """The network, recognising the training images: its last layer solved for them, or all of it trained a little."""
+    """The network, recognising the training images: its last layer solved for them, or all of it trained a little.
+
+    Before that BatchNorm gets their statistics, as that of every trained network has those of some images.
+    """
     known = resolve(net)
     seen = data.normalised(known.mean, known.std).train
     x, y = seen.batch(torch.arange(len(seen)), device=torch.device("cpu"))[:2]
+    update_bn([x], known.module)
     try:
         name = classifier(known)
     except UserError:
@@ -225,7 +235,8 @@ def taught(net: Model, data: Images) -> Model:
     layer, f = linear(known.module, name), taps[name].double()
     centred = f - f.mean(0)
     gram = centred @ centred.T
-    w = centred.T @ torch.linalg.solve(gram + 1e-6 * gram.trace() * torch.eye(len(f)), F.one_hot(y, 10).double() - 0.1)
+    ridge = 1e-6 * gram.trace() + 1e-12  # random weights may answer every image alike
+    w = centred.T @ torch.linalg.solve(gram + ridge * torch.eye(len(f)), F.one_hot(y, 10).double() - 0.1)
     with torch.no_grad():
         layer.weight.copy_(w.T)
         assert layer.bias is not None
@@ -288,40 +299,35 @@ def treat(net: Model, data: Images, out: Path) -> None:
 
 
 def diagnose(net: Model, data: Images, out: Path) -> None:
-    upcycle.diagnose(taught(net, data), data=data, out=out, images=1, samples=3, methods=("saliency",), say=_nothing)
+    upcycle.diagnose(taught(net, data), data=data, out=out, images=1, samples=3, say=_nothing)
 
 
 def explain(net: Model, data: Images, out: Path) -> None:
-    explain_images(
-        net, folder(data, out.with_name("images")), methods=("saliency", "gradient_x_input"), out=out, say=_nothing
-    )
+    images = folder(data, out.with_name("images"))
+    upcycle.explain_images(net, images, methods=("gradcam", "saliency"), out=out, say=_nothing)
 
 
 def evaluate(net: Model, data: Images, out: Path) -> None:
-    net = resolve(net)
-    found = upcycle.core.evaluate.evaluate(net.module, data.normalised(net.mean, net.std).test, name=net.name)
-    assert count(net.module, net.input_shape).macs > 0 and found.count == 20
-    assert latency(net.module, net.input_shape) > 0 and peak_memory(net.module, net.input_shape) > 0
+    found = upcycle.evaluate(net, data)
+    assert found.count == 20 and found.record()["macs"] > 0 and "memory" in found.text()
 
 
 def predict(net: Model, data: Images, out: Path) -> None:
-    net = resolve(net)
-    c, h, w = net.input_shape
-    pixels, _ = read_pictures(folder(data, out.with_name("images")), size=(h, w), channels=c)
-    assert predict_logits(net.module, as_split(pixels, net)).isfinite().all()
+    found = upcycle.predict(net, folder(data, out.with_name("images")), out=out.with_suffix(".csv"))
+    assert found.probabilities.shape == (2, len(CLASSES)) and found.probabilities.isfinite().all()
 
 
-def write(format: str, net: Model, data: Images, out: Path) -> None:
-    write_export(resolve(net), out.with_suffix({"onnx": ".onnx", "torch": ".pt2"}[format]), format)
+def export(format: str, net: Model, data: Images, out: Path) -> None:
+    suffix = {"onnx": ".onnx", "torch": ".pt2"}[format]
+    upcycle.export(net, out.with_suffix(suffix), format=format, say=_nothing)  # type: ignore[arg-type]
 
 
 def lineage(net: Model, data: Images, out: Path) -> None:
-    """The family tree of what was distilled into the network, read back from its directory."""
+    """The family tree of what was distilled into the network, read back from its directory, and the network too."""
     into = None if net.reference else own(upcycle.core.models.copy_of(resolve(net).module))
     as_student(net, data, out)
-    back = upcycle.load(out, into=into)
-    assert back.lineage is not None and "teacher: resnet8" in tree(back.lineage)
-    resolve(back)
+    assert "teacher: resnet8" in tree(upcycle.lineage(str(out)))
+    resolve(upcycle.load(out, into=into))
 
 
 def _nothing(text: str) -> None:
@@ -342,8 +348,8 @@ VERBS: dict[str, Callable[[Model, Images, Path], None]] = {
     "explain": explain,
     "evaluate": evaluate,
     "predict": predict,
-    "export to onnx": partial(write, "onnx"),
-    "export to torch": partial(write, "torch"),
+    "export to onnx": partial(export, "onnx"),
+    "export to torch": partial(export, "torch"),
     "lineage": lineage,
 }
 
@@ -361,7 +367,7 @@ def cell(network: str, verb: str) -> dict[str, Any]:
         except UserError as error:
             outcome, reason = REFUSED, str(error)
         except Exception as error:
-            outcome, reason = FAILED, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            outcome, reason = FAILED, one_line(error)
     return {"outcome": outcome, "reason": reason, "seconds": round(time.perf_counter() - start, 1)}
 
 

@@ -15,7 +15,17 @@ from typing import Any
 from upcycle.core.store import write_json
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchvision", "lightning-fabric", "numpy", "pillow", "torchdistill", "upcycle")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "lightning-fabric",
+    "numpy",
+    "pillow",
+    "torchdistill",
+    "upcycle",
+)
 
 
 def alternate(functions: dict[str, Callable[[], Any]], repetitions: int = 9) -> dict[str, list[float]]:

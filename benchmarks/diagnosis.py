@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import alternate, record
+from upcycle.core.feature_maps import record_layer
 from upcycle.core.losses import ce_loss
 from upcycle.core.models import copy_of
 from upcycle.core.references import resolve
 from upcycle.data import load
-from upcycle.diagnosis.errors.class_channels import class_gradients, record_layer, rivals
+from upcycle.diagnosis.errors.class_channels import class_gradients, rivals
 from upcycle.diagnosis.errors.findings import diagnose
 from upcycle.diagnosis.model_doctor import channel_loss
 

@@ -1,6 +1,6 @@
 """Fill the marked blocks of the documentation from the cards and from the committed results.
 
-A block stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``python scripts/docs.py`` writes all
+A block stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``python -m scripts.docs`` writes all
 blocks again; with ``--check`` it writes nothing and exits with 1 when a file would change.
 """
 
@@ -12,17 +12,25 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scripts import pages
+from scripts.matrix import matrix
+from scripts.tables import interval, number, percent, provenance, table, words
 from upcycle.claims import all_claims, find
+from upcycle.claims.found import FILE as FOUND
+from upcycle.claims.found import short
 from upcycle.cli import SUMMARY
 from upcycle.core.licences import TERMS
+from upcycle.core.method import Method
 from upcycle.core.references import resolve
 from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_, duration, si
-from upcycle.verbs.methods import all_methods, methods_table_markdown
+from upcycle.verbs.method_page import page
+from upcycle.verbs.methods import all_methods
 from upcycle.zoo import ENTRIES
 
 ROOT = Path(__file__).parents[1]
@@ -52,13 +60,15 @@ BENCHMARKS = (
     "continual",
     "shortcut",
 )  # those with a block of their own
+PAGES = {"attribution": "[`attribution`](look-inside.md)"}  # claims of what is no method
+OTHERS = ("faults", "quickstart", "continual_baselines", "architectures")  # those whose block is made otherwise
 RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
 
 def documents(root: Path = ROOT) -> list[Path]:
     """The files that may hold blocks."""
     named = ["README.md", "CONTRIBUTING.md", "src/upcycle/distillation/README.md", "src/upcycle/assembly/README.md"]
-    return [*(root / name for name in named), *sorted((root / "docs").glob("*.md"))]
+    return [*(root / name for name in named), *sorted((root / "docs").rglob("*.md"))]
 
 
 def filled(text: str) -> str:
@@ -87,40 +97,6 @@ def result(name: str) -> dict[str, Any] | None:
     """A committed result, or None when it has not been measured."""
     file = RESULTS / f"{name}.json"
     return json.loads(file.read_text()) if file.is_file() else None
-
-
-def number(value: Any) -> str:
-    """A cell: three digits, thousands apart; a list of numbers as mean ± sample standard deviation."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        if not all(isinstance(v, int | float) for v in value):
-            return ", ".join(map(number, value))
-        spread = f" ± {number(statistics.stdev(value))}" if len(value) > 1 else ""
-        return f"{number(statistics.fmean(value))}{spread}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "" if value is None else str(value)
-
-
-def percent(values: list[float]) -> str:
-    """Mean and sample standard deviation of figures with two digits after the point."""
-    if not 0.01 <= abs(statistics.fmean(values)) < 1000 and any(values):
-        return number(values)
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
-
-
-def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(" ".join(str(c).split()).replace("|", r"\|") for c in cells) + " |\n"
-
-    headings = list(headings)
-    return line(headings) + "|" + " --- |" * len(headings) + "\n" + "".join(line(row) for row in rows)
 
 
 def figures_table(figures: dict[str, Any]) -> str:
@@ -152,27 +128,6 @@ def figures_table(figures: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def interval(bounds: list[float]) -> str:
-    """A confidence interval."""
-    return f"{number(bounds[0])} to {number(bounds[1])}"
-
-
-def words(key: str) -> str:
-    """A key as a heading."""
-    return key.replace("_", " ")
-
-
-def provenance(record: dict[str, Any], command: str) -> str:
-    """Where figures come from, in one line."""
-    machine, versions = record.get("machine", {}), record.get("versions", {})
-    facts = [f"{machine.get('cpu') or machine.get('processor')}, {machine.get('cores')} cores"]
-    facts += [f"torch {versions['torch']}"] if "torch" in versions else []
-    facts += [str(record.get("date", ""))[:10]]
-    facts += [f"commit {record['commit']}"] if record.get("commit") else []
-    facts += [f"`{command}`"]
-    return "*" + "; ".join(fact for fact in facts if fact) + "*\n"
-
-
 def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> str:
     """A benchmark's figures, or some ``only``, its settings and where they come from."""
     record = result(name)
@@ -188,11 +143,7 @@ def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict
 def benchmarks_left() -> str:
     """Every committed benchmark that has no block of its own."""
     names = sorted(file.stem for file in RESULTS.glob("*.json"))
-    rest = [
-        name
-        for name in names
-        if name not in (*BENCHMARKS, "quickstart", "faults", "continual_baselines") and not name.startswith("prove_")
-    ]
+    rest = [name for name in names if name not in (*BENCHMARKS, *OTHERS) and not name.startswith("prove_")]
     return "\n".join(f"### {words(name).capitalize()}\n\n{benchmark(name)}" for name in rest)
 
 
@@ -269,7 +220,15 @@ def _split_mnist(claim: dict[str, Any]) -> str:
         rows.append((name, *(percent(arm) if arm else "" for arm in arms), f"{protocol}, {seeds} seeds"))
     text = table(("method", *columns, "protocol"), rows)
     return f"**Split MNIST**\n\n{text}\nPublished: {claim['published']}\n\n" + provenance(
-        claim, f"upcycle prove derpp --seeds {seeds}")  # fmt: skip
+        claim["seeds"][-1], f"upcycle prove derpp --seeds {seeds}")  # fmt: skip
+
+
+def architectures() -> str:
+    """Which networks go into which verbs."""
+    record = result("architectures")
+    if record is None:
+        return MISSING
+    return f"{matrix(record['figures']['cells'])}\n{provenance(record, 'python -m benchmarks.architectures')}"
 
 
 # -- claims -----------------------------------------------------------------------------------------------------
@@ -281,55 +240,85 @@ def claimed() -> list[str]:
     return [name for name in dict.fromkeys([*(method.card.name for method in all_methods()), *found]) if name in found]
 
 
+def claim_record(name: str) -> dict[str, Any] | None:
+    """The record of a claim, if it is of the setting that the claim has now."""
+    record = result(f"prove_{name}")
+    return record if record is not None and record["setting"] == find(name).setting else None
+
+
+def verdicts() -> dict[str, Any]:
+    """What the records say of each method, for the package: see :mod:`upcycle.claims.found`."""
+    found = {}
+    for claim in claimed():
+        if (record := claim_record(claim)) is None:
+            continue
+        last = record["seeds"][-1]
+        for name, verdict in record["verdicts"].items():
+            if verdict["verdict"] != "not measured":
+                kept = {key: verdict[key] for key in ("verdict", "says", "gain", "interval", "unit")}
+                found[name] = {**kept, "seeds": len(verdict["differences"]), "claim": claim, "date": last["date"],
+                               "commit": last["commit"]}  # fmt: skip
+    return found
+
+
 def claims() -> str:
-    """One row a method: what is claimed, what was published, what was found here."""
+    """One row a method: what decides, and what was found here."""
     rows = []
     for name in claimed():
-        record, claim = result(f"prove_{name}"), find(name)
-        if record is None:
-            rows.append((f"`{name}`", claim.sentence, claim.published, "not measured yet", ""))
-            continue
-        here = "<br>".join(f"{arm}: {percent(values)}" for arm, values in record["measured"].items())
-        seeds = len(next(iter(record["measured"].values())))
-        rows.append((f"`{name}`", record["claim"], record["published"], f"{here}<br>({seeds} seeds)", verdict(record)))
-    return table(("method", "claim", "published", "here", "holds"), rows)
+        record, claim = claim_record(name), find(name)
+        for method, headline in {name: claim.headline, **claim.covers}.items():
+            if headline is not None:
+                decided = (record or {}).get("verdicts", {}).get(method)
+                shown = PAGES.get(method, f"[`{method}`](methods/{method}.md)")
+                rows.append((shown, headline.says, *pages.cells(decided)))
+    counted = ", ".join(f"{word} {n}" for word, n in Counter(row[2] for row in rows).most_common())
+    index = table(("method", "what decides", "verdict", "gain, 95 % interval", "seeds"), rows)
+    return f"Of {len(rows)} methods: {counted}.\n\n{index}"
 
 
-def verdict(record: dict[str, Any]) -> str:
-    """Whether a claim holds here; where it does not, which of its checks fail and by how much."""
-    if record["holds"]:
-        return "yes"
-    failed = [f"not that {c['text']}: {percent([c['value']])}, asked {c['bound']:g}" for c in record["checks"]
-              if not c["holds"]]  # fmt: skip
-    return "no. " + "; ".join(failed)
+def files() -> dict[Path, str]:
+    """What is generated whole, by file: the verdicts that the package ships, and the plots."""
+    return {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", **plots()}
 
 
-def claims_in_full() -> str:
-    """For each method: setting, every arm with every seed, every check."""
-    parts = []
+def plots() -> dict[Path, str]:
+    """The plots of the methods' pages, by file."""
+    made = {}
     for name in claimed():
-        record, claim = result(f"prove_{name}"), find(name)
-        text = f"### {name}\n\n{claim.sentence}\n\n*Published.* {claim.published}\n\n*Here.* {claim.setting}\n\n"
-        if record is None:
-            parts.append(text + MISSING)
-            continue
-        arms = [(arm, percent(values), ", ".join(percent([v]) for v in values))
-                for arm, values in record["measured"].items()]  # fmt: skip
-        checks = [(c["text"], percent([c["value"]]), f"{c['bound']:g}", "yes" if c["holds"] else "no")
-                  for c in record["checks"]]  # fmt: skip
-        text += table(("arm", "mean ± std", "each seed"), arms) + "\n"
-        text += table(("check", "found", "asked at least", "holds"), checks) + "\n"
-        took = duration(record["seconds"])
-        parts.append(text + f"It took {took}.\n\n" + provenance(record, f"upcycle prove {name}"))
-    return "\n".join(parts)
+        claim, record = find(name), claim_record(name) or {"measured": {}}
+        for method, headline in {name: claim.headline, **claim.covers}.items():
+            if headline is not None and (drawn := pages.plot(headline, record["measured"])):
+                made[ROOT / pages.PLOTS / f"{method}.svg"] = drawn
+    return made
+
+
+def claim_page(name: str, assets: str = "../assets") -> str:
+    """The figures of the claim of a method."""
+    claim = find(name)
+    return pages.figures(claim, claim_record(claim.method), name, assets)
+
+
+def method_page(method: type[Method]) -> str:
+    """The page of a method, and below it the figures of its claim."""
+    name = method.card.name
+    return page(method) + ("\n" + claim_page(name) if name in measured_methods() else "")
+
+
+@functools.cache
+def measured_methods() -> frozenset[str]:
+    """Methods that have a claim or are covered by one."""
+    return frozenset(name for claim in all_claims().values() for name in (claim.method, *claim.covers))
 
 
 # -- facts of the code ------------------------------------------------------------------------------------------
 
 
 def method_table() -> str:
-    """The method table, from the cards."""
-    return methods_table_markdown(method.card for method in all_methods())
+    """One row a method: its page, what one gets, and the verdict."""
+    found = verdicts()
+    rows = [(f"[`{m.card.name}`](methods/{m.card.name}.md)", f"`{m.card.verb}`", m.card.summary, m.card.needs.data,
+             short(found[m.card.name]) if m.card.name in found else "") for m in all_methods()]  # fmt: skip
+    return table(("method", "command", "you get", "needs data", "verdict here"), rows)
 
 
 def commands() -> str:
@@ -380,9 +369,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "faults": faults,
     "claims": claims,
-    "claims-in-full": claims_in_full,
+    "situations": lambda: pages.situations(verdicts()),
+    "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
+    **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     "speed": speed,
     "baselines": baselines,
+    "architectures": architectures,
     "benchmarks-left": benchmarks_left,
     **{name.replace("_", "-"): functools.partial(benchmark, name) for name in BENCHMARKS},
 }
@@ -405,6 +397,12 @@ def main(argv: list[str] | None = None) -> int:
             stale.append(str(file.relative_to(ROOT)))
             if not arguments.check:
                 file.write_text(new)
+    for file, made in files().items():
+        if not file.is_file() or file.read_text() != made:
+            stale.append(str(file.relative_to(ROOT)))
+            if not arguments.check:
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(made)
     if stale:
         print(("out of date: " if arguments.check else "written: ") + ", ".join(stale))
     return 1 if stale and arguments.check else 0

@@ -29,7 +29,7 @@ from upcycle.verbs import methods
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "example_method.py"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "src/upcycle/distillation/README.md",
-         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+         *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
 BLOCK = re.compile(r"(?:<!-- test: (\w+) ?(\S*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
 QUICK = ["--recipe.epochs", "1"]
@@ -199,7 +199,7 @@ def test_the_python_page_has_every_verb_and_every_name_on_it_exists() -> None:
 
 
 def test_the_generated_parts_are_up_to_date(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main(["--check"]) == 0, capsys.readouterr().out + "Run python scripts/docs.py."
+    assert script.main(["--check"]) == 0, capsys.readouterr().out + "Run python -m scripts.docs."
 
 
 def test_a_stale_block_is_found_and_written(
@@ -208,9 +208,11 @@ def test_a_stale_block_is_found_and_written(
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- begin: commands -->\nstale text\n<!-- end: commands -->\nb\n")
     monkeypatch.setattr(script, "documents", lambda: [page])
+    monkeypatch.setattr(script, "files", lambda: {tmp_path / "plots" / "kd.svg": "<svg/>"})
     monkeypatch.setattr(script, "ROOT", tmp_path)
     assert script.main(["--check"]) == 1 and "stale text" in page.read_text()
     assert script.main([]) == 0 and script.main(["--check"]) == 0
+    assert (tmp_path / "plots" / "kd.svg").read_text() == "<svg/>"
     text = page.read_text()
     assert (
         text.startswith("a\n")
@@ -229,26 +231,43 @@ def test_a_block_that_nobody_can_fill_is_an_error(script: ModuleType, text: str)
         script.filled(text)
 
 
-def test_claims_show_what_was_measured_and_why_it_fails(
+def test_claims_show_what_was_measured_and_what_it_decides(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from upcycle.claims import all_claims, find
+    from upcycle.claims import find
     from upcycle.core.store import write_json
-    from upcycle.verbs.prove import Proof
+    from upcycle.verbs.prove import Proof, Seed
 
     claim = find("vam")
-    arms = {"KD (%)": [80.0, 81.0, 82.0], "VAM + KD (%)": [79.0, 79.0, 79.0],
+    arms = {"KD (%)": [80.0, 81.0, 82.0], "VAM + KD (%)": [79.0, 80.0, 81.2],
             "extra parameters while training (%)": [0.5] * 3, "folding error (relative)": [1e-7] * 3}  # fmt: skip
-    proof = Proof(claim=claim, measured=arms, seconds=90.0)
-    write_json(tmp_path / "prove_vam.json", proof.record())
+    seeds = [Seed(seed=i, seconds=30.0, date="2026-01-02", commit="abc", machine={}, versions={}) for i in range(3)]
+    write_json(tmp_path / "prove_vam.json", Proof(claim=claim, measured=arms, seeds=seeds).record())
     monkeypatch.setattr(script, "RESULTS", tmp_path)
-    rows = {row.split("|")[1].strip(): row for row in script.claims().splitlines()}
-    assert "KD (%): 81.00 ± 1.00<br>VAM + KD (%): 79.00 ± 0.00" in rows["`vam`"] and "(3 seeds)" in rows["`vam`"]
-    assert "no. not that it loses no more than 0.5 points to KD: -2.00, asked -0.5" in rows["`vam`"]
-    assert rows["`vam`"].count("not that") == 1
-    assert "not measured yet" in rows["`kd`"]
-    full, several = script.claims_in_full(), len(all_claims()) - 1
-    assert "80.00, 81.00, 82.00" in full and "1 min 30 s" in full and full.count("Not measured yet") == several
+    rows = {row.split("|")[1].strip(): row for row in script.claims().splitlines() if "|" in row}
+    assert "| harms | -0.93 (-1.22 to -0.65) points | 3 |" in rows["[`vam`](methods/vam.md)"]
+    assert (
+        "not measured yet" in rows["[`kd`](methods/kd.md)"] and "ER over training on" in rows["[`er`](methods/er.md)"]
+    )
+    assert set(script.verdicts()) == {"vam"} and script.verdicts()["vam"]["verdict"] == "harms"
+    shown = script.claim_page("vam")
+    assert "80.00, 81.00, 82.00" in shown and "1 min 30 s" in shown and "(../assets/claims/vam.svg)" in shown
+    assert "Not measured yet" in script.claim_page("kd")
+    assert [file.name for file in script.plots()] == ["vam.svg"]
+
+
+def test_every_method_has_its_page_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    names = {method.card.name for method in methods.all_methods()}
+    assert {file.stem for file in (ROOT / "docs" / "methods").glob("*.md")} == names
+    for name in names:
+        page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+        assert f"- {name}: methods/{name}.md\n" in navigation
+        assert page.startswith(f"<!-- begin: method-{name} -->\n# {name}: ")
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
 
 
 def test_benchmark_tables_show_every_figure(
@@ -271,6 +290,35 @@ def test_benchmark_tables_show_every_figure(
         "\n*X, 2 cores; torch 9; 2026-01-02; commit abc; `python -m benchmarks.extra`*\n"
     )
     assert script.benchmark("torture") == script.MISSING
+
+
+def test_the_matrix_of_networks_says_each_reason_once() -> None:
+    from scripts.matrix import matrix
+
+    def cell(reason: str = "", outcome: str = "refused") -> dict[str, Any]:
+        return {"outcome": outcome if reason else "worked", "reason": reason, "seconds": 1.0}
+
+    cut = "mda cannot run here: {} cannot be cut into channels: 'norm' in '{}' is not understood"
+    cells = {
+        "timm:a": {"evaluate": cell(), "cut": cell(cut.format("A", "blocks.0.norm"))},
+        "timm:b": {"evaluate": cell(), "cut": cell(cut.format("BNet", "stem.norm"))},
+        "own:c": {"evaluate": cell("c is quantised (Linear)"), "cut": cell("c is quantised (Linear)")},
+        "own:d": {"evaluate": cell("no end after 600 seconds", "failed"), "cut": cell()},
+    }
+    text = matrix(cells)
+    rows = [[word.strip() for word in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert text.startswith("4 networks, 2 uses of each, 8 in all: 3 worked, 4 refused, 1 failed.\n")
+    for row in (
+        ["", "evaluate", "cut"],
+        ["**timm**", "", ""],
+        ["`a`", "+", "–"],
+        ["`d`", "**failed**", "+"],
+        ["**refused**", "1", "3"],
+        ["cut", "It cannot be cut into channels: 'norm' in 'blocks.0.norm' is not understood", "`a`, `b`"],
+        ["every one", "It is quantised (Linear)", "`c`"],
+        ["evaluate", "no end after 600 seconds", "`d`"],
+    ):
+        assert rows.count(row) == 1, row
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------

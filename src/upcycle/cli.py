@@ -31,7 +31,7 @@ SUMMARY = {
     "adapt": "tune a network to a new task, or to a domain of which there are only answers",
     "extend": "teach a network one task after another, so that it does not forget the first ones",
     "treat": "mend a network's errors, beside plain further training",
-    "methods": "what there is, and what each method needs",
+    "methods": "what there is, with the verdict on each; all about one",
     "advise": "given what you have, which method, and the command to run",
     "prove": "run a method's published claim here and show both numbers",
     "evaluate": "measure a model on a data set",
@@ -265,15 +265,18 @@ def _simple(verb: str) -> Callable[[list[str]], int]:
     def run(words: list[str]) -> int:
         parser, hints = _parser(verb), {"json": bool}
         for kind in options_for(verb, bool({"-h", "--help"} & set(words))):
-            parser.add_class_arguments(kind, as_positional=True, fail_untyped=True)
+            skip = {"name"} if verb == "methods" else set()
+            parser.add_class_arguments(kind, as_positional=True, fail_untyped=True, skip=skip)
             hints |= typing.get_type_hints(kind)
+        if verb == "methods":
+            parser.add_argument("name", type=str, nargs="?", default="", help="the method to show")
         if verb == "evaluate":
             parser.add_argument("--json", type=bool, default=False, help="print JSON")
         if verb == "predict":
             parser.set_defaults(out=Path("predictions.csv"))
         parsed = parse(parser, words, hints)
         values = dict(vars(parser.instantiate(parsed)))
-        as_json = values.pop("json", False)
+        as_json = verb == "evaluate" and values.pop("json")
         module, name = function_of(verb)
         found = getattr(module, name)(**values)
         if isinstance(found, int):

@@ -15,8 +15,10 @@ from tests.settings import fitted, tiny_data, tiny_model
 from upcycle.adaptation.adapters.peft_layers import layers, merge
 from upcycle.adaptation.ia3 import IA3, add_ia3
 from upcycle.adaptation.lora import LoRA, add_lora
+from upcycle.adaptation.probe import LinearProbe
+from upcycle.adaptation.ssf import SSF
 from upcycle.core.errors import UserError
-from upcycle.core.evaluate import evaluate
+from upcycle.core.evaluate import evaluate, predict_logits
 from upcycle.core.heads import with_classes
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -294,6 +296,21 @@ def test_other_classes_are_learnt_and_the_product_is_rebuilt_from_files(method: 
     images = made.example(4)
     with torch.no_grad():
         assert torch.equal(again.module(images), module(images))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("method", [LoRA, IA3, SSF, LinearProbe])
+def test_where_the_classes_are_the_source_s_it_goes_on_from_its_classifier(method: Any, order: int) -> None:
+    source = fitted("source", 7)
+    data = tiny_data().only(source.classes[::order]).normalised(source.mean, source.std)
+    still = Recipe(epochs=1, batch_size=160, optimizer="sgd", lr=1e-9)
+    module = method(source=source, recipe=still).fit(Run(None, quiet=True, precision="32-true"), data)
+    z = predict_logits(module, data.test)
+    right = predict_logits(source.module, data.test)
+    right = right if order > 0 else right.flip(1)
+    assert float((z - right).abs().max() / right.abs().max()) < (
+        0.3 if method is SSF else 1e-3
+    )  # SSF begins with noise
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -151,6 +151,14 @@ def test_published_networks_with_heads_for_training(name: str, side: int) -> Non
     assert any("only number 1, which is its answer in evaluation mode" in note for note in model.notes), model.notes
 
 
+@pytest.mark.parametrize("make", [AUXILIARY["other dict"], awkward.Viewing, awkward.Silent, DTYPES["float16"]])
+def test_what_was_resolved_goes_into_a_method_without_a_verb(make: Callable[[], nn.Module]) -> None:
+    method = upcycle.KD(teacher=taken(make()), student=taken(make()), recipe=Recipe(epochs=1, batch_size=8, lr=1e-3))
+    data, run = images(), upcycle.Run(None, quiet=True)
+    method.begin(run, data)
+    assert method.fit(run, data)(torch.zeros(2, *SHAPE)).shape == (2, CLASSES)
+
+
 @pytest.mark.parametrize("kind", AUXILIARY)
 def test_the_answer_that_is_trained_with_is_that_of_evaluation(kind: str) -> None:
     module = AUXILIARY[kind]()

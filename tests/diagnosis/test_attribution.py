@@ -109,18 +109,67 @@ def test_a_timm_transformer() -> None:
     net = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1, num_classes=4)
     for method in ("integrated_gradients", "occlusion", "learned"):
         assert explain(net, _x(1, side=32), method=method, **QUICK.get(method, {})).maps.max() == 1
-    with pytest.raises(UserError, match=r"Grad-CAM.*integrated_gradients"):
-        explain(net, _x(1, side=32), method="gradcam")
 
 
-def test_gradcam_is_refused_on_tokens_and_taken_on_a_named_layer() -> None:
-    with pytest.raises(UserError, match=r"Grad-CAM finds no map.*rise"):
-        explain(_vit(), _x(), method="gradcam")
+def test_gradcam_of_tokens_is_that_of_their_maps() -> None:
+    """From its definition, on a transformer with a class token; the last block leaves the patches nothing to say."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3, num_classes=4).eval()
+    nn.init.normal_(net.head.weight)
+    x, y, kept = _x(side=32), torch.tensor([1, 3]), []
+    found = explain(net, x, y, method="gradcam")
+    handle = net.blocks[1].register_forward_hook(lambda m, i, out: kept.append(out))
+    (g,) = torch.autograd.grad(net(x).gather(1, y[:, None]).sum(), kept[0])
+    handle.remove()
+    a, g = (t[:, 1:].mT.reshape(2, -1, 4, 4) for t in (kept[0], g))
+    cam = (g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True).relu()
+    expected = F.interpolate(cam, (32, 32), mode="bilinear")[:, 0].detach()
+    assert expected.max() > 0 and torch.allclose(found.signed, expected, atol=1e-6 * float(expected.max()))
+    assert "'blocks.1'" in found.notes[0]
+
+
+def test_gradcam_goes_through_parametrised_layers() -> None:
+    plain, x, y = _plain(), _x(), torch.tensor([1, 3])
+    normed = copy.deepcopy(plain)
+    for i in (0, 4):
+        nn.utils.parametrizations.weight_norm(normed[i])
+    assert torch.allclose(normed(x), plain(x), atol=1e-5)
+    for options in ({}, {"layer": "4"}):
+        a, b = (explain(net, x, y, method="gradcam", **options) for net in (plain, normed))
+        assert a.notes == b.notes and torch.allclose(a.signed, b.signed, atol=1e-5) and a.signed.max() > 0
+
+
+def test_gradcam_takes_any_layer_that_gives_places() -> None:
     assert "'stem.6'" in explain(_vit(), _x(), method="gradcam", layer="stem.6").notes[0]
-    with pytest.raises(UserError, match=r"'norm' gives shape"):
-        explain(_vit(), _x(), method="gradcam", layer="norm")
+    assert explain(_vit(), _x(), method="gradcam").maps.shape == (2, 12, 12)
+    with pytest.raises(UserError, match=r"'linear' gives"):
+        explain(_vit(), _x(), method="gradcam", layer="linear")
     with pytest.raises(UserError, match="stm"):
         explain(_vit(), _x(), method="gradcam", layer="stm")
+    with pytest.raises(UserError, match=r"finds no feature map.*rise"):
+        explain(nn.Sequential(nn.Flatten(), nn.Linear(432, 4)), _x(), method="gradcam")
+
+
+@pytest.mark.parametrize("method", ["gradcam", "saliency", "gradient_x_input", "guided_backprop"])
+def test_the_network_itself_gives_what_a_frozen_copy_gives(method: str) -> None:
+    """Methods of one pass run on the network; asked for in another format they run on a copy as all others do."""
+    net, x = _conv().train(), _x(3)
+    found = explain(net, x, method=method)
+    frozen, _, target, p = checked(net, x, None, whole=True)
+    assert torch.equal(found.target, target) and torch.allclose(found.probability, p)
+    with torch.enable_grad():
+        expected = EXPLAINERS[method](frozen, x, target, chunk=3)[0]
+    assert torch.allclose(found.signed, expected, atol=1e-6)
+    double = explain(net, x.double(), method=method).signed
+    assert torch.allclose(found.signed, double.float(), atol=1e-4 * float(double.abs().max()))
+    assert net.training and all(q.requires_grad and q.grad is None for q in net.parameters())
+    with pytest.raises(UserError, match=r"out of range.*4 classes"):
+        explain(net, x, 4, method=method)
+    with pytest.raises(UserError, match="one an image"):
+        explain(net, x, torch.tensor([0, 1]), method=method)
+    with pytest.raises(UserError, match="does not take images"):
+        explain(net, x[:, :2], method=method)
 
 
 # -- against Captum ----------------------------------------

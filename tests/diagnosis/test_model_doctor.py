@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.settings import fitted, tiny_data, tiny_net
+from tests.settings import fitted, tiny_data, tiny_net, tiny_vit
 from upcycle.core.errors import UserError
+from upcycle.core.feature_maps import FeatureMap, record_layer
 from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.diagnosis import ModelDoctor
 from upcycle.diagnosis.errors.class_channels import (
+    channel_map,
     channel_mask,
     channel_order,
     channel_scores,
     class_gradients,
-    last_convolution,
-    record_layer,
     rivals,
     share_on,
     support,
@@ -242,7 +242,7 @@ def test_what_a_diagnosis_says() -> None:
     data, model = tiny_data(), fitted("source", 7)
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
     found = diagnose(model, data, n=6)
-    assert found.layer == "conv2"
+    assert found.layer == FeatureMap("conv2", "maps", (4, 4)) and not found.unrecognised
     assert found.scores.shape == found.mask.shape == (10, 16)
     assert bool(found.mask.any(1).all()) and not bool(found.mask.all())
     assert torch.bincount(data.train.labels[found.images], minlength=10).max() <= 6
@@ -295,13 +295,77 @@ def test_classes_are_matched_by_name() -> None:
     assert torch.equal(diagnose(model, data, n=6).mask, diagnose(model, turned, n=6).mask)
 
 
-def test_the_last_convolution_is_the_one_that_runs_last() -> None:
-    assert last_convolution(tiny_net(), X) == "conv2"
-    late = nn.Sequential()
-    late.add_module("second", nn.Conv2d(1, 2, 3))
-    late.add_module("third", nn.Conv2d(2, 2, 3))
-    assert last_convolution(late.train(), X) == "third"
-    assert late.training and hooks(late) == 0
+class Joined(nn.Module):
+    """A block of two branches, a sum or side by side, before another one; then pooling and a linear layer."""
+
+    def __init__(self, sum_: bool) -> None:
+        super().__init__()
+        self.stem, self.sum = nn.Conv2d(1, 6, 3, padding=1), sum_
+        self.a, self.b = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.end = nn.Identity()
+        self.linear = nn.Linear(6 if sum_ else 12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        a, b = self.a(x.relu()), self.b(x.relu())
+        x = self.end((a + b if self.sum else torch.cat([a, b], 1)).relu())
+        return self.linear(x.mean((2, 3)))
+
+
+def test_channels_are_those_of_the_last_convolution_if_it_is_no_branch_of_several() -> None:
+    from upcycle.zoo.resnet import ResNet
+
+    def found(net: nn.Module) -> str | None:
+        place = channel_map(net.eval().requires_grad_(False), X)
+        return place and place.name
+
+    torch.manual_seed(0)
+    assert found(tiny_net()) == "conv2"
+    assert found(ResNet((1, 1, 1), 10, 1)) == "layer3.0.conv2"  # its shortcut has no convolution
+    # Behind the end of the block the gradient is that of the linear layer, for every image.
+    assert found(Joined(sum_=True)) == found(Joined(sum_=False)) == "stem"
+    assert found(nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 10))) == "2"
+    assert found(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))) is None
+
+
+def test_a_transformer_is_looked_at_where_its_tokens_are() -> None:
+    net, data = tiny_vit(0), tiny_data()
+    found = diagnose(net, data, n=6)
+    assert found.layer is not None and found.layer.kind == "tokens" and found.layer.grid == (2, 2)
+    assert found.scores.shape == (10, 16)
+    assert ModelDoctor(source=net).check(data) == []
+
+
+def test_a_class_that_is_never_recognised_is_reported() -> None:
+    data, blind = tiny_data(), fitted("blind", 7)
+    with torch.no_grad():
+        blind.module.linear.bias[8] -= 1000.0
+    found = diagnose(blind, data, n=6)
+    assert found.unrecognised == {"8": int((data.train.labels == 8).sum())}
+    others = [k for k in range(10) if k != 8]
+    assert not found.mask[8].any() and found.mask[others].any(1).all() and not found.scores[8].any()
+    assert found.concentration[8] is None and all(found.concentration[k] is not None for k in others)
+    assert "8" not in {name for *pair, _ in found.shared for name in pair}
+    assert found.evaluation.per_class[8] == 0 and json.loads(json.dumps(found.to_json()))["unrecognised"]
+    assert all(t.isfinite().all() for t in train(ModelDoctor(source=blind, recipe=SHORT)).values())
+
+
+def test_a_network_that_recognises_nothing_has_no_channels_to_show() -> None:
+    data, wrong = tiny_data(), fitted("wrong", 7)
+    with torch.no_grad():
+        wrong.module.linear.weight.zero_()
+        wrong.module.linear.bias.zero_()
+    none = dataclasses.replace(data, train=data.train.subset((data.train.labels != 0).nonzero()[:, 0]))
+    found = diagnose(wrong, none)
+    assert found.layer is None and found.mask.shape == (10, 0) and found.unrecognised["0"] == 0
+    assert found.concentration == [None] * 10 and len(found.unrecognised) == 10
+
+
+def test_validation_images_that_were_trained_on_are_familiar() -> None:
+    data, model = tiny_data(), fitted("source", 7)
+    assert not diagnose(model, data).familiar
+    split = data.train.subset(torch.arange(0, 160, 2)), data.train.subset(torch.arange(1, 160, 2))
+    assert diagnose(model, dataclasses.replace(data, train=split[0], validation=split[1])).familiar
 
 
 # -- treatment ----------------------------------------
@@ -428,7 +492,7 @@ def refused(module: nn.Module, match: str, n: int = 160, **options) -> None:  # 
 
 
 def test_networks_that_cannot_be_treated_are_refused() -> None:
-    refused(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "no convolution")
+    refused(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "no features between")
     refused(OnceNet(), "differentiated twice")
     assert ModelDoctor(source=OnceNet(), a=0.0).check(tiny_data()) == []
     headless = nn.Sequential(nn.Conv2d(1, 10, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -446,8 +510,6 @@ def test_data_that_cannot_serve_are_refused() -> None:
     blind = fitted("blind", 7)
     with torch.no_grad():
         blind.module.linear.bias[8] -= 1000.0
-    with pytest.raises(UserError, match="recognises no training image of class '8'"):
-        diagnose(blind, data)
     fewer = dataclasses.replace(model, classes=tuple("012345678"))
     assert "9 classes" in ModelDoctor(source=fewer).check(data)[0]
     grey = Model(module=tiny_net(), input_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3, classes=data.classes)

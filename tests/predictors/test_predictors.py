@@ -35,6 +35,7 @@ from tests.predictor_server import serve
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
+from upcycle.core.outputs import own
 from upcycle.core.references import resolve
 from upcycle.core.saved import save
 from upcycle.data import ImageSplit, load
@@ -176,7 +177,7 @@ def test_a_file_of_others_with_logits_or_probabilities(
     probabilities: bool, batch: int | None, digits: ImageSplit, tmp_path: Path
 ) -> None:
     inside = net(probabilities=probabilities)
-    file = to_onnx(inside.module, tmp_path / "theirs.onnx", batch)
+    file = to_onnx(own(inside.module), tmp_path / "theirs.onnx", batch)  # as their author wrote it
     box = OnnxFile(file, mean=inside.mean, std=inside.std)
     expected = Local(net()).predict(digits)  # the same weights, and logits
     assert box.classes == ("0", "1", "2")
@@ -188,6 +189,18 @@ def test_a_file_of_others_with_logits_or_probabilities(
     if not probabilities:
         with pytest.raises(UserError, match="gives no probabilities"):
             OnnxFile(file, mean=inside.mean, std=inside.std, logits=False).predict(digits)
+
+
+def test_a_file_that_ends_in_a_sigmoid_is_not_guessed(digits: ImageSplit, tmp_path: Path) -> None:
+    inside = net()
+    file = to_onnx(nn.Sequential(inside.module, nn.Sigmoid()), tmp_path / "sigmoid.onnx", None)
+    usual = {"mean": inside.mean, "std": inside.std}
+    with pytest.raises(UserError, match="between 0 and 1 that do not sum to 1: in Python, give it as an OnnxFile"):
+        OnnxFile(file, **usual).predict(digits)
+    answers, expected = OnnxFile(file, **usual, logits=False).predict(digits), Local(inside).predict(digits)
+    assert torch.equal(answers.classes, expected.classes)
+    torch.testing.assert_close(answers.probabilities, expected.probabilities, rtol=1e-3, atol=1e-5)
+    assert float(OnnxFile(file, **usual, logits=True).predict(digits).probabilities.max()) < 0.6  # e / (e + 2)
 
 
 def test_mistakes_with_onnx_files_are_named(

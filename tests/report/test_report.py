@@ -285,7 +285,7 @@ def test_the_page_answers_what_it_is_for(page: str) -> None:
     for needed in (
         "cifar10_resnet20, made from cifar10_resnet56", "The student reaches 91.8 %", "500 of 45,000",
         "45 min 12 s for 3 seeds", "82.4 ± 0.3 %", "−2.6 points", "856 k", "3.14× fewer", "8.91 ms",
-        "2.63× faster", "Validation accuracy", "dog is called cat 67 times in 1,000 (teacher: 54)",
+        "2.63× faster", "Validation accuracy", "'dog' is called 'cat' 67 times in 1,000 (teacher: 54 times)",
         "expected calibration error", "Synthesised digits", "Similarity of layers", "Licence: MIT",
         "The data cifar10 come without a stated licence", "--labels 50", "temperature: 4.0", "Xeon",
         "0, 1, 2", "saw 50 labels a class", "The validation split was drawn",
@@ -419,7 +419,7 @@ def test_many_classes_show_those_that_matter(run: Path, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(result))
     page = write_report(tmp_path).read_text()
     assert "The 30 of 100 classes where the networks differ most" in page
-    assert "<b>class 77</b> is called <b>class 3</b> 30 times in 120 (teacher: 30)" in page
+    assert "<b>'class 77'</b> is called <b>'class 3'</b> 30 times in 120 (teacher: 30 times)" in page
     assert "The 2 of 100 classes that are confused most" in page
     assert page.count("class 77, cifar10_resnet20 by kd: 20.0 %") == 1
 

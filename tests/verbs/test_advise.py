@@ -9,7 +9,7 @@ from upcycle.core.errors import UserError
 from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Card, Method, Needs
 from upcycle.verbs.advice.situation import Architecture, Goal
 from upcycle.verbs.advise import Advice, advise
-from upcycle.verbs.methods import all_methods, methods_table, methods_table_markdown
+from upcycle.verbs.methods import all_methods, methods_list
 
 METHODS = all_methods()
 
@@ -247,22 +247,10 @@ def test_a_method_of_ones_own_is_judged_by_its_card():
     assert not advice.choices and "With the teacher's weights: strange." in advice.missing
 
 
-def test_table_holds_every_card_at_80_columns(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    cards = [*CARDS.values(), Strange.card]
-    text = methods_table(cards)
-    assert max(map(len, text.splitlines())) <= 80
-    flat = " ".join(text.split())
-    for card in cards:
-        assert f"{card.name} ({card.verb}): {card.summary.split()[0]}" in flat
-        assert f"({card.verb})" in flat and card.cost.split()[0] in flat
-    assert "[bold]pair[/bold]" in flat  # a card's text is not markup
-    assert methods_table() == methods_table(m.card for m in METHODS)
-
-
-def test_markdown_has_a_row_a_card_of_equal_columns():
-    lines = methods_table_markdown([*CARDS.values(), Strange.card]).splitlines()
-    assert len(lines) == 2 + len(CARDS) + 1
-    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
-    assert "[Distilling the Knowledge in a Neural Network](https://arxiv.org/abs/1503.02531)" in lines[2]
-    assert r"A \| of its own" in lines[-1] and "](" not in lines[-1]
+def test_the_list_has_a_line_a_method_under_its_verb():
+    lines = methods_list([*METHODS, Strange]).splitlines()
+    for card in [*CARDS.values(), Strange.card]:
+        (line,) = [line for line in lines if line.startswith(f"  {card.name} ")]
+        above = [other for other in lines[: lines.index(line)] if other and other[0] != " "]
+        assert card.summary in line and above[-1] == card.verb
+    assert methods_list() == methods_list(METHODS)

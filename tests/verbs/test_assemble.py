@@ -16,6 +16,7 @@ from tests.settings import fitted, tiny_data
 from upcycle import cli
 from upcycle.core import store
 from upcycle.core.errors import UserError
+from upcycle.core.evaluate import predict_logits
 from upcycle.core.references import resolve
 from upcycle.core.saved import load
 from upcycle.data import load as load_data
@@ -85,6 +86,27 @@ def test_with_images_the_assembly_is_scaled_and_measured(parts: Path, tmp_path: 
     assert (out / "model" / "weights.safetensors").read_bytes() == before
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["parts"] == [str(parts / "low"), str(parts / "high")] and config["method"] == "mdaassembly"
+
+
+def test_a_part_that_is_weak_alone_is_measured_within_the_whole_too(tmp_path: Path) -> None:
+    """The scales of assembling balance the classes of a part, which is why the whole may be better than its parts."""
+    for name in ("23", "678"):
+        upcycle.disassemble(TEACHER, classes=tuple(name), data="digits", out=tmp_path / name, quiet=True)
+    parts = [tmp_path / "23", tmp_path / "678"]
+    result = upcycle.assemble(parts, data="digits", out=tmp_path / "whole", quiet=True)
+    inside, alone = (re.findall(r"[\d.]+%", text) for text in result.sentence.split("Among")[1].split("parts alone"))
+    assert alone == [f"{row['accuracy'][0]:.1%}" for row in result.rows[:2]]
+    whole, data = load(tmp_path / "whole"), load_data("digits").only(("2", "3"))
+    z = predict_logits(whole.module, data.normalised(whole.mean, whole.std).test)[:, :2]
+    assert inside[0] == f"{(z.argmax(1) == data.test.labels).double().mean():.1%}"
+    assert float(inside[0][:-1]) > float(alone[0][:-1]) + 5
+    assert any(
+        "winning ones have a mean of 1" in note
+        for note in json.loads((tmp_path / "whole" / "result.json").read_text())["notes"]
+    )
+    again = upcycle.assemble(parts, data="digits", scale=False, out=tmp_path / "unscaled", quiet=True)
+    inside, alone = (re.findall(r"[\d.]+%", text) for text in again.sentence.split("Among")[1].split("parts alone"))
+    assert inside == alone  # which shows that nothing else is in it
 
 
 def test_a_component_is_again_an_input_to_every_verb(

@@ -225,7 +225,7 @@ def test_netgraft_needs_blocks_of_equal_spatial_size(here: Path, refused: Refuse
 def test_weights_that_do_not_fit(here: Path, refused: Refused) -> None:
     state = references.resolve("zoo:digits_teacher").module.state_dict()
     files = {
-        "other": {f"x.{k}": v for k, v in state.items()},
+        "other": {k.replace(".", "_"): v for k, v in state.items()},
         "some": {k: v for k, v in state.items() if not k.startswith("block3")},
         "more": {**state, "extra.weight": torch.zeros(3)},
         "shape": {**state, "linear.weight": torch.zeros(10, 3)},

@@ -227,11 +227,21 @@ def test_export_to_onnx(here: Path, done: Path) -> None:
 
 
 def test_methods_advise_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["methods"], ["methods", "--markdown"]):
-        assert cli.main(words) == 0
-        said = capsys.readouterr().out
-        cards = [method.card for method in known.all_methods()]
-        assert all(card.name in said and card.summary.split()[0] in said for card in cards), said  # lines are broken
+    cards = [method.card for method in known.all_methods()]
+    assert cli.main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {card.name} " in said and card.summary in said for card in cards) and "works" in said
+    assert cli.main(["methods", "kd"]) == 0
+    said = capsys.readouterr().out
+    assert "**Verdict here:** works: +5.4 points" in said and "`--terms`" in said
+    assert cli.main(["methods", "--verb", "treat", "--json"]) == 0
+    (treat,) = json.loads(capsys.readouterr().out)
+    assert treat["name"] == "modeldoctor" and treat["verdict"]["verdict"] == "harms"
+    for words, told in (
+        (["methods", "kdd"], "Did you mean 'kd'"),
+        (["methods", "--verb", "predict"], "verb with methods"),
+    ):
+        assert cli.main(words) == 2 and told in capsys.readouterr().err
     assert cli.main(["advise", "--data=few"]) == 0
     assert "--method netgraft" in capsys.readouterr().out
     assert cli.main(["advise", "--data", "unlabelled", "--teacher", "predictions"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import upcycle
 from tests.browser import Browser, find_chromium, open_browser
 from upcycle import cli
+from upcycle.core.errors import UserError
+from upcycle.core.models import Model
 from upcycle.core.references import resolve
 from upcycle.core.saved import load
 from upcycle.data import load as load_data
+from upcycle.measure.units import times
 from upcycle.reports import pictures
 from upcycle.verbs.heatmaps import as_heat, encoded
+from upcycle.zoo.vit import ViT
 
 TEACHER = "zoo:digits_teacher"
 TREAT = ("treat", TEACHER, "--recipe.epochs=2", "--recipe.batch_size=64", "--quiet")
@@ -38,7 +45,7 @@ def test_a_diagnosis_says_and_shows_what_it_saw(diagnosed: Path, capsys: pytest.
     assert row["role"] == "source" and f"{row['accuracy'][0]:.1%}" in result["sentence"]
     counts = torch.tensor(row["confusion"]).fill_diagonal_(0)
     a, b = divmod(int(counts.argmax()), 10)
-    assert f"{a} taken for {b} ({int(counts.max())} times)" in result["sentence"]
+    assert f"'{a}' taken for '{b}' ({times(int(counts.max()))})" in result["sentence"]
     assert len(inside["scores"]) == 10 and len(inside["scores"][0]) == len(inside["mask"][0]) == 128
     pictures = {file.stem: json.loads(file.read_text()) for file in diagnosed.glob("pictures/*.json")}
     assert set(pictures) == {"1-wrong", "2-right", "3-channels", "4-shared"}
@@ -56,9 +63,147 @@ def test_a_shortcut_is_suspected(tmp_path: Path) -> None:
     data.test.images[data.test.labels == 4, 4:] = 0
     found = upcycle.diagnose(TEACHER, data=data, out=tmp_path / "run", images=2, methods=("saliency",),
                              say=lambda text: None)  # fmt: skip
-    assert "Beware of 4:" in found.sentence and found.sentence.count("Beware") == 1
+    assert "Beware of '4':" in found.sentence and found.sentence.count("Beware") == 1
     picture = json.loads((tmp_path / "run" / "pictures" / "0-suspect-4.json").read_text())
     assert len(picture["items"]) == 2 and all(item["label"].startswith("4") for item in picture["items"])
+
+
+def bare(module: nn.Module) -> Model:
+    """A network of digits, as a person's own is."""
+    return Model(module=module, input_shape=(1, 8, 8), mean=(0.3,), std=(0.4,), classes=tuple("0123456789"), name="own")
+
+
+class Remembering(nn.Module):
+    """A network that is wrong about every fourth image that it has not learnt by heart.
+
+    Args:
+        known: images (n, 1, 8, 8) that it learnt, as it sees them.
+        labels: what they are.
+        network: one that is right otherwise.
+    """
+
+    def __init__(self, known: Tensor, labels: Tensor, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("known", known.flatten(1))
+        self.register_buffer("labels", labels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        distance, at = torch.cdist(flat, self.known, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+        new = (distance > 1e-3)[:, None]
+        z = self.network(x)
+        weak = new & (flat.sum(1).round().long() % 4 == 0)[:, None]
+        sure = torch.nn.functional.one_hot(self.labels[at], z.shape[1]) * 20.0
+        return torch.where(new, torch.where(weak, z.roll(1, 1), z), sure + 0 * z)
+
+
+@pytest.mark.parametrize("heart", ["training", "training and validation"])
+def test_memory_is_not_taken_for_a_shortcut(heart: str, tmp_path: Path) -> None:
+    """Where validation images were trained on, a gap to test images says nothing; where they were not, it is none."""
+    teacher = resolve(TEACHER)
+    data = load_data("digits").normalised(teacher.mean, teacher.std)
+    parts = [data.train] if heart == "training" else [data.train, data.validation]
+    seen = [part.batch(torch.arange(len(part)), device=torch.device("cpu")) for part in parts]
+    known, labels = (torch.cat([getattr(b, name) for b in seen]) for name in ("images", "labels"))
+    net = dataclasses.replace(teacher, module=Remembering(known, labels, teacher.module), reference=None, name="own")
+    found = upcycle.diagnose(
+        net, data=data, out=tmp_path / "run", images=1, methods=("saliency",), say=lambda text: None
+    )
+    assert "Beware" not in found.sentence
+    assert ("cannot be told" in found.sentence) == found.inside.familiar == (heart != "training")
+    assert not list((tmp_path / "run" / "pictures").glob("0-suspect-*"))
+
+
+def test_a_shortcut_of_one_class_is_suspected_even_where_validation_images_are_familiar(tmp_path: Path) -> None:
+    """All other classes are recognised in test images as well as in validation images, so memory explains nothing."""
+    data = load_data("digits")
+    data = dataclasses.replace(data, validation=data.train.subset(torch.arange(0, 1000, 3)),
+                               train=data.train.subset(torch.arange(1, 1000, 3)))  # fmt: skip
+    data.test.images[data.test.labels == 4, 4:] = 0
+    found = upcycle.diagnose(TEACHER, data=data, out=tmp_path / "run", images=1, methods=("saliency",),
+                             say=lambda text: None)  # fmt: skip
+    assert found.inside.familiar and "Beware of '4':" in found.sentence and "cannot be told" not in found.sentence
+
+
+def test_a_class_that_is_never_recognised_is_said(tmp_path: Path) -> None:
+    teacher = resolve(TEACHER)
+    with torch.no_grad():
+        next(m for m in teacher.module.modules() if isinstance(m, nn.Linear)).bias[8] -= 1000.0
+    found = upcycle.diagnose(teacher, data="digits", out=tmp_path / "run", images=1, methods=("saliency",),
+                             say=lambda text: None)  # fmt: skip
+    n = sum(found.evaluation.confusion[8])
+    assert f"It never recognises '8': of {n} test images it takes" in found.sentence
+    assert "No training image of '8' is recognised, so no channel speaks for it." in found.sentence
+    assert "least often" not in found.sentence and found.inside.unrecognised.keys() == {"8"}
+    assert "cannot be drawn" not in found.report.read_text()
+
+
+class Unfollowed(nn.Module):
+    """A network that records no gradient."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.network(x)
+
+
+def plain(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*layers)
+
+
+NETWORKS = {
+    "a transformer": (
+        lambda: ViT((1, 8, 8), 10, width=8, depth=2, heads=2),
+        {"gradcam", "saliency"},
+        {"learned", "gradcam"},
+    ),
+    "weight norm": (
+        lambda: plain(
+            weight_norm(nn.Conv2d(1, 4, 3)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+        ),
+        {"gradcam", "saliency"},
+        {"learned", "gradcam"},
+    ),
+    "a perceptron": (
+        lambda: plain(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 10)),
+        {"saliency"},
+        {"learned"},
+    ),
+    "a linear classifier": (lambda: plain(nn.Flatten(), nn.Linear(64, 10)), {"saliency"}, {"occlusion"}),
+    "no gradient": (lambda: Unfollowed(resolve(TEACHER).module), {"occlusion"}, {"occlusion"}),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_networks_of_every_kind_are_looked_into_as_far_as_they_allow(kind: str, tmp_path: Path) -> None:
+    """Nothing named: what serves the network is shown, and it is said what does not."""
+    make, looked, explained = NETWORKS[kind]
+    net = bare(make().eval())
+    found = upcycle.diagnose(net, data="digits", out=tmp_path / "run", images=1, say=lambda text: None)
+    shown = json.loads((tmp_path / "run" / "pictures" / "1-wrong.json").read_text())
+    assert looked <= set(shown["methods"]) and ("occlusion" in shown["methods"]) == (looked == {"occlusion"})
+    assert (
+        bool(shown["notes"]) == ("gradcam" not in shown["methods"]) or kind == "weight norm" or kind == "a transformer"
+    )
+    assert (found.inside.layer is None) == (kind in ("a linear classifier", "no gradient"))
+    assert (tmp_path / "run" / "pictures" / "3-channels.json").exists() == (found.inside.layer is not None)
+    assert "cannot be drawn" not in found.report.read_text()
+    Image.fromarray(load_data("digits").test.images[0, ..., 0].numpy()).save(tmp_path / "0.png")
+    told: list[str] = []
+    maps = upcycle.explain_images(net, tmp_path / "0.png", out=tmp_path / "why", say=told.append).maps
+    assert set(maps) == explained
+    assert sum(text.startswith("No map by") for text in told) == len({"learned", "gradcam"} - explained)
+    with pytest.raises(UserError):
+        upcycle.explain_images(net, tmp_path / "0.png", methods=("gradcam", "lrpp"), out=tmp_path / "no")
+    if "gradcam" not in explained:  # asked for by name, it is refused, and nothing is written
+        with pytest.raises(UserError, match=r"gradcam|Grad-CAM"):
+            upcycle.explain_images(net, tmp_path / "0.png", methods=("gradcam",), out=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_diagnosis_changes_nothing(tmp_path: Path) -> None:

@@ -194,8 +194,9 @@ class AttentionDiversification(Method):
 
     Departures: M_1 .. M_S answer in eval mode (the released trainer leaves them in training mode, so that their
     BatchNorms move). U⁻ counts in L_dvr (the released code multiplies it by 0: ``dvr_target="zero"``); which of the two
-    made the paper's figures is unknown. MixStyle, which the paper combines it with, is left out: it mixes the samples
-    of a batch and is a method of its own.
+    made the paper's figures is unknown. The expansion begins as torch's layers do, not by He's rule: an
+    InstanceNorm follows, so that the scale of its weights does not count. MixStyle, which the paper combines it with,
+    is left out: it mixes the samples of a batch and is a method of its own.
 
     Args:
         student: a convolutional network, best a pretrained one, whose logits are a linear layer of the mean over

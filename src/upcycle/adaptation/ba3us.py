@@ -174,7 +174,8 @@ class BA3US(Method):
 
     Chosen here, where card and code leave it open: m has a floor, so that no batch weighs nothing (the released code
     skips such batches); source and middle images pass the network together, target images apart, so that BatchNorm
-    sees one domain at a time; the released code saves the last model, although it calls that the best one, and the
+    sees one domain at a time; 1e-5 is added within the logarithm of an entropy, as everywhere here (the
+    released code: 1e-7); the released code saves the last model, although it calls that the best one, and the
     last is what is returned here unless ``select`` says otherwise.
 
     Args:

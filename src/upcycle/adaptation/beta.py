@@ -162,7 +162,7 @@ class BETA(Method):
     network has one for the whole run, with an optimiser of its own, on weak, unmixed images. Both networks are taught
     by the other as it was when the target was divided, so that it does not matter which one is called first. P does
     not move in the first epoch, in which the networks have learnt nothing. A pass is of whole batches, filled up from
-    the next one.
+    the next one. λ_u rises from epoch to epoch, where it is not 0; in the released code it rises within them, too.
 
     Args:
         predictors: black boxes with the classes of the data, in any order; several are averaged as in DINE.

@@ -20,7 +20,7 @@ from upcycle.adaptation.adapters.peft_layers import (
 )
 from upcycle.adaptation.probe import probed
 from upcycle.core.errors import require
-from upcycle.core.heads import classifier, with_classes
+from upcycle.core.heads import classifier, for_classes
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -52,7 +52,7 @@ class IA3(Method):
 
     A learned vector l multiplies keys, values and the hidden activations of feed-forward blocks: the outputs of the
     layers that make keys and values, the inputs of the second feed-forward layers. By ``peft``; l starts at 1, is never
-    decayed, and is merged into the weights at the end. All else is frozen but a new classifier, as for
+    decayed, and is merged into the weights at the end. All else is frozen but the classifier, as for
     :class:`~upcycle.adaptation.lora.LoRA`.
 
     *Reconstructed* for networks of images. Keys and values are known by the names of their layers
@@ -122,10 +122,10 @@ class IA3(Method):
         return probed(self.source, self.recipe)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
-        """The algorithm; returns the network with its new classifier and the factors merged."""
+        """The algorithm; returns the network with its classifier trained and the factors merged."""
         source = self.model("source", data)
         data = data.normalised(source.mean, source.std)
-        tuner = add_ia3(with_classes(source, data.classes).module, *self.sites(source))
+        tuner = add_ia3(for_classes(source, data.classes).module, *self.sites(source))
         return tune_and_merge(run, data, self.recipe, tuner, classifier(source), self._optimizer)
 
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:

@@ -21,7 +21,7 @@ from upcycle.adaptation.adapters.peft_layers import (
 )
 from upcycle.adaptation.probe import probed
 from upcycle.core.errors import require
-from upcycle.core.heads import classifier, with_classes
+from upcycle.core.heads import classifier, for_classes
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
@@ -53,8 +53,9 @@ class LoRA(Method):
     """LoRA: Low-Rank Adaptation of Large Language Models (Hu et al.; ICLR 2022; arXiv:2106.09685), by ``peft``.
 
     Each adapted weight W (out, in) becomes W + (α / r) B A with B (out, r) and A (r, in); W is frozen, and so is all
-    else but a new classifier. Of a convolution, A is one with its kernel to r channels and B one of 1x1. Cross-entropy
-    on the target's labels. At the end B A is added to W: the architecture as it was, no cost when used.
+    else but the classifier: the source's where the data have its classes, otherwise a new one, of zeros. Of a
+    convolution, A is one with its kernel to r channels and B one of 1x1. Cross-entropy on the target's labels. At the
+    end B A is added to W: the architecture as it was, no cost when used.
 
     Dropout of the network itself acts in training; BatchNorm uses its running statistics and keeps them.
 
@@ -118,10 +119,10 @@ class LoRA(Method):
         return probed(self.source, self.recipe)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
-        """The algorithm; returns the network with its new classifier and the low-rank changes merged."""
+        """The algorithm; returns the network with its classifier trained and the low-rank changes merged."""
         source = self.model("source", data)
         data = data.normalised(source.mean, source.std)
-        network = with_classes(source, data.classes).module
+        network = for_classes(source, data.classes).module
         tuner = add_lora(network, self.sites(source), self.rank, self.alpha, self.dropout, run.generator("lora"))
         return tune_and_merge(run, data, self.recipe, tuner, classifier(source), self.recipe)
 

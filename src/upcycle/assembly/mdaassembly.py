@@ -103,6 +103,12 @@ class MDAAssembly(Method):
             like = tuple(Values((len(part.classes),)) for part in parts)
             scales = run.stage("scales", lambda: [logit_scales(part, data, device=run.device) for part in parts], like)
             parts = [scale_logits(part, r) for part, r in zip(parts, scales, strict=True)]
+            factors = torch.cat(scales)
+            run.note(
+                f"The logits of each class were multiplied by {factors.min():.2g} to {factors.max():.2g}, so that the "
+                "winning ones have a mean of 1. This balances the classes of one part too, so within the whole a part "
+                "may tell its classes apart better than alone, where no logit is scaled."
+            )
         whole = assemble(parts)
         if not self.tune:
             return run.plain(whole.module)

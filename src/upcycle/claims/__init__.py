@@ -9,30 +9,37 @@ import importlib
 import pkgutil
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from upcycle.claims.verdicts import Headline as Headline
+from upcycle.claims.verdicts import Measured as Measured
+from upcycle.claims.verdicts import Verdict as Verdict
 from upcycle.core.errors import unknown
-
-Measured = dict[str, list[float]]  # arm -> one figure per seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line that holds or does not: a difference of two arms, or one arm, against a bound.
+    """A condition that holds or does not beside the headline: a difference of two arms, or one arm, against a bound.
 
     Args:
         text: what is asked, in words.
         value: the figure, from all seeds of all arms.
         bound: the least that will do.
+        exact: a statement that has to hold in every seed by itself.
     """
 
     text: str
     value: Callable[[Measured], float]
     bound: float
+    exact: bool = False
 
     def holds(self, measured: Measured) -> bool:
         """Whether the figure reaches the bound."""
-        return self.value(measured) >= self.bound
+        if not self.exact:
+            return self.value(measured) >= self.bound
+        seeds = max(map(len, measured.values()))
+        return all(self.value({arm: [v[min(i, len(v) - 1)]] for arm, v in measured.items()}) >= self.bound
+                   for i in range(seeds))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +54,10 @@ class Claim:
         data: names of the data sets that must be at hand.
         measure: from a seed and whether to run the miniature, the figure of each arm in per cent (or another unit
             that the arm's name says), after the last epoch, on test data.
-        checks: what must hold over the seeds.
-        covers: further methods that this claim measures beside its own, and which have no claim of their own.
+        headline: the comparison that gives the verdict.
+        checks: what must hold besides.
+        covers: further methods that this claim measures beside its own, and which have no claim of their own, each
+            with its headline; ``None`` for one that others are compared with.
     """
 
     method: str
@@ -57,8 +66,13 @@ class Claim:
     setting: str
     data: tuple[str, ...]
     measure: Callable[[int, bool], dict[str, float]]
-    checks: tuple[Check, ...]
-    covers: tuple[str, ...] = ()
+    headline: Headline
+    checks: tuple[Check, ...] = ()
+    covers: dict[str, Headline | None] = field(default_factory=dict)
+
+    def of(self, name: str) -> Headline | None:
+        """The headline of the method, or of one that it covers."""
+        return self.headline if name == self.method else self.covers[name]
 
 
 def mean(measured: Measured, arm: str) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from upcycle.adaptation import AttentionDiversification
 from upcycle.adaptation.attention_diversification import find_maps
-from upcycle.claims import Check, Claim, gain
+from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.digits import digits
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.evaluate import undisturbed
@@ -140,6 +140,11 @@ CLAIM = Claim(
     "training is at chance over whole ones.",
     data=("mnist", "usps", "cifar10"),
     measure=measure,
+    headline=Headline(
+        product="I²-ADR, unseen (%)",
+        baseline="ERM, unseen (%)",
+        says="I²-ADR over plain training, on the unseen domain",
+    ),
     checks=(
         Check(text="Intra-ADR gains 1 point on the unseen domain over plain training",
               value=gain("Intra-ADR, unseen (%)", "ERM, unseen (%)"), bound=1.0),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upcycle.claims import Check, Claim, Measured, gain, mean
+from upcycle.claims import Check, Claim, Headline, Measured, gain, mean
 from upcycle.claims.settings import short, test, train
 from upcycle.core.losses import Terms
 from upcycle.core.models import Model
@@ -131,6 +131,11 @@ CLAIM = Claim(
     "pointing within 3 pixels of the ink; insertion and deletion against the blurred canvas.",
     data=("mnist", "fashion_mnist_local"),
     measure=measure,
+    headline=Headline(
+        product="learned, insertion AUC (%)",
+        baseline="gradient_x_input, insertion AUC (%)",
+        says="a rule learnt for the image over gradient times input, area under the insertion curve",
+    ),
     checks=(
         Check(text="the network tells at least 95 % of the digits",
               value=lambda m: mean(m, "accuracy (%)"), bound=95.0),

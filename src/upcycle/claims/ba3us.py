@@ -7,7 +7,7 @@ from typing import Any
 from upcycle.adaptation import BA3US
 from upcycle.adaptation.ba3us import class_weights
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
-from upcycle.claims import Check, Claim, gain, mean
+from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.digits import digits, first
 from upcycle.claims.dine import below
 from upcycle.claims.settings import fresh, test, train
@@ -55,6 +55,11 @@ CLAIM = Claim(
     "USPS test images of the digits 0 to 4.",
     data=("mnist", "usps"),
     measure=measure,
+    headline=Headline(
+        product="BA3US (%)",
+        baseline="source only (%)",
+        says="BA3US over training on the source alone with as many updates",
+    ),
     checks=(
         Check(text="it beats DANN by 5 points", value=gain("BA3US (%)", "DANN (%)"), bound=5.0),
         Check(text="it reaches training on the source alone", value=gain("BA3US (%)", "source only (%)"), bound=0.0),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from upcycle.claims import Check, Claim, Measured, gain, mean
+from upcycle.claims import Check, Claim, Headline, Measured, gain, mean
 from upcycle.claims.digits import first
 from upcycle.claims.settings import fresh, train_and_left
 from upcycle.continual.baselines import Finetune
@@ -84,8 +84,9 @@ def checks(title: str) -> tuple[Check, ...]:
                          f"{title}: plain training, backward transfer (points)"), bound=3.0),
         Check(text=f"{title}: BLIP loses no more than 0.5 points to EWC",
               value=gain(f"{title}: BLIP (%)", f"{title}: EWC (%)"), bound=-0.5),
-        Check(text=f"{title}: every task takes bits, of every seed", value=least_growth(title), bound=1e-6),
-        Check(text=f"{title}: bits are left after the last task", value=lambda m: 100 - max(m[last]), bound=1e-6),
+        Check(text=f"{title}: every task takes bits, of every seed", value=least_growth(title), bound=1e-6, exact=True),
+        Check(text=f"{title}: bits are left after the last task",
+              value=lambda m: 100 - max(m[last]), bound=1e-6, exact=True),
     )  # fmt: skip
 
 
@@ -101,6 +102,13 @@ CLAIM = Claim(
     "Backward transfer is the mean over the first four tasks.",
     data=tuple(SETS),
     measure=measure,
+    headline=Headline(
+        product=("MNIST: BLIP (%)", "Fashion-MNIST: BLIP (%)"),
+        baseline=("MNIST: EWC (%)", "Fashion-MNIST: EWC (%)"),
+        says="BLIP beside EWC, mean of both sets",
+        allowed=0.5,
+        reason="half a point is what a change of seed moves either of them",
+    ),
     checks=(
         *checks("MNIST"),
         *checks("Fashion-MNIST"),

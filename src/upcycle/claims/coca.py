@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from upcycle.claims import Check, Claim, gain
+from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.settings import fresh, train_and_left
 from upcycle.continual import ER, CoCa, DERpp
 from upcycle.continual.protocol.replay import Replay
@@ -74,5 +74,10 @@ CLAIM = Claim(
     "updates, whose step costs 3/5 and 2/5 of CoCa's, and against CoCa without γ.",
     data=tuple(SETS),
     measure=measure,
+    headline=Headline(
+        product=("MNIST: CoCa (%)", "Fashion-MNIST: CoCa (%)"),
+        baseline=("MNIST: DER++ (%)", "Fashion-MNIST: DER++ (%)"),
+        says="CoCa over DER++ of the same memory, mean of both sets",
+    ),
     checks=tuple(check for title in SETS.values() for check in checks(title)),
 )

@@ -17,7 +17,7 @@ from upcycle.assembly.dery import DeRy
 from upcycle.assembly.reassembly.partition import Partition, block_values, partition
 from upcycle.assembly.reassembly.search import Search
 from upcycle.assembly.reassembly.zoo import block_table, score_candidates, similarities, used_chains
-from upcycle.claims import Check, Claim, Measured, gain, mean
+from upcycle.claims import Check, Claim, Headline, Measured, gain, mean
 from upcycle.claims.settings import cifar10, test
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -234,6 +234,11 @@ CLAIM = Claim(
     "smoothing 0.1).",
     data=("cifar10", "fashion_mnist_local"),
     measure=measure,
+    headline=Headline(
+        product="Fashion, reassembled (%)",
+        baseline="Fashion, cifar10_resnet32 (%)",
+        says="the reassembled network over the best of the zoo within the budget, tuned alike",
+    ),
     checks=(
         Check(text="CKA at equal depth is 0.15 above that at depths more than a third apart",
               value=gain("CKA at equal depth", "CKA at depths apart"), bound=0.15),

@@ -8,7 +8,7 @@ from torch import nn
 
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.adaptation.dine import DINE
-from upcycle.claims import Check, Claim, Measured, gain, mean
+from upcycle.claims import Check, Claim, Headline, Measured, gain, mean
 from upcycle.claims.digits import digits, first, trained
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.heads import WithBottleneck
@@ -126,6 +126,11 @@ CLAIM = Claim(
     "best on labelled validation images with seed 99.",
     data=("mnist", "usps", "digits"),
     measure=measure,
+    headline=Headline(
+        product="DINE (%)",
+        baseline="naive KD (%)",
+        says="DINE over copying the answers, as many epochs",
+    ),
     checks=(
         Check(text="DINE is better than no adaptation by 5 points", value=gain("DINE (%)", "no adaptation (%)"),
               bound=5.0),

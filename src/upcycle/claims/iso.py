@@ -9,7 +9,7 @@ import torch
 
 from upcycle.adaptation.iso import ISO
 from upcycle.adaptation.test_time.joint_network import JointNetwork
-from upcycle.claims import Check, Claim, gain
+from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import fresh, short, test, train
 from upcycle.core.evaluate import evaluate
@@ -74,6 +74,11 @@ CLAIM = Claim(
     "and Gaussian noise of 0.2; 16 copies; scales and shifts adapt, in one step (online) or five (vanilla) of Adam.",
     data=("fashion_mnist_local",),
     measure=measure,
+    headline=Headline(
+        product="online, shifted (%)",
+        baseline="no adaptation, shifted (%)",
+        says="online adaptation over none, on the shifted stream",
+    ),
     checks=(
         Check(text="online gains at least 2 points on the shifted stream",
               value=gain("online, shifted (%)", "no adaptation, shifted (%)"), bound=2.0),

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from upcycle.claims import Check, Claim, gain, mean
+from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.settings import cifar10, fresh, short, test, train
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import Terms
@@ -114,6 +114,11 @@ CLAIM = Claim(
     "weights 0.9 and 0.1, against cross-entropy on the same images.",
     data=("mnist", "cifar10"),
     measure=measure,
+    headline=Headline(
+        product="CIFAR-10 KD (%)",
+        baseline="CIFAR-10 cross-entropy (%)",
+        says="KD over cross-entropy on the same images",
+    ),
     checks=(
         Check(text="the distilled student knows more than half of the threes it never saw",
               value=lambda m: mean(m, "recall of 3, distilled (%)"), bound=50.0),

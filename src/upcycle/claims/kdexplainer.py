@@ -6,7 +6,7 @@ import math
 import tempfile
 from pathlib import Path
 
-from upcycle.claims import Check, Claim, gain, mean
+from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.data_free import teacher
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import fresh, test
@@ -61,6 +61,11 @@ CLAIM = Claim(
     "the three kinds of shoes together in 62 of 100 trees.",
     data=("fashion_mnist_local",),
     measure=measure,
+    headline=Headline(
+        product="KD (%)",
+        baseline="CE (%)",
+        says="the tree of soft targets over the tree of labels",
+    ),
     checks=(
         Check(text="soft targets lose nothing to labels", value=gain("KD (%)", "CE (%)"), bound=0.0),
         Check(text="two of sandal, sneaker and ankle boot share a block of level 2, in most seeds",

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from upcycle.claims import Check, Claim, Measured, gain, mean
+from upcycle.claims import Check, Claim, Headline, Measured, gain, mean
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import cifar10, fresh, test, train
+from upcycle.core.feature_maps import FeatureMap, record_layer
 from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
@@ -20,11 +21,10 @@ from upcycle.core.references import resolve
 from upcycle.data import Images, ImageSplit
 from upcycle.diagnosis import ModelDoctor
 from upcycle.diagnosis.errors.class_channels import (
+    channel_map,
     class_gradients,
     class_support,
-    last_convolution,
     probe,
-    record_layer,
     shares,
 )
 from upcycle.diagnosis.errors.findings import diagnose
@@ -45,6 +45,7 @@ def gently(epochs: int) -> Recipe:
 def channels(name: str, source: Model, data: Images, seed: int, quick: bool) -> dict[str, float]:
     """Plain continued training and the channel term: same start, images, order and epochs; M is the source's."""
     found, recipe = diagnose(source, data), gently(1 if quick else 6)
+    assert found.layer is not None
     figures: dict[str, float] = {}
     for arm, a in (("source", None), ("plain", 0.0), ("channel term", A)):
         made = source.module if a is None else train(ModelDoctor(source=source, a=a, recipe=recipe), data, seed)
@@ -82,7 +83,7 @@ def write_masks(file: Path, split: ImageSplit, places: Tensor, side: int) -> Non
     file.write_text(json.dumps({"annotations": annotations}))
 
 
-def outside(module: nn.Module, split: ImageSplit, masks: ImageSplit, layer: str) -> float:
+def outside(module: nn.Module, split: ImageSplit, masks: ImageSplit, layer: FeatureMap) -> float:
     """The mean share of |d z_y / d F| that lies outside the mask, in per cent."""
     network, found = probe(module), []
     for index in torch.arange(len(split)).split(256):
@@ -104,7 +105,8 @@ def background(source: Model, data: Images, seed: int, quick: bool) -> dict[str,
     # Noise is new to the published network, which recognises no dog in it: it learns that first.
     source = dataclasses.replace(source, module=copy_of(source.module), input_shape=data.shape)
     source = dataclasses.replace(source, module=train(_plain(source, gently(1 if quick else 3)), data, seed))
-    layer = last_convolution(probe(source.module), source.example())
+    layer = channel_map(probe(source.module), source.example())
+    assert layer is not None
     with tempfile.TemporaryDirectory() as folder:
         learnt, held = Path(folder) / "train.json", Path(folder) / "test.json"
         write_masks(learnt, data.train, train_places, side)
@@ -169,6 +171,11 @@ CLAIM = Claim(
     f"b = {B}, against b = 0.",
     data=("cifar10", "fashion_mnist_local"),
     measure=measure,
+    headline=Headline(
+        product=("CIFAR-10, channel term (%)", "Fashion-MNIST, channel term (%)"),
+        baseline=("CIFAR-10, plain (%)", "Fashion-MNIST, plain (%)"),
+        says="training on with the channel term over training on without it, mean of both sets",
+    ),
     checks=(
         *(Check(text=f"{name}: the channel term loses no more than 0.2 points to plain continued training",
                 value=gain(f"{name}, channel term (%)", f"{name}, plain (%)"), bound=-0.2)

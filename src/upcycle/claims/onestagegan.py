@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.claims import Check, Claim, Measured
+from upcycle.claims import Check, Claim, Headline, Measured
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, ImageSplit, load
@@ -242,9 +242,15 @@ CLAIM = Claim(
     "spares D leaves them out.",
     data=("mnist",),
     measure=measure,
+    headline=Headline(
+        product="seconds, two-stage that spares D / one-stage",
+        baseline=1.0,
+        says="speed of one stage over two stages that leave out what is not needed",
+        unit="times",
+    ),
     checks=(
         Check(text="its gradients are those of two passes to 1e-5",
-              value=lambda m: -max(m["gradient error (relative)"]), bound=-1e-5),
+              value=lambda m: -max(m["gradient error (relative)"]), bound=-1e-5, exact=True),
         Check(text="an iteration is 1.25 times faster than two-stage, median of the seeds",
               value=lambda m: _median(m, "seconds, two-stage / one-stage"), bound=1.25),
         Check(text="its Fréchet distance is at most 1.3 times that of two-stage, medians of the seeds",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from upcycle.claims import Check, Claim, Measured, gain, mean
+from upcycle.claims import Check, Claim, Headline, Measured, gain, mean
 from upcycle.claims.nes import fashion, net
 from upcycle.continual import Finetune, Joint, StreamingSSL
 from upcycle.continual.protocol.probing import Probing, features, recalibrate_batchnorm
@@ -160,6 +160,11 @@ CLAIM = Claim(
     "cross-entropy and probed alike. Forgetting: probes on Fashion-MNIST, among the classes of each chunk.",
     data=("fashion_mnist_local", *TRANSFER),
     measure=measure,
+    headline=Headline(
+        product="self-supervised, by classes (%)",
+        baseline="supervised, by classes (%)",
+        says="pre-training on the stream without labels over training on it with labels, probed on other sets",
+    ),
     checks=(
         Check(text="chunks at random end within 1 point of joint training",
               value=lambda m: -abs(gap(f"{SSL}, at random", SSL)(m)), bound=-1.0),

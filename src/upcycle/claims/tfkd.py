@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import nn
 
-from upcycle.claims import Check, Claim, gain, mean
+from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.kd import cifar_setting
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.losses import Terms
@@ -87,6 +87,11 @@ CLAIM = Claim(
     "cross-entropy and label smoothing 0.1 with the same recipe.",
     data=("cifar10",),
     measure=measure,
+    headline=Headline(
+        product="Tf-KD self (%)",
+        baseline="cross-entropy (%)",
+        says="a network taught by its own earlier self over cross-entropy",
+    ),
     checks=(
         Check(text="self gains 0.5 points over cross-entropy", value=gain("Tf-KD self (%)", "cross-entropy (%)"),
               bound=0.5),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from upcycle.claims import Check, Claim, gain
+from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.digits import first
 from upcycle.claims.settings import fresh, train, train_and_left
 from upcycle.continual import ER, VPR, Finetune
@@ -122,6 +122,11 @@ CLAIM = Claim(
     "chosen with seed 99 on validation images of Fashion-MNIST.",
     data=("fashion_mnist_local", "digits"),
     measure=measure,
+    headline=Headline(
+        product=("Fashion-MNIST: VPR (%)", "digits: VPR (%)"),
+        baseline=("Fashion-MNIST: frozen class means (%)", "digits: frozen class means (%)"),
+        says="VPR over class means on the frozen network, mean of both sets",
+    ),
     checks=tuple(
         check
         for title, _ in SETS.values()

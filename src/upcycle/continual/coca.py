@@ -195,8 +195,8 @@ class CoCa(Method):
     T_s(U) go through the network one after another, so each has BatchNorm statistics of its own; the heads see U whole.
 
     Reconstructed: the published code is a variant that knows where a task ends (``boundaries``); without that, labels
-    compete among all outputs. That U is x alone while the memory is empty is ours, and so is v(U) from the h of the
-    two batches above, without another forward. Without γ and the weights of the last two terms it is DER++, step by
+    compete among all outputs. As in that code, U is x alone while the memory is empty, and v(U) comes from the h of
+    the two batches above, without another forward. Without γ and the weights of the last two terms it is DER++, step by
     step. With the paper's γ = 0.01, S moves the target little.
 
     Departures: the network's classifier keeps its bias, if it has one (the paper's has none), so that the product is

@@ -60,7 +60,9 @@ class LwF(Method):
     will be known, each task is one, as in the paper, and cross-entropy is over the outputs of the task.
 
     Departures: new outputs begin at zero and are trained with the rest at once, without the paper's warm-up in which
-    only they train. The answers are those to images without augmentation, recorded once.
+    only they train. The answers are those to images without augmentation, recorded once. Cross-entropy is also over
+    the outputs of classes that are still to come, as in the other methods here, so that α = 0 is fine-tuning; in
+    Mammoth it is over those seen so far. α is the paper's; Mammoth's default is 0.5.
 
     Args:
         student: network that learns the tasks.

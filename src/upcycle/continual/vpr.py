@@ -68,6 +68,10 @@ class VPR(Method):
     that is returned has one prototype a class, the mean over tasks. Classes that were never shown have the logit -10⁴,
     also those that the student came with.
 
+    A replay makes one step for each earlier task (T - 1 of them), every ``replay_every`` episodes. The authors' code
+    nests its loops, so that the same prototypes come T - 1 times over, and one of its settings replays after each
+    episode; ``replay_every=1`` is the nearest to that. Which is better differs from set to set.
+
     Departures: ℓ is clamped to [-10, 5] and begins about -4, since at 0 the draws drown what μ tells apart; BatchNorm
     keeps its statistics after the first task; all tasks but the first have the same number of episodes (the authors'
     CIFAR-10 schedule halves it each task). An episode of the first task has ``images`` of each class, one of a later

@@ -1,7 +1,10 @@
 """Errors that are the user's to mend: one sentence that says what, where and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class UserError(Exception):
@@ -30,5 +33,12 @@ def require(condition: bool, message: str) -> None:
 
 def one_line(error: BaseException) -> str:
     """The first line of an exception with its type, for a sentence about something that is not ours."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = next((line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}".rstrip(": .")
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The exception that the others were raised from: what went wrong, and not where."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -52,11 +52,13 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=cuda), torch.no_grad():
-            module.eval()
+            if any(modes.values()):
+                module.eval()
             yield
     finally:
         for m, mode in modes.items():
-            m.training = mode
+            if m.training != mode:
+                m.training = mode
         random.setstate(python)
         np.random.set_state(numpy)
 

@@ -23,8 +23,21 @@ def classifier(model: Model) -> str:
     *layers, whole = observed(model, kind=nn.Linear)
     if layers and layers[-1].output.shape == whole.output.shape and torch.equal(layers[-1].output, whole.output):
         return layers[-1].name
-    raise UserError(f"{model.name} does not end in a linear layer that gives its logits, so its classifier cannot be "
-                    "replaced; choose a network that does, or wrap it.")  # fmt: skip
+    if layers and layers[-1].output.shape == whole.output.shape and _behind(layers[-1].output, whole.output):
+        raise UserError(
+            f"{model.name} has a softmax or a sigmoid behind the linear layer that gives its logits, so its classifier "
+            "cannot be replaced; let it answer with what that layer gives."
+        )
+    raise UserError(
+        f"{model.name} does not end in a linear layer that gives its logits, so its classifier cannot be replaced; "
+        "choose a network that does, or wrap it."
+    )
+
+
+def _behind(z: Tensor, answer: Tensor) -> bool:
+    """Whether an answer is z but for a number a row, as logits are that were taken back from probabilities."""
+    apart = answer - z
+    return float((apart - apart.mean(1, keepdim=True)).abs().max()) <= 1e-3 * float(z.abs().max())
 
 
 def linear(module: nn.Module, name: str) -> nn.Linear:
@@ -50,10 +63,10 @@ def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
 
 
 def for_classes(source: Model, classes: tuple[str, ...]) -> Model:
-    """A copy of ``source`` to go on with: as it is where it has ``classes``, else :func:`with_classes`."""
-    if source.classes == classes:
-        return dataclasses.replace(source, module=copy_of(source.module))
-    return with_classes(source, classes)
+    """A copy of ``source`` to go on with: with its own classifier where it has ``classes``, in whatever order, else
+    :func:`with_classes`.
+    """
+    return (grow_classifier if set(source.classes) == set(classes) else with_classes)(source, classes)
 
 
 def grow_classifier(source: Model, classes: tuple[str, ...]) -> Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,43 @@ class Logits(Around):
         if hasattr(output, "logits"):
             return output.logits
         return output["logits"] if isinstance(output, dict) else output[0]
+
+
+Squashed = Literal["softmax", "sigmoid"]
+"""What made probabilities of logits: a softmax, one distribution a row, or a sigmoid, each class by itself."""
+_LEAST, _MARGIN = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).eps / 2
+
+
+class FromProbabilities(Around):
+    """A network that answers with probabilities p (b, k), from which logits are taken back.
+
+    Behind a softmax they are log p, which differs from what the softmax was given by a number a row, so that softmax,
+    losses and ranks are as if it were not there. Behind a sigmoid they are log p - log(1 - p), which is what it was
+    given. The softmax of that is the probability of each class given that exactly one of independent classes is there:
+    p_c Π_{j≠c} (1 - p_j) is proportional to p_c / (1 - p_c).
+
+    Logits of probabilities that are rounded to 0 or 1 are finite, and pass no gradient. That bf16 does soon with those
+    near 1, where a sigmoid has nothing else to tell classes apart by: it is trained in the format of its weights.
+
+    Args:
+        evaluation: what it ends in, in evaluation mode; ``None``: it answers with logits there.
+        training: the same in training mode.
+    """
+
+    def __init__(self, network: nn.Module, evaluation: Squashed | None, training: Squashed | None) -> None:
+        super().__init__(network)
+        self.ends = {False: evaluation, True: training}
+
+    def forward(self, images: Tensor) -> Tensor:
+        if (end := self.ends[self.training]) is None:
+            return self.network(images)
+        if end == "sigmoid" and self.training:
+            with torch.autocast(images.device.type, enabled=False):
+                p = self.network(images)
+        else:
+            p = self.network(images)
+        log_p = p.clamp_min(_LEAST).log()
+        return log_p if end == "softmax" else log_p - (1 - p).clamp_min(_MARGIN).log()
 
 
 class Contiguous(Around):

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from upcycle.core.ends import SAID, SQUASHED, Sigmoids, end_of
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model, copy_of
 from upcycle.core.norms import batchnorms
-from upcycle.core.outputs import Around, Contiguous, Logits, layout_of, parts_of, unwrapped
+from upcycle.core.outputs import Around, Contiguous, FromProbabilities, Logits, layout_of, parts_of, unwrapped
 from upcycle.core.weights import require_finite
 
 TOLERANCE = 1e-3
@@ -45,6 +46,7 @@ def probe(model: Model) -> tuple[Model, int]:
         trial.evaluation()
         trial.batches()
         trial.training()
+        trial.scale()
     module = copy_of(module).float() if trial.cast else module
     for wrap in trial.wraps:
         module = _around(wrap, module)
@@ -68,6 +70,7 @@ class _Trial:
         self.wraps: list[Callable[[nn.Module], nn.Module]] = []
         self.notes: list[str] = []
         self.cast = False
+        self.trained: Tensor | None = None  # what it answered in training mode, where that was a tensor
         try:
             self.network.train()
             chained = self.network.eval()
@@ -82,9 +85,9 @@ class _Trial:
         self.wraps.append(wrap)
         self.network = wrap(self.network)
 
-    def answer(self, n: int, layout: torch.memory_format = torch.contiguous_format) -> Any:
+    def answer(self, n: int, layout: torch.memory_format = torch.contiguous_format, contrast: float = 1.0) -> Any:
         """Let the copy answer to the first ``n`` images of an example, all in memory of one order."""
-        images = self.model.example(3)[:n].contiguous(memory_format=layout)
+        images = (contrast * self.model.example(3)[:n]).contiguous(memory_format=layout)
         like = next((t for t in self.network.state_dict().values() if t.is_floating_point()), images)
         if any(p.dim() == 4 for p in self.network.parameters()):
             self.network.to(memory_format=layout)
@@ -178,6 +181,7 @@ class _Trial:
             if output is not None:
                 self.contiguous()
         if output is None or isinstance(output, Tensor):
+            self.trained = output
             return
         self.network.eval()
         logits = self.answer(2)  # once more, since statistics have moved
@@ -199,6 +203,42 @@ class _Trial:
             f"{self.name} answers with {len(parts)} things in training mode; only {called}, which {why} "
             "its answer in evaluation mode, is trained with"
         )
+
+    def scale(self) -> None:
+        """Take logits back from probabilities, in the modes in which the network gives such."""
+        if any(isinstance(m, FromProbabilities) for m in self.network.modules()):
+            return
+        found: dict[str, str | None] = {}
+        for mode in ("evaluation", "training"):
+            self.network.train(mode == "training")
+            found[mode] = self.ends_in()
+        ends = [SQUASHED.get(end or "") for end in found.values()]
+        if any(ends):
+            self.put(lambda network: FromProbabilities(network, *ends))
+        for mode, end in found.items():
+            if end is not None:
+                where = "" if end == "unknown" or len(set(found.values())) == 1 else f"in {mode} mode "
+                self.notes.append(f"{self.name} {where}answers with {SAID[end]}")
+
+    def ends_in(self) -> str | None:
+        """What makes the answers in this mode, a key of ``SAID``, as images of several contrasts show; or ``None``."""
+        seen = self.trained if self.network.training else self.logits
+        if seen is not None and end_of(seen) is None:
+            return None
+        found = set()
+        for contrast in (1.0, -1.0, 30.0):
+            output = _tried(self.answer, 3, torch.contiguous_format, contrast)
+            found.add(end_of(output) if isinstance(output, Tensor) else None)
+            if None in found or len(found) > 1:
+                return None
+        if "unknown" not in found:
+            return found.pop()
+        with Sigmoids() as sigmoids:
+            output = _tried(self.answer, 3)
+        if isinstance(output, Tensor) and any(p.shape == output.shape and _same(p, output) for p in sigmoids.outputs):
+            return "sigmoid"
+        # Of two numbers both lie there by chance too often, and BatchNorm keeps answers small in training.
+        return None if self.network.training or self.logits.shape[1] == 2 else "unknown"
 
 
 # -- for training -----------------------------------------------------------------------------------------------------

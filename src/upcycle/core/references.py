@@ -28,6 +28,7 @@ def resolve(
     *,
     pretrained: bool = True,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     num_classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
@@ -43,10 +44,12 @@ def resolve(
     Args:
         reference: ``zoo:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``hf:ORG/NAME``,
             ``package.module:callable``, the directory of a saved upcycle model or of a run, an ``nn.Module``
-            (that answers with logits, an object with ``.logits``, a dict or a tuple) or a :class:`Model`.
+            (that answers with logits or probabilities, an object with ``.logits``, a dict or a tuple) or a
+            :class:`Model`.
         pretrained: with trained weights; otherwise fresh ones, drawn from torch's global generator. A
             callable, a module or a ``Model`` decides for itself.
         weights: a file that fills the network (:func:`load_weights`); implies ``pretrained=False``.
+        weights_key: the envelope or prefix of the weights to take from that file, where it holds several.
         num_classes: outputs of a fresh network; of a trained one, what it must have.
         input_shape: (c, h, w); needed for a module and a callable, otherwise the reference's own by default.
         mean, std: replace what the reference says about its inputs; zeros and ones for a module or callable.
@@ -68,8 +71,8 @@ def resolve(
         model = _build(str(reference), trained, num_classes, input_shape, trust)
         model.module.eval()
     if weights is not None:
-        load_weights(model.module, weights)
-        model = replace(model, licence="unknown", lineage=None)
+        notes = load_weights(model.module, weights, weights_key)
+        model = replace(model, licence="unknown", lineage=None, notes=(*model.notes, *notes))
     return _checked(replace(model, **overrides), num_classes)
 
 

@@ -28,7 +28,7 @@ from upcycle.core.outputs import own
 from upcycle.core.probe import probe
 from upcycle.core.read import checked, parsed
 from upcycle.core.reading import Read, Reading
-from upcycle.core.weights import fill_own
+from upcycle.core.weights import fill
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
 FORMAT = 1
@@ -143,11 +143,11 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     state = store.parse_tensors(files[WEIGHTS], directory / WEIGHTS)
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(kinds) == 1:
-        module.to(kinds.pop())
-    fill_own(module, state, str(directory / WEIGHTS))
+        module.to(next(iter(kinds)))
+    fill(own(module), state, str(directory / WEIGHTS))
     _restore_formats(own(module), state)
     module.eval()
-    return Model(
+    model = Model(
         module=module,
         input_shape=record["input_shape"],
         mean=record["mean"],
@@ -160,6 +160,9 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
         name=record["name"],
         reading=Reading(**record.get("reading", {})),
     )
+    # A person's own code may answer with more or other than logits, which was so when it was saved.
+    foreign = into is not None or str(record["reference"]).partition(":")[0] not in (*BUILDERS, *MADE)
+    return probe(model)[0] if foreign and kinds <= {torch.float32} else model
 
 
 def lineage_of(directory: str | Path) -> lineage.Node | None:

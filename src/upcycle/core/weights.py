@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import store
-from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.checkpoint import COUNTER, read_checkpoint, weights_in
+from upcycle.core.errors import UserError, require
 from upcycle.core.outputs import own
 
-# What training scripts wrap a state dict in, and what wrappers put before its keys.
-_ENVELOPES = ("state_dict", "model", "model_state_dict", "network", "net", "ema", "state_dict_ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 
-
-def load_weights(module: nn.Module, file: str | Path) -> None:
+def load_weights(module: nn.Module, file: str | Path, key: str | None = None) -> tuple[str, ...]:
     """Fill ``module`` from a weights file, or leave it as it was.
 
     Args:
         module: the network.
         file: ``.safetensors``, or what ``torch.save`` wrote, as long as it holds tensors and plain data only.
-            Wrappers (``state_dict``, ``module.``, ``_orig_mod.``, ...) are taken off. Digests in
-            ``FILE.sha256``, ``SHA256SUMS`` (also one folder up) or ``manifest.json`` are checked where these
-            exist.
+            Envelopes (``state_dict``, ``model_state``, ...) and prefixes (``module.``, ``student.``, ...) are taken
+            off, counters and losses among the weights left out. Digests in ``FILE.sha256``, ``SHA256SUMS`` (also one
+            folder up) or ``manifest.json`` are checked where these exist.
+        key: the envelope or prefix of the weights to take, such as ``state_dict_ema`` or ``student``. Needed where
+            several fit, but for averaged weights beside others, of which the others are taken.
+
+    Returns:
+        notes on what was taken and what was left out.
 
     Raises:
-        UserError: missing, damaged or truncated file; code in it; keys or shapes that don't fit; numbers that
-            are not finite.
+        UserError: missing, damaged or truncated file; code in it; keys, shapes or kinds of numbers that don't fit;
+            several weights that do; numbers that are not finite.
     """
     path = Path(file)
     if path.is_dir():
@@ -45,55 +43,22 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     _check_digest(path, content)
-    state = store.parse_tensors(content, path) if path.suffix == ".safetensors" else _foreign(path, content)
-    fill_own(module, state, str(path))
-
-
-def _foreign(path: Path, content: bytes) -> dict[str, Tensor]:
-    """The state dict in a file that torch wrote, read without executing anything in it."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        refused = isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error)
-        if refused or "TorchScript" in str(error) or "legacy .tar" in str(error):
-            raise UserError(
-                f"{path} is refused: it holds code, not just tensors. Convert it to safetensors on a "
-                "machine where you trust it."
-            ) from error
-        what = "holds code or is damaged" if _is_pickle(content) else "is damaged or no weights file"
-        raise UserError(
-            f"{path} is refused: it {what} ({one_line(error)}). Fetch it again, or convert it to "
-            "safetensors on a machine where you trust it."
-        ) from error
-    while isinstance(value, dict):
-        inner = next((value[key] for key in _ENVELOPES if isinstance(value.get(key), dict)), None)
-        if inner is None:
-            break
-        value = inner
-    items = value.items() if isinstance(value, dict) else ()
-    state = {str(key): tensor for key, tensor in items if isinstance(tensor, Tensor)}
-    require(bool(state), f"{path} holds no state dict: a mapping from names to tensors.")
-    odd = [key for key, t in state.items() if t.layout != torch.strided or t.is_meta or t.is_quantized]
-    require(not odd, f"{path} has tensors that are not dense numbers ({_some(odd)}).")
-    return state
-
-
-def _is_pickle(content: bytes) -> bool:
-    """Whether the file can hold a pickle: a protocol mark, or an archive whose directory can be read."""
-    return content[:1] == b"\x80" or zipfile.is_zipfile(io.BytesIO(content))
-
-
-def _unprefixed(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """``state`` without what wrappers put before its keys, as far as is needed for a key to match."""
-    while not wanted & state.keys() and any(key.startswith(_PREFIXES) for key in state):
-        state = {_without_prefix(key): tensor for key, tensor in state.items()}
-    return state
-
-
-def _without_prefix(key: str) -> str:
-    prefix = next((p for p in _PREFIXES if key.startswith(p)), "")
-    return key[len(prefix) :]
+    if path.suffix == ".safetensors":
+        checkpoint: Any = store.parse_tensors(content, path)
+    else:
+        checkpoint = read_checkpoint(path, content)
+    target = own(module)
+    found, others = weights_in(checkpoint, target.state_dict(), str(path), key)
+    fill(target, found.state, str(path))
+    notes = []
+    if found.name:
+        also = f"; {_some(others)} would fit too, and weights_key chooses" if others else ""
+        notes.append(f"The weights of {path.name} are those under '{found.name}'{also}.")
+    elif others:
+        notes.append(f"Of {path.name} the outermost weights are taken; {_some(others)} would fit too (weights_key).")
+    if found.beside:
+        notes.append(f"Of {path.name} is left out what is no weight of the network: {_some(list(found.beside))}.")
+    return tuple(notes)
 
 
 def _check_digest(path: Path, content: bytes) -> None:
@@ -117,12 +82,6 @@ def _check_digest(path: Path, content: bytes) -> None:
             store.verified(path, record)
 
 
-def fill_own(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """:func:`fill` the network inside of what was put around it, from a state with the prefixes of any wrapper."""
-    target = own(module)
-    fill(target, _unprefixed(state, set(target.state_dict())), where)
-
-
 def fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Copy ``state`` into ``module`` after everything about it has been checked."""
     wanted = module.state_dict()
@@ -131,8 +90,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
         f"{where} belongs to another network: none of its tensors ({_some(sorted(state))}) has the name "
         f"of a weight of {type(module).__name__} ({_some(sorted(wanted))}).",
     )
-    # BatchNorm's step counter is absent from older files and is used by nothing here.
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [key for key in wanted if key not in state and not key.endswith(COUNTER)]
     surplus = [key for key in state if key not in wanted]
     require(
         not missing,
@@ -148,8 +106,28 @@ def fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
             f"{where} has '{key}' with shape {tuple(tensor.shape)}, but {type(module).__name__} has "
             f"{tuple(wanted[key].shape)} there.",
         )
+        require(
+            tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized,
+            f"{where} has tensors that are not dense numbers ({key}).",
+        )
+        require(
+            _kind(tensor) == _kind(wanted[key]) or (key.endswith(COUNTER) and not tensor.is_complex()),
+            f"{where} has '{key}' in {_format(tensor)}, and {type(module).__name__} has {_format(wanted[key])} there, "
+            "which such numbers cannot fill; give the weights as they were trained.",
+        )
     require_finite(state, where)
     module.load_state_dict(state, strict=False)
+
+
+def _kind(tensor: Tensor) -> str:
+    """The kind of its numbers; within one, formats differ by rounding and range alone."""
+    if tensor.is_complex():
+        return "complex"
+    return "real" if tensor.is_floating_point() else "whole"
+
+
+def _format(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _some(names: list[str]) -> str:
@@ -159,5 +137,7 @@ def _some(names: list[str]) -> str:
 def require_finite(state: dict[str, Any], where: str) -> None:
     """Raise :class:`UserError` naming ``where`` and the tensor that holds a NaN or infinity."""
     for key, tensor in state.items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        if not bool((tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all()):  # float8 has no such test
             raise UserError(f"{where} holds numbers that are not finite, in '{key}': it was spoilt in training.")

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.feature_maps import FeatureMap, Flow, record_layer
 from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of, fresh_copy_of
@@ -30,15 +31,14 @@ from upcycle.diagnosis.errors.class_channels import (
     Act,
     aligned,
     by_class,
+    channel_map,
     channel_order,
     channel_scores,
     class_aggregate,
     class_gradients,
     class_support,
     labelled,
-    last_convolution,
     probe,
-    record_layer,
     rivals,
     shares,
     support,
@@ -130,7 +130,8 @@ class ModelDoctor(Method):
         n: images of each class that its channels are found from, those recognised most surely.
         act: relu counts what speaks for a class (released code), abs also what speaks against it.
         noise: standard deviation of Gaussian noise added to F in training (1 in the code of 2021, 0 in the released).
-        layer: name of the layer whose output is F; if not given, the last convolution that runs.
+        layer: name of the layer whose output is F; if not given, the last convolution, or where that is one branch of
+            several, or none, the last feature map that all logits pass through.
         masks: foreground of training images: gradcam, a folder of PNG files, or a COCO file
             (:func:`~upcycle.diagnosis.errors.foreground.load_masks`).
         from_scratch: draw new weights and train those, with the masks of the trained network.
@@ -182,14 +183,13 @@ class ModelDoctor(Method):
         """Labels, images of each class, a layer that is twice differentiable, and masks that fit."""
         source, problems = self.model("source", data), []
         if unknown := int((data.train.labels < 0).sum()):
-            problems.append(f"it learns from labels, and {unknown} of {len(data.train)} training images have none")
+            problems.append(f"it learns from labels, which {unknown} of {len(data.train)} training images do not have")
         if source.input_shape[0] != data.shape[0]:
             return [*problems, f"{source.name} takes {source.input_shape[0]} input channels and the images have "
                     f"{data.shape[0]}"]  # fmt: skip
         try:
             images = aligned(source, data)
-            network = probe(source.module)
-            layer = self.layer or last_convolution(network, source.example())
+            network, layer = probe(source.module), self._layer(source)
             require_penalty(network, layer, source.example(), twice=self.a > 0 or self.b > 0)
             if self.b:
                 require(self.masks is not None, "b weighs the background, which needs masks: give --masks FOLDER, a "
@@ -214,15 +214,15 @@ class ModelDoctor(Method):
             "modeldoctor differentiates twice, which compiled networks cannot; run it uncompiled.",
         )
 
+        layer = self._layer(source)
         before = run.stored("diagnosis", self._kept(len(source.classes), int((data.train.labels >= 0).sum())))
         if before is None:
             with run.open_stage("diagnosis") as before:
-                found = diagnose(
-                    source, data, layer=self.layer, n=self.n, theta=self.theta, act=self.act, device=run.device
-                )
-                before |= {"layer": found.layer, "scores": found.scores, "mask": found.mask, "images": found.images}
+                found = diagnose(source, data, layer=layer, n=self.n, theta=self.theta, act=self.act, device=run.device)
+                before |= {"scores": found.scores, "mask": found.mask, "images": found.images}
                 before["shares"] = [found.concentration, found.wrong]
-        layer, mask = before["layer"], before["mask"].to(run.device)
+        mask = before["mask"].to(run.device)
+        mask = mask | ~mask.any(1, keepdim=True)  # to a class that was never recognised no channel is foreign
         masks = self._masks(run, source, data, layer)
 
         network = fresh_copy_of(source.module) if self.from_scratch else copy_of(source.module)
@@ -253,7 +253,7 @@ class ModelDoctor(Method):
                 run.track(loss=cross_entropy)
             run.evaluate(student, data.validation)
         made = run.plain(student)
-        self._show(run, source, data, before, made)
+        self._show(run, source, data, layer, before, made)
         return made
 
     def _kept(self, k: int, n: int) -> dict[str, Any]:
@@ -261,14 +261,25 @@ class ModelDoctor(Method):
         shares = (((float | None),) * k,) * 2
         images = Values((None,), 0, n - 1, whole=True)
         mask = Values((k, None), 0, 1, whole=True)
-        return {"layer": str, "scores": Values((k, None)), "mask": mask, "images": images, "shares": shares}
+        return {"scores": Values((k, None)), "mask": mask, "images": images, "shares": shares}
 
     def product(self, module: nn.Module, data: Images) -> Model:
         """The same architecture with new weights."""
         source = self.model("source", data)
         return dataclasses.replace(source, module=module, lineage=None, name=f"{source.name}-treated")
 
-    def _masks(self, run: Run, source: Model, data: Images, layer: str) -> ImageSplit | None:
+    def _layer(self, source: Model) -> FeatureMap:
+        network, example = probe(source.module), source.example()
+        if self.layer is not None:
+            return Flow(network, example).named(self.layer)[0]
+        found = channel_map(network, example)
+        if found is None:
+            raise UserError(
+                f"{source.name} has no features between images and logits whose gradient could be looked at"
+            )
+        return found
+
+    def _masks(self, run: Run, source: Model, data: Images, layer: FeatureMap) -> ImageSplit | None:
         if not self.b:
             return None
         if self.masks != "gradcam":
@@ -280,22 +291,24 @@ class ModelDoctor(Method):
             return None
         return partial(gaussian, ids=split.ids[index.cpu()], view=view, deviation=self.noise)
 
-    def _show(self, run: Run, source: Model, data: Images, before: dict[str, Any], made: nn.Module) -> None:
+    def _show(
+        self, run: Run, source: Model, data: Images, layer: FeatureMap, before: dict[str, Any], made: nn.Module
+    ) -> None:
         """The channels before and after, and what they mean on validation images with the same M."""
-        layer, k, treated = before["layer"], len(source.classes), probe(made, run.device)
+        k, treated = len(source.classes), probe(made, run.device)
         scores = channel_scores(class_aggregate(treated, data.train.subset(before["images"]), layer, act=self.act,
                                                 device=run.device, k=k))  # fmt: skip
         order = channel_order(before["scores"])
         for i, (name, found) in enumerate((("before", before["scores"]), ("after", scores)), 1):
             run.picture(f"channels-{i}-{name}", {
-                "kind": "heatmap", "title": f"Channels of {layer}, {name}",
+                "kind": "heatmap", "title": f"Channels of {layer.name}, {name}",
                 "caption": f"How much each channel speaks for each class (rows), in [0, 1]; above {self.theta:g} it is "
                 "one of that class.", "rows": list(source.classes), "columns": [str(c) for c in order.tolist()],
                 "values": found[:, order].tolist()})  # fmt: skip
         seen = class_support(treated, labelled(data.validation), layer, act=self.act, device=run.device)
         found = [by_class(share, seen.labels, k) for share in shares(seen, before["mask"])]
         own, wrong = ([_percent(means) for means in pair] for pair in zip(before["shares"], found, strict=True))
-        run.note(f"Channels are those of {layer}. On validation images {own[1]:.1f} % of the support for the true "
+        run.note(f"Channels are those of {layer.name}. On validation images {own[1]:.1f} % of the support for the true "
                  f"class falls on its channels ({own[0]:.1f} % before), and {wrong[1]:.1f} % of the support for the "
                  f"most probable wrong class on that one's ({wrong[0]:.1f} %), means over classes.")  # fmt: skip
 
@@ -306,17 +319,17 @@ def _percent(means: list[float | None]) -> float:
     return 100 * sum(found) / max(len(found), 1)
 
 
-def require_penalty(network: nn.Module, layer: str, example: Float[Tensor, "b c h w"], *, twice: bool = True) -> None:
+def require_penalty(
+    network: nn.Module, layer: str | FeatureMap, example: Float[Tensor, "b c h w"], *, twice: bool = True
+) -> None:
     """Try on one batch whether a penalty on d z / d F moves any weight.
 
     Raises:
         UserError: the layer gives no maps or does not reach the logits, or there is no second derivative.
     """
-    network = copy_of(network).requires_grad_(True)
+    network, name = copy_of(network).requires_grad_(True), layer if isinstance(layer, str) else layer.name
     with record_layer(network, layer) as seen:
         z = network(example)
-    require(hasattr(seen, "f"), f"'{layer}' does not run in eval mode; name another --layer.")
-    require(seen.f.ndim == 4, f"'{layer}' gives {tuple(seen.f.shape)}, not maps (b, c, h, w); name another --layer.")
     classes = z.argmin(1)
     try:
         g = class_gradients(z, seen.f, classes, graph=twice)
@@ -325,8 +338,8 @@ def require_penalty(network: nn.Module, layer: str, example: Float[Tensor, "b c 
         if g.requires_grad:
             g.square().sum().backward()
     except RuntimeError as error:
-        raise UserError(f"{called(network)} cannot be differentiated twice from its logits to '{layer}' "
+        raise UserError(f"{called(network)} cannot be differentiated twice from its logits to '{name}' "
                         f"({one_line(error)}); name another --layer, or set a and b to 0.") from None  # fmt: skip
     grads = [p.grad for p in network.parameters() if p.grad is not None]
-    require(any(bool(grad.any()) for grad in grads), f"No weight follows '{layer}', so a penalty on its "
+    require(any(bool(grad.any()) for grad in grads), f"No weight follows '{name}', so a penalty on its "
             "gradient changes nothing; name an earlier --layer.")  # fmt: skip

@@ -92,7 +92,8 @@ class FastDFKD(Method):
 
     Departures: the augmented views of the pool repeat (``making.views``), so that the teacher answers each once; the
     momentum is Nesterov's; cosine ends at 0 instead of 2e-4. Reptile's factor c = 67 is left out, since Adam
-    divides it away but for its epsilon.
+    divides it away but for its epsilon. L_adv and the reset begin with the first round after the warm-up; the authors'
+    counter of rounds is one ahead, so that theirs begin a round earlier, before the student has learnt anything.
 
     Args:
         teacher: a trained classifier with BatchNorm.

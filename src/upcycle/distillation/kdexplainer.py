@@ -83,7 +83,8 @@ class KDExplainer(Method):
     loss does not care. Accuracy in stage 1 is that of the soft routing at the epoch's t.
 
     Departures: stage 2 starts from the S of the last epoch of stage 1; the code takes the best one's, by which data is
-    not said. The momentum of stage 2 is Nesterov's, as everywhere here.
+    not said. The momentum of stage 2 is Nesterov's, as everywhere here. All layers begin as torch's do, in both
+    stages; the code has an initialisation of its own, which could not be read.
 
     Args:
         teacher: a trained classifier; only its logits are used.

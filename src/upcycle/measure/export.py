@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from upcycle.core import store
-from upcycle.core.errors import UserError, one_line, require, unknown
+from upcycle.core.errors import UserError, first_cause, one_line, require, unknown
 from upcycle.core.models import Model, copy_of
 
 TOLERANCE = 1e-4  # largest difference of the logits over the largest logit
@@ -94,7 +95,7 @@ def _compared(model: Model, write: Callable[[Path], Tensor], file: Path, expecte
     try:
         answer = write(file)
     except Exception as error:
-        raise UserError(f"{model.name} cannot be exported to {file.name}: {one_line(error)}.") from error
+        raise UserError(f"{model.name} cannot be exported to {file.name}: {one_line(first_cause(error))}.") from error
     relative = float((answer - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not relative <= TOLERANCE:
         raise UserError(
@@ -107,9 +108,12 @@ def _compared(model: Model, write: Callable[[Path], Tensor], file: Path, expecte
 def _to_onnx(facts: dict[str, Any], network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:
     import onnxruntime
 
-    program = torch.onnx.export(
-        _program(network, example), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
-    )
+    # ONNX gets attention as plain matrix products, which leave their answer in another order of memory than the fast
+    # kernels do: what a forward does with it afterwards has to be traced behind those.
+    with sdpa_kernel(SDPBackend.MATH):
+        program = torch.onnx.export(
+            _program(network, example), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
+        )
     assert program is not None  # dynamo=True makes one
     program.model.metadata_props[METADATA] = json.dumps(facts)
     program.save(str(file), external_data=False)

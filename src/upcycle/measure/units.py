@@ -62,6 +62,24 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def times(n: int) -> str:
+    """How often, in words.
+
+    >>> times(0), times(1), times(2), times(1200)
+    ('never', 'once', 'twice', '1,200 times')
+    """
+    return ("never", "once", "twice")[n] if n < 3 else f"{n:,} times"
+
+
+def counted(n: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> counted(1, "image"), counted(2500, "image")
+    ('1 image', '2,500 images')
+    """
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     step = 0
     while abs(value) >= 999.5 and step + 1 < len(units):

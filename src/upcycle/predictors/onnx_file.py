@@ -33,12 +33,13 @@ class OnnxFile:
         classes: names of the k outputs; their numbers where neither this nor the file says.
         mean, std: per channel, of images in [0, 1]: what the inputs are normalised with. zeros and ones where the
             file normalises its inputs itself.
-        logits: whether the outputs are logits; ``None``: unless all rows are probabilities, that is, not negative
-            and with a sum of 1.
+        logits: whether the outputs are logits; ``False``: probabilities, of all classes together (rows with a sum
+            of 1) or of each by itself (a sigmoid; they become those of exactly one class being there, which are
+            proportional to p / (1 - p)). ``None``: logits, unless all rows have a sum of 1 and nothing negative.
 
     Raises:
         UserError: onnxruntime is not installed, the file is missing or damaged or no such classifier, or nothing
-            says how its inputs are normalised.
+            says how its inputs are normalised. When it is asked: outputs that may be either.
     """
 
     def __init__(
@@ -99,11 +100,18 @@ class OnnxFile:
             z.shape[1] == len(self.classes), f"{self.name} gives {z.shape[1]} outputs for {len(self.classes)} classes."
         )
         probable = bool(((z >= 0).all(1) & ((z.double().sum(1) - 1).abs() < TOLERANCE)).all())
+        if self.logits is not True and probable:
+            return ranked(z / z.sum(1, keepdim=True))
+        between = z.shape[1] > 1 and bool(((z >= 0) & (z <= 1)).all())
+        require(
+            self.logits is not None or not between,
+            f"{self.name} answers with numbers between 0 and 1 that do not sum to 1: in Python, give it as an OnnxFile "
+            "with logits False where each is the probability of its class by itself, or True where they are logits.",
+        )
         if self.logits is False:
-            require(probable, f"{self.name} gives no probabilities: negative rows, or rows that do not sum to 1.")
-        if self.logits is True or not probable:
-            return ranked(from_logits(z, self.name))
-        return ranked(z / z.sum(1, keepdim=True))
+            require(between, f"{self.name} gives no probabilities: numbers below 0 or above 1.")
+            z = z.double().clamp(1e-7, 1 - 1e-7).logit()
+        return ranked(from_logits(z, self.name))
 
     def _outputs(self, split: ImageSplit, index: Tensor) -> Tensor:
         """float32 (b, k). A file made for one size of batch gets it: the last image stands in for lacking ones."""

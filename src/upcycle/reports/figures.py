@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from upcycle.measure.units import times
 from upcycle.reports import svg
 from upcycle.reports.bars import Bar, bar_chart, dumbbells, starts_late
 from upcycle.reports.lines import Bin, Series, line_plot, reliability_diagram
@@ -272,11 +273,8 @@ def _pair(
     classes: list[str], matrix: list[list[int]], before: list[list[int]] | None, i: int, j: int, role: str
 ) -> Markup:
     count, total = matrix[i][j], sum(matrix[i])
-    text = Markup("<b>{}</b> is called <b>{}</b> {:,} times in {:,}").format(classes[i], classes[j], count, total)
-    if before is None:
-        return text
-    times = before[i][j]
-    return text + Markup(" ({}: {})").format(role, f"{times:,}" if times else "never")
+    text = Markup("<b>'{}'</b> is called <b>'{}'</b> {} in {:,}").format(classes[i], classes[j], times(count), total)
+    return text if before is None else text + Markup(" ({}: {})").format(role, times(before[i][j]))
 
 
 def _first_seed(arms: list[Arm]) -> str:

@@ -33,6 +33,7 @@ from upcycle.training.supervised import Supervised
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import figures_of, row, share
 from upcycle.verbs.naming import (
+    SAID,
     Naming,
     Reference,
     images_for,
@@ -55,6 +56,7 @@ class Setting(options.NamedSetting):
             images, a Parquet folder, or hub:ORG/NAME. Where a method needs no labels they only measure.
         source_data: labelled images of the old domain; of several, with commas between them.
         student_weights: the weights that the student starts from: pretrained, or a file; fresh ones if not given.
+        student_weights_key: which weights of the student's file to take where it holds several.
         student_mean: what is taken from the student's inputs to normalise them, one value a channel; if not given, what
             trained weights expect, or the mean of the new images.
         student_std: what the student's are divided by then, one value a channel.
@@ -67,6 +69,7 @@ class Setting(options.NamedSetting):
 
     source_data: str | None = None
     student_weights: str | None = None
+    student_weights_key: str | None = None
     student_mean: tuple[float, ...] | None = None
     student_std: tuple[float, ...] | None = None
     student_classes: tuple[str, ...] | None = None
@@ -176,7 +179,7 @@ def _require_given(cls: Any, asked: list[Any], student: Any, sources: list[Any])
 def _require_used(session: Session, asked: list[Any], student: Any) -> None:
     """Refuse what is said about a network that is not there."""
     for role, there, prefix in (("MODEL", bool(asked), ""), ("student", student is not None, "student_")):
-        names = [f"{prefix}{name}" for name in ("weights", "mean", "std", "classes")]
+        names = [f"{prefix}{name}" for name in SAID]
         said = [name for name in names if getattr(session.setting, name) is not None]
         require(there or not said, f"{session.cls.card.name} was given no {role}; leave out --{', --'.join(said)}.")
 
@@ -271,7 +274,7 @@ def _known_as(images: Images, classes: tuple[str, ...], naming: Naming) -> Image
 
 def _predictor(reference: Any, session: Session, naming: Naming) -> Predictor:
     setting = session.setting
-    said = [name for name in ("weights", "mean", "std", "classes") if getattr(naming, name) is not None]
+    said = [name for name in SAID if getattr(naming, name) is not None]
     if isinstance(reference, Predictor):
         require(not said, f"A predictor that is given as an object is as it is; leave out {', '.join(said)}.")
         return reference

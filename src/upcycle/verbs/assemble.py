@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from upcycle.core import models
 from upcycle.core.errors import UserError, require
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.outputs import Columns
 from upcycle.data import Images, describe
 from upcycle.data.images import joined
 from upcycle.data.labels import relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.verbs import DEFAULT_METHOD, options
-from upcycle.verbs.figures import macs, row, size_sentence
+from upcycle.verbs.figures import macs, row, share, size_sentence
 from upcycle.verbs.naming import (
     Naming,
     Reference,
@@ -101,9 +103,24 @@ def assemble(
     for part, own in zip(found, each, strict=True):
         arms = session.measured(part, own)
         rows.append(row(f"{part.name}, alone on its own classes" if arms else part.name, "part", arms, part))
-    rows.append(made.row(made.model.name))
+    whole = made.row(made.model.name)
+    sentence = size_sentence([*rows, whole], made.model)
+    within = [
+        session.measured(_restricted(made.model, part.classes), own) for part, own in zip(found, each, strict=True)
+    ]
+    if all(within):
+        inside = " and ".join(share([found.accuracy for found in arms]) for arms in within)
+        alone = " and ".join(share(line["accuracy"]) for line in rows)
+        sentence += f" Among the classes of each part it reaches {inside}, and the parts alone reach {alone} there."
+    rows.append(whole)
     parents = [parent_node(part, "part") for part in found]
-    return session.leave(made, rows, size_sentence(rows, made.model), parents=parents, data=images)
+    return session.leave(made, rows, sentence, parents=parents, data=images)
+
+
+def _restricted(whole: Model, classes: tuple[str, ...]) -> Model:
+    """The assembled network among some of its classes, as a part of it answers."""
+    columns = torch.tensor([whole.classes.index(name) for name in classes])
+    return dataclasses.replace(whole, module=Columns(whole.module, columns), classes=classes)
 
 
 def _parts(parts: Sequence[Reference], sets: Sequence[Any], naming: Naming) -> tuple[list[Model], list[Images]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,23 +14,24 @@ from torch import Tensor
 
 from upcycle.core import lineage, references, store
 from upcycle.core.devices import device_of
-from upcycle.core.errors import require, unknown
+from upcycle.core.errors import require
 from upcycle.core.evaluate import Evaluation, judged, predict_logits
 from upcycle.core.models import Model
 from upcycle.data import Images, check_reference, describe
-from upcycle.diagnosis.attribution import EXPLAINERS
 from upcycle.diagnosis.errors.class_channels import channel_order
 from upcycle.diagnosis.errors.findings import Diagnosis
 from upcycle.diagnosis.errors.findings import diagnose as look_inside
 from upcycle.measure.machine import machine
+from upcycle.measure.units import counted, times
 from upcycle.reports import write_report
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.figures import row, show_accuracy
-from upcycle.verbs.heatmaps import maps_of, overlay
+from upcycle.verbs.heatmaps import known, maps_of, overlay
 from upcycle.verbs.naming import Naming, Reference, in_classes_of, network_and_images, options_as
 from upcycle.verbs.options import Say, command_of
 
+DEFAULT = ("gradcam", "saliency", "integrated_gradients")
 NAMED = 8
 """How many pairs, classes and channels are named in words."""
 
@@ -51,7 +53,7 @@ def diagnose(
     data: Any = None,
     out: Path | str | None = None,
     images: int = 12,
-    methods: tuple[str, ...] = ("gradcam", "saliency", "integrated_gradients"),
+    methods: tuple[str, ...] | None = None,
     layer: str | None = None,
     samples: int = 50,
     theta: float = 0.2,
@@ -63,13 +65,15 @@ def diagnose(
 
     Args:
         model: a reference, or the path of a saved model or run; in Python also a module or a
-            Model. A classifier with convolutions.
+            Model. A trained classifier.
         data: labelled images of its classes: a data set, as for distill; digits if not given.
         out: the directory; if not given, runs/diagnose-MODEL.
         images: how many right answers, and how many wrong ones, are shown with heat maps.
         methods: of the heat maps: gradcam, saliency, gradient_x_input, smoothgrad, integrated_gradients, learned,
-            guided_backprop, extremal, rise, occlusion, and, with upcycle[explain], lrp and deeplift.
-        layer: whose channels are meant; if not given, the last convolution.
+            guided_backprop, extremal, rise, occlusion, and, with upcycle[explain], lrp and deeplift; if not given, the
+            first two and integrated_gradients, as far as the network allows them.
+        layer: whose channels are meant; if not given, the last convolution, or where that is one branch of several, or
+            none, the last feature map that all logits pass through.
         samples: confident training images of a class that its channels are found from.
         theta: what a channel's score must exceed to belong to a class.
         accelerator: the kind of device, as in Lightning Fabric.
@@ -83,10 +87,7 @@ def diagnose(
     reference: Any = "digits" if data is None else data
     said = options_as(Naming, "diagnose", naming)
     require(images >= 1, f"images must be at least 1, not {images}.")
-    require(bool(methods), "methods must name at least one method.")
-    for method in methods:
-        if method not in EXPLAINERS:
-            raise unknown("attribution method", method, EXPLAINERS)
+    known(methods if methods is not None else DEFAULT)
     if isinstance(model, str):
         references.check_reference(model)
     if isinstance(reference, str):
@@ -96,8 +97,8 @@ def diagnose(
     require(len(seen.test) > 0, f"{seen.name} has no test images to diagnose {net.name} on.")
     place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
     device = device_of(accelerator)
+    claim_directory(place, resume=False)
     inside = look_inside(net, seen, layer=layer, n=samples, theta=theta, device=device)  # refuses what it cannot do
-    held = claim_directory(place, resume=False, hold=True)
     say(f"data     {describe(seen)}")
     show_accuracy(say, "model", net, seen, inside.evaluation)
 
@@ -110,23 +111,28 @@ def diagnose(
     measured = judged(z, seen.test.labels, name=net.name)
     line = row(net.name, "source", [measured], net)
     right, wrong = _picked(z, seen.test.labels.tolist(), images)
-    pictures = {"3-channels": _channels(inside), "4-shared": _shares(inside, mending)}
+    pictures = {"3-channels": _channels(inside), "4-shared": _shares(inside, mending)} if inside.layer else {}
     shown = {
-        "1-wrong": ("Why it errs", "The surest errors first, and what speaks for the wrong answer.", wrong),
-        "2-right": ("What right answers rest on", "The surest of each class, and what speaks for it.", right),
+        "1-wrong": ("Why it errs", "The surest errors first, and what speaks for the wrong answer.", wrong, seen.test),
+        "2-right": (
+            "What right answers rest on",
+            "The surest of each class, and what speaks for it.",
+            right,
+            seen.test,
+        ),
     }
-    for name, (title, caption, which) in shown.items():
-        if len(which):
-            part = seen.test.subset(which)
-            pictures[name] = overlay(title, caption, net, part, *maps_of(net, part, methods))
     doubted = suspects(inside.evaluation, measured)
-    for k in doubted:
+    for k in [] if remembered(inside, measured, doubted) else doubted:
         own = (seen.validation.labels == k).nonzero()[:, 0][:images]
-        part, title = seen.validation.subset(own), f"What {net.classes[k]} rests on where it is recognised"
-        caption = (
-            "Validation images, on which it does so much better than on test images. Is there something that only "
-        )
-        pictures[f"0-suspect-{k}"] = overlay(title, f"{caption}these have?", net, part, *maps_of(net, part, methods))
+        title = f"What {net.classes[k]} rests on where it is recognised"
+        caption = "Validation images, on which it does so much better than on test images. What do only these have?"
+        shown[f"0-suspect-{k}"] = (title, caption, own, seen.validation)
+    for name, (title, caption, which, split) in shown.items():
+        if len(which):
+            part = split.subset(which)
+            maps = maps_of(net, part, methods or DEFAULT, strict=methods is not None)
+            pictures[name] = overlay(title, caption, net, part, *maps)
+    held = claim_directory(place, resume=False, hold=True)
     for name, picture in pictures.items():
         store.write_json(place / "pictures" / f"{name}.json", picture)
     sentence = _sentence(net, seen, measured, inside, doubted)
@@ -137,7 +143,7 @@ def diagnose(
         "sentence": sentence, "shows": "Inside the network",
         "data": {"name": seen.title, "train": len(seen.train), "validation": len(seen.validation),
                  "test": len(seen.test), "classes": list(net.classes), "notes": seen.notes},
-        "rows": [line], "seeds": [], "machine": machine(), "notes": [],
+        "rows": [line], "seeds": [], "machine": machine(), "notes": list(net.notes),
         "versions": lineage.versions(),
     })  # fmt: skip
     report = write_report(place)
@@ -171,7 +177,7 @@ def _picked(z: Tensor, labels: list[int], n: int) -> tuple[Tensor, Tensor]:
 def _channels(d: Diagnosis) -> dict[str, Any]:
     order = channel_order(d.scores)
     return {
-        "kind": "map", "title": f"Channels that speak for each class ({d.layer})",
+        "kind": "map", "title": f"Channels that speak for each class ({d.layer.name if d.layer else ''})",
         "caption": "Gradient of each class's logit with respect to each channel, summed over the images that are "
                    "recognised most surely; every row from 0 to 1. Channels in the order of their loudest class.",
         "rows": list(d.classes), "columns": [str(ch) for ch in order.tolist()], "values": d.scores[:, order].tolist(),
@@ -198,46 +204,116 @@ def suspects(held: Evaluation, tested: Evaluation) -> list[int]:
     """Classes that are recognised far less often in test images than in validation images, the worst first.
 
     More than ten points, and more than three standard errors. Such a class rests on something that one of the two sets
-    does not have: a watermark, a background, a way of taking the picture.
+    does not have (a watermark, a background, a way of taking the picture), or on memory of the former.
     """
     found = []
     for k, (v, t) in enumerate(zip(held.per_class, tested.per_class, strict=True)):
         if v is None or t is None:
             continue
         counts = (sum(held.confusion[k]), sum(tested.confusion[k]))
-        error = math.sqrt(sum(p * (1 - p) / n for p, n in zip((v, t), counts, strict=True)))
-        if v - t > max(0.1, 3 * error):
+        if v - t > max(0.1, 3 * _error((v, t), counts)):
             found.append((t - v, k))
     return [k for _, k in sorted(found)]
 
 
+def remembered(inside: Diagnosis, tested: Evaluation, doubted: list[int]) -> bool:
+    """Whether what looks like a shortcut may be memory, because validation images were part of the training.
+
+    That cannot be excluded where they are answered as training images are
+    (:func:`~upcycle.diagnosis.errors.findings.familiar`), and the classes that are not in doubt, too, are recognised
+    less often in test images: by more than two points and three standard errors. A network that learnt by heart does
+    so with every class, a shortcut is that of some. Where all classes are in doubt there is none to compare with.
+    """
+    shares, counts = [], []
+    for found in (inside.evaluation, tested):
+        rows = [(row[k], sum(row)) for k, row in enumerate(found.confusion) if k not in doubted]
+        right, n = (sum(column) for column in zip(*rows, strict=True)) if rows else (0, 0)
+        shares.append(right / n if n else 0.0)
+        counts.append(n)
+    alone = min(counts) > 0 and shares[0] - shares[1] <= max(0.02, 3 * _error(shares, counts))
+    return bool(doubted) and inside.familiar and not alone
+
+
+def _error(shares: Sequence[float], counts: Sequence[int]) -> float:
+    """The standard error of the difference of two shares."""
+    return math.sqrt(sum(p * (1 - p) / n for p, n in zip(shares, counts, strict=True)))
+
+
 def _sentence(net: Model, data: Images, measured: Evaluation, d: Diagnosis, doubted: list[int]) -> str:
-    text = f"{net.name} is right on {measured.accuracy:.1%} of the {measured.count:,} test images of {data.name}"
-    known = {name: r for name, r in zip(net.classes, measured.per_class, strict=True) if r is not None}
-    worst = min(known, key=lambda name: known[name])
-    text += f", least often on {worst} ({known[worst]:.1%})."
+    text = (
+        f"{net.name} is right on {measured.accuracy:.1%} of the {counted(measured.count, 'test image')} of {data.name}"
+    )
+    recall = {name: r for name, r in zip(net.classes, measured.per_class, strict=True) if r is not None}
+    worst = min(recall, key=lambda name: recall[name])
+    text += f", least often on '{worst}' ({recall[worst]:.1%})." if recall[worst] else "."
     counts = torch.tensor(measured.confusion).fill_diagonal_(0)
     if int(counts.max()):
         a, b = divmod(int(counts.argmax()), len(net.classes))
-        text += f" Its most frequent error is {net.classes[a]} taken for {net.classes[b]} ({int(counts[a, b])} times)"
-        share = next((j for x, y, j in d.shared if {x, y} == {net.classes[a], net.classes[b]}), None)
-        text += f"; the two share {share:.0%} of their channels." if share else "; they share no channels."
+        first, second = net.classes[a], net.classes[b]
+        text += f" Its most frequent error is '{first}' taken for '{second}' ({times(int(counts[a, b]))})"
+        if d.layer is None or {first, second} & set(d.unrecognised):
+            text += "."
+        else:
+            share = next((j for x, y, j in d.shared if {x, y} == {first, second}), None)
+            text += f"; the two share {share:.0%} of their channels." if share else "; they share no channels."
+    text += _never(net, measured, counts, d)
+    if d.layer is None and len(d.unrecognised) < len(net.classes):
+        text += " It has no features between its images and its logits whose gradient could be looked at, so nothing is"
+        text += " said of channels."
+    if not doubted:
+        return text
+    if remembered(d, measured, doubted):
+        text += f" Validation images are answered as training images are ({d.evaluation.accuracy:.1%} and"
+        text += (
+            f" {d.trained.accuracy:.1%} right), and test images worse: perhaps they were part of its training. So it"
+        )
+        text += (
+            f" cannot be told whether {_listed([net.classes[k] for k in doubted])}, recognised far less often in test"
+        )
+        return f"{text} images, rest on a shortcut or on memory; validation images that it has never seen would tell."
     for k in doubted:
         held, tested = d.evaluation.per_class[k], measured.per_class[k]
-        text += f" Beware of {net.classes[k]}: it is recognised in {held:.1%} of the validation images and "
+        text += f" Beware of '{net.classes[k]}': it is recognised in {held:.1%} of the validation images and "
         text += f"{tested:.1%} of the test images, so it may rest on something that only the former have."
     return text
 
 
+def _never(net: Model, measured: Evaluation, counts: Tensor, d: Diagnosis) -> str:
+    """Classes that are never recognised, in test images or in training images."""
+    text, never = "", [k for k, r in enumerate(measured.per_class) if r == 0]
+    for k in never[:NAMED]:
+        instead, n = int(counts[k].argmax()), sum(measured.confusion[k])
+        text += f" It never recognises '{net.classes[k]}': of {counted(n, 'test image')} it takes "
+        text += f"{int(counts[k, instead])} for '{net.classes[instead]}'."
+    if len(never) > NAMED:
+        text += f" It never recognises {len(never) - NAMED} more classes."
+    unseen = [name for name, n in d.unrecognised.items() if not n]
+    lost = [name for name, n in d.unrecognised.items() if n]
+    if unseen:
+        text += f" There is no training image of {_listed(unseen)} to find channels from."
+    if lost:
+        them = "it" if len(lost) == 1 else "them"
+        text += f" No training image of {_listed(lost)} is recognised, so no channel speaks for {them}."
+    return text
+
+
+def _listed(classes: Sequence[str]) -> str:
+    """Classes in a sentence, the first of many."""
+    quoted = [f"'{name}'" for name in classes[:NAMED]]
+    if len(classes) > NAMED:
+        return f"{', '.join(quoted)} and {len(classes) - NAMED} more"
+    return " and ".join([*([", ".join(quoted[:-1])] if quoted[1:] else []), quoted[-1]])
+
+
 def _advice(d: Diagnosis, command: str) -> list[str]:
     """What a treatment would change, in words, and how to ask for it."""
-    pairs = [f"{a} and {b} ({j:.0%})" for a, b, j in d.shared[:NAMED]]
+    pairs = [f"'{a}' and '{b}' ({j:.0%})" for a, b, j in d.shared[:NAMED]]
     notes = [f"Classes that share most channels: {', '.join(pairs)}."] if pairs else []
     weak = sorted((s, name) for name, s in zip(d.classes, d.concentration, strict=True) if s is not None)[:3]
     if weak:
-        named = ", ".join(f"{name} ({s:.0%})" for s, name in weak)
+        least = ", ".join(f"'{name}' ({s:.0%})" for s, name in weak)
         notes.append(
-            f"Least of their support comes from channels of their own: {named}. Treating would move it there, "
+            f"Least of their support comes from channels of their own: {least}. Treating would move it there, "
             f"and quieten rivals' channels: {command}."
         )
     return notes

@@ -28,7 +28,7 @@ from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import points, row, show_accuracy, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.methods import all_methods, find_method
-from upcycle.verbs.naming import naming_of
+from upcycle.verbs.naming import SAID, naming_of
 from upcycle.verbs.options import Say
 from upcycle.verbs.pairing import answered_by, on_its_pool, teacher_and_data
 from upcycle.verbs.session import Arm, Result, Session
@@ -51,11 +51,14 @@ class Setting(options.Setting):
             that a method makes itself.
         teacher_weights: a file for the teacher (safetensors, or what torch.save wrote), pretrained, or fresh for random
             ones; if not given, trained ones where the reference has any.
+        teacher_weights_key: which weights of the teacher's file to take where it holds several: the name of their
+            envelope or of their prefix, such as state_dict_ema.
         teacher_mean: what is taken from the teacher's inputs to normalise them, one value a channel.
         teacher_std: what the teacher's are divided by then, one value a channel.
         teacher_classes: the names of the teacher's outputs in their order, with commas between, or a text file with a
             name in each line; if not given, those of the reference, or else of the data.
         student_weights: a safetensors file to start from, or pretrained; fresh weights if not given.
+        student_weights_key: likewise, of the student's file.
         student_mean: what is taken from the student's inputs to normalise them, one value a channel; if not given, a
             fresh student takes its teacher's.
         student_std: what the student's are divided by then, one value a channel.
@@ -69,10 +72,12 @@ class Setting(options.Setting):
     shots: int = 0
     labels: int = -1
     teacher_weights: str | None = None
+    teacher_weights_key: str | None = None
     teacher_mean: tuple[float, ...] | None = None
     teacher_std: tuple[float, ...] | None = None
     teacher_classes: tuple[str, ...] | None = None
     student_weights: str | None = None
+    student_weights_key: str | None = None
     student_mean: tuple[float, ...] | None = None
     student_std: tuple[float, ...] | None = None
     label_map: Path | None = None
@@ -187,7 +192,7 @@ def _check(session: Session) -> None:
     _check_data(session)
     for role in ("teacher", "student"):
         naming_of(setting, role)  # whose values are checked
-    said = [f"teacher_{name}" for name in ("weights", "mean", "std", "classes")]
+    said = [f"teacher_{name}" for name in SAID]
     said = [name for name in said if networks["teacher"] is None and getattr(setting, name) is not None]
     require(not said, f"There is no teacher here; leave out --{', --'.join(said)}.")
     session.check(sets=[None if needs.data == "none" else session.data_ref, setting.test_data])
@@ -232,7 +237,13 @@ def _student(session: Session, teacher: Model | None, data: Images, seed: int) -
         )
         own = models.own_copy(reference)
         return references.resolve(
-            own, input_shape=data.shape, classes=data.classes, weights=naming.file, mean=naming.mean, std=naming.std
+            own,
+            input_shape=data.shape,
+            classes=data.classes,
+            weights=naming.file,
+            weights_key=naming.weights_key,
+            mean=naming.mean,
+            std=naming.std,
         )
     mean, std = naming.mean, naming.std
     fresh = naming.weights in (None, "fresh")
@@ -245,6 +256,7 @@ def _student(session: Session, teacher: Model | None, data: Images, seed: int) -
         num_classes=len(data.classes),
         input_shape=data.shape,
         weights=naming.file,
+        weights_key=naming.weights_key,
         mean=mean,
         std=std,
         trust=naming.trust,

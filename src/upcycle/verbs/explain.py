@@ -12,13 +12,16 @@ from typing import Any
 
 from upcycle.core import lineage, references, store
 from upcycle.core.errors import require, unknown
-from upcycle.diagnosis.attribution import EXPLAINERS, Attribution
+from upcycle.diagnosis.attribution import Attribution
 from upcycle.measure.machine import machine
+from upcycle.measure.units import counted
 from upcycle.reports import write_report
 from upcycle.verbs.directory import claim_directory
-from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, maps_of, overlay
+from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, known, maps_of, overlay
 from upcycle.verbs.naming import Naming, Reference, answering, network_and_pictures, options_as
 from upcycle.verbs.options import Say, command_of
+
+DEFAULT = ("learned", "gradcam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ def explain_images(
     model: Reference,
     images: Path | str,
     *,
-    methods: tuple[str, ...] = ("learned", "gradcam"),
+    methods: tuple[str, ...] | None = None,
     target: str | None = None,
     out: Path | str = Path("explained"),
     say: Say = print,
@@ -46,7 +49,8 @@ def explain_images(
         model: a reference, or the path of a saved model or run; in Python also a module or a
             Model. A trained classifier.
         images: an image, or a folder of images; sub-folders are searched too.
-        methods: of the heat maps; see upcycle diagnose.
+        methods: of the heat maps, see upcycle diagnose; if not given, learned and gradcam, as far as the network allows
+            them.
         target: the class that is asked for; if not given, what the network says of each image.
         out: the directory.
         say: where progress lines go.
@@ -60,16 +64,14 @@ def explain_images(
     if isinstance(model, str):
         references.check_reference(model)
     require(folder.exists(), f"There is no folder or image {folder}.")
-    require(bool(methods), "methods must name at least one method.")
-    for method in methods:
-        if method not in EXPLAINERS:
-            raise unknown("attribution method", method, EXPLAINERS)
+    known(methods if methods is not None else DEFAULT)
     net, split, names = network_and_pictures(model, folder, said)
     net = answering(net, said)
     if target is not None and target not in net.classes:
         raise unknown(f"class of {net.name}", target, net.classes)
     asked = None if target is None else net.classes.index(target)
-    x, found = maps_of(net, split, methods, asked)
+    claim_directory(place, resume=False)
+    x, found, left = maps_of(net, split, methods or DEFAULT, asked, strict=methods is not None)
     held = claim_directory(place, resume=False, hold=True)
     pixels = as_pixels(x, net)
     for method, attribution in found.items():
@@ -79,25 +81,26 @@ def explain_images(
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
             store.write_atomic(place / "maps" / method / f"{i:04d}-{Path(name).stem}.png", buffer.getvalue())
-    first = found[methods[0]]
+    first = next(iter(found.values()))
     store.write_atomic(place / "explained.csv", _table(names, first, net.classes).encode())
     about = "each image's answer" if target is None else target
     picture = overlay(f"What speaks for {about}", "A method at a time; bright is what counts most in this image.", net,
-                    split, x, found, names)  # fmt: skip
+                    split, x, found, left, names)  # fmt: skip
     store.write_json(place / "pictures" / "1-maps.json", picture)
     typed = {"model": model, "images": images, "methods": methods, "target": target}
     typed |= {"out": out, **naming}
     command = command_of("explain", explain_images, typed, positional=("model", "images"))
+    sentence = f"Heat maps of {counted(len(names), 'image')} in {folder.name} by {', '.join(found)}."
     store.write_json(place / "result.json", {
-        "format": 1, "verb": "explain", "method": ", ".join(methods), "title": f"What {net.name} looks at",
+        "format": 1, "verb": "explain", "method": ", ".join(found), "title": f"What {net.name} looks at",
         "command": command, "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - start, 2),
-        "sentence": f"Heat maps of {len(names)} images in {folder.name} by {', '.join(methods)}.", "shows": "Heat maps",
-        "rows": [], "data": {}, "notes": list(net.notes), "machine": machine(), "versions": lineage.versions(),
+        "sentence": sentence, "shows": "Heat maps",
+        "rows": [], "data": {}, "notes": [*net.notes, *left], "machine": machine(), "versions": lineage.versions(),
     })  # fmt: skip
     report = write_report(place)
     if held is not None:
         held.release()
-    for note in dict.fromkeys((*net.notes, *(note for a in found.values() for note in a.notes))):
+    for note in dict.fromkeys([*net.notes, *left, *(note for a in found.values() for note in a.notes)]):
         say(note)
     say(f"Report:  {report}")
     return Explained(directory=place, report=report, maps=found)

@@ -11,21 +11,47 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.models import Model
 from upcycle.data import ImageSplit
-from upcycle.diagnosis.attribution import Attribution, explain
+from upcycle.diagnosis.attribution import EXPLAINERS, Attribution, explain
+
+STAND_IN = "occlusion"
+"""The method where no other of those that are taken by default serves a network."""
 
 
 def maps_of(
-    net: Model, split: ImageSplit, methods: Sequence[str], target: int | None = None
-) -> tuple[Tensor, dict[str, Attribution]]:
-    """The images of a split as the network sees them, (b, c, h, w), and their heat maps by each method.
+    net: Model, split: ImageSplit, methods: Sequence[str], target: int | None = None, *, strict: bool = True
+) -> tuple[Tensor, dict[str, Attribution], list[str]]:
+    """The images of a split as the network sees them, (b, c, h, w), their heat maps by each method, and notes.
 
     Args:
         target: the class that is asked for; that of each answer if not given.
+        strict: raise where a method cannot serve the network. If not, it is left out with a note, and where no method
+            is left, occlusion stands in, which needs answers alone.
     """
     x = split.batch(torch.arange(len(split)), device=torch.device("cpu")).images
-    return x, {method: explain(net, x, target, method=method) for method in methods}
+    found: dict[str, Attribution] = {}
+    notes = []
+    for method in methods:
+        try:
+            found[method] = explain(net, x, target, method=method)
+        except UserError as error:
+            if strict:
+                raise
+            notes.append(f"No map by {_words(method)}. {error}")
+    if not found:
+        found[STAND_IN] = explain(net, x, target, method=STAND_IN)
+        notes.append(f"Maps are by {STAND_IN} in their place.")
+    return x, found, notes
+
+
+def known(methods: Sequence[str]) -> None:
+    """Raise :class:`~upcycle.core.errors.UserError` unless these are methods of heat maps."""
+    require(bool(methods), "methods must name at least one method.")
+    for method in methods:
+        if method not in EXPLAINERS:
+            raise unknown("attribution method", method, EXPLAINERS)
 
 
 def overlay(
@@ -35,12 +61,13 @@ def overlay(
     split: ImageSplit,
     x: Tensor,
     found: dict[str, Attribution],
+    left: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A picture of the kind ``overlay``.
 
     Args:
-        x, found: what :func:`maps_of` made of ``split``.
+        x, found, left: images, maps and notes that :func:`maps_of` made of ``split``.
         names: what the images are called; their numbers if not given.
     """
     pixels, items = as_pixels(x, net), []
@@ -51,7 +78,7 @@ def overlay(
         name = names[i] if names else f"image {int(split.ids[i])}"
         items.append({"png": encoded(as_image(pixels[i])), "label": text, "alt": f"{name}: {text}",
                       "maps": {_words(m): encoded(as_heat(a.maps[i])) for m, a in found.items()}})  # fmt: skip
-    notes = dict.fromkeys(note for a in found.values() for note in a.notes)
+    notes = dict.fromkeys([*left, *(note for a in found.values() for note in a.notes)])
     return {"kind": "overlay", "title": title, "caption": caption, "notes": list(notes),
             "methods": [_words(m) for m in found], "items": items}  # fmt: skip
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
-import re
-import shutil
 import sys
 from collections.abc import Iterable
-from io import StringIO
+from json import dumps
 from pathlib import Path
 
 from upcycle import adaptation, assembly, continual, diagnosis, distillation
+from upcycle.claims.found import found
 from upcycle.core import building
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.core.method import Card, Method
+from upcycle.core.method import Method
+from upcycle.verbs.method_page import page
 
 _plugins: dict[type[Method], str] = {}  # with the file that each comes from
 
@@ -79,83 +80,47 @@ def plugin_of(method: type[Method]) -> str | None:
     return _plugins.get(method)
 
 
-def methods_table(cards: Iterable[Card] | None = None) -> str:
-    """The table of methods as text for a terminal of 80 columns or more.
+def methods_list(methods: Iterable[type[Method]] | None = None) -> str:
+    """A line a method, by verb: its name, what was found when its claim was measured, and what one gets.
 
     Args:
-        cards: of the methods to show; all methods, plugins included, if not given.
+        methods: those to list; all, plugins included, if not given.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    cards = [m.card for m in all_methods()] if cards is None else list(cards)
-    table = Table(box=SIMPLE_HEAD, show_lines=True, pad_edge=False)
-    table.add_column("method (verb): what you get, for which networks,\nat what cost, and what was published", ratio=1)
-    for heading in ("needs\ndata", "needs of\nteacher"):
-        table.add_column(heading, no_wrap=True)
-    for card in cards:
-        facts = (
-            f"{card.name} ({card.verb}): {card.summary}\nfor: {card.needs.architectures}\ncost: {card.cost}\n"
-            f"published: {card.published}"
-        )
-        table.add_row(*map(Text, (facts, card.needs.data, card.needs.teacher)))
-    width = min(120, max(80, shutil.get_terminal_size((100, 24)).columns))
-    out = StringIO()
-    Console(file=out, width=width, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
+    methods = all_methods() if methods is None else list(methods)
+    names = max((len(m.card.name) for m in methods), default=0)
+    words = {m.card.name: found()[m.card.name]["verdict"] if m.card.name in found() else "" for m in methods}
+    width = max(map(len, words.values()), default=0)
+    lines = []
+    for verb in dict.fromkeys(m.card.verb for m in methods):
+        lines += ["", verb] if lines else [verb]
+        lines += [f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}"
+                  for m in methods if m.card.verb == verb]  # fmt: skip
+    return "\n".join(lines)
 
 
-def methods_table_markdown(cards: Iterable[Card]) -> str:
-    """The table of methods as Markdown, one row a card, for the README and the docs."""
-    headings = (
-        "method",
-        "paper",
-        "you get",
-        "needs data",
-        "needs of the teacher",
-        "networks",
-        "cost",
-        "published",
-    )
-    lines = [_row(headings), "|" + " --- |" * len(headings)]
-    for c in cards:
-        lines.append(
-            _row(
-                (
-                    f"`{c.name}`",
-                    _paper_link(c),
-                    c.summary,
-                    c.needs.data,
-                    c.needs.teacher,
-                    c.needs.architectures,
-                    c.cost,
-                    c.published,
-                )
-            )
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in cells) + " |"
-
-
-def _paper_link(card: Card) -> str:
-    found = re.search(r"arXiv:(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", card.paper)
-    return f"[{card.title}](https://arxiv.org/abs/{found.group(1)})" if found else card.title
-
-
-def command(plugin: Path | None = None, markdown: bool = False) -> int:
-    """List the methods, and the needs of each.
+def command(name: str = "", verb: str = "", plugin: Path | None = None, json: bool = False) -> int:
+    """List the methods, with the verdict on each, or show all that is known of one.
 
     Args:
+        name: the method to show; all are listed, a line each, if not given.
+        verb: list the methods of this verb alone.
         plugin: a Python file with methods of one's own, listed too.
-        markdown: as the table of the documentation.
+        json: print JSON.
     """
     if plugin is not None:
         add_plugin(plugin)
-    cards = [m.card for m in all_methods()]
-    print(methods_table_markdown(cards) if markdown else methods_table(cards))
+    methods = {m.card.name: m for m in all_methods()}
+    if name and name not in methods:
+        raise unknown("method", name, methods)
+    if verb and verb not in (verbs := sorted({m.card.verb for m in methods.values()})):
+        raise unknown("verb with methods", verb, verbs)
+    shown = [m for m in methods.values() if name in ("", m.card.name) and verb in ("", m.card.verb)]
+    if json:
+        print(dumps([{**dataclasses.asdict(m.card), "verdict": found().get(m.card.name)} for m in shown]))
+    elif name:
+        print("\n\n".join(map(page, shown)))
+    else:
+        print(
+            methods_list(shown) + "\n\nupcycle methods NAME shows all of one: what it needs, how it works, its options."
+        )
     return 0

@@ -25,6 +25,8 @@ from upcycle.verbs.loading import load_for
 
 Reference = str | Path | nn.Module | Model
 OWN = ("pretrained", "fresh")  # what weights may be beside a file
+SAID = ("weights", "weights_key", "mean", "std", "classes")
+"""What is said about one network, by its role where there are several; the rest holds for all."""
 
 
 @dataclass(kw_only=True)
@@ -106,11 +108,15 @@ class Weights(Sight):
     Args:
         weights: a file that fills the network (safetensors, or what torch.save wrote), pretrained, or fresh for random
             ones; if not given, trained ones where the reference has any.
+        weights_key: which weights of that file to take where it holds several: the name of the envelope or of the
+            prefix that they are under, such as state_dict_ema, or student. If not given, averaged ones (EMA) are not
+            taken where there are others.
         mean: what is taken from the network's inputs to normalise them, one value a channel.
         std: what they are divided by then, one value a channel.
     """
 
     weights: str | None = None
+    weights_key: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -122,6 +128,11 @@ class Weights(Sight):
                 self.weights in OWN or Path(self.weights).exists(),
                 f"weights must be pretrained, fresh or a file. There is no file {self.weights}.",
             )
+
+        require(
+            self.weights_key is None or self.file is not None,
+            "weights_key chooses among the weights in a file, and no file is given as weights.",
+        )
 
     @property
     def file(self) -> str | None:
@@ -191,7 +202,7 @@ def naming_of(setting: Any, role: str = "", **other: Any) -> Naming:
     """
     shared = ("label_map", *(f.name for f in dataclasses.fields(Sight)))
     values: dict[str, Any] = {name: getattr(setting, name, None) for name in shared}
-    for name in ("weights", "mean", "std", "classes"):
+    for name in SAID:
         values[name] = getattr(setting, f"{role}_{name}" if role else name, None)
     return Naming(**{**values, **other})
 
@@ -232,6 +243,7 @@ def network(reference: Reference, naming: Naming, like: Images | None = None, *,
         reference,
         pretrained=not fresh,
         weights=naming.file,
+        weights_key=naming.weights_key,
         num_classes=len(classes) if classes and (built or naming.file is not None) else None,
         input_shape=shape if built else None,
         mean=naming.mean,

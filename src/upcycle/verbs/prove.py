@@ -1,43 +1,82 @@
-"""``upcycle prove``: run a method's claim here and print both figures, the paper's and ours."""
+"""``upcycle prove``: run a method's claim here and print both figures, the paper's and ours, and what they decide."""
 
 from __future__ import annotations
 
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from upcycle.claims import Claim, Measured, find
+from upcycle.claims import Claim, Headline, Measured, Verdict, find
 from upcycle.core import store
-from upcycle.core.errors import require
+from upcycle.core.errors import UserError, require
 from upcycle.core.lineage import versions
+from upcycle.core.read import checked
 from upcycle.measure.machine import machine
+
+
+class Seed(TypedDict):
+    """Where and when one seed was measured."""
+
+    seed: int
+    seconds: float
+    date: str
+    commit: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+
+
+class Record(TypedDict):
+    """What is read back of a record, to go on with it."""
+
+    method: str
+    setting: str
+    measured: dict[str, list[float]]
+    seeds: list[Seed]
 
 
 @dataclass(kw_only=True)
 class Proof:
-    """What a claim measured to: per arm the figure of each seed, and whether each check holds."""
+    """What a claim measured to: per arm the figure of each seed, and what the figures decide.
+
+    Args:
+        claim: whose it is.
+        measured: by arm, one figure a seed.
+        seeds: where and when each seed was measured.
+    """
 
     claim: Claim
     measured: Measured
-    seconds: float
+    seeds: list[Seed] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the headline comparison decides."""
+        return self.claim.headline.verdict(self.measured)
 
     @property
     def holds(self) -> bool:
-        """Whether every check holds."""
-        return all(c.holds(self.measured) for c in self.claim.checks)
+        """Whether the headline shows what is claimed and every condition holds."""
+        return self.verdict.good and all(c.holds(self.measured) for c in self.claim.checks)
 
     def record(self) -> dict[str, Any]:
         """The proof as JSON data."""
-        return {"method": self.claim.method, "claim": self.claim.sentence, "published": self.claim.published,
-                "setting": self.claim.setting, "measured": self.measured, "holds": self.holds,
-                "checks": [{"text": c.text, "value": c.value(self.measured), "bound": c.bound,
-                            "holds": c.holds(self.measured)} for c in self.claim.checks],
-                "seconds": round(self.seconds, 1), "date": time.strftime("%Y-%m-%d"), "machine": machine(),
-                "versions": versions(), "commit": _commit()}  # fmt: skip
+        c = self.claim
+        covered = {name: headline for name, headline in c.covers.items() if headline is not None}
+        return {"method": c.method, "claim": c.sentence, "published": c.published, "setting": c.setting,
+                "verdicts": {name: _decided(h, self.measured) for name, h in {c.method: c.headline, **covered}.items()},
+                "checks": [{"text": check.text, "value": check.value(self.measured), "bound": check.bound,
+                            "exact": check.exact, "holds": check.holds(self.measured)} for check in c.checks],
+                "measured": self.measured, "seeds": self.seeds}  # fmt: skip
+
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        return sentence(self.claim.method, self.claim.headline, self.verdict)
 
     def text(self) -> str:
         """The proof for a terminal."""
@@ -45,17 +84,38 @@ class Proof:
         lines = [f"{c.method}: {c.sentence}", "", f"published  {c.published}", f"here       {c.setting}", ""]
         width = max(map(len, self.measured))
         for arm, values in self.measured.items():
+            mark = "*" if arm in c.headline.arms else " "
             spread = f" ± {statistics.stdev(values):.3g}" if len(values) > 1 else ""
-            lines.append(f"  {arm.ljust(width)}  {_number(statistics.fmean(values))}{spread}   "
+            lines.append(f"{mark} {arm.ljust(width)}  {_number(statistics.fmean(values))}{spread}   "
                          f"({', '.join(_number(v) for v in values)})")  # fmt: skip
         lines.append("")
         for check in c.checks:
-            verdict = "holds       " if check.holds(self.measured) else "does not hold"
-            lines.append(f"  {verdict}  {check.text}: {_number(check.value(self.measured))}, asked {check.bound:g}")
-        seeds = len(next(iter(self.measured.values())))
-        lines += ["", f"{'The claim holds' if self.holds else 'The claim does not hold'} here, over {seeds} seeds "
-                  f"({self.seconds / 60:.1f} minutes)."]  # fmt: skip
+            word = "holds         " if check.holds(self.measured) else "does not hold "
+            every = ", in every seed" if check.exact else ""
+            found = f"{_number(check.value(self.measured))}, asked {check.bound:g}{every}"
+            lines.append(f"  {word}  {check.text}: {found}")
+        for name, headline in c.covers.items():
+            if headline is not None:
+                lines.append(f"  {sentence(name, headline, headline.verdict(self.measured))}")
+        minutes = sum(s["seconds"] for s in self.seeds) / 60
+        lines += ["", f"{self.sentence()} It took {minutes:.1f} minutes of one process.", "(*: the arms that decide)"]
         return "\n".join(lines)
+
+
+def sentence(name: str, headline: Headline, verdict: Verdict) -> str:
+    """A verdict in one sentence, for example ``kd works: +5.4 points (95 % interval +5.3 to +5.5, 5 seeds), ...``."""
+    unit, v = headline.unit, verdict
+    spread = f"95 % interval {v.low:+.2f} to {v.high:+.2f}, {v.seeds} seeds" if v.seeds > 1 else "one seed"
+    return f"{name}: {v.word}, {v.gain:+.2f} {unit} ({spread}), {headline.says}."
+
+
+def _decided(headline: Headline, measured: Measured) -> dict[str, Any]:
+    """A verdict as JSON data."""
+    v = headline.verdict(measured)
+    bounds = [v.low, v.high] if v.seeds > 1 else None
+    return {"verdict": v.word, "says": headline.says, "gain": v.gain, "interval": bounds, "unit": headline.unit,
+            "differences": headline.differences(measured), "margin": headline.margin, "allowed": headline.allowed,
+            "reason": headline.reason, "arms": list(headline.arms)}  # fmt: skip
 
 
 def _commit() -> str:
@@ -69,13 +129,18 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.1e}"
 
 
+# -- measuring ----------------------------------------------------------------------------------------------------
+
+
 def prove(
     method: str,
     *,
-    seeds: int = 3,
+    seeds: int = 5,
     quick: bool = False,
     out: Path | str | None = None,
+    resume: bool = False,
     overwrite: bool = False,
+    workers: int = 1,
     say: Callable[[str], None] = print,
 ) -> Proof:
     """Measure the claim of ``method`` over ``seeds`` seeds.
@@ -84,46 +149,96 @@ def prove(
         method: its name.
         seeds: how many.
         quick: a miniature, which shows that the machinery runs and not whether the claim holds.
-        out: a JSON file for the figures with machine, versions and date.
+        out: a JSON file for the figures, written after each seed with machine, versions, date and commit.
+        resume: keep the seeds that are in ``out`` already, if it is there.
         overwrite: write over the file that is there.
+        workers: processes that measure seeds side by side; figures that are seconds want one.
         say: where progress goes.
 
     Raises:
-        UserError: if no claim has or covers the method, its data are not at hand, or the file is there already.
+        UserError: if no claim has or covers the method, its data are not at hand, or ``out`` is there already, or is
+            of another claim.
     """
     from upcycle.data import load
 
     claim = find(method)
     require(seeds >= 1, f"seeds must be at least 1, not {seeds}.")
+    require(workers >= 1, f"workers must be at least 1, not {workers}.")
+    out = Path(out) if out is not None else None
+    proof = _begun(claim, out) if resume and out is not None and out.exists() else Proof(claim=claim, measured={})
     if out is not None:
-        store.require_free(Path(out), overwrite)
-    start = time.time()
+        store.require_free(out, overwrite or bool(proof.seeds))
     for name in claim.data:
         load(name)
-    measured: Measured = {}
-    for seed in range(seeds):
-        for arm, value in claim.measure(seed, quick).items():
-            measured.setdefault(arm, []).append(value)
-        say(f"seed {seed}: " + ", ".join(f"{arm} {_number(values[-1])}" for arm, values in measured.items()))
-    proof = Proof(claim=claim, measured=measured, seconds=time.time() - start)
-    if out is not None:
-        store.write_json(Path(out), proof.record())
+    for seed, figures, seconds in _figures(claim.method, range(len(proof.seeds), seeds), quick, workers):
+        for arm, value in figures.items():
+            proof.measured.setdefault(arm, []).append(value)
+        proof.seeds.append(Seed(seed=seed, seconds=round(seconds, 1), date=time.strftime("%Y-%m-%d"), commit=_commit(),
+                                machine=machine(), versions=versions()))  # fmt: skip
+        say(f"seed {seed}: " + ", ".join(f"{arm} {_number(value)}" for arm, value in figures.items()))
+        if out is not None:
+            store.write_json(out, proof.record())
     return proof
 
 
-def command(method: str, seeds: int = 3, quick: bool = False, out: Path | None = None, overwrite: bool = False) -> int:
-    """Run a method's claim here and print both figures; exits with 1 when it does not hold.
+def _figures(
+    method: str, seeds: Sequence[int], quick: bool, workers: int
+) -> Iterator[tuple[int, dict[str, float], float]]:
+    """Each seed in order, with the figure of each arm and the seconds it took."""
+    if workers == 1:
+        yield from (_measured(method, seed, quick) for seed in seeds)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(_measured, method, seed, quick) for seed in seeds]
+        done: dict[int, tuple[int, dict[str, float], float]] = {}
+        following = iter(seeds)
+        turn = next(following, None)
+        for future in as_completed(waiting):
+            found = future.result()
+            done[found[0]] = found
+            while turn in done:  # the record keeps the order of seeds
+                yield done.pop(turn)
+                turn = next(following, None)
+
+
+def _measured(method: str, seed: int, quick: bool) -> tuple[int, dict[str, float], float]:
+    start = time.perf_counter()
+    return seed, find(method).measure(seed, quick), time.perf_counter() - start
+
+
+def _begun(claim: Claim, out: Path) -> Proof:
+    """What a record holds already."""
+    found = checked(store.read_json(out), Record, out)
+    if found["method"] != claim.method or found["setting"] != claim.setting:
+        raise UserError(f"{out} is of another claim, or of this one in another setting; give another --out.")
+    return Proof(claim=claim, measured=found["measured"], seeds=found["seeds"])
+
+
+def command(
+    method: str,
+    seeds: int = 5,
+    quick: bool = False,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    workers: int = 1,
+) -> int:
+    """Run a method's claim here and print both figures.
+
+    Exits with 0 when the headline shows what is claimed and every condition holds, else with 1.
 
     Args:
         method: its name.
         seeds: how many seeds.
         quick: a miniature that shows the machinery, not the claim.
         out: a JSON file for the figures; if not given, runs/prove-METHOD.json, and none for a miniature.
+        resume: keep the seeds that the file holds already.
         overwrite: write over the file that is there.
+        workers: processes that measure seeds side by side; figures that are seconds want one.
     """
     if out is None and not quick:
         out = Path("runs") / f"prove-{method}.json"
-    proof = prove(method, seeds=seeds, quick=quick, out=out, overwrite=overwrite)
+    proof = prove(method, seeds=seeds, quick=quick, out=out, resume=resume, overwrite=overwrite, workers=workers)
     print("\n" + proof.text())
     if out is not None:
         print(f"Figures: {out}")

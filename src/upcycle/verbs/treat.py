@@ -11,6 +11,7 @@ from upcycle.core import models
 from upcycle.core.method import Method
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
+from upcycle.measure.units import counted
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import row, share
 from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network_and_images
@@ -75,8 +76,8 @@ def _sentence(rows: list[dict[str, Any]], name: str, data: Images) -> str:
     accuracy = {line["role"]: line["accuracy"] for line in rows if line["accuracy"]}
     if "product" not in accuracy:
         return f"{name} was treated; there were no test images to measure it on."
-    text = f"The treated network reaches {share(accuracy['product'])} on the test images of {data.name}; before "
-    text += share(accuracy["source"])
+    text = f"The treated network reaches {share(accuracy['product'])} on the test images of {data.name}, and reached "
+    text += f"{share(accuracy['source'])} before"
     if "control" not in accuracy:
         return text + ". How much of the difference is the training's own was not measured (--control false)."
     treated, plain = (statistics.fmean(accuracy[role]) for role in ("product", "control"))
@@ -85,5 +86,5 @@ def _sentence(rows: list[dict[str, Any]], name: str, data: Images) -> str:
     bound = 1.96 * math.sqrt(sum(p * (1 - p) / n for p in (treated, plain)))
     verdict = "more than" if abs(gain) > bound else "within"
     return (f"{text}, and {share(accuracy['control'])} after the same training without the treatment. The treatment's "
-            f"own part is {100 * gain:+.1f} points, {verdict} the {100 * bound:.1f} that chance makes of {n:,} "
-            "images.")  # fmt: skip
+            f"own part is {100 * gain:+.1f} points, {verdict} the {100 * bound:.1f} that chance makes of "
+            f"{counted(n, 'image')}.")  # fmt: skip

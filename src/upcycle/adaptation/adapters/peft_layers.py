@@ -1,7 +1,7 @@
 """Adapters of Hugging Face's ``peft``: where they may go, their training, and a merge that is checked.
 
-They go on layers that :func:`layers` names, in a copy of the network with a fresh classifier for the target's classes,
-which is trained in full.
+They go on layers that :func:`layers` names, in a copy of the network with a classifier for the target's classes: its
+own, or a fresh one, which is trained in full.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line, require, unknown
 from upcycle.core.evaluate import undisturbed
-from upcycle.core.heads import classifier, with_classes
+from upcycle.core.heads import classifier, for_classes
 from upcycle.core.losses import ce_loss
 from upcycle.core.models import Model
 from upcycle.core.norms import use_running
@@ -171,7 +171,7 @@ def tune_and_merge(
 
 def peft_product(source: Model, module: nn.Module, data: Images, method: str) -> Model:
     """Describe the product: the source's architecture for the classes of the data."""
-    made = with_classes(source, data.classes)
+    made = for_classes(source, data.classes)
     return dataclasses.replace(made, module=module, lineage=None, name=f"{source.name}-{method}")
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.evaluate import undisturbed
 from upcycle.core.frozen import Frozen, Precision, frozen
 from upcycle.core.models import Model
-from upcycle.core.outputs import called
+from upcycle.core.outputs import Around, called
 
 Raw = tuple[Tensor, list[str]]
 """An explainer's answer: the raw map (b, h, w), and sentences about it."""
@@ -34,17 +37,36 @@ def checked(
     precision: Precision = "auto",
     average: bool = False,
     whole: bool = False,
+    gradients: bool = True,
 ) -> tuple[Frozen, Tensor, Tensor, Tensor]:
-    """A frozen copy of the network that passes gradients to its images; images, classes int64 (b,), and p_c (b,).
+    """A frozen copy of the network; images, classes int64 (b,), and p_c (b,).
 
     Args:
         precision: as for :func:`~upcycle.diagnosis.attribution.explain`.
         average: many answers are averaged, so that ``auto`` may be bf16.
         whole: keep BatchNorms and submodules, for methods that look into the network.
+        gradients: it passes gradients to its images; without, it may be made faster.
 
     Raises:
         UserError: images or targets that do not fit.
     """
+    module, title = fitting(model, x)
+    x = x.detach().clone()
+    if precision == "auto":
+        precision = "64-true" if x.dtype == torch.float64 else "auto" if average else "32-true"
+    with _taking(x, title):
+        # keep_modules, because a traced network would lose a backward that its author wrote (autograd.Function).
+        network = frozen(
+            module, x[:64], input_grad=gradients, keep_bn=whole, keep_modules=gradients, precision=precision
+        )
+        with torch.no_grad():
+            z = torch.cat([network(part) for part in x.split(batch_of(x))])
+    classes = targets(logits(z, len(x), title), target)
+    return network, x, classes, probability(z, classes)
+
+
+def fitting(model: Model | nn.Module, x: Tensor) -> tuple[nn.Module, str]:
+    """The network of ``model`` and its name, where ``x`` are images that it may take."""
     module = model.module if isinstance(model, Model) else model
     title = model.name if isinstance(model, Model) else called(module)
     require(
@@ -57,22 +79,74 @@ def checked(
             x.shape[1] == model.input_shape[0],
             f"{title} takes {model.input_shape[0]} input channels, and x has {x.shape[1]}.",
         )
-    x = x.detach().clone()
-    if precision == "auto":
-        precision = "64-true" if x.dtype == torch.float64 else "auto" if average else "32-true"
+    return module, title
+
+
+def logits(z: Tensor, n: int, title: str) -> Tensor:
+    """``z``, if it is what a classifier gives for ``n`` images."""
+    require(
+        z.ndim == 2 and len(z) == n,
+        f"{title} gives shape {tuple(z.shape)} for {n} images; a classifier gives logits (b, k).",
+    )
+    return z
+
+
+def probability(z: Float[Tensor, "b k"], classes: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """p_c of each image, of its own class."""
+    return z.double().softmax(1).gather(1, classes[:, None])[:, 0].float()
+
+
+@contextlib.contextmanager
+def _taking(x: Tensor, title: str) -> Iterator[None]:
+    """Say in one sentence that a network does not take such images."""
     try:
-        # keep_modules, because a traced network would lose a backward that its author wrote (autograd.Function).
-        network = frozen(module, x[:64], input_grad=True, keep_bn=whole, keep_modules=True, precision=precision)
-        with torch.no_grad():
-            z = torch.cat([network(part) for part in x.split(batch_of(x))])
+        yield
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(f"{title} does not take images of shape {tuple(x.shape)}: {one_line(error)}.") from error
-    require(
-        z.ndim == 2 and len(z) == len(x),
-        f"{title} gives shape {tuple(z.shape)} for {len(x)} images; a classifier gives logits (b, k).",
-    )
-    classes = targets(z, target)
-    return network, x, classes, z.double().softmax(1).gather(1, classes[:, None])[:, 0].float()
+
+
+class AsItIs(Around):
+    """A network itself, for methods that let each image through once; it keeps the logits that it gave.
+
+    A copy, and trials of that copy, would cost several times what such a method does.
+
+    Args:
+        title: how errors call the network.
+        classes: those to explain, of which it must have all.
+    """
+
+    def __init__(self, network: nn.Module, title: str, classes: Tensor | None) -> None:
+        super().__init__(network)
+        self.title, self.classes = title, classes
+        self.given: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits (b, k), checked."""
+        with _taking(images, self.title), torch.autocast(images.device.type, enabled=False):
+            z = self.network(images)
+        logits(z, len(images), self.title)
+        if not self.given and self.classes is not None:
+            in_range(self.classes, z.shape[1])
+        require(
+            bool(z.isfinite().all()),
+            f"{self.title} gives NaN or infinite outputs; check its weights and the normalisation of its inputs.",
+        )
+        self.given.append(z.detach())
+        return z
+
+
+@contextlib.contextmanager
+def held(module: nn.Module) -> Iterator[None]:
+    """Within: eval mode, and gradients of the images alone. After: modes, random states and flags as before."""
+    asking = [p for p in module.parameters() if p.requires_grad]
+    try:
+        with undisturbed(module), torch.enable_grad():
+            for p in asking:
+                p.requires_grad_(False)
+            yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
 
 
 def targets(z: Float[Tensor, "b k"], target: Tensor | int | None) -> Int[Tensor, " b"]:
@@ -83,19 +157,28 @@ def targets(z: Float[Tensor, "b k"], target: Tensor | int | None) -> Int[Tensor,
     """
     if target is None:
         return z.argmax(1)
-    found = torch.as_tensor(target, device=z.device)
+    return in_range(class_numbers(target, len(z)).to(z.device), z.shape[1])
+
+
+def class_numbers(target: Tensor | int, n: int) -> Int[Tensor, " n"]:
+    """A class for each of ``n`` images, of one class for all or one an image."""
+    found = torch.as_tensor(target)
     require(not found.is_floating_point() and found.dtype != torch.bool, "target must be class numbers, integers.")
     require(
-        found.ndim == 0 or found.shape == (len(z),),
-        f"target must be one class or {len(z)}, one an image, not shape {tuple(found.shape)}.",
+        found.ndim == 0 or found.shape == (n,),
+        f"target must be one class or {n}, one an image, not shape {tuple(found.shape)}.",
     )
-    outside = found[(found < 0) | (found >= z.shape[1])]
+    return found.long().expand(n).clone()
+
+
+def in_range(classes: Int[Tensor, " n"], k: int) -> Int[Tensor, " n"]:
+    """``classes``, if a network with ``k`` has them all."""
+    low, high = (int(bound) for bound in classes.aminmax())
     require(
-        outside.numel() == 0,
-        f"target {outside.flatten()[:1].tolist()} is out of range: the network has "
-        f"{z.shape[1]} classes, 0 to {z.shape[1] - 1}.",
+        0 <= low <= high < k,
+        f"target {low if low < 0 else high} is out of range: the network has {k} classes, 0 to {k - 1}.",
     )
-    return found.long().expand(len(z)).clone()
+    return classes
 
 
 def like(x: Tensor, value: Tensor | float) -> Tensor:
@@ -109,9 +192,16 @@ def like(x: Tensor, value: Tensor | float) -> Tensor:
         ) from error
 
 
-def in_parts(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: Tensor, chunk: int) -> Tensor:
-    """Call ``function`` on ``chunk`` images and their classes at a time, and join what it gives."""
-    return torch.cat([function(a, b) for a, b in zip(x.split(chunk), target.split(chunk), strict=True)])
+def in_parts(function: Callable[[Tensor, Any], Tensor], x: Tensor, target: Tensor | None, chunk: int) -> Tensor:
+    """Call ``function`` on ``chunk`` images and their classes, if any, at a time, and join what it gives."""
+    parts = x.split(chunk)
+    classes = [None] * len(parts) if target is None else target.split(chunk)
+    return torch.cat([function(a, b) for a, b in zip(parts, classes, strict=True)])
+
+
+def chosen(z: Float[Tensor, "b k"], target: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]:
+    """The logit of each image's class; without classes that of its answer, which is the highest."""
+    return z.amax(1) if target is None else z.gather(1, target[:, None])[:, 0]
 
 
 def incomplete(

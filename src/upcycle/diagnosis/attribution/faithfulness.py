@@ -56,7 +56,7 @@ def deletion(
 
     Petsiuk, Das, Saenko, RISE; BMVC 2018; arXiv:1806.07421, section 4.
     """
-    network, x, classes, _ = checked(model, x, target)
+    network, x, classes, _ = checked(model, x, target, gradients=False)
     return _curve(network, x, like(x, reference), maps, classes, steps, chunk)
 
 
@@ -75,7 +75,7 @@ def insertion(
     Arguments and source as for :func:`deletion`; ``reference`` is the image blurred with 11 pixels and a standard
     deviation of 5 unless given.
     """
-    network, x, classes, _ = checked(model, x, target)
+    network, x, classes, _ = checked(model, x, target, gradients=False)
     start = gaussian_blur(x, *BLUR) if reference is None else like(x, reference)
     return _curve(network, start, x, maps, classes, steps, chunk)
 

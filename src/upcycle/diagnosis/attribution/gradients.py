@@ -12,18 +12,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require
-from upcycle.diagnosis.attribution.checks import Raw, in_parts, incomplete, like
+from upcycle.diagnosis.attribution.checks import Raw, chosen, in_parts, incomplete, like
 from upcycle.diagnosis.attribution.learned_rule import Rule, gated
 
 
-def gradient(network: nn.Module, x: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-    """∂z_c/∂x of each image."""
+def gradient(
+    network: nn.Module, x: Float[Tensor, "b c h w"], target: Int[Tensor, " b"] | None
+) -> Float[Tensor, "b c h w"]:
+    """∂z_c/∂x of each image, by default of its highest logit."""
     leaf = x.detach().clone().requires_grad_()
-    return torch.autograd.grad(network(leaf).gather(1, target[:, None]).sum(), leaf)[0]
+    return torch.autograd.grad(chosen(network(leaf), target).sum(), leaf)[0]
 
 
 def guided_gradient(
-    network: nn.Module, x: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
+    network: nn.Module, x: Float[Tensor, "b c h w"], target: Int[Tensor, " b"] | None
 ) -> Float[Tensor, "b c h w"]:
     """∂z_c/∂x where each activation lets only positive signals back: R · 1[R > 0] · 1[u > 0] at a ReLU."""
     with Rule(lambda i, activation, u: _Positive.apply(gated(activation, u, 1.0))):
@@ -42,17 +44,17 @@ class _Positive(torch.autograd.Function):
         return r.clamp_min(0)
 
 
-def saliency(network: nn.Module, x: Tensor, target: Tensor, *, chunk: int) -> Raw:
+def saliency(network: nn.Module, x: Tensor, target: Tensor | None, *, chunk: int) -> Raw:
     """The largest |∂z_c/∂x| over the colours (Simonyan et al.; arXiv:1312.6034)."""
     return in_parts(lambda x, y: gradient(network, x, y).abs().amax(1), x, target, chunk), []
 
 
-def gradient_x_input(network: nn.Module, x: Tensor, target: Tensor, *, chunk: int) -> Raw:
+def gradient_x_input(network: nn.Module, x: Tensor, target: Tensor | None, *, chunk: int) -> Raw:
     """x · ∂z_c/∂x, summed over the colours."""
     return in_parts(lambda x, y: (x * gradient(network, x, y)).sum(1), x, target, chunk), []
 
 
-def guided_backprop(network: nn.Module, x: Tensor, target: Tensor, *, chunk: int) -> Raw:
+def guided_backprop(network: nn.Module, x: Tensor, target: Tensor | None, *, chunk: int) -> Raw:
     """The gradient with only positive signals let back through activations (Springenberg et al.; arXiv:1412.6806)."""
     note = "Guided backprop hardly depends on the class or on upper weights; see randomisation_check."
     return in_parts(lambda x, y: guided_gradient(network, x, y).abs().amax(1), x, target, chunk), [note]

@@ -8,65 +8,61 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.errors import UserError, one_line
+from upcycle.core.feature_maps import FeatureMap, Flow, record_layer
 from upcycle.core.frozen import Frozen
-from upcycle.core.taps import Taps
-from upcycle.diagnosis.attribution.checks import Raw, in_parts, incomplete, like
+from upcycle.core.outputs import Around
+from upcycle.diagnosis.attribution.checks import Raw, chosen, in_parts, incomplete, like
 
 
-def gradcam(network: nn.Module, x: Tensor, target: Tensor, *, chunk: int, layer: str = "") -> Raw:
+def gradcam(network: nn.Module, x: Tensor, target: Tensor | None, *, chunk: int, layer: str = "") -> Raw:
     """relu(Σ_k α_k A_k), α_k the spatial mean of ∂z_c/∂A_k, enlarged to the image (arXiv:1610.02391).
 
+    Tokens of a transformer are folded to the grid of their places; a class token is left out.
+
     Args:
-        layer: whose output is A, by its name in the network; by default the last with the last convolution's size.
+        layer: whose output is A, by its name in the network; by default the last feature map that all logits pass
+            through, see :meth:`~upcycle.core.feature_maps.Flow.maps`.
     """
-    inner = network.network if isinstance(network, Frozen) else network
-    layer = layer or _last_map(inner, network, x[:1])
+    inner = network.network if isinstance(network, Around | Frozen) else network
+    place, few, cams = FeatureMap(layer), 0, []
+    if not layer or not isinstance(dict(inner.named_modules()).get(layer), nn.Conv2d):
+        few = min(chunk, 2)  # of these the whole graph is kept, to find the map; of others what follows it
+        flow = Flow(network, x[:few], within=inner)
+        found = flow.named(layer) if layer else next(flow.maps(), None)
+        if found is None:
+            raise UserError(_NO_MAP if flow.z.requires_grad else _NO_GRADIENT)
+        place, a = found[0], found[1].out
+        (g,) = torch.autograd.grad(chosen(flow.z, None if target is None else target[:few]).sum(), a)
+        cams.append(_enlarged(place.maps(a.detach()), place.maps(g), x))
 
-    def one(x: Tensor, y: Tensor) -> Tensor:
-        with Taps(inner, [layer]) as taps:
-            z = network(x.clone().requires_grad_())
-        a = taps[layer]
-        require(
-            a.ndim == 4,
-            f"Grad-CAM needs a layer that gives maps (b, k, h, w), and '{layer}' gives shape "
-            f"{tuple(a.shape)}; name another layer, or take method='integrated_gradients' or 'rise'.",
-        )
-        g = torch.autograd.grad(z.gather(1, y[:, None]).sum(), a)[0]
-        cam = (g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True).relu()
-        return F.interpolate(cam.float(), x.shape[2:], mode="bilinear")[:, 0]
+    def one(x: Tensor, y: Tensor | None) -> Tensor:
+        with record_layer(inner, place, leaf=True) as seen:
+            z = network(x)
+        (g,) = torch.autograd.grad(chosen(z, y).sum(), seen.f)
+        return _enlarged(seen.f.detach(), g, x)
 
-    return in_parts(one, x, target, chunk), [f"Grad-CAM at layer '{layer}'."]
+    if len(x) > few:
+        cams.append(in_parts(one, x[few:], None if target is None else target[few:], chunk))
+    return torch.cat(cams), [f"Grad-CAM at layer '{place.name}'."]
 
 
-def _last_map(inner: nn.Module, network: nn.Module, x: Tensor) -> str:
-    """The last submodule that gives maps of the size of the last convolution's that is larger than one pixel."""
-    seen: list[tuple[str, nn.Module, tuple[int, ...]]] = []
-    handles = []
-    for name, m in inner.named_modules():
-        if name and not list(m.children()):
+def _enlarged(a: Float[Tensor, "b c h w"], g: Float[Tensor, "b c h w"], x: Tensor) -> Float[Tensor, "b hh ww"]:
+    cam = (g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True).relu()
+    return F.interpolate(cam.float(), x.shape[2:], mode="bilinear")[:, 0]
 
-            def hook(m: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor):
-                    seen.append((name, m, tuple(output.shape)))
 
-            handles.append(m.register_forward_hook(hook))
-    with torch.no_grad():
-        network(x)
-    for handle in handles:
-        handle.remove()
-    sizes = [s[2:] for _, m, s in seen if isinstance(m, nn.Conv2d) and len(s) == 4 and s[2] * s[3] > 1]
-    tokens = [i for i, (_, _, s) in enumerate(seen) if len(s) == 3]
-    maps = [(i, name) for i, (name, _, s) in enumerate(seen) if sizes and len(s) == 4 and s[2:] == sizes[-1]]
-    require(
-        bool(maps) and not (tokens and tokens[-1] > maps[-1][0]),
-        "Grad-CAM finds no map of a convolution behind "
-        "the last tokens or vectors of this network; name a layer, or take method='integrated_gradients' or "
-        "'rise'.",
-    )
-    return maps[-1][1]
+_NO_MAP = (
+    "Grad-CAM finds no feature map that all logits of this network pass through; name a layer, or take "
+    "method='integrated_gradients' or 'rise'."
+)
+_NO_GRADIENT = (
+    "method='gradcam' needs a gradient from the logits to its layer, and this network passes none; take "
+    "method='occlusion' or 'rise'."
+)
 
 
 def lrp(network: nn.Module, x: Tensor, target: Tensor, *, chunk: int) -> Raw:

@@ -177,7 +177,9 @@ def learned(
                     p.grad = grad
                 optimizer.step()
             maps.append(_evidence_by(phi, network, images, y).detach())
-    note = f"{len(idle)} of the network's activations have no part in the map: nothing leads from them to it twice."
+    note = (
+        f"The rule has no part in {len(idle)} of the network's activations: nothing leads from there to the map twice."
+    )
     return torch.cat(maps), [note] if idle else []
 
 

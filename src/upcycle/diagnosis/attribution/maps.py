@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,19 @@ from torch import Tensor, nn
 from upcycle.core.errors import UserError, one_line, require, unknown
 from upcycle.core.frozen import Precision
 from upcycle.core.models import Model
-from upcycle.diagnosis.attribution.checks import Raw, batch_of, checked, sentences
+from upcycle.core.outputs import unwrapped
+from upcycle.diagnosis.attribution.checks import (
+    AsItIs,
+    Raw,
+    batch_of,
+    checked,
+    class_numbers,
+    fitting,
+    held,
+    probability,
+    sentences,
+    targets,
+)
 from upcycle.diagnosis.attribution.gradients import (
     gradient,
     gradient_x_input,
@@ -61,8 +74,9 @@ def explain(
 ) -> Attribution:
     """Heat maps of the pixels that made a classifier give a class.
 
-    Everything runs on a frozen copy: weights, buffers, modes, hooks and gradients of ``model`` stay as they are. It
-    works within ``torch.no_grad()`` and on whatever device ``x`` is.
+    Weights, modes, hooks and gradients of ``model`` stay as they are: methods of many passes run on a frozen copy,
+    those of one pass on the network itself, in evaluation mode meanwhile. It works within ``torch.no_grad()`` and on
+    whatever device ``x`` is.
 
     Args:
         model: a classifier; maps images to logits (b, k).
@@ -86,15 +100,21 @@ def explain(
     for name in options:
         if name not in known:
             raise unknown(f"option of {method}", name, known)
+    require(chunk is None or chunk >= 1, f"chunk must be at least 1, not {chunk}.")
+    chunk = chunk or (batch_of(x) if x.ndim == 4 else 1)
     # A caller's no_grad or inference_mode must not reach the gradients here, nor a tensor made in the latter.
     with torch.inference_mode(False), torch.enable_grad():
-        network, x, target, p = checked(
-            model, x, target, precision=precision, average=method in _AVERAGING, whole=method in _WHOLE
-        )
-        if method not in _FORWARD_ONLY:
-            _require_gradient(network, x[:1], method)
-        require(chunk is None or chunk >= 1, f"chunk must be at least 1, not {chunk}.")
-        signed, notes = function(network, x, target, chunk=chunk or batch_of(x), **options)
+        if method in _ONCE and _runs(model, x, precision):
+            signed, notes, target, p = _once(function, method, model, x, target, chunk, options)
+        else:
+            gradients, average, whole = method not in _FORWARD_ONLY, method in _AVERAGING, method in _WHOLE
+            network, x, target, p = checked(
+                model, x, target, precision=precision, average=average, whole=whole, gradients=gradients
+            )
+            if gradients:
+                with _passing(method):
+                    gradient(network, x[:1], target[:1])
+            signed, notes = function(network, x, target, chunk=chunk, **options)
     signed = signed.detach().float()
     positive = signed.clamp_min(0)
     top = positive.flatten(1).amax(1)
@@ -113,10 +133,45 @@ def explain(
     return Attribution(maps=maps, target=target, probability=p, method=method, signed=signed, notes=tuple(notes))
 
 
-def _require_gradient(network: nn.Module, x: Tensor, method: str) -> None:
+def _runs(model: Model | nn.Module, x: Tensor, precision: Precision) -> bool:
+    """Whether a network computes in the format of its images by itself, where no other is asked for."""
+    module = model.module if isinstance(model, Model) else model
+    asked = {"auto": x.dtype, "32-true": torch.float32, "64-true": torch.float64}.get(precision)
+    return (
+        unwrapped(module) is module
+        and asked == x.dtype
+        and all(p.dtype == asked and p.device == x.device and not p.is_inference() for p in module.parameters())
+    )
+
+
+def _once(
+    function: Callable[..., Raw],
+    method: str,
+    model: Model | nn.Module,
+    x: Tensor,
+    target: Tensor | int | None,
+    chunk: int,
+    options: dict[str, Any],
+) -> tuple[Tensor, list[str], Tensor, Tensor]:
+    """Raw maps, notes, classes and their probabilities by a method that lets each image through the network once."""
+    module, title = fitting(model, x)
+    asked = None if target is None else class_numbers(target, len(x)).to(x.device)
+    network = AsItIs(module, title, asked)
+    with held(module), _passing(method):
+        signed, notes = function(network, x.detach().clone(), asked, chunk=chunk, **options)
+    z = torch.cat(network.given)
+    classes = targets(z, asked)
+    return signed, notes, classes, probability(z, classes)
+
+
+@contextmanager
+def _passing(method: str) -> Iterator[None]:
+    """Say in one sentence that no gradient comes through a network."""
     try:
-        gradient(network, x, torch.zeros(1, dtype=torch.long, device=x.device))
+        yield
     except RuntimeError as error:
+        if not any(words in str(error) for words in ("grad", "have been used")):
+            raise
         raise UserError(
             f"method='{method}' needs a gradient from the logits to the images, and this network passes "
             f"none ({one_line(error)}); take method='occlusion' or 'rise'."
@@ -140,5 +195,6 @@ EXPLAINERS: dict[str, Callable[..., Raw]] = {
 """By name, functions of a frozen network, images, targets and a chunk; the first line of each says what it shows."""
 
 _WHOLE = ("gradcam", "lrp", "deeplift")
+_ONCE = ("gradcam", "saliency", "gradient_x_input", "guided_backprop")
 _AVERAGING = ("integrated_gradients", "smoothgrad", "rise")
 _FORWARD_ONLY = ("occlusion", "rise")

@@ -6,21 +6,17 @@ them. No function changes the network.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from upcycle.core.errors import require
-from upcycle.core.evaluate import undisturbed
+from upcycle.core.feature_maps import FeatureMap, Flow, Seen, record_layer
 from upcycle.core.models import Model, copy_of
-from upcycle.core.outputs import called
-from upcycle.core.taps import Taps
 from upcycle.data.labels import relabelled
 
 if TYPE_CHECKING:
@@ -32,37 +28,6 @@ SHOWN = 120
 
 
 # -- gradients ----------------------------------------
-
-
-class Recorded:
-    """A record by :func:`record_layer`: ``f``, the output F (b, c, h, w) of the layer in the last forward."""
-
-    f: Tensor
-
-
-@contextmanager
-def record_layer(
-    module: nn.Module, layer: str, *, leaf: bool = False, noise: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[Recorded]:
-    """Keep the output F of a layer while the block lasts; the network goes on with a copy, so nothing overwrites it.
-
-    Args:
-        layer: its name in ``module.named_modules()``.
-        leaf: cut the graph at F. When no parameter asks for a gradient, all before F runs without a graph.
-        noise: of F, what is added to it on the way on: F + ε.
-
-    Raises:
-        UserError: there is no such layer.
-    """
-    seen = Recorded()
-
-    def keep(f: Tensor) -> Tensor:
-        seen.f = f.detach().requires_grad_() if leaf else f
-        return seen.f.clone() if noise is None else seen.f + noise(seen.f)
-
-    # Of attention only the plain kernel has a second derivative.
-    with Taps(module, replace={layer: keep}), sdpa_kernel(SDPBackend.MATH):
-        yield seen
 
 
 def class_gradients(
@@ -154,37 +119,60 @@ def probe(module: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
     return copy_of(module).to(torch.device(device), torch.float32).eval().requires_grad_(False)
 
 
-def last_convolution(module: nn.Module, example: Float[Tensor, "b c h w"]) -> str:
-    """The name of the convolution that runs last, in eval mode.
+def channel_map(module: nn.Module, example: Float[Tensor, "b c h w"]) -> FeatureMap | None:
+    """Where the channels of a network are looked at, if nobody names a layer.
 
-    In a block with several branches that is the last that its forward calls, for example the shortcut's.
+    That is the last convolution, as in the paper, where the channels of the last feature map are its own: BatchNorm,
+    activations and a shortcut without a convolution may lie between. Elsewhere a convolution is one branch of several,
+    or there is none: then it is the last feature map that all logits pass through and behind which the gradient depends
+    on the image (if there is one), tokens folded to maps. A network without maps is looked at where its last vector is.
+    ``None`` where there is nothing between images and logits, or no gradient.
 
-    Raises:
-        UserError: there is none.
+    Args:
+        module: made by :func:`probe`.
+        example: two normalised images or more.
     """
-    ran: list[str] = []
+    flow = Flow(module, example)
+    maps = flow.maps()
+    last = next(maps, None)
+    if last is None:
+        return flow.vector()
+    if (convolution := _owner(flow, *last)) is not None:
+        return FeatureMap(convolution.name, "maps", last[0].grid)
+    for place, seen in itertools.chain([last], maps):
+        a, *others = place.maps(flow.gradient(seen))
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=0) for b in others):
+            return place
+    return last[0]
 
-    def noting(name: str) -> Callable[[Tensor], Tensor]:
-        def note(f: Tensor) -> Tensor:
-            ran.append(name)
-            return f
 
-        return note
-
-    with undisturbed(module):
-        names = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d)]
-        with Taps(module, replace={name: noting(name) for name in names}):
-            module(example)
-    require(
-        bool(ran),
-        f"{called(module)} has no convolution, and it is the channels of one that are looked at; "
-        "name a --layer that gives maps (b, c, h, w).",
+def _owner(flow: Flow, place: FeatureMap, seen: Seen) -> Seen | None:
+    """The last convolution whose channels become those of a map one by one, unless others beside it do, too."""
+    maps = place.maps(seen.out)
+    convs = [s for s in flow.seen if isinstance(s.module, nn.Conv2d) and s.out.shape == maps.shape]
+    if not convs:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randperm(maps.shape[1], generator=generator)[: (maps.shape[1] + 1) // 2]
+    mix = torch.randn(maps[:, some].shape, generator=generator).to(maps)
+    grads = torch.autograd.grad(
+        (maps[:, some] * mix).sum(), [s.out for s in convs], retain_graph=True, allow_unused=True
     )
-    return ran[-1]
+    others = torch.ones(maps.shape[1], dtype=torch.bool, device=maps.device).index_fill(0, some.to(maps.device), False)
+    own = [s for s, g in zip(convs, grads, strict=True) if g is not None and g.any() and not g[:, others].any()]
+    if len(own) < 2:
+        return own[0] if own else None
+    before = torch.autograd.grad(own[-1].out.sum(), [s.out for s in own[:-1]], retain_graph=True, allow_unused=True)
+    return None if any(g is None for g in before) else own[-1]
 
 
 def class_support(
-    network: nn.Module, split: ImageSplit, layer: str, *, act: Act = "relu", device: torch.device | str = "cpu"
+    network: nn.Module,
+    split: ImageSplit,
+    layer: str | FeatureMap,
+    *,
+    act: Act = "relu",
+    device: torch.device | str = "cpu",
 ) -> Support:
     """Support for the true and for the most probable wrong class, of every sample of a split.
 
@@ -204,7 +192,13 @@ def class_support(
 
 
 def class_aggregate(
-    network: nn.Module, split: ImageSplit, layer: str, *, act: Act = "relu", device: torch.device | str = "cpu", k: int
+    network: nn.Module,
+    split: ImageSplit,
+    layer: str | FeatureMap,
+    *,
+    act: Act = "relu",
+    device: torch.device | str = "cpu",
+    k: int,
 ) -> Float[Tensor, "k c"]:
     """G_c[ch], the support for class c, summed over the images of c in a split; see :func:`class_support`."""
     seen = class_support(network, split, layer, act=act, device=device)

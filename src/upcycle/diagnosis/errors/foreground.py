@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.feature_maps import FeatureMap, record_layer
 from upcycle.core.read import read
-from upcycle.diagnosis.errors.class_channels import class_gradients, record_layer
+from upcycle.diagnosis.errors.class_channels import class_gradients
 
 if TYPE_CHECKING:
     from upcycle.data.images import ImageSplit
@@ -122,7 +123,9 @@ def _coco(path: Path, split: ImageSplit) -> tuple[list[int], UInt8[Tensor, "m h 
     return list(drawn), torch.stack(pixels)
 
 
-def gradcam_masks(network: nn.Module, split: ImageSplit, layer: str, *, device: torch.device | str) -> ImageSplit:
+def gradcam_masks(
+    network: nn.Module, split: ImageSplit, layer: str | FeatureMap, *, device: torch.device | str
+) -> ImageSplit:
     """Masks of all images from the network itself: where Grad-CAM of the true class is above its mean.
 
     Σ_ch α_ch F[ch] with α the spatial mean of G (Selvaraju et al., arXiv:1610.02391). F is taken before BatchNorm,
