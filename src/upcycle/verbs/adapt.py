@@ -309,7 +309,7 @@ def _box(one: Predictor) -> Node:
 def _answers_row(one: Predictor, images: Images, classes: tuple[str, ...]) -> dict[str, Any]:
     """What was asked, on the test images: no adaptation."""
     found: dict[str, Any] = {"name": f"{one.name}, not adapted", "role": "source", "accuracy": []}
-    if not len(images.test) or not images.test.labelled:
+    if not images.test.labelled:
         return found
     answers = one.predict(images.test)
     column = torch.tensor([classes.index(name) for name in one.classes])
@@ -324,8 +324,7 @@ def _answers_row(one: Predictor, images: Images, classes: tuple[str, ...]) -> di
 
 
 def _between_domains(session: Session, sources: list[Any]) -> Result:
-    setting = session.setting
-    student = session.networks["student"]
+    setting, student = session.setting, session.networks["student"]
     own = student.input_shape[1:] if isinstance(student, Model) and not isinstance(sources[0], Images) else None
     like = load_data(sources[0], size=setting.sides or own, channels=setting.planes, **setting.asked)
     students = _Students(session, like.classes)
