@@ -133,6 +133,30 @@ def test_a_folder_a_task(tmp_path: Path) -> None:
     assert stream(f"folders:{tmp_path}", shuffle=1).record()["order"] != {}
 
 
+def test_one_class_a_task(tmp_path: Path) -> None:
+    """The commonest question: as TASK/CLASS/IMAGE, as CLASS/IMAGE, both together, and as splits of one folder."""
+    folders(tmp_path / "a", {"1-cat": {"cat": 12}, "2-dog": {"dog": 12}, "3-hen": {"hen": 12}})
+    folders(tmp_path / "b", {"": {"cat": 12, "dog": 12, "hen": 12}})
+    folders(tmp_path / "c", {"1": {"cat": 12}, "": {"dog": 12}, "3": {"hen": 12, "owl": 12}})
+    for reference, classes, sizes in (
+        (f"folders:{tmp_path / 'a'}", ("cat", "dog", "hen"), [1, 1, 1]),
+        (f"folders:{tmp_path / 'b'}", ("cat", "dog", "hen"), [1, 1, 1]),
+        (f"folders:{tmp_path / 'c'}", ("cat", "hen", "owl", "dog"), [1, 2, 1]),
+        (f"splits:{tmp_path / 'b'}/1+1", ("cat", "dog", "hen"), [1, 1, 1]),
+        (f"splits:{tmp_path / 'b'}/3", ("cat", "dog", "hen"), [1, 1, 1]),
+    ):
+        made = stream(reference)
+        assert made.classes == classes and [len(columns) for columns in made.tasks] == sizes
+        for t, columns in enumerate(made.tasks):
+            task = made.task(t)
+            for split in (task.train, task.test):
+                assert set(split.labels.tolist()) <= set(columns) and len(split)
+        assert made.joint().classes == classes
+    (tmp_path / "d" / "blank").mkdir(parents=True)
+    with pytest.raises(UserError, match="no image in"):
+        stream(f"folders:{tmp_path / 'd'}")
+
+
 @pytest.mark.parametrize(
     ("reference", "options", "sentence"),
     [

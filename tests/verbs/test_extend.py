@@ -291,7 +291,7 @@ def test_no_option_of_a_method_is_one_of_the_verb() -> None:
         ([NET, "--stream=folders:empty"], "There is no folder in empty"),
         ([NET, "--stream=folders:sizes"], "--size"),
         ([NET, "--stream=folders:twice"], "has the class 'digit1' that an earlier task had"),
-        ([NET, "--stream=folders:unlabelled"], "no class folders"),
+        ([NET, "--stream=folders:unlabelled"], "1 class, and nothing was learnt before"),
         ([NET, "--stream=folders:twice", "--scenario=domain"], "lacks some of the classes"),
     ],
 )  # fmt: skip

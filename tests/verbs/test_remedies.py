@@ -38,6 +38,7 @@ SHARED = {
     "core/store.py": ("predict", "prove", "export"),  # of the files that they write
     "data/buffer.py": ("extend",),
     "data/pool_files.py": ("distill",),
+    "data/folder_streams.py": ("extend",),
     "data/stream_kinds.py": ("extend",),
     "data/streams.py": ("extend",),
     # assemble, reassemble and extend ask for no labels by a map, and say what they need themselves

@@ -29,7 +29,8 @@ def digests(thing: Any, name: str) -> dict[str, str]:
     if isinstance(thing, tuple | list):
         return {key: value for i, one in enumerate(thing, 1) for key, value in digests(one, f"{name} {i}").items()}
     if isinstance(thing, Model):
-        facts = [thing.input_shape, thing.mean, thing.std, thing.classes]
+        facts: list[Any] = [thing.input_shape, thing.mean, thing.std, thing.classes]
+        facts += [read] if (read := thing.reading.record()) else []
         return {
             f"the weights of {name}": of_network(thing.module),
             f"the classes and inputs of {name}": of_plain(facts),

@@ -130,7 +130,7 @@ class Method:
         that makes a new architecture says here what it is rebuilt from (``reference`` and ``options``), and its
         classes.
         """
-        student = dataclasses.replace(self.model("student", data), module=module)
+        student = dataclasses.replace(self.model("student", data), module=module, reading=data.reading)
         if data.classes in ((), student.classes):
             return student
         options = student.options

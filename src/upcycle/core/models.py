@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line
+from upcycle.core.reading import Reading
 
 
 @dataclass(eq=False, kw_only=True)
@@ -28,6 +29,7 @@ class Model:
         lineage: the family tree as JSON data (:mod:`upcycle.core.lineage`); ``None`` when nothing is known.
         name: how tables and reports call it.
         notes: what a person must know of how it is used.
+        reading: how image files become its inputs: as those did that it was trained on.
     """
 
     module: nn.Module
@@ -41,6 +43,7 @@ class Model:
     lineage: dict[str, Any] | None = None
     name: str = "model"
     notes: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading)
 
     def example(self, batch: int = 2) -> Tensor:
         """A fixed pseudo-random normalised batch (b, c, h, w) of the right shape, to probe a network with."""

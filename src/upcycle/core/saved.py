@@ -27,6 +27,7 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import own
 from upcycle.core.probe import probe
 from upcycle.core.read import checked, parsed
+from upcycle.core.reading import Read, Reading
 from upcycle.core.weights import fill
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
@@ -64,6 +65,7 @@ class Architecture(TypedDict):
     classes: tuple[str, ...]
     licence: str
     weights: str
+    reading: NotRequired[Read]
 
 
 def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
@@ -97,6 +99,7 @@ def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
         "classes": list(model.classes),
         "licence": model.licence,
         "weights": store.tensor_digest(state),
+        **({"reading": read} if (read := model.reading.record()) else {}),
     }
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     try:
@@ -155,6 +158,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
         licence=record["licence"],
         lineage=lineage.read(directory / LINEAGE, files[LINEAGE]) if LINEAGE in files else None,
         name=record["name"],
+        reading=Reading(**record.get("reading", {})),
     )
     # A person's own code may answer with more or other than logits, which was so when it was saved.
     foreign = into is not None or str(record["reference"]).partition(":")[0] not in (*BUILDERS, *MADE)

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.reading import WHITE, Reading
 from upcycle.data.images import listed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -35,52 +37,90 @@ Size = int | tuple[int, int]
 Item = tuple[int, str, bytes | Path]
 
 
-def read_images(files: Sequence[Path], *, size: Size | None = None, channels: int | None = None) -> Tensor:
-    """The pixels of image files, in order: uint8 (n, h, w, c). See :func:`decode`."""
-    return decode(lambda: ((i, str(p), p) for i, p in enumerate(files)), len(files), size=size, channels=channels)
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """The form that images are brought to.
+
+    Args:
+        size: by bilinear resampling, as ``reading`` says; ``None`` for what the images have.
+        channels: 1 (grey) or 3 (RGB); ``None``: grey if all images are.
+        reading: how files become pixels.
+    """
+
+    size: Size | None = None
+    channels: int | None = None
+    reading: Reading = field(default_factory=Reading)
+
+    def __post_init__(self) -> None:
+        require(self.channels in (None, 1, 3), f"Images have 1 or 3 channels, not {self.channels}.")
+        if self.size is not None:
+            sides_of(self.size)
+
+    def white(self, value: int) -> Form:
+        """The same form with what is white in images of more than 8 bits."""
+        return replace(self, reading=replace(self.reading, white=value))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The files below ``folder`` that are images by their names, hidden ones left out, in order."""
-    return sorted(
-        p for p in folder.rglob("*")
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Images in memory.
+
+    Args:
+        images: uint8 (n, h, w, c), or float32 (n, c, h, w).
+        reading: the one that they were read in.
+        reshaped: how many had other proportions than the size that they were brought to.
+    """
+
+    images: Tensor
+    reading: Reading
+    reshaped: int = 0
 
 
-def decode(
-    items: Callable[[], Iterable[Item]], n: int, *, size: Size | None = None, channels: int | None = None
+class Deep(ValueError):
+    """An image has more than 8 bits, and it is not known what is white in it."""
+
+    def __init__(self) -> None:
+        super().__init__("more than 8 bits, and nothing says what is white")
+
+
+def read_images(
+    files: Sequence[Path], *, size: Size | None = None, channels: int | None = None, reading: Reading | None = None
 ) -> Tensor:
+    """The pixels of image files, in order: uint8 (n, h, w, c). See :func:`decode`."""
+    form = Form(size=size, channels=channels, reading=reading or Reading())
+    return decode(lambda: ((i, str(p), p) for i, p in enumerate(files)), len(files), form).images
+
+
+def decode(items: Callable[[], Iterable[Item]], n: int, form: Form | None = None, *, trained: int = 0) -> Pixels:
     """Decode ``n`` images into one tensor.
 
-    EXIF orientation is applied; of animations the first frame is taken; transparency is dropped; 16 bits are
-    rounded to 8.
+    EXIF orientation is applied; of animations the first frame is taken; transparency is dropped; more bits are rounded
+    to 8, see :class:`~upcycle.core.reading.Reading`.
 
     Args:
         items: gives the images anew at each call.
         n: how many rows the result has.
-        size: bring every image to this size by bilinear resampling, so that it just covers it, and then take the
-            centre.
-        channels: 1 (grey) or 3 (RGB); ``None``: grey if all images are.
-
-    Returns:
-        uint8 (n, h, w, c).
+        form: what they are brought to.
+        trained: the first rows, which are trained on: they say what is white, where nothing else does.
 
     Raises:
         UserError: naming the images that cannot be read (after having tried them all), sizes that differ, or
             a result that would not fit the memory.
     """
-    require(channels in (None, 1, 3), f"Images have 1 or 3 channels, not {channels}.")
-    if size is not None:
-        _sides(size)  # refused before anything is read
+    form = form or Form()
     pixels: np.ndarray | None = None
     broken: list[str] = []
+    reshaped = 0
     sizes: Counter[tuple[int, int]] = Counter()
     examples: dict[tuple[int, int], str] = {}
-    for (row, name, _), image in _decoded(items(), size, channels):
-        if isinstance(image, str):
-            broken.append(f"{name} ({image})")
+    for (row, name, _), found in _decoded(items(), form):
+        if isinstance(found, Deep):
+            return decode(items, n, form.white(_white(items(), trained)), trained=trained)
+        if isinstance(found, str):
+            broken.append(f"{readable(name)} ({found})")
             continue
+        image, changed = found
+        reshaped += changed
         shape = image.shape[:2]
         sizes[shape] += 1
         examples.setdefault(shape, name)
@@ -89,7 +129,7 @@ def decode(
             pixels = np.empty((n, *image.shape), np.uint8)
         if image.shape[2] > pixels.shape[3]:  # grey so far, and now a coloured one
             del pixels
-            return decode(items, n, size=size, channels=3)
+            return decode(items, n, replace(form, channels=3), trained=trained)
         if shape == pixels.shape[1:3]:
             pixels[row] = image
     if broken:
@@ -97,21 +137,32 @@ def decode(
             f"{len(broken):,} of {n:,} images cannot be used: {listed(broken, 'images')}. Mend or remove them."
         )
     if len(sizes) > 1:
-        kinds = [f"{w} x {h} ({examples[h, w]})" for (h, w), _ in sizes.most_common()]
+        kinds = [f"{w} x {h} ({readable(examples[h, w])})" for (h, w), _ in sizes.most_common()]
         raise UserError(
             f"The images differ in size: {listed(kinds, 'sizes')}. Say to what size they shall be brought, "
             f"for example --size {min(sizes.most_common()[0][0])}."
         )
     assert pixels is not None  # n is at least 1, and every image was either decoded or broken
-    return torch.from_numpy(pixels)
+    return Pixels(images=torch.from_numpy(pixels), reading=form.reading, reshaped=reshaped)
 
 
-def _decoded(items: Iterable[Item], size: Size | None, channels: int | None) -> Iterator[tuple[Item, np.ndarray | str]]:
+def readable(name: str) -> str:
+    """A name from a file system as text: bytes that are no UTF-8 are written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+Decoded = tuple[np.ndarray, bool]
+"""The pixels of one image, uint8 (h, w, c), and whether its proportions were others."""
+
+
+def _decoded(items: Iterable[Item], form: Form) -> Iterator[tuple[Item, Decoded | Deep | str]]:
     """Each item with its pixels, or with the reason why it has none."""
 
-    def work(item: Item) -> np.ndarray | str:
+    def work(item: Item) -> Decoded | Deep | str:
         try:
-            return decode_one(item[2], size, channels)
+            return decode_one(item[2], form)
+        except Deep as deep:
+            return deep
         except UnidentifiedImageError:
             return "damaged header"
         except Exception as error:  # decoders raise whatever they like on damaged files
@@ -129,6 +180,30 @@ def _decoded(items: Iterable[Item], size: Size | None, channels: int | None) -> 
             yield from zip(chunk, pool.map(work, chunk), strict=True)
 
 
+def _white(items: Iterable[Item], trained: int) -> int:
+    """What is white in the images of more than 8 bits among the first rows, the training images."""
+    largest = 0
+    for row, _, content in items:
+        if row >= trained:
+            continue
+        try:
+            with _opened(content) as image:
+                largest = max(largest, brightest(image))
+        except Exception:  # named when it is decoded
+            continue
+    return white_of(largest)
+
+
+def white_of(largest: int) -> int:
+    """What is white where ``largest`` is the largest value in training images of more than 8 bits."""
+    return largest if 0 < largest <= WHITE // 2 else WHITE
+
+
+def brightest(image: Image.Image) -> int:
+    """The largest value of an image of more than 8 bits; 0 for others."""
+    return int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+
+
 def _encoded_size(content: bytes | Path) -> int:
     try:
         return content.stat().st_size if isinstance(content, Path) else len(content)
@@ -136,42 +211,52 @@ def _encoded_size(content: bytes | Path) -> int:
         return 0
 
 
-def decode_one(content: bytes | Path, size: Size | None = None, channels: int | None = None) -> np.ndarray:
-    """The pixels of one encoded image, uint8 (h, w, c); arguments as :func:`decode`.
+def decode_one(content: bytes | Path, form: Form) -> Decoded:
+    """Decode one encoded image.
 
     Raises:
+        Deep: see there.
         ValueError, OSError, or what else Pillow raises for a damaged image.
     """
+    with _opened(content) as image:
+        return pixels_of(image, form)
+
+
+def _opened(content: bytes | Path) -> Image.Image:
     data = content.read_bytes() if isinstance(content, Path) else content
     if not data:
         raise ValueError("0 bytes")
     kind = next((name for start, name in _FORMATS.items() if data.startswith(start)), None)
     if kind is None:
         raise ValueError("not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image")
-    with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-        return pixels_of(image, size, channels)
+    return Image.open(io.BytesIO(data), formats=(kind,))
 
 
-def pixels_of(image: Image.Image, size: Size | None = None, channels: int | None = None) -> np.ndarray:
-    """The pixels of a PIL image, uint8 (h, w, c); arguments and errors as :func:`decode_one`."""
+def pixels_of(image: Image.Image, form: Form) -> Decoded:
+    """The pixels of a PIL image; errors as :func:`decode_one`."""
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"{image.width} x {image.height} pixels, too small")
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    image = _eight_bit(image, channels)
-    if size is not None:
-        image = _fit(image, size)
+    image = _eight_bit(image, form.channels, form.reading.white)
+    changed = False
+    if form.size is not None:
+        high, wide = sides_of(form.size)
+        changed = reshapes((image.height, image.width), (high, wide))
+        image = _fit(image, high, wide, form.reading.resize)
     array = np.asarray(image)
-    return array.reshape(*array.shape[:2], -1)
+    return array.reshape(*array.shape[:2], -1), changed
 
 
-def _eight_bit(image: Image.Image, channels: int | None) -> Image.Image:
+def _eight_bit(image: Image.Image, channels: int | None, white: int) -> Image.Image:
     """The image in mode L or RGB."""
     if image.mode.startswith("I"):
+        if not white:
+            raise Deep
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
+        if values.min() < 0 or values.max() > WHITE:
             raise ValueError("32-bit pixels; save it with 8 or 16 bits")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(eight_bits(values, white))
     if image.mode == "F":
         raise ValueError("floating-point pixels; save it with 8 or 16 bits")
     grey = image.mode in ("1", "L", "LA", "La")
@@ -181,55 +266,81 @@ def _eight_bit(image: Image.Image, channels: int | None) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _sides(size: Size) -> tuple[int, int]:
+def eight_bits(values: np.ndarray, white: int) -> np.ndarray:
+    """Values from 0 to ``white``, rounded to 0 to 255 and cut off there; int64 in, uint8 out."""
+    return ((np.minimum(values, white) * 510 + white) // (2 * white)).astype(np.uint8)
+
+
+def sides_of(size: Size) -> tuple[int, int]:
     """Height and width of a size, which show something."""
     height, width = (size, size) if isinstance(size, int) else size
     require(min(height, width) >= MIN_SIDE, f"size must be at least {MIN_SIDE} pixels, not {min(height, width)}.")
     return height, width
 
 
-def _fit(image: Image.Image, size: Size) -> Image.Image:
-    """The centre of an image that was made just large enough to cover ``size``, by bilinear resampling."""
-    high, wide = _sides(size)
-    width, height = _covering(image.width, image.height, wide, high)
+def reshapes(have: tuple[int, int], sides: tuple[int, int]) -> bool:
+    """Whether bringing images of one (height, width) to another cuts, distorts or pads them."""
+    return _scaled(have, sides, "crop") != sides
+
+
+def _scaled(have: tuple[int, int], sides: tuple[int, int], resize: str) -> tuple[int, int]:
+    """Height and width of an image that is scaled to cover ``sides``, to fit into them, or to be of them."""
+    (height, width), (high, wide) = have, sides
+    if resize == "squash":
+        return sides
+    by_width = wide * height >= high * width if resize == "crop" else wide * height <= high * width
+    of, to = (width, wide) if by_width else (height, high)
+    bound = max if resize == "crop" else min
+    return max(1, bound(high, round(height * to / of))), max(1, bound(wide, round(width * to / of)))
+
+
+def _fit(image: Image.Image, high: int, wide: int, resize: str) -> Image.Image:
+    """An image brought to a size by bilinear resampling; see :class:`~upcycle.core.reading.Reading`."""
+    height, width = _scaled((image.height, image.width), (high, wide), resize)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - wide) // 2, (height - high) // 2
-    return image if (width, height) == (wide, high) else image.crop((left, top, left + wide, top + high))
+    if (height, width) == (high, wide):
+        return image
+    if resize == "crop":
+        left, top = (width - wide) // 2, (height - high) // 2
+        return image.crop((left, top, left + wide, top + high))
+    around = Image.new(image.mode, (wide, high))
+    around.paste(image, ((wide - width) // 2, (high - height) // 2))
+    return around
 
 
-def _covering(width: int, height: int, wide: int, high: int) -> tuple[int, int]:
-    """Width and height of the smallest image of the same proportions that covers ``wide`` x ``high``."""
-    of, to = (width, wide) if wide * height >= high * width else (height, high)
-    return max(wide, round(width * to / of)), max(high, round(height * to / of))
-
-
-def fit(images: Tensor, size: Size | None, channels: int | None) -> Tensor:
-    """As :func:`decode` does with files, bring pixels to a size and a number of channels.
+def fit(images: Tensor, form: Form) -> Pixels:
+    """Bring pixels in memory to a size and a number of channels, as :func:`decode` does with files.
 
     Args:
         images: uint8 (n, h, w, c) or float32 (n, c, h, w); comes back in the same layout.
     """
-    whole = images.dtype == torch.uint8
+    whole, channels = images.dtype == torch.uint8, form.channels
     planes = images.permute(0, 3, 1, 2) if whole else images
     have, height, width = planes.shape[1:]
     if channels not in (None, have):
         if (have, channels) not in ((1, 3), (3, 1)):
             raise UserError(f"Cannot make {channels} channels of {have}; only 1 and 3 turn into each other.")
         planes = planes.expand(-1, 3, -1, -1) if channels == 3 else _luma(planes)
-    high, wide = (height, width) if size is None else _sides(size)
-    if (height, width) != (high, wide):
+    high, wide = sides = (height, width) if form.size is None else sides_of(form.size)
+    changed = reshapes((height, width), sides)
+    if (height, width) != sides:
         require_memory(len(planes) * planes.shape[1] * high * wide * images.element_size(), f"{len(planes):,} images")
-        across, down = _covering(width, height, wide, high)
-        left, top = (across - wide) // 2, (down - high) // 2
-        parts = [
-            F.interpolate(part.contiguous(), (down, across), mode="bilinear", antialias=True)[
-                :, :, top : top + high, left : left + wide
-            ]
+        resize = form.reading.resize
+        down, across = _scaled((height, width), sides, resize)
+        scaled = (
+            F.interpolate(part.contiguous(), (down, across), mode="bilinear", antialias=True)
             for part in planes.split(1024)
-        ]
-        planes = torch.cat(parts)
-    return (planes.permute(0, 2, 3, 1) if whole else planes).contiguous()
+        )
+        if resize == "crop":
+            left, top = (across - wide) // 2, (down - high) // 2
+            planes = torch.cat([part[:, :, top : top + high, left : left + wide] for part in scaled])
+        else:
+            left, top = (wide - across) // 2, (high - down) // 2
+            black = (left, wide - across - left, top, high - down - top)
+            planes = torch.cat([F.pad(part, black) for part in scaled])
+    found = (planes.permute(0, 2, 3, 1) if whole else planes).contiguous()
+    return Pixels(images=found, reading=form.reading, reshaped=len(found) if changed else 0)
 
 
 def _luma(planes: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.inputs import of_plain, of_tensor
+from upcycle.core.reading import RESIZES, Reading
 from upcycle.data import augment
 
 
@@ -41,6 +42,11 @@ class ImageSplit:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its samples have labels, at least some of them."""
+        return bool((self.labels >= 0).any())
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -111,6 +117,9 @@ class Images:
         chosen: JSON data: which training samples :meth:`few` and :meth:`hide_labels` chose, by their ids.
         measured: the name of the set that validation and test come from, where that is another.
         lineage: the family tree of images that a network made (:mod:`upcycle.data.pool_files`), else ``None``.
+        reading: how the files became pixels; a network that is trained on them is used in the same way.
+        reshaped: how many images had other proportions than the size that they were brought to.
+        answered: the splits whose labels are a teacher's answers, so that what is measured on them is agreement.
     """
 
     name: str
@@ -123,10 +132,18 @@ class Images:
     chosen: dict[str, Any] = field(default_factory=dict)
     measured: str = ""
     lineage: dict[str, Any] | None = None
+    reading: Reading = field(default_factory=Reading)
+    reshaped: int = 0
+    answered: tuple[str, ...] = ()
 
     @classmethod
     def none(
-        cls, shape: tuple[int, int, int], classes: tuple[str, ...], mean: tuple[float, ...], std: tuple[float, ...]
+        cls,
+        shape: tuple[int, int, int],
+        classes: tuple[str, ...],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        reading: Reading | None = None,
     ) -> Images:
         """No images at all, for methods that make their own: empty splits that say what images would be like.
 
@@ -134,11 +151,14 @@ class Images:
             shape: (c, h, w) of one image.
             classes: class names.
             mean, std: what images are normalised with.
+            reading: how files would become pixels.
         """
         c, h, w = shape
         empty = ImageSplit(images=torch.empty(0, h, w, c, dtype=torch.uint8), labels=torch.empty(0, dtype=torch.long),
                            ids=torch.empty(0, dtype=torch.long), mean=mean, std=std)  # fmt: skip
-        return cls(name="none", classes=classes, train=empty, validation=empty, test=empty)
+        return cls(
+            name="none", classes=classes, train=empty, validation=empty, test=empty, reading=reading or Reading()
+        )
 
     @property
     def title(self) -> str:
@@ -320,6 +340,8 @@ def joined(sets: Sequence[Images]) -> Images:
         test=join("test"),
         licence=licences[0] if len(licences) == 1 else "unknown",
         notes=list(dict.fromkeys(note for s in sets for note in s.notes)),
+        reading=sets[0].reading,
+        reshaped=sum(s.reshaped for s in sets),
     )
 
 
@@ -355,7 +377,7 @@ def stratified(labels: Tensor, ids: Tensor, size: int, seed: int, stream: str) -
 
 
 def describe(images: Images) -> str:
-    """One line: name, sizes, classes, shape.
+    """One line: name, sizes, classes, shape, and what was done to images of other proportions.
 
     For example ``digits: 1,000 train, 297 validation, 500 test images, 10 classes, 1 x 8 x 8``.
     """
@@ -366,8 +388,14 @@ def describe(images: Images) -> str:
         return f"{images.name}; {len(images.classes)} classes, {shape}"
     return (
         f"{images.title}: {len(images.train):,} train{labelled}, {len(images.validation):,} validation, "
-        f"{len(images.test):,} test images, {len(images.classes)} classes, {shape}"
+        f"{len(images.test):,} test images, {_count(len(images.classes), 'class', 'classes')}, {shape}"
+        f"{f'; {reshaped_words(images.reshaped, images.reading)} (--resize)' if images.reshaped else ''}"
     )
+
+
+def reshaped_words(count: int, reading: Reading) -> str:
+    """What was done to so many images, which had other proportions than the size that they were brought to."""
+    return f"{_count(count, 'image was', 'images were')} {RESIZES[reading.resize]}"
 
 
 def listed(items: list[str], what: str) -> str:
@@ -376,8 +404,8 @@ def listed(items: list[str], what: str) -> str:
     return shown if len(items) <= 3 else f"{shown}, ... ({len(items):,} {what} in all)"
 
 
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+def _count(n: int, noun: str, several: str = "") -> str:
+    return f"{n:,} {noun if n == 1 else several or noun + 's'}"
 
 
 def pooled(domains: Sequence[Images], unseen: Images) -> tuple[Images, Tensor]:
@@ -406,6 +434,7 @@ def pooled(domains: Sequence[Images], unseen: Images) -> tuple[Images, Tensor]:
         test=unseen.test,
         measured=unseen.name,
         notes=list(dict.fromkeys(note for d in (*domains, unseen) for note in d.notes)),
+        reshaped=sum(d.reshaped for d in (*domains, unseen)),
         licence=domains[0].licence if len({d.licence for d in domains}) == 1 else "unknown",
     )
     return whole, torch.repeat_interleave(torch.arange(len(domains)), torch.tensor([len(d.train) for d in domains]))

@@ -4,19 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require
-from upcycle.data.decode import Size
+from upcycle.core.reading import WHITE, Reading
+from upcycle.data.decode import Form, Pixels
 from upcycle.data.images import Images, ImageSplit, listed, stratified
+from upcycle.data.shares import drawn
 
 SPLIT_SEED = 0  # of every split of our own; the user's seed has no part in it, so that all runs share their test set
 MAX_VALIDATION = 5_000
 
-# What the splits are called in folders, files and dicts.
-ALIASES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+# What the splits are called in folders, files and dicts, in any case.
+ALIASES = {
+    "train": ("train", "training", "seg_train"),
+    "validation": ("validation", "val", "valid", "dev", "eval", "seg_val"),
+    "test": ("test", "testing", "seg_test"),
+}
+
+
+def split_of(name: str) -> str:
+    """The split that a name stands for; empty if it is none."""
+    return next((split for split, aliases in ALIASES.items() if name.casefold() in aliases), "")
+
+
+Found = TypeVar("Found")
+
+
+def with_training(found: dict[str, Found], name: str) -> tuple[dict[str, Found], list[str]]:
+    """Splits in their order, of which one is trained on: those of validation, where there are none for training.
+
+    Args:
+        found: something for each split that is there.
+        name: of the data.
+
+    Returns:
+        the splits, and a note where validation became training.
+
+    Raises:
+        UserError: there is a test split alone.
+    """
+    found, notes = dict(found), []
+    if "train" not in found:
+        require(
+            "validation" in found,
+            f"{name} has a test split alone, and no training images beside it. Add a train split; or give the images "
+            "of that split by themselves, which are then shared among all three.",
+        )
+        found["train"] = found.pop("validation")
+        notes = [f"{name} has no train split: its validation images are trained on, and some of them set aside."]
+    return {split: found[split] for split in ALIASES if split in found}, notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,67 +66,76 @@ class Part:
     Args:
         labels: int64 (n,).
         where: what to call sample i in an error.
-        read: from (order, size, channels) to the pixels of the samples ``order``, as ``ImageSplit.images``.
+        read: from (order, form, trained) to the pixels of the samples ``order``, of which the first ``trained`` are
+            trained on.
+        shares: the numbers that decide to which split each sample goes, see :mod:`upcycle.data.shares`; ``None`` where
+            its place in the source does, as in the named sets.
     """
 
     labels: Tensor
     where: Callable[[int], str]
-    read: Callable[[Tensor, Size | None, int | None], Tensor]
+    read: Callable[[Tensor, Form, int], Pixels]
+    shares: Callable[[], Tensor] | None = None
 
 
 def assemble(
     name: str,
     classes: Sequence[str],
     parts: dict[str, Part],
+    form: Form,
     *,
-    size: Size | None = None,
-    channels: int | None = None,
     licence: str = "unknown",
     take: dict[str, int] | None = None,
     notes: Sequence[str] = (),
+    least_classes: int = 2,
 ) -> Images:
     """Check the labels, draw the splits that are lacking from the training images, and read the pixels.
 
     Args:
         parts: by split; ``train`` is a must.
-        take: how many training images the lacking splits get; by default a fifth (test), a tenth
+        form: that images are brought to.
+        take: how many training images the lacking splits get, where places decide; by default a fifth (test), a tenth
             (validation).
+        least_classes: the fewest that there must be.
 
     Raises:
         UserError: naming the samples and classes that are wrong.
     """
     require("train" in parts, f"{name} has no train split.")
     for split, part in parts.items():
-        _check_labels(name, split, part, classes)
+        _check_labels(name, split, part, classes, least_classes)
     train = parts["train"]
     n = len(train.labels)
-    shares = {"validation": max(1, min(n // 10, MAX_VALIDATION)), "test": max(1, n // 5)} | (take or {})
-    orders = _draw(name, train.labels, {split: share for split, share in shares.items() if split not in parts})
+    lacking = [split for split in ("test", "validation") if split not in parts]
+    if train.shares is None:
+        usual = {"validation": max(1, min(n // 10, MAX_VALIDATION)), "test": max(1, n // 5)} | (take or {})
+        orders = _draw(name, train.labels, {split: size for split, size in usual.items() if split in lacking})
+    elif lacking:
+        orders = drawn(name, train.shares(), lacking, MAX_VALIDATION)
+        _require_trained(name, classes, train.labels, orders["train"])
+    else:
+        orders = {"train": torch.arange(n)}
 
     # One block of memory for all that comes from the train split; the splits are views of it.
-    pixels = train.read(torch.cat(list(orders.values())), size, channels)
-    blocks = pixels.split([len(order) for order in orders.values()])
+    found = train.read(torch.cat(list(orders.values())), form, len(orders["train"]))
+    blocks = found.images.split([len(order) for order in orders.values()])
     splits = {
         split: ImageSplit.plain(block, train.labels[order], order)
         for (split, order), block in zip(orders.items(), blocks, strict=True)
     }
+    reading, reshaped = found.reading, found.reshaped
     for split in [split for split in parts if split != "train"]:
         part, ids = parts[split], torch.arange(len(parts[split].labels))
-        pixels = part.read(ids, size, splits["train"].shape[0])
-        splits[split] = ImageSplit.plain(pixels, part.labels, ids)
+        alike = Form(size=form.size, channels=splits["train"].shape[0], reading=reading)
+        other = part.read(ids, alike, 0)
+        reading, reshaped = other.reading, reshaped + other.reshaped
+        splits[split] = ImageSplit.plain(other.images, part.labels, ids)
         if splits[split].shape != splits["train"].shape:
             ours, theirs = (" x ".join(map(str, splits[s].shape)) for s in ("train", split))
             raise UserError(
                 f"The train images of {name} are {ours} and its {split} images {theirs}; say to what size "
                 "they shall be brought with --size."
             )
-    drawn = [
-        f"The {split} split of {name} is ours: {len(order):,} of its {n:,} training images, stratified, with "
-        "a fixed seed."
-        for split, order in orders.items()
-        if split != "train"
-    ]
-    blank = [f"The {s} images of {name} have no labels." for s in parts if (parts[s].labels < 0).all()]
     return Images(
         name=name,
         classes=tuple(classes),
@@ -94,8 +143,62 @@ def assemble(
         validation=splits["validation"],
         test=splits["test"],
         licence=licence,
-        notes=[*notes, *drawn, *blank],
+        notes=[
+            *notes,
+            *_drawn_notes(name, orders, n, by_place=train.shares is None),
+            *_white_note(name, form.reading, reading),
+            *(f"The {s} images of {name} have no labels." for s in parts if (parts[s].labels < 0).all()),
+            *_unseen_notes(name, classes, splits),
+        ],
+        reading=reading,
+        reshaped=reshaped,
     )
+
+
+def _drawn_notes(name: str, orders: dict[str, Tensor], n: int, *, by_place: bool) -> list[str]:
+    how = "stratified, with a fixed seed" if by_place else "by what they hold, so that none moves when images are added"
+    return [
+        f"The {split} split of {name} is ours: {len(order):,} of its {n:,} training images, {how}."
+        for split, order in orders.items()
+        if split != "train"
+    ]
+
+
+def _white_note(name: str, asked: Reading, found: Reading) -> list[str]:
+    """What was taken to be white in images of more than 8 bits, where that was found and is not the whole range."""
+    if asked.white or found.white in (0, WHITE):
+        return []
+    return [
+        f"{name} has images of more than 8 bits whose values end at {found.white:,} among the training images; that is "
+        "taken to be white (--white)."
+    ]
+
+
+def _unseen_notes(name: str, classes: Sequence[str], splits: dict[str, ImageSplit]) -> list[str]:
+    """The classes of labelled images that have no validation or test image."""
+    notes = []
+    for split in ("validation", "test"):
+        labels = splits[split].labels
+        counts = torch.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
+        without = [f"'{c}'" for c, count in zip(classes, counts, strict=True) if not count]
+        if len(without) < len(classes):
+            notes += (
+                [f"No {split} image of {name} belongs to the class {listed(without, 'classes')}."] if without else []
+            )
+    return notes
+
+
+def _require_trained(name: str, classes: Sequence[str], labels: Tensor, order: Tensor) -> None:
+    """Every class has a training image after others were set aside."""
+    if (labels < 0).all():
+        return
+    have, kept = (torch.bincount(found, minlength=len(classes)).tolist() for found in (labels, labels[order]))
+    short = [f"'{c}' ({n})" for c, n, left in zip(classes, have, kept, strict=True) if not left]
+    if short:
+        raise UserError(
+            f"{name} has too few images of the class {listed(short, 'classes')} to share them among training, "
+            "validation and test: none is left to train on. Add images, or bring the splits."
+        )
 
 
 def _draw(name: str, labels: Tensor, shares: dict[str, int]) -> dict[str, Tensor]:
@@ -117,13 +220,13 @@ def _draw(name: str, labels: Tensor, shares: dict[str, int]) -> dict[str, Tensor
     return {"train": left, **orders}
 
 
-def _check_labels(name: str, split: str, part: Part, classes: Sequence[str]) -> None:
+def _check_labels(name: str, split: str, part: Part, classes: Sequence[str], least: int) -> None:
     """Labels are all class numbers, or all unknown (-1); every class has a training image."""
     labels, k = part.labels, len(classes)
     require(len(labels) > 0, f"The {split} split of {name} is empty.")
     if (labels == -1).all():
         return
-    require(k >= 2, f"{name} has {k} class; a classifier needs at least 2.")
+    require(k >= least, f"{name} has {k} class; a classifier needs at least 2.")
     if wrong := ((labels < 0) | (labels >= k)).nonzero().flatten().tolist():
         named = [f"{part.where(i)} has {int(labels[i])}" for i in wrong]
         raise UserError(

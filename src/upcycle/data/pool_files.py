@@ -26,7 +26,7 @@ from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.licences import NOTICE, hub_fields
 from upcycle.core.outputs import Around, Columns
 from upcycle.data.augment import uniform
-from upcycle.data.decode import Item, Size, decode
+from upcycle.data.decode import Form, Item, Pixels, decode
 from upcycle.data.images import Images, ImageSplit
 from upcycle.data.parts import MAX_VALIDATION, SPLIT_SEED
 from upcycle.data.pool import Pool
@@ -213,7 +213,7 @@ def _card(pool: Pool, classes: Sequence[str], name: str, node: lineage.Node, not
 # -- from disk --------------------------------------------------------------------------------------------------
 
 
-def load_pool(directory: str | Path, *, size: Size | None = None, channels: int | None = None) -> Images:
+def load_pool(directory: str | Path, form: Form | None = None) -> Images:
     """Read a saved pool: all its images to train on, with their labels; its lineage is that of the images.
 
     Nothing was held out of it: validation and test are a tenth and a fifth of the very same images, at most 5,000
@@ -222,7 +222,7 @@ def load_pool(directory: str | Path, *, size: Size | None = None, channels: int 
 
     Args:
         directory: a pool, or a run that left one.
-        size, channels: as :func:`upcycle.data.load`.
+        form: that images are brought to.
 
     Raises:
         UserError: no pool there, or damage, naming the file.
@@ -231,23 +231,31 @@ def load_pool(directory: str | Path, *, size: Size | None = None, channels: int 
     node = lineage_of(directory)
     content = store.verify_manifest(directory, lambda name: name == TABLE)
     require(TABLE in content, f"{directory} is damaged: its manifest does not name {TABLE}.")
-    labels, pixels, classes = _read(content[TABLE], directory / TABLE, size, channels)
+    labels, pixels, classes = _read(content[TABLE], directory / TABLE, form or Form())
     ids = torch.arange(len(labels))
-    train = ImageSplit.plain(pixels, labels, ids)
+    train = ImageSplit.plain(pixels.images, labels, ids)
     order = uniform(SPLIT_SEED, 0, ids, "pool")[:, 0].argsort(stable=True)
     sizes = [max(1, min(len(ids) // share, MAX_VALIDATION)) for share in (10, 5)]
     held = [train.subset(part.sort().values) for part in (order[: sizes[0]], order[-sizes[1] :])]
     for split in held:
         split.labels = torch.full_like(split.labels, -1)
     note = f"The {len(labels):,} images of this pool were made from {node['parents'][0]['name']} by {node['method']}."
-    return Images(name=node["name"], classes=classes, train=train, validation=held[0], test=held[1],
-                  licence=node["licence"]["id"], notes=[note], lineage=node)  # fmt: skip
+    return Images(
+        name=node["name"],
+        classes=classes,
+        train=train,
+        validation=held[0],
+        test=held[1],
+        licence=node["licence"]["id"],
+        notes=[note],
+        lineage=node,
+        reading=pixels.reading,
+        reshaped=pixels.reshaped,
+    )
 
 
-def _read(
-    content: bytes, file: Path, size: Size | None, channels: int | None
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Labels int64 (n,), pixels uint8 (n, h, w, c) and class names of a pool's Parquet file."""
+def _read(content: bytes, file: Path, form: Form) -> tuple[Tensor, Pixels, tuple[str, ...]]:
+    """Labels int64 (n,), pixels and class names of a pool's Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -265,4 +273,4 @@ def _read(
         rows = (value for batch in table.iter_batches(ROWS, columns=["image"]) for value in batch.column(0).to_pylist())
         return ((i, f"row {i} of {file}", (value or {}).get("bytes") or b"") for i, value in enumerate(rows))
 
-    return labels, decode(items, len(labels), size=size, channels=channels), classes
+    return labels, decode(items, len(labels), form), classes

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.data.decode import SUFFIXES, Item, Size, decode, fit, image_files
-from upcycle.data.images import Images, listed
-from upcycle.data.parts import ALIASES, Part, assemble
+from upcycle.core.reading import Reading
+from upcycle.data.decode import Form, Pixels, Size, fit, readable
+from upcycle.data.folders import load_folder
+from upcycle.data.images import Images
+from upcycle.data.parquet_files import parquet_files
+from upcycle.data.parts import Part, assemble
 from upcycle.data.pool_files import PREFIX, load_pool, pool_directory
-from upcycle.data.tables import load_hub, load_parquet, parquet_files
+from upcycle.data.tables import Wanted, load_hub, load_parquet
 from upcycle.data.torch_sets import load_datasets
 
 
@@ -120,26 +123,36 @@ def check_reference(reference: Any) -> None:
         raise unknown("data set or folder", text, NAMES)
 
 
-def load(reference: Any, *, size: Size | None = None, channels: int | None = None) -> Images:
+def load(
+    reference: Any,
+    *,
+    size: Size | None = None,
+    channels: int | None = None,
+    reading: Reading | None = None,
+    columns: tuple[str, str] = ("", ""),
+    least_classes: int = 2,
+) -> Images:
     """Load an image data set, decoded into memory, with train, validation and test splits.
 
-    A validation split that the source lacks is a stratified tenth of the training images, at most 5,000; a
-    test split that it lacks is a stratified fifth. Both are drawn with a fixed seed, and ``notes`` says so.
-    Batches come in [0, 1] until :meth:`Images.normalised`, and without augmentation until
-    :meth:`Images.augmented`.
+    Of a named set a validation split that it lacks is a stratified tenth of the training images, at most 5,000, and a
+    test split a stratified fifth, both drawn with a fixed seed. Of other data an image's content decides
+    (:mod:`upcycle.data.shares`), so that no image moves when others are added. ``notes`` says what was drawn. Batches
+    come in [0, 1] until :meth:`Images.normalised`, and without augmentation until :meth:`Images.augmented`.
 
     Args:
         reference: a name (``digits``, ``mnist``, ``fashion_mnist``, ``fashion_mnist_local``, ``usps``,
             ``cifar10``); a folder of images, ``CLASS/IMAGE`` (or just ``IMAGE``, without labels) or
-            ``train/CLASS/IMAGE`` with ``val`` or ``validation`` and ``test`` beside it; a folder of Parquet
-            files in the Hugging Face layout; ``pool:PATH``, images that a method made from a network (see
-            :func:`upcycle.data.pool_files.load_pool`); ``hub:ORG/NAME``; a torch Dataset or DataLoader of (image, class
-            number) pairs, where an image is a PIL image, a uint8 tensor or a float tensor in [0, 1], (c, h,
-            w); a dict of them by split, or a tuple (train, test) or (train, validation, test); or an
-            :class:`Images`, which is handed back.
-        size: bring every image to this side, or (height, width), in pixels: made just large enough to cover it, then
-            the centre.
+            ``train/CLASS/IMAGE`` with ``val`` and ``test`` beside it (or what else these are called, see
+            :data:`upcycle.data.parts.ALIASES`); a folder of Parquet files in the Hugging Face layout; ``pool:PATH``,
+            images that a method made from a network (see :func:`upcycle.data.pool_files.load_pool`);
+            ``hub:ORG/NAME``; a torch Dataset or DataLoader of (image, class number) pairs or of dicts, where an image
+            is a PIL image, a uint8 tensor or a float tensor in [0, 1], (c, h, w); a dict of them by split, or a tuple
+            (train, test) or (train, validation, test); or an :class:`Images`, which is handed back.
+        size: bring every image to this side, or (height, width), in pixels.
         channels: 1 (grey) or 3 (RGB); ``None`` for what the images have.
+        reading: how files become pixels, and images of other proportions come to ``size``.
+        columns: the names of the columns of images and of labels in a table; empty for the usual ones.
+        least_classes: the fewest classes that labelled images must have.
 
     Raises:
         UserError: for what is unknown, not found, broken, empty, mislabelled, of different sizes or too
@@ -147,52 +160,61 @@ def load(reference: Any, *, size: Size | None = None, channels: int | None = Non
     """
     check_reference(reference)
     if isinstance(reference, Images):
-        if size is not None or channels is not None:
-            raise UserError("These images are loaded already; load them anew for another size or channels.")
+        if size is not None or channels is not None or any(columns) or reading not in (None, reference.reading):
+            raise UserError(
+                "These images are loaded already; load them anew for another size, channels, reading or columns."
+            )
         return reference
+    form = Form(size=size, channels=channels, reading=reading or Reading())
+    wanted = Wanted(image=columns[0], label=columns[1], least_classes=least_classes)
     if not isinstance(reference, str | Path):
-        return load_datasets(reference, size=size, channels=channels)
-    if reference == "digits":
-        return _digits(size, channels)
-    if reference in NAMED:
-        return _named(str(reference), size, channels)
-    if str(reference).startswith(PREFIX):
-        return load_pool(str(reference), size=size, channels=channels)
-    if str(reference).startswith("hub:"):
-        return load_hub(str(reference), size=size, channels=channels)
+        return load_datasets(reference, form, wanted)
+    text = str(reference)
     folder = Path(reference).expanduser()
     # No figure should take a folder that happens to be called cifar10 for the official set.
-    name = f"{folder.resolve().name}_local" if folder.resolve().name in NAMES else folder.resolve().name
-    if "train" in (files := parquet_files(folder)):
-        return load_parquet(name, files, size=size, channels=channels)
-    return _folder(name, folder, size, channels)
+    own = readable(folder.resolve().name)
+    name = f"{own}_local" if own in NAMES else own
+    if text.startswith("hub:"):
+        return load_hub(text, form, wanted)
+    if reference == "digits":
+        found = _digits(form)
+    elif reference in NAMED:
+        found = _named(text, form)
+    elif text.startswith(PREFIX):
+        found = load_pool(text, form)
+    elif (tables := parquet_files(folder)) is not None:
+        return load_parquet(name, tables, form, wanted)
+    else:
+        found = load_folder(name, folder, form, least_classes=least_classes)
+    if any(columns):  # where there are several sets, others may have them
+        found.notes.append(f"{found.name} is no table of a person's own, so the names of columns say nothing about it.")
+    return found
 
 
 # --- named sets ---------------------------------------------------------------------------------------
 
 
-def _digits(size: Size | None, channels: int | None) -> Images:
+def _digits(form: Form) -> Images:
     from sklearn.datasets import load_digits
 
     found = load_digits()
     pixels = np.round(found.images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 to 16
     part = _array_part(pixels, found.target, "digits")
-    return assemble("digits", _DIGITS, {"train": part}, size=size, channels=channels, licence="CC-BY-4.0",
-                    take={"test": 500, "validation": 297})  # fmt: skip
+    taken = {"test": 500, "validation": 297}
+    return assemble("digits", _DIGITS, {"train": part}, form, licence="CC-BY-4.0", take=taken)
 
 
-def _named(name: str, size: Size | None, channels: int | None) -> Images:
+def _named(name: str, form: Form) -> Images:
     known = NAMED[name]
     for folder in _places(known):
-        if "train" in (files := parquet_files(folder)):
+        if files := parquet_files(folder):
             notes = []
             if (copies := folder / "from_jpeg.csv").is_file():
                 count = len(copies.read_text().splitlines()) - 1
                 notes.append(f"{count:,} images of {name} come from a JPEG copy ({copies.name} lists them).")
-            return load_parquet(name, files, size=size, channels=channels, classes=known.classes,
-                                licence=known.licence, notes=tuple(notes))  # fmt: skip
+            return load_parquet(name, files, form, classes=known.classes, licence=known.licence, notes=tuple(notes))
         if _idx_file(folder, _IDX["train"][0]):
-            return _idx(name, folder, known, size, channels)
+            return _idx(name, folder, known, form)
     root = os.environ.get("UPCYCLE_DATA")
     raise UserError(
         f"The data set {name} is not here. Fetch {known.fetch} and put them into "
@@ -211,7 +233,7 @@ def _places(known: Named) -> Iterator[Path]:
         yield from sorted((Path(home).expanduser() / "hub").glob(known.cache))
 
 
-def _idx(name: str, folder: Path, known: Named, size: Size | None, channels: int | None) -> Images:
+def _idx(name: str, folder: Path, known: Named, form: Form) -> Images:
     parts = {}
     for split, stems in _IDX.items():
         images, labels = (_read_idx(folder, stem) for stem in stems)
@@ -224,7 +246,7 @@ def _idx(name: str, folder: Path, known: Named, size: Size | None, channels: int
             f"{folder} does not hold the official split of {name}: its first test labels differ. Put another "
             f"split into the folder {name}_local and load it by that name."
         )
-    return assemble(name, known.classes, parts, size=size, channels=channels, licence=known.licence)
+    return assemble(name, known.classes, parts, form, licence=known.licence)
 
 
 def _idx_file(folder: Path, stem: str) -> Path | None:
@@ -251,56 +273,7 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
 def _array_part(images: np.ndarray, labels: np.ndarray, name: str) -> Part:
     """A split from grey pixels (n, h, w) that are in memory already."""
 
-    def read(order: Tensor, size: Size | None, channels: int | None) -> Tensor:
-        return fit(torch.from_numpy(images)[:, :, :, None].index_select(0, order), size, channels)
+    def read(order: Tensor, form: Form, trained: int) -> Pixels:
+        return fit(torch.from_numpy(images)[:, :, :, None].index_select(0, order), form)
 
     return Part(labels=torch.from_numpy(labels.astype(np.int64)), where=lambda i: f"image {i} of {name}", read=read)
-
-
-# --- folders of images --------------------------------------------------------------------------------
-
-
-def _folder(name: str, folder: Path, size: Size | None, channels: int | None) -> Images:
-    """``[SPLIT/]CLASS/.../IMAGE``; a split without class folders holds images without labels."""
-    roots = {
-        split: folder / alias for split, aliases in ALIASES.items() for alias in aliases if (folder / alias).is_dir()
-    }
-    # A folder "train" alone with nothing but images in it is a class: a railway's.
-    if "train" not in roots or (len(roots) == 1 and not _subfolders(roots["train"])):
-        roots = {"train": folder}
-    classes = next((names for root in roots.values() if (names := [p.name for p in _subfolders(root)])), [])
-    parts, empty, others = {}, [], 0
-    for split, root in roots.items():
-        files: list[Path] = []
-        labels: list[int] = []
-        for path in _subfolders(root) or [root]:
-            if path != root and path.name not in classes:
-                raise unknown(f"class folder for {path}, that is, no class", path.name, classes)
-            images = image_files(path)
-            others += sum(p.is_file() and not p.name.startswith(".") for p in path.rglob("*")) - len(images)
-            if not images:
-                empty.append(str(path))
-            files += images
-            labels += [classes.index(path.name) if path != root else -1] * len(images)
-        parts[split] = _file_part(files, labels)
-    if empty:
-        raise UserError(
-            f"There is no image in {listed(empty, 'folders')}. Add images ({', '.join(SUFFIXES[:4])}, ...) "
-            "or remove the folder."
-        )
-    notes = [f"{others:,} files in {folder.name} are no images by their names and were left out."] if others else []
-    return assemble(name, classes, parts, size=size, channels=channels, notes=notes)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _file_part(files: list[Path], labels: list[int]) -> Part:
-    def read(order: Tensor, size: Size | None, channels: int | None) -> Tensor:
-        def items() -> Iterator[Item]:
-            return ((row, str(files[i]), files[i]) for row, i in enumerate(order.tolist()))
-
-        return decode(items, len(order), size=size, channels=channels)
-
-    return Part(labels=torch.tensor(labels, dtype=torch.long), where=lambda i: str(files[i]), read=read)

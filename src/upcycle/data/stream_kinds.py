@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.reading import Reading
 from upcycle.data.augment import uniform
 from upcycle.data.decode import Size
-from upcycle.data.images import Images, ImageSplit, draw, joined
+from upcycle.data.folder_streams import folder_stream
+from upcycle.data.images import Images, ImageSplit, draw
 from upcycle.data.labels import relabelled
 from upcycle.data.sources import check_reference, load
 from upcycle.data.streams import Scenario, Stream
@@ -58,6 +60,8 @@ def stream(
     few: int | None = None,
     size: Size | None = None,
     channels: int | None = None,
+    reading: Reading | None = None,
+    columns: tuple[str, str] = ("", ""),
 ) -> Stream:
     """A stream from its name, or splits of images that are loaded already.
 
@@ -69,7 +73,7 @@ def stream(
             images and for parts (the only one), general for drifting ones.
         shuffle: draws another order of classes (splits) or tasks (folders) from this seed.
         few: only so many training images of each class in each task, drawn with a fixed seed.
-        size, channels: as in :func:`upcycle.data.load`.
+        size, channels, reading, columns: as in :func:`upcycle.data.load`.
 
     Raises:
         UserError: for what is unknown, not found, or cannot be split so.
@@ -80,8 +84,10 @@ def stream(
     kind, data, count = _parts(reference)
     if kind == "folders":
         require(not count, f"Each folder in {data} is a task, so leave out /{count}.")
-        return _few(_folders(reference, Path(data).expanduser(), scenario or "class", shuffle, size, channels), few)
-    images = load(data, size=size, channels=channels)
+        read = partial(load, size=size, channels=channels, columns=columns, least_classes=1)
+        root, reading = Path(data).expanduser(), reading or Reading()
+        return _few(folder_stream(reference, root, scenario or "class", shuffle, read, reading), few)
+    images = load(data, size=size, channels=channels, reading=reading, columns=columns)
     require(bool(images.classes), f"{images.name} has no labels, so there are no classes to make a stream of.")
     if kind == "splits":
         return _few(_splits(reference, images, count, scenario or "class", shuffle), few)
@@ -333,48 +339,3 @@ def _drifting(name: str, images: Images, rounds: int = 3) -> Stream:
         order={"rounds": rounds},
         derived=True,
     )
-
-
-def _folders(
-    name: str, root: Path, scenario: Scenario, shuffle: int | None, size: Size | None, channels: int | None
-) -> Stream:
-    """A folder for each task, in the order of their names; classes are named by the folders in them."""
-    require(scenario != "general", "Folders are tasks: their scenario is class, task or domain.")
-    places = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    require(bool(places), f"There is no folder in {root}, and each task is one.")
-    if shuffle is not None:
-        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(shuffle))
-        places = [places[i] for i in order.tolist()]
-    sets = [load(place, size=size, channels=channels) for place in places]
-    if (blank := next((s for s in sets if not s.classes), None)) is not None:
-        raise UserError(f"The task {blank.name} in {root} has no class folders; write TASK/CLASS/IMAGE.")
-    classes = tuple(dict.fromkeys(c for s in sets for c in s.classes))
-    tasks = tuple(tuple(sorted(classes.index(c) for c in s.classes)) for s in sets)
-    if scenario == "domain" and (odd := next((s for s in sets if set(s.classes) != set(classes)), None)) is not None:
-        raise UserError(
-            f"The task {odd.name} in {root} lacks some of the classes, which a domain-incremental stream "
-            "has in every task; use --scenario class."
-        )
-
-    @cache
-    def labelled(t: int) -> Images:
-        return relabelled(sets[t], classes, partial=True)
-
-    if scenario == "domain":
-        base = labelled(0)
-    else:
-        alike = all(s.shape == sets[0].shape for s in sets)
-        base = dataclasses.replace(joined(sets), name=root.name) if alike and _disjoint(tasks) else sets[0]
-    return Stream(
-        name=name,
-        scenario=scenario,
-        classes=classes,
-        tasks=tasks,
-        make=labelled,
-        base=base,
-        order={"folders": [p.name for p in places]},
-    )
-
-
-def _disjoint(tasks: tuple[tuple[int, ...], ...]) -> bool:
-    return len({k for columns in tasks for k in columns}) == sum(map(len, tasks))

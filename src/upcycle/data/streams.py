@@ -11,6 +11,7 @@ import torch
 
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.inputs import of_plain
+from upcycle.core.reading import Reading
 from upcycle.data.images import Images, ImageSplit
 
 Scenario = Literal["task", "class", "domain", "general"]
@@ -76,6 +77,11 @@ class Stream:
     def train(self) -> ImageSplit:
         """The training images that the tasks are made of; for their normalisation and type."""
         return self.base.train
+
+    @property
+    def reading(self) -> Reading:
+        """How the files of images became pixels."""
+        return self.base.reading
 
     @property
     def ordered(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,35 +13,50 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.data.decode import Size, fit, pixels_of, require_memory
+from upcycle.data.decode import Form, Pixels, brightest, fit, pixels_of, require_memory, white_of
 from upcycle.data.images import Images, listed
-from upcycle.data.parts import ALIASES, Part, assemble
+from upcycle.data.parts import ALIASES, Part, assemble, split_of
+from upcycle.data.shares import of_contents
+from upcycle.data.tables import Wanted
 
 LOOKS = 8  # samples that are read twice, to see whether a transform is random
 
+_Pair = Callable[[Any], tuple[Any, Any]]
 
-def load_datasets(reference: Any, *, size: Size | None, channels: int | None) -> Images:
+
+def load_datasets(reference: Any, form: Form, wanted: Wanted) -> Images:
     """Images from a Dataset or DataLoader, or from a dict or tuple of them; see :func:`upcycle.data.load`.
 
-    Of a DataLoader only its Dataset counts. Class names are the Dataset's ``classes`` where it has them.
+    Of a DataLoader only its Dataset counts. Class names are the Dataset's ``classes`` where it has them, or those of
+    the ``features`` of Hugging Face's.
     """
     sets = {split: d.dataset if isinstance(d, DataLoader) else d for split, d in _by_split(reference).items()}
-    parts = {split: _part(dataset, split, size, channels) for split, dataset in sets.items()}
+    parts = {split: _part(dataset, split, form, _pairs(dataset, split, wanted)) for split, dataset in sets.items()}
     train = sets["train"]
-    classes = getattr(train, "classes", None) or getattr(getattr(train, "dataset", None), "classes", None)
-    classes = classes or range(int(parts["train"].labels.max()) + 1)
+    classes = _classes(train, wanted) or range(int(parts["train"].labels.max()) + 1)
     name = f"{type(train).__name__.lower()}_local"  # its split is whatever the user made it
-    return assemble(name, [str(c) for c in classes], parts, size=size, channels=channels)
+    return assemble(name, [str(c) for c in classes], parts, form, least_classes=wanted.least_classes)
+
+
+def _classes(dataset: Any, wanted: Wanted) -> Any:
+    inner = getattr(dataset, "dataset", None)
+    features = getattr(dataset, "features", None)
+    if isinstance(features, Mapping):
+        return getattr(features[wanted.names(features, "The data set")[1]], "names", None)
+    return getattr(dataset, "classes", None) or getattr(inner, "classes", None)
 
 
 def _by_split(reference: Any) -> dict[str, Any]:
     if isinstance(reference, dict):
-        splits = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
-        for key in reference:
-            if key not in splits:
-                raise unknown("split", key, ALIASES)
-        require("train" in reference, "Give a data set for the split 'train' too.")
-        return {splits[key]: value for key, value in reference.items()}
+        found: dict[str, Any] = {}
+        for key, value in reference.items():
+            split = split_of(str(key))
+            if not split:
+                raise unknown("split", str(key), ALIASES)
+            require(split not in found, f"Two data sets are given for the split '{split}'.")
+            found[split] = value
+        require("train" in found, "Give a data set for the split 'train' too.")
+        return found
     if isinstance(reference, tuple):
         require(len(reference) in (2, 3), "A tuple of data sets is (train, test) or (train, validation, test).")
         names = ("train", "test") if len(reference) == 2 else ("train", "validation", "test")
@@ -47,32 +64,75 @@ def _by_split(reference: Any) -> dict[str, Any]:
     return {"train": reference}
 
 
-def _part(dataset: Any, split: str, size: Size | None, channels: int | None) -> Part:
+def _pairs(dataset: Any, split: str, wanted: Wanted) -> _Pair:
+    """From a sample, a pair or a dict, to its image and its label."""
+
+    def pair(sample: Any) -> tuple[Any, Any]:
+        if isinstance(sample, Mapping):
+            image, label = wanted.names(sample, f"A sample of the {split} data set")
+            return sample[image], sample[label]
+        image, label = sample
+        return image, label
+
+    return pair
+
+
+def _part(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
     if not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
         raise UserError(
             f"A {type(dataset).__name__} is no data; give a name, a folder, a torch Dataset or a DataLoader."
         )
     counted = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if counted:
-        _require_repeatable(dataset, split)
-    images: list[Tensor] = []
+        _require_repeatable(dataset, split, pair)
+    images: list[Tensor | Image.Image] = []
+    reshaped: list[bool] = []
+    contents: list[Tensor] = []
     labels: list[int] = []
     problems: list[str] = []
-    for i, pair in enumerate((dataset[i] for i in range(len(dataset))) if counted else dataset):
+    for i, sample in enumerate((dataset[i] for i in range(len(dataset))) if counted else dataset):
         try:
-            image, label = pair
-            images.append(_pixels(image, size, channels))
+            image, label = pair(sample)
+            contents.append(of_contents([_bytes(image)]))
+            found, changed = _pixels(image, form)
+            images.append(found)
+            reshaped.append(changed)
             labels.append(_class_number(label))
         except (ValueError, TypeError) as error:
             problems.append(f"sample {i} ({error})")
-        if i == 0 and images and counted:  # twice: as read, and as one tensor
-            needed = 2 * len(dataset) * images[0].numel() * images[0].element_size()
-            require_memory(needed, f"{len(dataset):,} samples of {tuple(images[0].shape)}")
+        if i == 0 and images and counted and isinstance(first := images[0], Tensor):  # twice: as read, and as one
+            needed = 2 * len(dataset) * first.numel() * first.element_size()
+            require_memory(needed, f"{len(dataset):,} samples of {tuple(first.shape)}")
     if problems:
         raise UserError(f"{len(problems):,} samples of the {split} data set cannot be used: "
                         f"{listed(problems, 'samples')}.")  # fmt: skip
     require(bool(images), f"The {split} data set is empty.")
-    kinds = {(image.dtype, tuple(image.shape)): i for i, image in enumerate(images)}
+
+    def read(order: Tensor, form: Form, trained: int) -> Pixels:
+        kept = [images[i] for i in order.tolist()]
+        changed = [reshaped[i] for i in order.tolist()]
+        deep = [i for i, image in enumerate(kept) if not isinstance(image, Tensor)]
+        if deep and not form.reading.white:
+            form = form.white(white_of(max((brightest(kept[i]) for i in deep if i < trained), default=0)))
+        made: list[Tensor] = []
+        for i, image in enumerate(kept):
+            if not isinstance(image, Tensor):
+                image, changed[i] = _pixels(image, form)
+            made.append(image)
+        _require_alike(made, order, split)
+        fitted = fit(torch.stack(made), form)
+        return replace(fitted, reshaped=max(fitted.reshaped, sum(changed)))
+
+    return Part(
+        labels=torch.tensor(labels),
+        where=lambda i: f"sample {i} of the {split} data set",
+        read=read,
+        shares=lambda: torch.cat(contents),
+    )
+
+
+def _require_alike(images: list[Tensor], order: Tensor, split: str) -> None:
+    kinds = {(image.dtype, tuple(image.shape)): i for i, image in zip(order.tolist(), images, strict=True)}
     if len(kinds) > 1:
         named = [f"{d} {s} as sample {i}".removeprefix("torch.") for (d, s), i in kinds.items()]
         raise UserError(
@@ -80,51 +140,70 @@ def _part(dataset: Any, split: str, size: Size | None, channels: int | None) -> 
             "and size they shall be brought: --size 3,32,32, or size=(3, 32, 32) in Python."
         )
 
-    def read(order: Tensor, size: Size | None, channels: int | None) -> Tensor:
-        return fit(torch.stack([images[i] for i in order.tolist()]), size, channels)
 
-    return Part(labels=torch.tensor(labels), where=lambda i: f"sample {i} of the {split} data set", read=read)
-
-
-def _require_repeatable(dataset: Any, split: str) -> None:
+def _require_repeatable(dataset: Any, split: str, pair: _Pair) -> None:
     """Refuse random transforms: an image is read once, which would freeze them at their first draw."""
+
+    def look(i: int) -> bytes:
+        try:
+            return _bytes(pair(dataset[i])[0])
+        except (TypeError, ValueError):  # named with all others when they are read
+            return b""
+
     for i in range(min(LOOKS, len(dataset))):
-        if _bytes(dataset[i]) != _bytes(dataset[i]):
+        if look(i) != look(i):
             raise UserError(
                 f"The {split} data set gives another image each time that sample {i} is read. Take the "
                 "random transforms out of it; upcycle reads each image once and augments it itself."
             )
 
 
-def _bytes(pair: Any) -> bytes:
-    """The image of a pair as bytes, as far as it is an image; what it should be is checked later."""
-    image = pair[0] if isinstance(pair, tuple | list) and pair else None
+def _bytes(image: Any) -> bytes:
+    """An image as bytes, as far as it is one; what it should be is checked later."""
     if isinstance(image, Tensor):
         return image.contiguous().numpy().tobytes()
-    return image.tobytes() if isinstance(image, Image.Image) else b""
+    return image.tobytes() if isinstance(image, Image.Image | np.ndarray) else b""
 
 
-def _pixels(image: Any, size: Size | None, channels: int | None) -> Tensor:
-    """uint8 (h, w, c) of a PIL image or a uint8 tensor, float32 (c, h, w) of a float tensor."""
+def _pixels(image: Any, form: Form) -> tuple[Tensor | Image.Image, bool]:
+    """The pixels of one image, and whether it had other proportions.
+
+    They are uint8 (h, w, c) of a PIL image, an array or a uint8 tensor, and float32 (c, h, w) of a float tensor. A PIL
+    image of more than 8 bits stays as it is until it is known what is white.
+    """
+    if isinstance(image, np.ndarray):  # (h, w) or (h, w, c), as Pillow has it
+        if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3):
+            raise ValueError(f"{image.dtype} pixels {image.shape}; give uint8 or uint16, (h, w) or (h, w, c)")
+        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     if isinstance(image, Image.Image):
-        return torch.from_numpy(pixels_of(image, size, channels).copy())
+        if image.mode.startswith("I") and not form.reading.white:
+            return image.copy(), False
+        found, changed = pixels_of(image, form)
+        return torch.from_numpy(found.copy()), changed
     if not isinstance(image, Tensor) or image.ndim not in (2, 3):
         raise ValueError("its image is neither a PIL image nor a tensor (c, h, w)")
     image = image[None] if image.ndim == 2 else image
+    if image.dtype == torch.uint16 and len(image) == 1:
+        return _pixels(image[0].numpy(), form)
     if image.dtype == torch.uint8:
-        return fit(image.permute(1, 2, 0)[None], size, channels)[0]
+        fitted = fit(image.permute(1, 2, 0)[None], form)
+        return fitted.images[0], bool(fitted.reshaped)
     if not image.is_floating_point():
         raise ValueError(f"{image.dtype} pixels; give uint8, or float in [0, 1]")
     if not image.isfinite().all():
         raise ValueError("NaN or infinite pixels")
     if image.min() < 0 or image.max() > 1:
         raise ValueError("pixels outside [0, 1]; take Normalize out of its transform, each network gets its own")
-    return fit(image[None].float(), size, channels)[0]
+    fitted = fit(image[None].float(), form)
+    return fitted.images[0], bool(fitted.reshaped)
 
 
 def _class_number(label: Any) -> int:
-    if isinstance(label, Tensor | np.generic) and label.ndim == 0:
-        label = label.item()
+    """A class number from what a data set gives; an array or a list of one number is that number."""
+    if isinstance(label, Tensor | np.generic | np.ndarray):
+        label = label.tolist()
+    while isinstance(label, list | tuple) and len(label) == 1:
+        label = label[0]
     if isinstance(label, bool) or not isinstance(label, int):
         raise ValueError(f"label {label!r} is no class number")
     return label

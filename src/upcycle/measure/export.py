@@ -51,6 +51,7 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
         "std": list(model.std),
         "classes": list(model.classes),
         "licence": model.licence,
+        **({"reading": read} if (read := model.reading.record()) else {}),
     }
     writers: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "onnx": (".onnx", partial(_to_onnx, facts)),

@@ -37,7 +37,7 @@ class Local:
         require(top is None or 1 <= top <= k, f"top is from 1 to the {k} classes of {model.name}, not {top}.")
         require(probabilities or top in (None, 1), f"Labels only means one class an answer, and top is {top}.")
         self.name, self.classes = model.name, model.classes
-        self.model, self.device = model, device
+        self.model, self.device, self.reading = model, device, model.reading
         self.top, self.probabilities = top if probabilities else 1, probabilities
 
     def predict(self, split: ImageSplit) -> Answers:

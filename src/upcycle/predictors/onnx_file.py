@@ -13,6 +13,7 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.read import parse
+from upcycle.core.reading import Read, Reading
 from upcycle.core.store import digest_of
 from upcycle.data import ImageSplit
 from upcycle.measure.export import METADATA
@@ -83,6 +84,7 @@ class OnnxFile:
             raise UserError(f"{path} does not say what its inputs are normalised with: give mean and std, a number a "
                             "channel (zeros and ones if it does so itself).")  # fmt: skip
         self.mean, self.std = tuple(mean), tuple(std)
+        self.reading = Reading(**facts.get("reading", {}))
         k = row[1] if isinstance(row[1], int) else None
         names = classes or facts.get("classes") or (range(k) if k else ())
         require(len(names) > 0, f"{path} does not say how many classes it has: give their names (classes).")
@@ -137,6 +139,7 @@ class Facts(TypedDict, total=False):
     classes: list[str]
     mean: list[float]
     std: list[Annotated[float, Meta(gt=0)]]
+    reading: Read
 
 
 def _facts(metadata: dict[str, str], path: Path) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Data(TypedDict, total=False):
     labelled: Count | None
     classes: list[Any]
     notes: list[str]
+    answered: list[str]
 
 
 class Outcome(TypedDict, total=False):
@@ -111,7 +112,7 @@ def _page(run_directory: Path, result: dict[str, Any], family: lineage.Node | No
     by_class = [*figures.per_class(classes, arms), *figures.confusion(classes, arms, figures.product(arms))]
     pictures = [picture(file) for file in sorted(run_directory.glob("pictures/*.json"))]
     sections = [
-        ("training", "Training", figures.training(figures.curves(run_directory), arms)),
+        ("training", "Training", figures.training(figures.curves(run_directory), arms, _measured(data))),
         ("classes", "Class by class", by_class),
         ("calibration", "Calibration", figures.calibration(arms)),
     ]
@@ -135,6 +136,11 @@ def _page(run_directory: Path, result: dict[str, Any], family: lineage.Node | No
         notice=licences.NOTICE,
         config=yaml.safe_dump(result.get("config", {}), sort_keys=False, allow_unicode=True),
     )
+
+
+def _measured(data: dict[str, Any]) -> str:
+    """What is measured on validation images: agreement with the teacher where their labels are its answers."""
+    return "agreement" if "validation" in data.get("answered", ()) else "accuracy"
 
 
 def _heading(result: dict[str, Any], family: lineage.Node | None) -> str:

@@ -33,7 +33,10 @@ def model_card(model: Node, result: dict[str, Any] | None = None) -> str:
     if command := result.get("command"):
         sections.append(_fenced(command))
     sections += ["## Use", _fenced(_USE, "python")]
-    sections.append("`model.mean`, `model.std` and `model.classes` say what the network expects and answers.")
+    sections.append(
+        "`model.mean`, `model.std` and `model.classes` say what the network expects and answers, `model.reading` how "
+        "image files become its inputs."
+    )
     sections += ["## Licence", f"**{model['licence']['id']}**. {model['licence']['why']}"]
     sections.append("\n".join(f"- {duty}" for duty in model["licence"]["obligations"]))
     sections += [data_sentence(model["data"]) if model["data"] else "", NOTICE]

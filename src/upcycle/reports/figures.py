@@ -140,8 +140,12 @@ def _read_curves(file: Path, arm: str, seed: str) -> list[Curve]:
     return curves
 
 
-def training(logged: list[Curve], arms: list[Arm]) -> list[Figure]:
-    """Validation accuracy of all arms in one plot; the losses of each arm and stage in one of their own."""
+def training(logged: list[Curve], arms: list[Arm], measured: str = "accuracy") -> list[Figure]:
+    """Validation accuracy of all arms in one plot; the losses of each arm and stage in one of their own.
+
+    Args:
+        measured: what the accuracy is called.
+    """
     roles = {str(arm.row.get("role")): arm for arm in reversed(arms)}  # the first of a role
     if "product" in roles:
         roles.setdefault("student", roles["product"])  # as the first seed of what a run made is called
@@ -163,9 +167,10 @@ def training(logged: list[Curve], arms: list[Arm]) -> list[Figure]:
         series = [
             Series(_seeded(names[k], c.seed), c.x, c.y, tones[k]) for c in accuracy if (k := (c.arm, c.stage, c.name))
         ]
-        body = line_plot(series, label="Accuracy over the epochs", x=accuracy[0].unit, y="accuracy", show=percent)
+        label = f"{measured.capitalize()} over the epochs"
+        body = line_plot(series, label=label, x=accuracy[0].unit, y=measured, show=percent)
         key = svg.legend([(names[k], tones[k]) for k in kinds])
-        figures.append(Figure("Validation accuracy", _one_line(accuracy), key + body))
+        figures.append(Figure(f"Validation {measured}", _one_line(accuracy), key + body))
     for arm, stage in stages[:12]:
         losses = [c for c in logged if (c.arm, _home(c, tasks)) == (arm, stage) and "loss" in c.name]
         if losses:

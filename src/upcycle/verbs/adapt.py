@@ -20,6 +20,7 @@ from upcycle.core.heads import with_classes
 from upcycle.core.lineage import Node, node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.reading import Reading
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, check_reference, describe
@@ -222,11 +223,11 @@ def _from_answers(session: Session, asked: list[Any]) -> Result:
     setting, naming = session.setting, naming_of(session.setting)
     predictors = tuple(_predictor(one, session, naming) for one in asked)
     classes = predictors[0].classes
-    students = _Students(session, classes)
+    students = _Students(session, classes, getattr(predictors[0], "reading", None))
     images = _known_as(students.images, classes, naming)
     images = session.augmented(images).normalised(students.first.mean, students.first.std)
     session.say(f"data     {describe(images)}")
-    to_ask = [images.train, *([images.test] if (images.test.labels >= 0).any() else [])]
+    to_ask = [images.train, *([images.test] if images.test.labelled else [])]
     for one in predictors:
         if hasattr(one, "require_budget"):
             one.require_budget(*to_ask)  # before the first query
@@ -308,7 +309,7 @@ def _box(one: Predictor) -> Node:
 def _answers_row(one: Predictor, images: Images, classes: tuple[str, ...]) -> dict[str, Any]:
     """What was asked, on the test images: no adaptation."""
     found: dict[str, Any] = {"name": f"{one.name}, not adapted", "role": "source", "accuracy": []}
-    if not len(images.test) or not (images.test.labels >= 0).any():
+    if not images.test.labelled:
         return found
     answers = one.predict(images.test)
     column = torch.tensor([classes.index(name) for name in one.classes])
@@ -323,8 +324,9 @@ def _answers_row(one: Predictor, images: Images, classes: tuple[str, ...]) -> di
 
 
 def _between_domains(session: Session, sources: list[Any]) -> Result:
-    setting = session.setting
-    like = load_data(sources[0], size=setting.sides, channels=setting.planes)
+    setting, student = session.setting, session.networks["student"]
+    own = student.input_shape[1:] if isinstance(student, Model) and not isinstance(sources[0], Images) else None
+    like = load_data(sources[0], size=setting.sides or own, channels=setting.planes, **setting.asked)
     students = _Students(session, like.classes)
     first = students.first
     same = f" All domains need class folders of the same names as {like.name}."
@@ -370,19 +372,20 @@ class _Students:
 
     Args:
         classes: the outputs that it shall have.
+        reading: how images become pixels, where nothing else says it: as whom it learns from has it.
 
     Attributes:
         images: of the new domain, for this network.
         first: the student of the first seed, which is only looked at.
     """
 
-    def __init__(self, session: Session, classes: tuple[str, ...]) -> None:
+    def __init__(self, session: Session, classes: tuple[str, ...], reading: Reading | None = None) -> None:
         self.reference, self.setting, self.classes = session.networks["student"], session.setting, classes
         self.naming = naming_of(self.setting, "student")
         self.fresh = self.naming.weights in (None, "fresh") and not isinstance(self.reference, Model)
         self.bare = references.is_bare(self.reference)
         if self.fresh or self.bare:  # it is built for the images
-            self.images = images_for(session.data_ref, self.naming)
+            self.images = images_for(session.data_ref, self.naming, reading)
         self.first = self.draw(self.setting.seed)
         if not (self.fresh or self.bare):
             self.images = session.load(session.data_ref, self.first, other_task=True)
@@ -417,7 +420,7 @@ class _Students:
 
 def _labelled(session: Session, images: Images) -> bool:
     """Whether the new domain has labels, so that what they would give can be shown."""
-    return bool(session.setting.control and (images.train.labels >= 0).any())
+    return session.setting.control and images.train.labelled
 
 
 def _supervised(method: Any, data: Images) -> tuple[Method, Images]:

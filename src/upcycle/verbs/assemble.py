@@ -84,7 +84,7 @@ def assemble(
     if data is None:
         first = found[0]
         classes = tuple(name for part in found for name in part.classes)
-        images = Images.none(first.input_shape, classes, first.mean, first.std)
+        images = Images.none(first.input_shape, classes, first.mean, first.std, first.reading)
         each = [images] * len(found)
         session.own["scale"] = False
         session.say("data     none: the parts' logits are not scaled to each other, and nothing is measured")

@@ -128,6 +128,7 @@ def write_result(
             "classes": list(data.classes),
             "notes": data.notes,
             "chosen": data.chosen,
+            "answered": list(data.answered),
         },
         "rows": rows,
         "machine": {**machine(), **run.machine},

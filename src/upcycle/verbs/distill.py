@@ -123,11 +123,11 @@ def distill(
     session = Session("distill", cls, networks, data, say, options, kind=Setting)
     setting = session.setting
     _check(session)
-    guide, whole = teacher_and_data(setting, teacher, data, free=free, say=session.say)
+    guide, whole = teacher_and_data(setting, teacher, data, free=free, say=session.say, taught=student)
     if free and setting.test_data is None:
         session.figure = "agreement"
     if guide is not None and (answered := answered_by(guide, whole, setting.device)) is not whole:
-        session.figure, whole = "agreement", answered
+        session.figure, whole = "agreement" if "test" in answered.answered else session.figure, answered
         session.say(whole.notes[-1])
 
     def make(seed: int) -> tuple[Method, Images]:
@@ -169,7 +169,7 @@ def distill(
     return session.leave(
         made,
         rows,
-        _sentence(rows, made.data, agreement=not len(whole.test)),
+        _sentence(rows, made.data, seen=not len(whole.test) or (whole.lineage is not None and not whole.measured)),
         parents=_parents(session, guide, made.model, made.data),
         data=made.data,
     )
@@ -318,21 +318,21 @@ def _parents(session: Session, teacher: Model | None, student: Model, data: Imag
     return parents
 
 
-def _sentence(rows: list[dict[str, Any]], data: Images, *, agreement: bool) -> str:
-    student = rows[-1]
+def _sentence(rows: list[dict[str, Any]], data: Images, *, seen: bool) -> str:
+    """Say how good the student is, beside what it is compared with; ``seen``: the test images are of its own pool."""
+    student, agreement = rows[-1], "test" in data.answered
+    accuracy, count, name = statistics.fmean(student["accuracy"]), len(data.test), data.measured or data.name
     if agreement:
-        return (f"The student gives its teacher's answer for {spread(student['accuracy'])} of {len(data.test):,} "
-                "images that it was trained on; this is agreement and no accuracy, which --test_data would "
-                "measure.")  # fmt: skip
-    accuracy = statistics.fmean(student["accuracy"])
-    text = f"The student reaches {spread(student['accuracy'])} on the {len(data.test):,} test images of "
-    text += data.measured or data.name
+        images = "images that it was trained on" if seen else f"test images of {name}, which have no labels"
+        text = f"The student gives its teacher's answer for {spread(student['accuracy'])} of {count:,} {images}"
+    else:
+        text = f"The student reaches {spread(student['accuracy'])} on the {count:,} test images of {name}"
     for line in rows[:-1]:
         other = statistics.fmean(line["accuracy"])
-        if line["role"] == "teacher":
+        if line["role"] == "teacher" and not agreement:
             ratio = line["parameters"] / student["parameters"]
             text += f", {points(accuracy - other)} its teacher"
             text += f", with {ratio:.3g} times fewer parameters" if ratio > 1.05 else ""
         if line["role"] == "alone":
             text += f", and {points(accuracy - other)} the same network trained alone"
-    return text + "."
+    return f"{text}; this is agreement and no accuracy, which --test_data would measure." if agreement else f"{text}."

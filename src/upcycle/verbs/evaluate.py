@@ -13,6 +13,7 @@ from upcycle.core.evaluate import evaluate as measure
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
 from upcycle.data import check_reference
+from upcycle.data.images import reshaped_words
 from upcycle.data.labels import match_classes
 from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.units import bytes_, duration, si
@@ -111,5 +112,6 @@ def evaluate(
     part = getattr(images.normalised(net.mean, net.std), split)
     found = measure(Columns(net.module, columns), part, device=device_of(accelerator), name=net.name)
     figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    notes = (*net.notes, *([note] if note else []))
+    done = [f"{reshaped_words(images.reshaped, images.reading)} (--resize)."] if images.reshaped else []
+    notes = (*net.notes, *images.notes, *done, *([note] if note else []))
     return Evaluated(**figures, model=net, data=images.name, split=split, classes=images.classes, notes=notes)

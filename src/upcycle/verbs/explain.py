@@ -95,7 +95,7 @@ def explain_images(
         "format": 1, "verb": "explain", "method": ", ".join(found), "title": f"What {net.name} looks at",
         "command": command, "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - start, 2),
         "sentence": sentence, "shows": "Heat maps",
-        "rows": [], "data": {}, "machine": machine(), "versions": lineage.versions(),
+        "rows": [], "data": {}, "notes": [*net.notes, *left], "machine": machine(), "versions": lineage.versions(),
     })  # fmt: skip
     report = write_report(place)
     if held is not None:

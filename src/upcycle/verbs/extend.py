@@ -59,7 +59,8 @@ class Setting(Weights, RunSetting):
         stream: splits:DATA/TASKS, the classes of a data set, equally many at a time (splits:cifar10/5), first two and
             then one at a time (splits:digits/2+1), or as listed (splits:digits/5,3,2); permuted:DATA/TASKS or
             rotated:DATA/TASKS, all classes, seen differently; parts:DATA/TASKS, a part of the images at a time;
-            drifting:DATA, without tasks; or folders:PATH, with a folder TASK/CLASS/IMAGE for each task.
+            drifting:DATA, without tasks; or folders:PATH, with a folder TASK/CLASS/IMAGE, or TASK/IMAGE of one
+            class, for each task.
         scenario: task, if the task of an image is known when it is classified; class, if it is not; domain, for the
             same classes all along; general, without tasks. If not given, what the stream's kind has by default.
         shuffle: the seed of another order of classes (splits) or of tasks (folders).
@@ -210,6 +211,10 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
         require(past.classes == net.classes, f"{reference} was learnt with the classes {', '.join(past.classes)}, and "
                 f"its model has {', '.join(net.classes)}: they do not belong together.")  # fmt: skip
         data = data.after(past.classes)
+    require(
+        len(data.classes) >= 2,
+        f"{data.name} has 1 class, and nothing was learnt before; a classifier needs at least 2.",
+    )
     auto = ("none",) if setting.augment == ("auto",) and data.name.startswith("permuted:") else setting.augment
     return grow_classifier(net, data.classes), augmented(data, auto).normalised(net.mean, net.std), origin
 
@@ -232,10 +237,11 @@ def _stream(session: Session, like: Model | None) -> Stream:
     else:
         c, *sides = like.input_shape if like else (setting.channels,)
         size = setting.sides or ((sides[0], sides[1]) if sides else None)
-        data = make_stream(session.data_ref, size=size, channels=c, **asked)
+        reading = setting.reading(like.reading if like else None)
+        data = make_stream(session.data_ref, size=size, channels=c, reading=reading, columns=setting.columns, **asked)
     there = set(data.base.test.labels.tolist())
     for t, columns in enumerate(data.tasks):
-        found = bool(there & set(columns)) or bool((data.task(t).test.labels >= 0).any())
+        found = bool(there & set(columns)) or data.task(t).test.labelled
         require(found, f"Task {t} of {data.name} has no labelled test images, and what is left of "
                 "a task is measured with them.")  # fmt: skip
     return data

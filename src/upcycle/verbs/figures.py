@@ -26,7 +26,7 @@ def show_accuracy(
         hint: options that would mend it.
     """
     split = data.normalised(model.mean, model.std).validation
-    if not (split.labels >= 0).any():
+    if not split.labelled or "validation" in data.answered:
         return
     measured = where if isinstance(where, Evaluation) else evaluate(model.module, split, device=where)
     say(f"{role.ljust(8)} {model.name}: {measured.accuracy:.1%} on {measured.count:,} validation images")

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model
+from upcycle.core.reading import Reading
 from upcycle.data import Images
 from upcycle.data import load as load_data
 from upcycle.data.decode import Size
@@ -20,29 +21,46 @@ def is_files(reference: Any) -> bool:
     return isinstance(reference, str | Path) and (str(reference).startswith("hub:") or Path(reference).is_dir())
 
 
-def load_for(like: Model, reference: Any, size: Size | None, *, other_task: bool = False) -> Images:
+def load_for(
+    like: Model,
+    reference: Any,
+    size: Size | None,
+    *,
+    reading: Reading | None = None,
+    columns: tuple[str, str] = ("", ""),
+    other_task: bool = False,
+) -> Images:
     """The images of ``reference``; those of a person's own are brought to what a network takes.
 
     Args:
         like: the network.
-        size: what was asked for.
+        size: what was asked for in its place.
+        reading: what was asked for in place of the network's own.
+        columns: see :func:`upcycle.data.load`.
         other_task: bring any images to what the network takes, since it was trained on others.
+
+    Raises:
+        UserError: a named set of other channels or another size, unless that was asked for.
     """
-    channels, *sides = like.input_shape
+    channels, height, width = like.input_shape
     loaded = isinstance(reference, Images)  # in Python, which are as they are
     files = (is_files(reference) or other_task) and not loaded
     data = load_data(
-        reference, size=size or (sides[0], sides[1]) if files else size, channels=channels if files else None
+        reference,
+        size=size or ((height, width) if files else None),
+        channels=channels if files else None,
+        reading=reading or (None if loaded else like.reading),
+        columns=columns,
     )
     if data.shape[0] != channels:
         raise UserError(
             f"{like.name} takes {channels} input channels, and the images of {data.name} have {data.shape[0]}."
         )
-    if size is None and not loaded and list(data.shape[1:]) != sides:
-        own, theirs = (f"{h} x {w}" for h, w in (sides, data.shape[1:]))
+    if size is None and not loaded and data.shape[1:] != (height, width):
+        own, theirs = (f"{h} x {w}" for h, w in ((height, width), data.shape[1:]))
         raise UserError(
             f"{like.name} takes images of {own} pixels, and those of {data.name} have {theirs}: give "
-            f"--size {sides[0]},{sides[1]} to bring them to that, or, where it takes them as they are, "
+            f"--size {height},{width} to bring them to that, or, where it takes them as they are, "
             f"--size {data.shape[1]},{data.shape[2]}."
         )
     return data

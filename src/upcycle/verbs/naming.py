@@ -14,10 +14,12 @@ from upcycle.core import models, references
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
+from upcycle.core.reading import Reading, Resize
 from upcycle.data import Images, ImageSplit
 from upcycle.data import load as load_data
-from upcycle.data.decode import Size
+from upcycle.data.decode import Form, Size
 from upcycle.data.files import as_split, read_pictures
+from upcycle.data.images import reshaped_words
 from upcycle.data.labels import mapped, read_label_map, relabelled, targets_of
 from upcycle.verbs.loading import load_for
 
@@ -35,10 +37,21 @@ class Sight:
         size: resize images to SIDE or HEIGHT,WIDTH pixels; CHANNELS,HEIGHT,WIDTH also says how many channels a network
             of one's own takes. If not given, what a network from a reference takes, or what the images are.
         trust: packages whose code a saved model's callable reference may run.
+        resize: what happens to images of other proportions than that size: crop, they are scaled to cover it and their
+            centre is taken; squash, each side is scaled alone; pad, they are scaled to fit, and black fills the rest.
+            If not given, what the network was trained with, or crop.
+        white: the value that is white in images of more than 8 bits. If not given, what the network was trained with,
+            or the largest in the training images, where they never use the highest bit.
+        image_column: the column of images in a table; if not given, the usual names are looked for.
+        label_column: the column of class numbers or names in a table; if not given, the usual names are looked for.
     """
 
     size: int | tuple[int, ...] | None = None
     trust: tuple[str, ...] = ()
+    resize: Resize | None = None
+    white: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -55,6 +68,25 @@ class Sight:
                 "size must be positive, SIDE or HEIGHT,WIDTH or CHANNELS,HEIGHT,WIDTH, not "
                 f"{','.join(map(str, numbers))}.",
             )
+        require(
+            self.white is None or self.white >= 1, f"white must be a value of a pixel, 1 or more, not {self.white}."
+        )
+        self.reading()
+
+    def reading(self, usual: Reading | None = None) -> Reading:
+        """How image files become pixels: what is asked for, and otherwise as usual, above all as a network has it."""
+        usual = usual or Reading()
+        return Reading(resize=self.resize or usual.resize, white=self.white or usual.white)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """How data are read beside their size, as keywords of :func:`upcycle.data.load`, where no network says it."""
+        return {"reading": self.reading() if self.resize or self.white else None, "columns": self.columns}
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The columns of a table, of images and of labels; empty where the usual names are meant."""
+        return self.image_column or "", self.label_column or ""
 
     @property
     def sides(self) -> Size | None:
@@ -163,11 +195,13 @@ def naming_of(setting: Any, role: str = "", **other: Any) -> Naming:
     """Pick the options about one network from those of a verb.
 
     Args:
-        setting: the verb's; what holds for all its networks has no prefix: ``size``, ``trust`` and ``label_map``.
+        setting: the verb's; what holds for all its networks has no prefix: ``label_map`` and the options of
+            :class:`Sight`.
         role: the prefix of the network's own options, as in ``teacher_weights``; empty in a verb with one network.
         other: values of options that this verb calls otherwise.
     """
-    values: dict[str, Any] = {name: getattr(setting, name, None) for name in ("size", "trust", "label_map")}
+    shared = ("label_map", *(f.name for f in dataclasses.fields(Sight)))
+    values: dict[str, Any] = {name: getattr(setting, name, None) for name in shared}
     for name in SAID:
         values[name] = getattr(setting, f"{role}_{name}" if role else name, None)
     return Naming(**{**values, **other})
@@ -217,18 +251,55 @@ def network(reference: Reference, naming: Naming, like: Images | None = None, *,
         classes=classes,
         trust=naming.trust,
     )
+    usual = like.reading if built and like is not None else model.reading
+    model = dataclasses.replace(model, reading=naming.reading(usual))
     if naming.sides is None or built:
         return model
-    asked, (_, h, w) = _shape(naming, model.input_shape), model.input_shape
-    if asked == model.input_shape:
+    return _taking(model, _shape(naming, model.input_shape), "leave out --size for its own")
+
+
+def _taking(model: Model, shape: tuple[int, int, int] | None, remedy: str) -> Model:
+    """The network for images of ``shape``, which it must take; ``remedy`` says what else to do, before a size."""
+    _, h, w = model.input_shape
+    if shape is None or shape == model.input_shape:
         return model
     try:
-        return references.resolve(model, input_shape=asked)
+        return references.resolve(model, input_shape=shape)
     except UserError as error:
         raise UserError(
-            f"{model.name} takes no images of {' x '.join(map(str, asked or ()))} (channels, height, width); "
-            f"leave out --size for its own {h} x {w}."
+            f"{model.name} takes no images of {' x '.join(map(str, shape))} (channels, height, width); {remedy} "
+            f"{h} x {w}."
         ) from error
+
+
+def images_as(model: Model, data: Any, naming: Naming, *, other_task: bool = False) -> tuple[Model, Images]:
+    """The images of a network, and the network for images that are loaded already, which are as they are."""
+    asked = naming.asked
+    reading = None if asked["reading"] is None else model.reading  # which is what was asked for by now
+    found = load_for(model, data, naming.sides, reading=reading, columns=asked["columns"], other_task=other_task)
+    if isinstance(data, Images) and not other_task:
+        model = _taking(model, found.shape, "load them at its own")
+        if note := _read_otherwise(model, found):
+            model = dataclasses.replace(model, notes=(*model.notes, note))
+    return model, found
+
+
+def _read_otherwise(model: Model, images: Images) -> str:
+    """A note where images in memory became pixels in another way than those that a network was trained on."""
+    differ = [
+        f"{name} {found}, and not {own}"
+        for name, found, own, counts in (
+            ("resize", images.reading.resize, model.reading.resize, images.reshaped),
+            ("white", images.reading.white, model.reading.white, images.reading.white and model.reading.white),
+        )
+        if counts and found != own
+    ]
+    if not differ:
+        return ""
+    return (
+        f"The images were read with {' and '.join(differ)}, as {model.name} would have them: load them with "
+        "reading=model.reading."
+    )
 
 
 def network_and_images(
@@ -246,21 +317,30 @@ def network_and_images(
         images = images_for(data, naming)
         return network(reference, naming, images, other_task=other_task), images
     model = network(reference, naming)
-    return model, load_for(model, data, naming.sides, other_task=other_task or resized)
+    return images_as(model, data, naming, other_task=other_task or resized)
 
 
 def network_and_pictures(reference: Reference, place: Path, naming: Naming) -> tuple[Model, ImageSplit, list[str]]:
-    """A network and image files as it takes them, with their names; see :func:`network_and_images`."""
+    """A network and image files as it takes them, with their names; see :func:`network_and_images`.
+
+    What was left out or done to images joins the notes of the network.
+    """
+    require(naming.columns == ("", ""), "A folder of images is no table; leave out --image_column and --label_column.")
     if takes_any(reference, naming):
-        pixels, names = read_pictures(place, size=naming.sides, channels=naming.channels)
-        _, height, width, channels = pixels.shape
-        blank = Images.none((channels, height, width), (), (0.0,) * channels, (1.0,) * channels)
+        form = Form(size=naming.sides, channels=naming.channels, reading=naming.reading())
+        pixels, names, notes = read_pictures(place, form)
+        _, height, width, channels = pixels.images.shape
+        blank = Images.none((channels, height, width), (), (0.0,) * channels, (1.0,) * channels, pixels.reading)
         model = network(reference, naming, blank)
     else:
         model = network(reference, naming)
-        channels, *sides = model.input_shape
-        pixels, names = read_pictures(place, size=(sides[0], sides[1]), channels=channels)
-    return model, as_split(pixels, model), names
+        channels, height, width = model.input_shape
+        form = Form(size=(height, width), channels=channels, reading=model.reading)
+        pixels, names, notes = read_pictures(place, form)
+    if pixels.reshaped:
+        notes.append(f"{reshaped_words(pixels.reshaped, pixels.reading)} (--resize).")
+    model = dataclasses.replace(model, notes=(*model.notes, *notes))
+    return model, as_split(pixels.images, model), names
 
 
 def takes_any(reference: Reference, naming: Naming) -> bool:
@@ -268,10 +348,18 @@ def takes_any(reference: Reference, naming: Naming) -> bool:
     return references.is_bare(str(reference) if isinstance(reference, Path) else reference) or naming.weights == "fresh"
 
 
-def images_for(data: Any, naming: Naming) -> Images:
-    """The images of ``data`` in the size and with the channels that are asked for."""
+def images_for(data: Any, naming: Naming, usual: Reading | None = None) -> Images:
+    """The images of ``data`` in the size and with the channels that are asked for.
+
+    Args:
+        usual: how they become pixels where that is not asked for.
+    """
     loaded = isinstance(data, Images) and naming.planes is None
-    return load_data(data, size=naming.sides, channels=None if loaded else naming.channels)
+    channels = None if loaded else naming.channels
+    asked = naming.asked
+    if usual is not None and not isinstance(data, Images):
+        asked["reading"] = naming.reading(usual)
+    return load_data(data, size=naming.sides, channels=channels, **asked)
 
 
 def _shape(naming: Naming, have: tuple[int, int, int] | None) -> tuple[int, int, int] | None:

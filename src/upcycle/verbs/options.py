@@ -20,6 +20,7 @@ from upcycle.core.errors import require, unknown
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.data import Images
+from upcycle.data.decode import readable
 from upcycle.verbs.naming import Naming, Sight
 
 Say = Callable[[str], None]
@@ -124,7 +125,7 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Images):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Path | str):
-        return str(value)
+        return readable(str(value))
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     if value is None or isinstance(value, int | float | bool):

@@ -18,12 +18,12 @@ from upcycle.data import load as load_data
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, weights_digest
 from upcycle.verbs.loading import is_files, load_for
-from upcycle.verbs.naming import images_for, naming_of, network, takes_any
+from upcycle.verbs.naming import images_as, images_for, naming_of, network, takes_any
 from upcycle.verbs.options import Say
 
 
 def teacher_and_data(
-    setting: Any, reference: Any, data_ref: Any, *, free: bool, say: Say
+    setting: Any, reference: Any, data_ref: Any, *, free: bool, say: Say, taught: Any = None
 ) -> tuple[Model | None, Images]:
     """The teacher, if there is one, and the data with those of ``test_data`` in place of their own held-out images.
 
@@ -32,16 +32,17 @@ def teacher_and_data(
         reference: of the teacher, or ``None``.
         data_ref: reference of the data, or the data themselves.
         free: the method makes its own images, so the teacher alone says what they are like.
+        taught: the student; where it is a :class:`Model` and there is no teacher, it says what images it takes.
     """
     teacher: Model | None
     if free:
         teacher = _lone_teacher(setting, reference)
-        data = Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std)
+        data = Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std, teacher.reading)
     else:
-        teacher, data = _pair(setting, reference, data_ref, say)
+        teacher, data = _pair(setting, reference, data_ref, say, taught)
     data = _tested(setting, data, free=free, say=say)
     require(
-        teacher is not None or bool((data.test.labels >= 0).any()),
+        teacher is not None or data.test.labelled,
         f"{data.name} has no labels to measure with, "
         "and without a teacher there are no answers in their place; give --test_data.",
     )
@@ -62,11 +63,14 @@ def _lone_teacher(setting: Any, reference: Any) -> Model:
     return network(reference, naming, like)
 
 
-def _pair(setting: Any, reference: Any, data_ref: Any, say: Say) -> tuple[Model | None, Images]:
+def _pair(setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any) -> tuple[Model | None, Images]:
     """The teacher and the data that both are given."""
     naming = naming_of(setting, "teacher")
+    if reference is None and isinstance(taught, Model) and not isinstance(data_ref, Images):
+        reading = setting.reading(taught.reading)
+        return None, load_for(taught, data_ref, setting.sides, reading=reading, columns=setting.columns)
     if reference is None:
-        return None, load_data(data_ref, size=setting.sides, channels=setting.planes)
+        return None, load_data(data_ref, size=setting.sides, channels=setting.planes, **setting.asked)
     if takes_any(reference, naming):  # what it takes is what the data are
         data = images_for(data_ref, naming)
         teacher = network(reference, naming, data)
@@ -74,7 +78,7 @@ def _pair(setting: Any, reference: Any, data_ref: Any, say: Say) -> tuple[Model 
     else:
         teacher = network(reference, naming)
         _require_own_pool(teacher, data_ref)  # before its images are read
-        data = load_for(teacher, data_ref, naming.sides)
+        teacher, data = images_as(teacher, data_ref, naming)
     if not data.classes:  # a folder without class folders: unlabelled images, the teacher's classes
         data = dataclasses.replace(data, classes=teacher.classes)
     if setting.label_map is not None:
@@ -109,7 +113,11 @@ def _tested(setting: Any, data: Images, *, free: bool, say: Say) -> Images:
         return data
     files = is_files(setting.test_data)
     like = load_data(
-        setting.test_data, size=(height, width) if files else setting.sides, channels=channels if files else None
+        setting.test_data,
+        size=(height, width) if files else setting.sides,
+        channels=channels if files else None,
+        reading=data.reading,
+        columns=setting.columns,
     )
     if like.shape != data.shape:
         ours, theirs = (" x ".join(map(str, shape)) for shape in (data.shape, like.shape))
@@ -144,18 +152,36 @@ def _tested(setting: Any, data: Images, *, free: bool, say: Say) -> Images:
 
 
 def answered_by(teacher: Model, data: Images, device: torch.device) -> Images:
-    """Where held-out images have no labels, the teacher's answers take their place, and the notes say so."""
-    if not len(data.test) or ((data.validation.labels >= 0).any() and (data.test.labels >= 0).any()):
+    """Where test images have no labels, the teacher's answers take their place, and the notes say so.
+
+    Validation images without labels get them too then. Beside labelled test images they stay as they are, and nothing
+    is measured on them.
+    """
+    if not len(data.test):
         return data
-    seen, answered = data.normalised(teacher.mean, teacher.std), {}
-    for name in ("validation", "test"):
-        z = predict_logits(teacher.module, getattr(seen, name), device=device)
-        answered[name] = dataclasses.replace(getattr(data, name), labels=z.argmax(1))
     name = data.measured or data.name
+    blank = [split for split in ("validation", "test") if not getattr(data, split).labelled]
+    if "test" not in blank:
+        note = f"The validation images of {name} have no labels, so nothing is measured on them during training."
+        return dataclasses.replace(data, notes=[*data.notes, note]) if blank else data
+    seen, answered = data.normalised(teacher.mean, teacher.std), {}
+    for split in blank:
+        z = predict_logits(teacher.module, getattr(seen, split), device=device)
+        answered[split] = dataclasses.replace(getattr(data, split), labels=z.argmax(1))
     # Of a pool nothing is held out.
     where = ", on images that the student is trained on" if data.lineage is not None and not data.measured else ""
-    note = f"{name} has no labels to measure with: every accuracy here is agreement with the teacher{where}."
-    return dataclasses.replace(data, **answered, notes=[*data.notes, note])
+    if "validation" in blank:
+        note = f"{name} has no labels to measure with: every accuracy here is agreement with the teacher{where}."
+    else:
+        note = f"The test images of {name} have no labels: every figure on them is agreement with the teacher."
+    splits = {"validation": data.validation, **answered}
+    return dataclasses.replace(
+        data,
+        validation=splits["validation"],
+        test=splits["test"],
+        answered=tuple(blank),
+        notes=[*data.notes, note],
+    )
 
 
 def on_its_pool(teacher: Model, data: Images, directory: Path, device: torch.device) -> Images:

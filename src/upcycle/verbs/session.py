@@ -29,6 +29,7 @@ from upcycle.core.models import Model
 from upcycle.core.precision import choose
 from upcycle.core.run import Run
 from upcycle.data import Images, check_reference
+from upcycle.data.images import reshaped_words
 from upcycle.data.labels import relabelled
 from upcycle.data.streams import Stream
 from upcycle.measure.cost import count
@@ -181,7 +182,9 @@ class Session:
 
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images at the side asked for; see :func:`load_for`."""
-        return load_for(like, reference, self.setting.sides, other_task=other_task)
+        setting = self.setting
+        reading = setting.reading(like.reading)
+        return load_for(like, reference, setting.sides, reading=reading, columns=setting.columns, other_task=other_task)
 
     def augmented(self, data: Images) -> Images:
         """``data`` with the augmentation of the setting."""
@@ -193,7 +196,7 @@ class Session:
 
     def measured(self, model: Model, data: Images) -> list[Evaluation]:
         """A model on the test images of its own classes, if there are any."""
-        if not len(data.test):
+        if not data.test.labelled:
             return []
         test = relabelled(data, model.classes).normalised(model.mean, model.std).test
         return [evaluate(model.module, test, device=self.setting.device)] if len(test) else []
@@ -294,7 +297,9 @@ class Session:
                     run.note(note)
                 method.begin(run, data, *self._beside)
                 module = method.fit(run, data).float()
-            model, data = method.product(module, data), arm.after(run, data)
+            # It is used on images that became pixels as those did that it was trained on.
+            model = dataclasses.replace(method.product(module, data), reading=data.reading)
+            data = arm.after(run, data)
             found = found or Fitted(arm=arm, model=model, data=data)
             found.left.append(run.left)
             for evaluation in measure(model, data):
@@ -359,7 +364,8 @@ class Session:
         run, product, config = self._main, made.model, self.config()
         assert run is not None
         result = Result(directory=self.out, model=product, rows=rows, sentence=sentence)
-        for note in (*data.notes, *notes):
+        done = [f"{reshaped_words(data.reshaped, data.reading)} (--resize)."] if data.reshaped else []
+        for note in (*data.notes, *done, *notes):
             run.note(note)
         for name, picture in (pictures or {}).items():
             run.picture(name, picture)

@@ -89,7 +89,8 @@ def load_masks(path: str | Path, split: ImageSplit) -> ImageSplit:
 
 
 def _folder(path: Path, split: ImageSplit) -> tuple[list[int], UInt8[Tensor, "m h w"]]:
-    from upcycle.data.decode import image_files, read_images
+    from upcycle.data.decode import read_images
+    from upcycle.data.listing import image_files
 
     files = image_files(path)
     require(bool(files), f"{path} holds no image, so there are no masks; name them by the images' numbers (17.png).")
