@@ -57,7 +57,7 @@ def described(method: type[Method]) -> tuple[str, str]:
 def options(method: type[Method]) -> str:
     """Its options with their types, defaults and meanings, as a table."""
     help_lines, rows = _arguments(method), []
-    for field in dataclasses.fields(method):
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]  # every method is a dataclass
         if field.name in (*method.roles, *method.given):
             continue
         if field.default is not dataclasses.MISSING:
