@@ -50,8 +50,8 @@ class SimpleCIL(Method):
 
         cos(φ(x), p_c)
 
-    No row of an earlier class changes, so nothing is forgotten; the order of the tasks does not matter, nor where one
-    ends. A class that comes again is averaged over all of its images: the sums of features are kept. Means are of
+    The direction of no earlier row changes, so an image is only ever lost to a class that came later; the order of the
+    tasks does not matter, nor where one ends. A class that comes again is averaged over all of its images: the sums of features are kept. Means are of
     features as they are, of images without augmentation, as in the authors' toolbox LAMDA-PILOT.
 
     *The network that is returned* is an ordinary one with a linear classifier. The factor 1/|φ(x)| of a cosine is no
@@ -147,6 +147,7 @@ class SimpleCIL(Method):
                     for images, labels, _ in run.batches(task.train, self.recipe.batch_size):
                         loss = cross_entropy(*of_task(student(images), labels, data, t), run.count)
                         run.step(loss, optimizer, self.recipe, "sum")
+                run.plain(net.module).to(run.device)  # features as of a run that resumes here: not in mixed precision
             f, y = features(run, net.module, name, task.train), task.train.labels
             require(bool(f.isfinite().all()), f"The features of task {t} are not finite numbers.")
             sums.index_add_(0, y[y >= 0], f[y >= 0])

@@ -1,0 +1,69 @@
+"""SimpleCIL: class means on a frozen network against a network that learns each task, where nothing old is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import torch
+
+from upcycle.claims import Check, Claim, Headline, mean
+from upcycle.claims.settings import fresh, train_and_left
+from upcycle.continual import Finetune, Joint, LwF, SimpleCIL
+from upcycle.continual.protocol.recipes import plain_recipe
+from upcycle.core.models import Model
+from upcycle.core.references import resolve
+from upcycle.data import Images, load
+from upcycle.data.stream_kinds import stream
+from upcycle.data.streams import Stream
+
+RATES = {"LwF": 0.1, "fine-tuning": 0.1, "joint": 0.1}
+ALPHA = 10.0
+"""To be chosen."""
+
+
+@cache
+def setting() -> tuple[Model, Images]:
+    """CIFAR-10's ResNet-20, and Fashion-MNIST in its size, colours and normalisation."""
+    source = resolve("zoo:cifar10_resnet20")
+    return source, load("fashion_mnist_local", size=32, channels=3).normalised(source.mean, source.std)
+
+
+def drawn(seed: int, quick: bool) -> Stream:
+    """Five tasks of two classes, in an order that the seed draws, like the 5,000 images to train on."""
+    data = setting()[1]
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[: 400 if quick else 5000]
+    held = {name: getattr(data, name).subset(torch.arange(200 if quick else 2000)) for name in ("validation", "test")}
+    return stream(dataclasses.replace(data.subset(chosen), **held), tasks="5", shuffle=seed)
+
+
+def accuracy(made: Any, data: Stream, seed: int) -> dict[str, float]:
+    """The mean over tasks after the last one, and what was forgotten of the answers that are told the task."""
+    scores = train_and_left(made, data, seed)[1]["scores"]  # type: ignore[arg-type]
+    found = {"": 100 * scores.summary()["average accuracy"]}
+    if len(scores.matrix) > 1:
+        found["forgetting, told the task"] = 100 * scores.summary("task")["forgetting"]
+    return found
+
+
+def measure(seed: int, quick: bool) -> dict[str, float]:
+    """Every arm from the same trained weights on the same stream, one pass over it."""
+    source, data = setting()[0], drawn(seed, quick)
+    arms = {
+        "SimpleCIL": SimpleCIL(student=source),
+        "LwF": LwF(student=source, alpha=ALPHA, recipe=plain(RATES["LwF"])),
+        "fine-tuning": Finetune(student=source, recipe=plain(RATES["fine-tuning"])),
+        "joint": Joint(student=source, recipe=plain(RATES["joint"])),
+        "SimpleCIL, fresh weights": SimpleCIL(student=fresh("zoo:resnet20", data.base, seed)),
+    }
+    figures: dict[str, float] = {}
+    for name, method in arms.items():
+        for what, value in accuracy(method, data, seed).items():
+            figures[f"{name}, {what} (points)" if what else f"{name} (%)"] = value
+    return figures
+
+
+def plain(lr: float) -> Any:
+    """The room's recipe at a rate of its own."""
+    return dataclasses.replace(plain_recipe(), lr=lr)
