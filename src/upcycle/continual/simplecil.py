@@ -51,8 +51,9 @@ class SimpleCIL(Method):
         cos(φ(x), p_c)
 
     The direction of no earlier row changes, so an image is only ever lost to a class that came later; the order of the
-    tasks does not matter, nor where one ends. A class that comes again is averaged over all of its images: the sums of features are kept. Means are of
-    features as they are, of images without augmentation, as in the authors' toolbox LAMDA-PILOT.
+    tasks does not matter, nor where one ends. A class that comes again is averaged over all of its images: the sums of
+    features are kept. Means are of features as they are, of images without augmentation, as in the authors' toolbox
+    LAMDA-PILOT.
 
     *The network that is returned* is an ordinary one with a linear classifier. The factor 1/|φ(x)| of a cosine is no
     linear layer; but it is the same for all classes of an image, so it is left out and every decision stays, see
