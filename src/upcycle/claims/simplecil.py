@@ -82,9 +82,9 @@ CLAIM = Claim(
     published="CIFAR-100, 20 tasks of 5 classes, ViT-B/16 of ImageNet-21k, after the last task: SimpleCIL 81.26 (from "
     "memory, unchecked); ahead of the state of the art without any training on the stream (abstract).",
     setting="ResNet-20 of CIFAR-10 to Fashion-MNIST (a split of its own) at 32 x 32, 5,000 training images, 2,000 of "
-    "the test set, 5 tasks of 2 classes, class-incremental; the seed draws images and order. LwF, fine-tuning and joint "
-    "training: one pass, batches of 32, SGD; rates, and LwF's weight of the old answers, are the best on validation "
-    "images with a seed outside the claim. Five seeds.",
+    "the test set, 5 tasks of 2 classes, class-incremental; the seed draws images and order. LwF, fine-tuning "
+    "and joint training: one pass, batches of 32, SGD; rates, and LwF's weight of the old answers, are the "
+    "best on validation images with a seed outside the claim. Five seeds.",
     data=("fashion_mnist_local", "cifar10"),
     measure=measure,
     headline=Headline(
