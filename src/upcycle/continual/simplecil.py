@@ -101,8 +101,8 @@ class SimpleCIL(Method):
         if have.goal != "extend":
             return None
         reason = (
-            "MODEL is frozen, and the mean of its features over the images of a class is what finds the class: what was "
-            "learnt stays, no image is kept, nothing is trained, and a few images are enough. It is as good as the "
+            "MODEL is frozen, and the mean of its features over the images of a class is what finds the class: what "
+            "was learnt stays, no image is kept, nothing is trained, and a few images are enough. It is as good as the "
             "features that MODEL brings; one with fresh weights needs --train_first."
         )
         if have.task_id == "known":
