@@ -24,16 +24,16 @@ from upcycle.core.advice import (
     elsewhere,
 )
 from upcycle.core.errors import require
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card, Method
 from upcycle.verbs.asking import asked
 from upcycle.verbs.methods import all_methods
 
 PLACEHOLDERS = (
     "TEACHER, STUDENT, MODEL, PART and ZOO stand for a reference: zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, "
     "package.module:callable or a saved model; to be asked, MODEL may also be http://HOST:PORT/PATH or FILE.onnx. "
-    "DATA and SOURCE stand for a data set's name, a folder of images, "
-    "a Parquet folder, pool:PATH or hub:ORG/NAME. STREAM stands for splits:DATA/5 (its classes in 5 tasks), "
-    "permuted:DATA/10, rotated:DATA/10, parts:DATA/5, drifting:DATA, or folders:PATH (TASK/CLASS/IMAGE in it)."
+    "DATA and SOURCE stand for a data set's name, a folder of images, a Parquet folder, pool:PATH or hub:ORG/NAME. "
+    "STREAM stands for splits:DATA/5 (its classes in 5 tasks), permuted:DATA/10, rotated:DATA/10, parts:DATA/5, "
+    "drifting:DATA, or folders:PATH (TASK/CLASS/IMAGE in it)."
 )
 
 
@@ -99,8 +99,10 @@ class Advice:
 
 
 def _wrapped(text: str, first: str = "", rest: str = "   ") -> list[str]:
-    indents = {"initial_indent": first, "subsequent_indent": rest if first else ""}
-    return textwrap.wrap(text, 88, break_on_hyphens=False, break_long_words=False, **indents)
+    rest = rest if first else ""
+    return textwrap.wrap(
+        text, 88, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def advise(
@@ -119,10 +121,10 @@ def advise(
 ) -> Advice:
     """Which methods serve what one has, best first, each with its reason and its command.
 
-    What can work follows from the :class:`~upcycle.core.method.Needs` of each card; a method whose needs are
-    not met is never recommended. Where the others stand, and what they cannot do for a goal or an architecture, each
-    says itself (:meth:`~upcycle.core.method.Method.serves`). One that did harm when it was measured is not first
-    where another serves.
+    What can work follows from the :class:`~upcycle.core.method.Needs` of each card: none whose needs are not met is
+    recommended. Where a method stands among the others, and what it cannot do, it says itself
+    (:meth:`~upcycle.core.method.Method.serves`). One that did harm when it was measured is not first where another
+    serves.
 
     Args:
         data: none; few: about 1 to 50 images a class; unlabelled: many; labelled: many, each with its label. If it is
@@ -172,10 +174,12 @@ def advise(
             continue
         refused.append(Refusal(method=card.name, reason=judged))
         if isinstance(_judge(method, have.supplied(card.needs.data, card.needs.teacher)), Fit):
-            paths.setdefault(_path(card.needs, have), []).append(card.name)
+            what = " and ".join(words for words, _ in have.lacks(card.needs.data, card.needs.teacher))
+            paths.setdefault(what, []).append(card.name)
     choices = tuple(_choice(card, fit, have) for card, fit in _ranked(fits))
-    missing = "" if choices else _missing(have, paths)
-    return Advice(have=have.words(), choices=choices, refused=tuple(refused), missing=missing)
+    return Advice(
+        have=have.words(), choices=choices, refused=tuple(refused), missing="" if choices else _missing(have, paths)
+    )
 
 
 # -- what each method says ----------------------------------------------------------------------------------------
@@ -194,7 +198,8 @@ def _judge(method: type[Method], have: Situation) -> Fit | str:
 def _ranked(fits: list[tuple[Card, Fit]]) -> list[tuple[Card, Fit]]:
     """By their places; but before those that did harm comes the first that did not."""
     fits = sorted(fits, key=lambda pair: pair[1].rank)
-    harmless = next((pair for pair in fits if found().get(pair[0].name, {}).get("verdict") != "harms"), None)
+    harmful = {name for name, measured in found().items() if measured["verdict"] == "harms"}
+    harmless = next((pair for pair in fits if pair[0].name not in harmful), None)
     return fits if harmless is None else [harmless, *(pair for pair in fits if pair is not harmless)]
 
 
@@ -207,12 +212,6 @@ def _lacking(method: type[Method], have: Situation) -> str:
     return "; ".join(words) + "." * bool(lacks)
 
 
-def _path(needs: Needs, have: Situation) -> str:
-    """What would have to be added to ``have`` for the needs to be met."""
-    public = {DATA_WORDS["unlabelled"]: " (a folder of any public images of the same kind serves)"}
-    return " and ".join(what + public.get(what, "") for what, _ in have.lacks(needs.data, needs.teacher))
-
-
 def _missing(have: Situation, paths: dict[str, list[str]]) -> str:
     """What would be needed, from the methods that each addition would make work."""
     if have.goal == "smaller" and have.architecture == "same":
@@ -221,7 +220,9 @@ def _missing(have: Situation, paths: dict[str, list[str]]) -> str:
         return "No method serves this goal with these architectures."
     # Every level of data but "none" speaks of images; a path without them leads to a method that makes its own.
     least = "At least a few images are needed. " if have.data == "none" and all("images" in p for p in paths) else ""
-    return least + " ".join(f"With {what}: {', '.join(names)}." for what, names in paths.items())
+    many = DATA_WORDS["unlabelled"]
+    public = f"{many} (a folder of any public images of the same kind serves)"
+    return least + " ".join(f"With {what.replace(many, public)}: {', '.join(names)}." for what, names in paths.items())
 
 
 _NETWORKS = {
