@@ -18,9 +18,13 @@ from upcycle.data import Images, load
 from upcycle.data.stream_kinds import stream
 from upcycle.data.streams import Stream
 
-RATES = {"LwF": 0.1, "fine-tuning": 0.1, "joint": 0.1}
-ALPHA = 10.0
-"""To be chosen."""
+RATES = {"LwF": 0.03, "fine-tuning": 0.03, "joint": 0.1}
+ALPHA = 1.0
+"""Each arm's best with seed 99, which is outside the claim, on 2,000 training and 400 validation images.
+
+Accuracies there: LwF 17.1, 18.6, 17.6 with weight 1 and 17.1, 17.8, 16.9 with 10, at rates 0.01, 0.03, 0.1; fine-tuning
+17.1, 18.3, 17.6; joint training 52.2, 68.0 at 0.03, 0.1.
+"""
 
 
 @cache
