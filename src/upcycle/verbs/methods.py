@@ -59,8 +59,11 @@ def add_plugin(file: str | Path) -> tuple[type[Method], ...]:
     except Exception as error:
         del sys.modules[name]
         raise UserError(f"{file} does not import: {type(error).__name__}: {error}.") from error
-    found = tuple(item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Method)
-                  and item.__module__ == name and hasattr(item, "card"))  # fmt: skip
+    found = tuple(
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Method) and item.__module__ == name and hasattr(item, "card")
+    )
     if not found:
         raise UserError(f"{file} defines no method: a class derived from upcycle.Method with a card.")
     for method in found:
