@@ -101,6 +101,15 @@ def test_nothing_heavy_is_imported_for_a_name(tmp_path: Path) -> None:
         assert done.stdout.splitlines()[-1] == "[]", statement
 
 
+def test_a_small_run_imports_nothing_that_takes_longer_than_itself(tmp_path: Path) -> None:
+    slow = {"torch._dynamo", "torch._inductor", "sympy", "triton", "lightning_fabric", "sklearn", "scipy"}
+    slow |= {"transformers", "timm", "torchvision", "pandas", "pyarrow"}
+    code = f"import sys; from upcycle import cli; cli.main(sys.argv[1:]); print(sorted({slow} & set(sys.modules)))"
+    words = [*DISTILL, "--quiet", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 # -- distill ----------------------------------------------------------------------------------------------------
 
 

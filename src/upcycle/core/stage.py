@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from upcycle.core import seeds
-from upcycle.core.devices import match_layout
+from upcycle.core.devices import Processes, match_layout
 from upcycle.core.errors import require
 from upcycle.core.interrupt import Interrupted
 from upcycle.core.journal import Journal
 from upcycle.core.updates import Updates
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
 
 
 class Stage:
@@ -122,7 +119,7 @@ class Stages:
         save_every: seconds between save points.
     """
 
-    def __init__(self, journal: Journal, updates: Updates, fabric: Fabric, seed: int, save_every: float) -> None:
+    def __init__(self, journal: Journal, updates: Updates, fabric: Processes, seed: int, save_every: float) -> None:
         self._journal, self._updates, self._fabric = journal, updates, fabric
         self._seed, self._save_every = seed, save_every
         self._last_save = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import os
 import zlib
 from collections.abc import Iterator
@@ -172,13 +173,27 @@ def load(reference: Any, *, size: Size | None = None, channels: int | None = Non
 
 
 def _digits(size: Size | None, channels: int | None) -> Images:
+    images, labels = _digits_of_sklearn()
+    pixels = np.round(images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 to 16
+    part = _array_part(pixels, labels, "digits")
+    return assemble("digits", _DIGITS, {"train": part}, size=size, channels=channels, licence="CC-BY-4.0",
+                    take={"test": 500, "validation": 297})  # fmt: skip
+
+
+def _digits_of_sklearn() -> tuple[np.ndarray, np.ndarray]:
+    """The images, float64 (1797, 8, 8), and labels, int64, that scikit-learn comes with.
+
+    Read from its file where that is where it has always been: to import scikit-learn takes longer than training on them.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (file := Path(place) / "datasets" / "data" / "digits.csv.gz").is_file():
+            table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    pixels = np.round(found.images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 to 16
-    part = _array_part(pixels, found.target, "digits")
-    return assemble("digits", _DIGITS, {"train": part}, size=size, channels=channels, licence="CC-BY-4.0",
-                    take={"test": 500, "validation": 297})  # fmt: skip
+    return found.images, found.target
 
 
 def _named(name: str, size: Size | None, channels: int | None) -> Images:
