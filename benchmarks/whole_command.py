@@ -68,12 +68,24 @@ def side_by_side(arms: dict[str, list[str]], repetitions: int, threads: int) -> 
     }
 
 
-def floor(pair: Sequence[str], shape: tuple[int, int, int], train: int, beside: tuple[int, int], *, views: int, epochs: int) -> float:  # fmt: skip
+def floor(
+    pair: Sequence[str],
+    shape: tuple[int, int, int],
+    train: int,
+    beside: tuple[int, int],
+    *,
+    views: int,
+    epochs: int,
+) -> float:
     """Seconds that the multiply-adds alone take at the rate of a large bf16 matrix product.
 
     Args:
-        train, beside: images to train on; to validate on and to test on.
+        pair: references of teacher and student.
+        shape: of one image.
+        train: images to train on.
+        beside: images to validate and to test on.
         views: passes of the teacher over the training images.
+        epochs: passes of the student over them.
     """
     cost = [
         count(resolve(name, num_classes=10, input_shape=shape, pretrained=False).module, shape).macs for name in pair

@@ -33,7 +33,8 @@ from upcycle.core.batches import Batch, Split, divide, endless, view_of
 from upcycle.core.devices import launch, make_deterministic, place, plain
 from upcycle.core.errors import require
 from upcycle.core.evaluate import Evaluation, evaluate
-from upcycle.core.frozen import Frozen, frozen_for
+from upcycle.core.frozen import Frozen
+from upcycle.core.guide import frozen_for
 from upcycle.core.interrupt import Interrupted, catching
 from upcycle.core.journal import Journal
 from upcycle.core.log import Log

@@ -183,7 +183,7 @@ def _digits(size: Size | None, channels: int | None) -> Images:
 def _digits_of_sklearn() -> tuple[np.ndarray, np.ndarray]:
     """The images, float64 (1797, 8, 8), and labels, int64, that scikit-learn comes with.
 
-    Read from its file where that is where it has always been: to import scikit-learn takes longer than training on them.
+    Read from the file itself where it is in its place: to import scikit-learn takes longer than to train on them.
     """
     spec = importlib.util.find_spec("sklearn")
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():

@@ -14,6 +14,7 @@ from torch import nn
 from upcycle.core import lineage, models, references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.guide import frozen_for
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -157,8 +158,7 @@ def distill(
     )
     rows = []
     if guide is not None:
-        shown = made.data.normalised(guide.mean, guide.std).test
-        rows.append(row(guide.name, "teacher", [evaluate(guide.module, shown, device=setting.device)], guide))
+        rows.append(row(guide.name, "teacher", [_guided(session, guide, made.data, "test")], guide))
     rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
     rows.append(made.row(f"{made.model.name} by {cls.card.name}"))
     return session.leave(
@@ -270,10 +270,25 @@ def _show(session: Session, teacher: Model | None, student: Model, data: Images)
     session.say(f"data     {describe(data)}")
     if teacher is not None:
         hint = " See --teacher_mean, --teacher_std, --teacher_classes and --label_map."
-        show_accuracy(session.say, "teacher", teacher, data, session.setting.device, hint)
+        if (data.validation.labels >= 0).any():
+            show_accuracy(session.say, "teacher", teacher, data, _guided(session, teacher, data, "validation"), hint)
     cost = count(student.module, student.input_shape)
     session.say(f"student  {student.name}: {si(cost.parameters)} parameters, {si(cost.macs)} multiply-adds")
     return cost.macs
+
+
+def _guided(session: Session, teacher: Model, data: Images, name: str) -> Evaluation:
+    """How good the teacher is on a split of what the student sees: as the run asks it, which is faster.
+
+    In float32 where its own answers stand in place of labels, so that it agrees with itself.
+    """
+    setting, split = session.setting, getattr(data, name)
+    if session.figure != "test accuracy":
+        shown = getattr(data.normalised(teacher.mean, teacher.std), name)
+        return evaluate(teacher.module, shown, device=setting.device, name=teacher.name)
+    precision: Any = "64-true" if setting.precision == "64-true" else setting.teacher_precision
+    like = data.validation if len(data.validation) else split
+    return evaluate(frozen_for(like, teacher, setting.device, precision), split, name=teacher.name)
 
 
 def _alone(method: Any, data: Images) -> tuple[Method, Images]:

@@ -20,6 +20,7 @@ from upcycle.core.errors import require
 from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model, copy_of
 from upcycle.core.outputs import called
+from upcycle.core.portions import portions
 from upcycle.core.taps import Taps
 from upcycle.data.labels import relabelled
 
@@ -193,7 +194,7 @@ def class_support(
         split: without unknown labels.
     """
     parts = []
-    for index in torch.arange(len(split)).split(256):
+    for index in portions(network, len(split)):
         images, y, _ = split.batch(index, device=torch.device(device))
         with torch.enable_grad(), record_layer(network, layer, leaf=True) as seen:
             z = network(images)

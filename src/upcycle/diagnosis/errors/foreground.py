@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.portions import portions
 from upcycle.core.read import read
 from upcycle.diagnosis.errors.class_channels import class_gradients, record_layer
 
@@ -130,7 +131,7 @@ def gradcam_masks(network: nn.Module, split: ImageSplit, layer: str, *, device: 
     """
     _, height, width = split.shape
     maps = []
-    for index in torch.arange(len(split)).split(256):
+    for index in portions(network, len(split)):
         images, y, _ = split.batch(index, device=torch.device(device))
         with torch.enable_grad(), record_layer(network, layer, leaf=True) as seen:
             z = network(images)
