@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from upcycle.core import collective
 from upcycle.core.errors import UserError
+from upcycle.core.memory import keep_freed
 from upcycle.core.outputs import layout_of
 from upcycle.core.precision import autocast, double
 
@@ -80,9 +81,12 @@ _HERE = {
 def launch(devices: int, accelerator: str) -> Processes:
     """Start the processes of a run; ``devices`` and ``accelerator`` as in Lightning Fabric.
 
+    The memory that they free stays with them, see :func:`upcycle.core.memory.keep_freed`.
+
     Raises:
         UserError: this machine has no such devices.
     """
+    keep_freed()
     kind = device_of(accelerator).type if accelerator in ("auto", "gpu", *_HERE) else ""
     if devices == 1 and kind and _HERE[kind]():
         device = torch.device(kind, 0) if kind != "cpu" else torch.device(kind)
