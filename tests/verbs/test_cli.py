@@ -19,7 +19,10 @@ import yaml
 from tests.corpus import picture_folder
 from tests.verbs.test_bad_input import NETS
 from upcycle import __version__, cli
-from upcycle.core import saved, store
+from upcycle.core import guide, saved, store
+from upcycle.core.evaluate import evaluate
+from upcycle.core.references import resolve
+from upcycle.data import load as load_data
 from upcycle.verbs import methods as known
 
 DISTILL = ["distill", "--teacher", "zoo:digits_teacher", "--student", "zoo:convnet_small", "--data", "digits",
@@ -108,6 +111,17 @@ def test_a_small_run_imports_nothing_that_takes_longer_than_itself(tmp_path: Pat
     words = [*DISTILL, "--quiet", "--out", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_one_copy_of_the_teacher_is_asked_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, plain = [], guide.frozen
+    monkeypatch.setattr(guide, "frozen", lambda *words, **kind: made.append(plain(*words, **kind)) or made[-1])
+    assert cli.main([*DISTILL, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    assert len(made) == 1
+    teacher = json.loads((tmp_path / "run" / "result.json").read_text())["rows"][0]
+    data, model = load_data("digits"), resolve("zoo:digits_teacher")
+    measured = evaluate(model.module, data.normalised(model.mean, model.std).test)
+    assert teacher["role"] == "teacher" and teacher["accuracy"] == [pytest.approx(measured.accuracy, abs=0.005)]
 
 
 # -- distill ----------------------------------------------------------------------------------------------------

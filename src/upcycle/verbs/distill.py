@@ -6,6 +6,7 @@ import dataclasses
 import math
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, describe
+from upcycle.data.images import ImageSplit
 from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count
 from upcycle.measure.units import si
@@ -158,7 +160,7 @@ def distill(
     )
     rows = []
     if guide is not None:
-        rows.append(row(guide.name, "teacher", [_guided(session, guide, made.data, "test")], guide))
+        rows.append(row(guide.name, "teacher", [_guided(session, guide, made.data, made.data.test)], guide))
     rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
     rows.append(made.row(f"{made.model.name} by {cls.card.name}"))
     return session.leave(
@@ -270,21 +272,20 @@ def _show(session: Session, teacher: Model | None, student: Model, data: Images)
     session.say(f"data     {describe(data)}")
     if teacher is not None:
         hint = " See --teacher_mean, --teacher_std, --teacher_classes and --label_map."
-        if (data.validation.labels >= 0).any():
-            show_accuracy(session.say, "teacher", teacher, data, _guided(session, teacher, data, "validation"), hint)
+        show_accuracy(session.say, "teacher", teacher, data, partial(_guided, session, teacher, data), hint)
     cost = count(student.module, student.input_shape)
     session.say(f"student  {student.name}: {si(cost.parameters)} parameters, {si(cost.macs)} multiply-adds")
     return cost.macs
 
 
-def _guided(session: Session, teacher: Model, data: Images, name: str) -> Evaluation:
+def _guided(session: Session, teacher: Model, data: Images, split: ImageSplit) -> Evaluation:
     """How good the teacher is on a split of what the student sees: as the run asks it, which is faster.
 
     In float32 where its own answers stand in place of labels, so that it agrees with itself.
     """
-    setting, split = session.setting, getattr(data, name)
+    setting = session.setting
     if session.figure != "test accuracy":
-        shown = getattr(data.normalised(teacher.mean, teacher.std), name)
+        shown = split.normalised(teacher.mean, teacher.std)
         return evaluate(teacher.module, shown, device=setting.device, name=teacher.name)
     precision: Any = "64-true" if setting.precision == "64-true" else setting.teacher_precision
     like = data.validation if len(data.validation) else split
