@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from upcycle.core import devices
 from upcycle.core import stage as stage_module
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError
@@ -543,3 +544,16 @@ def test_save_points_are_as_seldom_as_they_are_dear(tmp_path: Path, monkeypatch:
     assert dear[:2] == [15, 15 + 2 + 100] and len(dear) * 2 / (500 + 2 * len(dear)) < 0.03
     asked = saved(Run(tmp_path / "asked", save_every=5), 5)
     assert len(asked) == 100
+
+
+def test_one_process_needs_no_fabric_and_gpus_that_are_not_here_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(devices._HERE, "cuda", lambda: False)
+    monkeypatch.setitem(devices._HERE, "mps", lambda: False)
+    for accelerator in ("auto", "cpu"):
+        alone = devices.launch(1, accelerator)
+        assert (type(alone), alone.device, alone.world_size) == (devices.Alone, torch.device("cpu"), 1)
+        assert alone.broadcast((1, 2)) == (1, 2)
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        for accelerator in ("gpu", "cuda", "mps"):
+            with pytest.raises(UserError, match=f"accelerator='{accelerator}'"):
+                devices.launch(1, accelerator)

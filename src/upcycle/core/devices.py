@@ -110,7 +110,8 @@ def device_of(accelerator: str) -> torch.device:
     """The device that a run of one process has, for measuring outside of it; ``accelerator`` as in ``Run``."""
     if accelerator not in ("auto", "gpu"):
         return torch.device(accelerator)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    kinds = [kind for kind in ("cuda", "mps") if _HERE[kind]()]
+    return torch.device(kinds[0] if kinds else "cuda" if accelerator == "gpu" else "cpu")
 
 
 def make_deterministic(device: torch.device) -> None:
