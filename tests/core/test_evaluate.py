@@ -129,5 +129,5 @@ def test_mistakes_are_named() -> None:
         evaluate(nn.Identity(), Fake(split.images, torch.full((200,), -1)))
     with pytest.raises(UserError, match="split is empty"):
         evaluate(nn.Identity(), Fake(split.images[:0], split.labels[:0]))
-    with pytest.raises(UserError, match=r"shape \(32, 7, 1\)"):
+    with pytest.raises(UserError, match=r"shape \(16, 7, 1\)"):
         evaluate(nn.Unflatten(1, (7, 1)), split)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FIRST = 32
+FIRST = 16
 """Samples in the first portion, at which the network is watched."""
 LARGEST = 4 * 2**20
 """Bytes of the largest activation of a portion on the CPU, far from the 32 MiB above which glibc maps each anew."""
