@@ -1,7 +1,7 @@
 """The rival of `benchmarks.whole_command`: distillation as a careful person writes it with PyTorch and torchvision.
 
-It has what such scripts are tuned with: bf16 autocast for both networks, channels_last memory, two loading workers, one
-pass of warm weights under `inference_mode`. It trains by the recipe of `upcycle distill` (KD with T = 4, SGD with
+It has what such scripts are tuned with: bf16 autocast for both networks, channels_last memory, two loading workers, the
+teacher under `inference_mode`, a fused optimiser. It trains by the recipe of `upcycle distill` (KD with T = 4, SGD with
 Nesterov momentum, a cosine over all steps, crop and flip), measures the student on the validation images after each
 epoch, and teacher and student on the test images. It imports nothing of upcycle.
 """

@@ -157,7 +157,6 @@ def digits(repetitions: int) -> dict[str, Any]:
         "import torch": [sys.executable, "-c", "import torch"],
         "import torch, and make an optimiser": [sys.executable, "-c", load_optimiser],
     }
-    arms["upcycle distill --help"] = [sys.executable, "-m", "upcycle.cli", "distill", "--help"]
     return {"arms": side_by_side(arms, repetitions, 1)}
 
 
