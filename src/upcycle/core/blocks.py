@@ -16,7 +16,8 @@ def split_off(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
     Blocks are cut at the same rows however many there are: of a store that grows, only the last one changes.
     """
-    small, blocks = {}, {}
+    small: dict[str, Tensor] = {}
+    blocks: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         if size < BLOCK or tensor.ndim == 0:
