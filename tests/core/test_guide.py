@@ -17,8 +17,13 @@ def test_the_copy_of_a_split_is_made_once_until_weights_or_images_change(monkeyp
     data = load("digits")
     teacher = resolve("zoo:digits_teacher")
     split = data.normalised(teacher.mean, teacher.std).validation
-    made = []
-    monkeypatch.setattr(guide, "frozen", lambda *words, **kind: made.append(frozen(*words, **kind)) or made[-1])
+    made: list[Frozen] = []
+
+    def noted(*words: Any, **kind: Any) -> Any:
+        made.append(frozen(*words, **kind))
+        return made[-1]
+
+    monkeypatch.setattr(guide, "frozen", noted)
 
     def ask(split: Any = split, **kind: Any) -> Frozen:
         return guide.frozen_for(split, teacher, torch.device("cpu"), "auto", **kind)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import pytest
@@ -114,8 +115,14 @@ def test_a_small_run_imports_nothing_that_takes_longer_than_itself(tmp_path: Pat
 
 
 def test_one_copy_of_the_teacher_is_asked_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, plain = [], guide.frozen
-    monkeypatch.setattr(guide, "frozen", lambda *words, **kind: made.append(plain(*words, **kind)) or made[-1])
+    made: list[Any] = []
+    plain = guide.frozen
+
+    def noted(*words: Any, **kind: Any) -> Any:
+        made.append(plain(*words, **kind))
+        return made[-1]
+
+    monkeypatch.setattr(guide, "frozen", noted)
     assert cli.main([*DISTILL, "--quiet", "--out", str(tmp_path / "run")]) == 0
     assert len(made) == 1
     teacher = json.loads((tmp_path / "run" / "result.json").read_text())["rows"][0]

@@ -313,7 +313,7 @@ class Run:
     def _end_epoch(self) -> None:
         means = self._stage.means()
         if self.world_size > 1:
-            means = {name: self.fabric.all_reduce(mean) for name, mean in means.items()}  # type: ignore[misc]
+            means = {name: self.fabric.all_reduce(mean) for name, mean in means.items()}
         if means:
             self.log(**means)
         self._stage.end_epoch()
