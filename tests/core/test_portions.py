@@ -80,13 +80,13 @@ def test_scripted_and_compiled_networks_get_small_portions() -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_an_evaluation_in_portions_is_that_of_one_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "FIRST", 4)
-    monkeypatch.setattr(sizes, "LARGEST", 2**19)
+    monkeypatch.setattr(sizes, "LARGEST", 2**17)
     torch.manual_seed(0)
     shape = ENTRIES[name].shape
     net = resolve(f"zoo:{name}", pretrained=False, num_classes=10, input_shape=shape).module.eval()
-    split = some_images(24, shape)
+    split = some_images(12, shape)
     with torch.no_grad():
-        z = net(split.batch(torch.arange(24), device=torch.device("cpu")).images)
+        z = net(split.batch(torch.arange(12), device=torch.device("cpu")).images)
     here, there = evaluate(net, split), judged(z, split.labels, name=name)
     torch.testing.assert_close(predict_logits(net, split), z, rtol=1e-5, atol=1e-6 * float(z.abs().max()))
     assert here.accuracy == there.accuracy and here.confusion == there.confusion
