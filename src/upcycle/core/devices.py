@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, Protocol, TypeVar
 
@@ -70,7 +71,7 @@ class Alone:
         return data
 
 
-_HERE = {
+_HERE: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,
     "cuda": torch.cuda.is_available,
     "mps": torch.backends.mps.is_available,
