@@ -61,7 +61,7 @@ class Bank:
         return self._pairs[:, torch.randperm(len(self), generator=random)[:n]]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"made": self.made, "pairs": self._pairs[:, : len(self)].clone()}
+        return {"made": self.made, "pairs": self._pairs[:, : len(self)]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.made = state["made"]

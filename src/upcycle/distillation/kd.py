@@ -16,6 +16,7 @@ from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.patterns import Values
+from upcycle.core.portions import portions
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -57,7 +58,7 @@ def teacher_outputs(
     def compute() -> Tensor:
         rows = []
         for view in range(v):
-            for index in torch.arange(len(split)).split(512):
+            for index in portions(teacher, len(split)):
                 batch = split.batch(index, device=run.device, view=(run.seed, view) if augmented else None)
                 rows.append(teacher(batch.images).cpu())
         z = torch.cat(rows).view(v, len(split), -1)
