@@ -93,7 +93,7 @@ def methods_list(methods: Iterable[type[Method]] | None = None) -> str:
     names = max((len(m.card.name) for m in methods), default=0)
     words = {m.card.name: found()[m.card.name]["verdict"] if m.card.name in found() else "" for m in methods}
     width = max(map(len, words.values()), default=0)
-    lines = []
+    lines: list[str] = []
     for verb in dict.fromkeys(m.card.verb for m in methods):
         lines += ["", verb] if lines else [verb]
         lines += [f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}"
