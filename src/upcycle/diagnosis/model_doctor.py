@@ -167,7 +167,7 @@ class ModelDoctor(Method):
         if have.goal != "mend":
             return None
         if have.architecture == "transformer":
-            return "it looks at the channels of a last convolution, which a transformer does not have."
+            return "its paper treats convolutional networks, and nothing was measured on a transformer."
         reason = (
             "training goes on with a penalty on channels that speak for wrong classes, beside the same training "
             "without one; see first where the network errs, by upcycle diagnose MODEL."
