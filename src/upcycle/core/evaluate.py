@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from upcycle.core.errors import UserError, require
 from upcycle.core.frozen import Frozen
 from upcycle.core.outputs import called
 from upcycle.core.portions import portions
+from upcycle.core.undisturbed import undisturbed
 
 BINS = 15
 
@@ -44,25 +43,6 @@ class Evaluation:
     confusion: list[list[int]]
     count: int
     confidence: dict[str, list[float]]
-
-
-@contextlib.contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Within: eval mode and no gradients. After: every submodule's mode and all random states as before."""
-    modes = {m: m.training for m in module.modules()}
-    python, numpy = random.getstate(), np.random.get_state()
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad():
-            if any(modes.values()):
-                module.eval()
-            yield
-    finally:
-        for m, mode in modes.items():
-            if m.training != mode:
-                m.training = mode
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def margin(z: Tensor, y: Tensor) -> Tensor:

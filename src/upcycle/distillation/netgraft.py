@@ -17,12 +17,12 @@ from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import same_classes
 from upcycle.core.cut import cut
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.patterns import weights_of
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
+from upcycle.core.undisturbed import undisturbed
 from upcycle.distillation.grafting.adapters import TOLERANCE, WrappedBlock, adapter, merge, relative_error
 from upcycle.distillation.grafting.blocks import (
     Chain,

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.outputs import called
+from upcycle.core.undisturbed import undisturbed
 from upcycle.measure.machine import fastest
 from upcycle.measure.multiply_adds import MultiplyAdds
 

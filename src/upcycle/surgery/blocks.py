@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model
+from upcycle.core.undisturbed import undisturbed
 from upcycle.measure.multiply_adds import MultiplyAdds
 from upcycle.surgery.segments import find_segments, group_segments, node_names
 from upcycle.surgery.signals import Signal, global_pool, signal_at_cut, signal_at_size

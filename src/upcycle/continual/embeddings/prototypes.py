@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.heads import linear
 from upcycle.core.portions import portions
 from upcycle.core.run import Run
+from upcycle.core.undisturbed import undisturbed
 from upcycle.data.images import ImageSplit
 
 LEAST, MOST = -10.0, 5.0

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import copy_of
 from upcycle.core.outputs import called
 from upcycle.core.portions import portions
+from upcycle.core.undisturbed import undisturbed
 from upcycle.data.augment import uniform
 from upcycle.data.images import ImageSplit
 from upcycle.data.streams import Stream
