@@ -17,7 +17,7 @@ from torch import nn
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
-from upcycle.continual import BLIP, ER, EWC, MEAT, SI, VPR, CoCa, DERpp, Finetune, Joint, LwF, StreamingSSL
+from upcycle.continual import BLIP, ER, EWC, MEAT, SI, VPR, CoCa, DERpp, Finetune, Joint, LwF, SimpleCIL, StreamingSSL
 from upcycle.continual.protocol.replay import Replay
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import Terms
@@ -427,6 +427,14 @@ ROWS = {
     "si-task": Row(SI, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream("2+4", "task")),
     "lwf": Row(LwF, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
     "lwf-task": Row(LwF, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream("2+4", "task")),
+    "simplecil": Row(SimpleCIL, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream(), draws=False),
+    "simplecil-first": Row(
+        SimpleCIL,
+        {"recipe": _LEARN, "train_first": True},
+        (*_WORDS, "--train_first"),
+        teacher=False,
+        data=tiny_stream("2+4", "task"),
+    ),
     "derpp": Row(
         DERpp,
         {"recipe": _LEARN, "replay": Replay(images=20)},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError
-from upcycle.core.evaluate import evaluate, predict_logits
+from upcycle.core.evaluate import evaluate
 
 
 class Fake:
@@ -40,7 +40,7 @@ def given(n: int = 200, k: int = 7, seed: int = 0) -> Fake:
 def test_agrees_with_torchmetrics() -> None:
     metrics = pytest.importorskip("torchmetrics.functional.classification")
     split, k = given(), 7
-    result = evaluate(nn.Identity(), split, batch_size=33, num_classes=k)
+    result = evaluate(nn.Identity(), split, num_classes=k)
     p, y = split.images, split.labels
     assert result.count == 200
     assert result.accuracy == pytest.approx(metrics.multiclass_accuracy(p, y, k, average="micro").item())
@@ -81,13 +81,6 @@ def test_unknown_labels_are_left_out_and_empty_classes_said() -> None:
     result = evaluate(nn.Identity(), part)
     assert result.per_class[3] is None
     assert sum(map(sum, result.confusion)) == 80
-
-
-def test_batch_size_changes_nothing() -> None:
-    split, net = given(), nn.Linear(7, 7)
-    a, b = predict_logits(net, split, batch_size=7), predict_logits(net, split)
-    assert a.shape == (200, 7) and a.dtype == torch.float32
-    assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_modes_and_randomness_are_as_before() -> None:
@@ -136,5 +129,5 @@ def test_mistakes_are_named() -> None:
         evaluate(nn.Identity(), Fake(split.images, torch.full((200,), -1)))
     with pytest.raises(UserError, match="split is empty"):
         evaluate(nn.Identity(), Fake(split.images[:0], split.labels[:0]))
-    with pytest.raises(UserError, match=r"shape \(200, 7, 1\)"):
+    with pytest.raises(UserError, match=r"shape \(16, 7, 1\)"):
         evaluate(nn.Unflatten(1, (7, 1)), split)

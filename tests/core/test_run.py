@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from upcycle.core import devices
+from upcycle.core import stage as stage_module
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError
 from upcycle.core.interrupt import Interrupted
@@ -514,3 +516,44 @@ def test_what_is_left_beside_the_network() -> None:
     run = Run(None)
     run.leave("scores", [1, 2])
     assert run.left == {"scores": [1, 2]}
+
+
+def test_save_points_are_as_seldom_as_they_are_dear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, costs = [0.0], [0.0]
+    monkeypatch.setattr(stage_module.time, "monotonic", lambda: now[0])
+
+    def saved(run: Run, step: float) -> list[float]:
+        """When a run of 100 epochs, each so many seconds long, was saved while each save point took ``costs[0]``."""
+        found: list[float] = []
+        save = run.journal.save
+
+        def slow(*words: Any, **where: Any) -> None:
+            found.append(now[0])
+            now[0] += costs[0]
+            save(*words, **where)
+
+        monkeypatch.setattr(run.journal, "save", slow)
+        start = now[0]
+        for _ in run.epochs(100):
+            now[0] += step
+        return [moment - start for moment in found[:-1]]  # the last one is at the end
+
+    assert saved(Run(tmp_path / "cheap"), 5) == [15 * i for i in range(1, 34)]
+    costs[0] = 2.0
+    dear = saved(Run(tmp_path / "dear"), 5)
+    assert dear[:2] == [15, 15 + 2 + 100] and len(dear) * 2 / (500 + 2 * len(dear)) < 0.03
+    asked = saved(Run(tmp_path / "asked", save_every=5), 5)
+    assert len(asked) == 100
+
+
+def test_one_process_needs_no_fabric_and_gpus_that_are_not_here_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(devices._HERE, "cuda", lambda: False)
+    monkeypatch.setitem(devices._HERE, "mps", lambda: False)
+    for accelerator in ("auto", "cpu"):
+        alone = devices.launch(1, accelerator)
+        assert (type(alone), alone.device, alone.world_size) == (devices.Alone, torch.device("cpu"), 1)
+        assert alone.broadcast((1, 2)) == (1, 2)
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        for accelerator in ("gpu", "cuda", "mps"):
+            with pytest.raises(UserError, match=f"accelerator='{accelerator}'"):
+                devices.launch(1, accelerator)

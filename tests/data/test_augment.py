@@ -148,3 +148,14 @@ def test_epochs_seeds_and_samples_differ_and_no_view_means_no_augmentation() -> 
     same.augment = ("crop", "flip")
     kinds = same.batch(index, device=CPU, view=(0, 0)).images.flatten(1).unique(dim=0)
     assert len(kinds) > 40  # of 162 possible crops and flips
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_color_is_the_same_in_pieces(c: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.randint(256, (9, 12, 10, c), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    factors = augment.color_factors((0, 3), torch.arange(9))
+    whole = augment.color(pixels, factors, 255.0)
+    assert torch.equal(whole, augment.color(pixels.float().div(255), factors)) and 0 <= whole.min() < whole.max() <= 1
+    monkeypatch.setattr(augment, "CHUNK", 2 * 12 * 10 * c)
+    assert torch.equal(augment.color(pixels, factors, 255.0), whole)
+    assert augment.color(pixels[:0], factors[:0], 255.0).shape == (0, 12, 10, c)

@@ -1,5 +1,6 @@
 """Data sets: where they come from, what is drawn from them, and that bad ones are named."""
 
+import dataclasses
 import gzip
 import io
 import json
@@ -33,6 +34,7 @@ from upcycle.data import (
     read_label_map,
 )
 from upcycle.data import decode as decoding
+from upcycle.data import images as images_module
 from upcycle.data.images import stratified
 
 CPU = torch.device("cpu")
@@ -743,3 +745,12 @@ def test_a_label_map_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("teacher,student\né,b".encode("latin-1"))
     with pytest.raises(UserError, match="UTF-8"):
         read_label_map(tmp_path / "latin.csv", ("a",), ("b",))
+
+
+def test_statistics_are_the_same_in_pieces(digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = digits.statistics
+    monkeypatch.setattr(images_module, "PIECE", 7 * 64)
+    assert dataclasses.replace(digits).statistics == whole
+    pixels = digits.train.images.double() / 255
+    assert whole[0] == pytest.approx([float(pixels.mean())], abs=1e-12)
+    assert whole[1] == pytest.approx([float(pixels.std(correction=0))], abs=1e-12)

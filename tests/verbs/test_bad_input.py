@@ -422,7 +422,7 @@ def test_whole_commands_say_one_line(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["configs"]
 
 
-LONG = [*DISTILL, "--recipe.epochs=15", "--recipe.batch_size=64", "--save_every=0.1"]
+LONG = [*DISTILL, "--recipe.epochs=60", "--recipe.batch_size=64", "--save_every=0.1"]
 
 
 @pytest.fixture(scope="module")

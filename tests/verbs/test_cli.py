@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import pytest
@@ -19,7 +20,10 @@ import yaml
 from tests.corpus import picture_folder
 from tests.verbs.test_bad_input import NETS
 from upcycle import __version__, cli
-from upcycle.core import saved, store
+from upcycle.core import guide, saved, store
+from upcycle.core.evaluate import evaluate
+from upcycle.core.references import resolve
+from upcycle.data import load as load_data
 from upcycle.verbs import methods as known
 
 DISTILL = ["distill", "--teacher", "zoo:digits_teacher", "--student", "zoo:convnet_small", "--data", "digits",
@@ -99,6 +103,32 @@ def test_nothing_heavy_is_imported_for_a_name(tmp_path: Path) -> None:
             [sys.executable, "-c", code.format(statement)], capture_output=True, text=True, check=True, cwd=tmp_path
         )
         assert done.stdout.splitlines()[-1] == "[]", statement
+
+
+def test_a_small_run_imports_nothing_that_takes_longer_than_itself(tmp_path: Path) -> None:
+    slow = {"torch._dynamo", "torch._inductor", "sympy", "triton", "lightning_fabric", "sklearn", "scipy"}
+    slow |= {"transformers", "timm", "torchvision", "pandas", "pyarrow"}
+    code = f"import sys; from upcycle import cli; cli.main(sys.argv[1:]); print(sorted({slow} & set(sys.modules)))"
+    words = [*DISTILL, "--quiet", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_one_copy_of_the_teacher_is_asked_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    plain = guide.frozen
+
+    def noted(*words: Any, **kind: Any) -> Any:
+        made.append(plain(*words, **kind))
+        return made[-1]
+
+    monkeypatch.setattr(guide, "frozen", noted)
+    assert cli.main([*DISTILL, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    assert len(made) == 1
+    teacher = json.loads((tmp_path / "run" / "result.json").read_text())["rows"][0]
+    data, model = load_data("digits"), resolve("zoo:digits_teacher")
+    measured = evaluate(model.module, data.normalised(model.mean, model.std).test)
+    assert teacher["role"] == "teacher" and teacher["accuracy"] == [pytest.approx(measured.accuracy, abs=0.005)]
 
 
 # -- distill ----------------------------------------------------------------------------------------------------

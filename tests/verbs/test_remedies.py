@@ -96,12 +96,17 @@ def can_raise(file: str) -> tuple[str, ...]:
     """The verbs that can come to a message in ``file``, a path below the package."""
     if file in METHODS:
         return (METHODS[file].card.verb,)
-    if file.startswith("verbs/advi"):
-        return ("advise",)
     name = Path(file).stem
     if file.startswith("verbs/") and name in cli.SUMMARY:
         return (name,)
     return next((verbs for start, verbs in SHARED.items() if file.startswith(start)), MODEL_VERBS)
+
+
+def advice(file: str, tree: ast.AST) -> set[int]:
+    """The lines that are said by ``advise``: its own, and what methods tell it in their ``serves``."""
+    whole = file.startswith("verbs/advi") or file.endswith("/advice.py")
+    said = [tree] if whole else [n for n in ast.walk(tree) if getattr(n, "name", "") == "serves"]
+    return {inner.lineno for n in said for inner in ast.walk(n) if hasattr(inner, "lineno")}
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
@@ -116,15 +121,16 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
 
 def lacking(file: str) -> list[str]:
     """List the options that messages in ``file`` name and a verb that raises them does not accept."""
-    found = []
-    for line, text, error in texts(ast.parse((SRC / file).read_text())):
+    found, tree = [], ast.parse((SRC / file).read_text())
+    advised = advice(file, tree)
+    for line, text, error in texts(tree):
         if any(word in text for word in FOREIGN):
             continue
         names = [(name, f"--{name}") for name in OPTION.findall(text)]
         names += [(name, f"{name}=") for name in KEYWORD.findall(text)] if error else []
         for name, shown in names:
             wanting = [verb for verb in can_raise(file) if name not in accepted(verb)]
-            if file.startswith("verbs/advi"):  # it also writes commands of others
+            if line in advised:  # it also writes commands of others
                 wanting = [] if any(name in accepted(verb) for verb in ("advise", *cli.MAKERS)) else ["advise"]
             if shown.endswith("=") and file.startswith("core/") and name in PYTHON:
                 wanting = []

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import UserError, require
 from upcycle.core.frozen import Frozen, frozen
 from upcycle.core.heads import classifier, linear
@@ -247,6 +248,19 @@ class AttentionDiversification(Method):
         cost="two trainings of the network (one for each domain alone, one for all) and a short third",
         published="state of the art on PACS, Office-Home and others (abstract; no table could be read)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For a domain that nobody has seen yet."""
+        if have.goal != "domain":
+            return None
+        if have.source == "none":
+            return "it needs labelled images of two old domains or more (--source labelled), and none of the new one."
+        reason = (
+            "for a domain that nobody has seen yet: one network is trained on several labelled domains, so that its "
+            "channels look at different places; DATA only measures."
+        )
+        return Fit(40, reason, networks="--student STUDENT --source_data SOURCE1,SOURCE2")
 
     def __post_init__(self) -> None:
         d = self.domains

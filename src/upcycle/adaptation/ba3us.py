@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.adaptation.black_box.training import set_rate
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import problems_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
@@ -233,6 +234,20 @@ class BA3US(Method):
         published="ResNet-50, means: Office-Home 75.98, Office-31 97.81 (from memory, unchecked); DANN 47.4 and 43.4, "
         "no adaptation 53.7 and 75.6 (README of TLlib)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For another domain that has only some of the classes, with labelled images of the old one."""
+        if have.goal != "domain":
+            return None
+        if have.source == "none":
+            return "it needs labelled images of the old domain (--source labelled)."
+        reason = (
+            "made for a new domain in which only some of the old classes occur, which it finds out; it learns from "
+            "labelled images of the old domain and unlabelled ones of the new."
+        )
+        place = 5 if have.present == "some" else 25
+        return Fit(place, reason, networks="--student STUDENT --source_data SOURCE")
 
     def __post_init__(self) -> None:
         require(

@@ -20,6 +20,7 @@ from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.adaptation.black_box.division import easiness, split_easy_hard
 from upcycle.adaptation.black_box.strong_view import strong_augment
 from upcycle.adaptation.black_box.training import distil_loss, draw_beta, ema_update, mixup, rate, set_rate, tune
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import problems_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import judged, predict_logits
@@ -225,6 +226,19 @@ class BETA(Method):
         cost="one query an image; two networks, each three to four times DINE's work an epoch",
         published="Office-Home, mean of 12 tasks: about 72, DINE 69.7 (from memory, unchecked)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For another domain on which the network is often wrong."""
+        if have.goal != "domain":
+            return None
+        if have.present == "some":
+            return "it expects every class in every batch; dine --partial does not."
+        reason = (
+            "for when MODEL is wrong on a quarter of your images or more: two networks sort its answers into likely "
+            "right and likely wrong, and each cleans the other's; about five times the time of dine."
+        )
+        return Fit(20, reason, networks="MODEL --student STUDENT")
 
     def __post_init__(self) -> None:
         self.predictors = tuple(self.predictors)

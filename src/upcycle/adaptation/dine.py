@@ -21,6 +21,7 @@ from upcycle.adaptation.black_box.training import (
     set_rate,
     tune,
 )
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import problems_of
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import with_classes
@@ -98,6 +99,27 @@ class DINE(Method):
         published="Office-Home, ResNet-50 to ResNet-50, mean of 12 tasks: 60.6 → 69.7, with all probabilities 70.6 "
         "(table 2)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For another domain; and, for any goal, the way to weights of one's own where a network only answers."""
+        reason = (
+            "a network of your choice learns from what MODEL says of your images, and then from how sure it is of them "
+            "itself; no image of the old domain and no weight of MODEL is needed."
+        )
+        networks = "MODEL --student STUDENT"
+        if have.goal == "domain":
+            partial = " Classes that do not occur are not forced to (--partial)." if have.present == "some" else ""
+            return Fit(10, reason + partial, "--partial" if partial else "", networks=networks)
+        if have.teacher != "predictions" or (have.data != "unlabelled" and have.goal not in ("smaller", "better")):
+            return None
+        if have.goal in ("smaller", "better"):
+            return Fit(8 if have.data == "unlabelled" else 15, reason, networks=networks)
+        first = (
+            "the first step where MODEL only answers: STUDENT's weights are yours, so ask again then with --teacher "
+            f"weights. As to it, {reason}"
+        )
+        return Fit(50, first, networks=networks)
 
     def __post_init__(self) -> None:
         self.predictors = tuple(self.predictors)

@@ -20,6 +20,7 @@ from upcycle.adaptation.adapters.peft_layers import (
     tune_and_merge,
 )
 from upcycle.adaptation.probe import probed
+from upcycle.core.advice import Fit, Situation, if_labelled
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier, for_classes
 from upcycle.core.method import Card, Control, Method, Needs
@@ -84,6 +85,17 @@ class IA3(Method):
         cost="fine-tuning without most gradients of weights",
         published="T-Few with T0-11B: 6 % absolute over the state of the art on RAFT (abstract)",
     )
+
+    runs_on = ("few",)
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """After ssf and lora."""
+        if have.goal not in ("task", "domain"):
+            return None
+        reason = "one factor a channel of some layers is trained, even less than ssf's scales and shifts."
+        return Fit(12 if have.data == "few" else 8, if_labelled(have, reason))
+
     roles: ClassVar[tuple[str, ...]] = ("source",)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from upcycle.adaptation.test_time.adapter import Mode, Optimizer, Params, StreamAdapter
 from upcycle.adaptation.test_time.joint_network import JointNetwork, gradient_alignment
 from upcycle.adaptation.test_time.losses import SHIFTS, rotate, rotation_loss, simulate_shift, turn_loss
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import classifier
@@ -101,6 +102,19 @@ class ISO(Method):
         cost="four times plain training on the source, then T steps of 16 copies a sample",
         published="MPI-INF-3DHP 83.6 % 3D-PCK across scenarios, 9.7 points above the best before (abstract)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For a domain that shifts in use, with labelled images of the old one."""
+        if have.goal != "domain":
+            return None
+        if have.source == "none":
+            return "it trains MODEL on labelled images of the old domain first (--source labelled)."
+        reason = (
+            "for a shift that shows in use, image by image: MODEL is trained with a second task that needs no labels, "
+            "and goes on with that one before each answer."
+        )
+        return Fit(30, reason, networks="MODEL --source_data SOURCE")
 
     def __post_init__(self) -> None:
         ranges(

@@ -21,6 +21,7 @@ from upcycle.adaptation.adapters.peft_layers import (
     tune_and_merge,
 )
 from upcycle.adaptation.probe import probed
+from upcycle.core.advice import Fit, Situation, if_labelled
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier, for_classes
 from upcycle.core.method import Card, Control, Method, Needs
@@ -90,6 +91,20 @@ class LoRA(Method):
         cost="fine-tuning without most gradients of weights",
         published="GPT-3 175B: 10,000 times fewer trained numbers and a third of the memory of fine-tuning (abstract)",
     )
+
+    runs_on = ("few",)
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """After ssf."""
+        if have.goal not in ("task", "domain"):
+            return None
+        reason = (
+            "low-rank changes of the weights are trained and merged into them; --rank says how much may "
+            "change. Its library, peft, comes with upcycle[peft]."
+        )
+        return Fit(10 if have.data == "few" else 5, if_labelled(have, reason))
+
     roles: ClassVar[tuple[str, ...]] = ("source",)
 
     def __post_init__(self) -> None:

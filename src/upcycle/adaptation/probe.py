@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch.nn.functional as F
 from torch import nn
 
+from upcycle.core.advice import Fit, Situation, if_labelled
 from upcycle.core.errors import UserError
 from upcycle.core.heads import classifiers, for_classes, linear
 from upcycle.core.method import Card, Control, Method, Needs
@@ -48,6 +49,21 @@ class LinearProbe(Method):
         cost="a third of fine-tuning: no backward through the network",
         published="CIFAR-100 ViT-B/16 88.70, against 93.99 with SSF (secondary notes, unchecked)",
     )
+
+    runs_on = ("few",)
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """First where a few labelled images have to determine all that is trained; else what others must beat."""
+        if have.goal not in ("task", "domain"):
+            return None
+        if have.data == "few":
+            reason = (
+                "only a new classifier is trained, on the features of MODEL as they are, and a few images determine "
+                "that; what the others must beat."
+            )
+            return Fit(0, if_labelled(have, reason))
+        return Fit(12, "only a new classifier is trained; what the others must beat.")
 
     def work(self, n: int, teacher: int, student: int) -> float:
         """A forward of each sample of each update."""

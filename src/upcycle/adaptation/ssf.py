@@ -12,6 +12,7 @@ from torch import nn
 
 from upcycle.adaptation.adapters.scale_shift import Adapter, attach, save_adapter
 from upcycle.adaptation.probe import probed
+from upcycle.core.advice import Fit, Situation, if_labelled
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.heads import classifier, for_classes
 from upcycle.core.method import Card, Control, Method, Needs
@@ -75,6 +76,19 @@ class SSF(Method):
         published="ViT-B/16, mean of 5 fine-grained sets 90.72 (full fine-tuning 88.54), of 19 VTAB-1k tasks 73.10 "
         "(65.57) (abstract)",
     )
+
+    runs_on = ("few",)
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """First where there are many labels; on a few, after the probe."""
+        if have.goal not in ("task", "domain"):
+            return None
+        reason = (
+            "a scale and a shift behind every layer are trained, under a hundredth of the weights, and then "
+            "folded into them: the network's size and speed stay as they were."
+        )
+        return Fit(5 if have.data == "few" else 0, if_labelled(have, reason))
 
     def work(self, n: int, teacher: int, student: int) -> float:
         """A forward, and the half of a backward that reaches activations."""

@@ -23,6 +23,7 @@ from upcycle.assembly.reassembly.pictures import (
 )
 from upcycle.assembly.reassembly.search import Search
 from upcycle.assembly.reassembly.zoo import Mix, block_table, score_candidates, score_zoo, similarities, used_chains
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.losses import ce_loss
@@ -121,6 +122,19 @@ class DeRy(Method):
         published="ImageNet, blocks frozen, 100 epochs: 78.6 with 1.27 M of 80.7 M parameters trained; all tuned for "
         "300 epochs: 83.2 (Swin-B 83.1) (paper, table 7)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """To join blocks of several networks within a budget."""
+        if have.goal == "better":
+            return "it looks for the best network within a budget; ask for --goal smaller or join."
+        if have.goal not in ("join", "smaller"):
+            return None
+        reason = (
+            "if you have several trained networks: blocks of them are stitched together within a budget of parameters "
+            "and multiply-adds, and the new layers between them are trained."
+        )
+        return Fit(5 if have.goal == "join" else 28, reason, "--params 0.5M --flops 60M")
 
     def __post_init__(self) -> None:
         self.zoo = tuple(self.zoo)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from upcycle.assembly.disassembly.component import class_indices, cut_component, find_confident
 from upcycle.assembly.disassembly.routes import Score, find_routes, route_picture
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Card, Method, Needs
@@ -105,6 +106,26 @@ class MDA(Method):
         cost="one forward over the training images of these classes; no training",
         published="components match or surpass the baseline (abstract of v2; no table at hand)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """To cut out a part; as a smaller network it is second to one that is trained."""
+        if have.goal not in ("part", "smaller", "better"):
+            return None
+        if have.architecture == "transformer":
+            return "it follows the channels of convolutions, and a transformer has next to none."
+        if have.goal == "better":
+            return "it cuts a part out of a network and makes none better."
+        if have.goal == "part":
+            reason = (
+                "the channels that chosen classes need are cut out as a smaller network of its own, without training."
+            )
+            return Fit(0, reason, "--classes CLASS1,CLASS2")
+        reason = (
+            "it shrinks a network without training by leaving out channels that no class needs much; kd makes better "
+            "small networks, and takes a training. For a network of some classes only, ask for --goal part."
+        )
+        return Fit(35, reason, "--beta 0.3")
 
     def __post_init__(self) -> None:
         self.classes = tuple(self.classes)

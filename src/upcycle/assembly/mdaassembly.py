@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import UserError, require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
@@ -59,6 +60,26 @@ class MDAAssembly(Method):
         cost="one forward over some training images; with tune, that training",
         published="close to the source without fine-tuning, above it after one epoch (abstract of v1)",
     )
+
+    runs_on = ("none", "few", "unlabelled")
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """To join convolutional networks of different classes, also where there are no images."""
+        if have.goal != "join":
+            return None
+        if have.architecture == "transformer":
+            return "it joins convolutional networks channel by channel."
+        reason = (
+            "networks with one sequence of layers and different classes become one with all classes, without training "
+            "(--tune adds a short one); what mda cut out of two networks of one architecture fits together."
+        )
+        if have.data != "labelled":
+            reason += (
+                " Without labelled images the logits of the networks are not scaled to each other, and nothing is "
+                "measured."
+            )
+        return Fit(0, reason, data=have.data == "labelled")
 
     def __post_init__(self) -> None:
         self.parts = tuple(self.parts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import same_classes
 from upcycle.core.losses import Terms, ce_loss
 from upcycle.core.method import Card, Method, Needs
@@ -81,6 +82,21 @@ class NES(Method):
         cost="1.5 to 2 times the student training, for the learners (tile: less than it)",
         published="ImageNet MobileNetV2: +1.47 points over the full model with 25 % fewer multiply-adds (abstract)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For fewer stored numbers in the same layers; a narrower student is the simpler way."""
+        if have.goal not in ("smaller", "better"):
+            return None
+        if have.architecture == "transformer":
+            return "it compresses convolutions, and a transformer has next to none."
+        if have.goal == "better":
+            return "it stores a network in fewer numbers and makes none better."
+        reason = (
+            "a network of the student's shapes is trained whose layers are read from smaller tensors: fewer stored "
+            "parameters with the same layers. A narrower student by kd is the simpler way; compare."
+        )
+        return Fit(36, reason, teacher=have.teacher != "none")
 
     def __post_init__(self) -> None:
         ranges(

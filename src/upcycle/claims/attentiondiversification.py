@@ -13,11 +13,11 @@ from upcycle.adaptation.attention_diversification import find_maps
 from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.digits import digits
 from upcycle.claims.settings import fresh, test, train
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.taps import Taps
+from upcycle.core.undisturbed import undisturbed
 from upcycle.data import Images, ImageSplit, load
 from upcycle.distillation import KD
 

@@ -9,6 +9,7 @@ from upcycle.continual.lwf import LwF
 from upcycle.continual.meat import MEAT
 from upcycle.continual.oewc import EWC
 from upcycle.continual.si import SI
+from upcycle.continual.simplecil import SimpleCIL
 from upcycle.continual.streaming import StreamingSSL
 from upcycle.continual.vpr import VPR
 from upcycle.core.method import Method
@@ -19,6 +20,7 @@ METHODS: tuple[type[Method], ...] = (
     EWC,
     SI,
     LwF,
+    SimpleCIL,
     ER,
     DERpp,
     CoCa,

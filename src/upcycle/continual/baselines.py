@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from upcycle.continual.protocol.advice import kept
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.tasks import leave_joint, of_task, problems, same_stream, start, tasks
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
@@ -48,6 +50,13 @@ class Finetune(Method):
         cost="plain training",
         published="Split CIFAR-10, class-/task-incremental: 19.62 / 61.02 % (arXiv:2004.07211)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Last: the lower bound."""
+        if have.goal != "extend":
+            return None
+        return Fit(80, "nothing is done against forgetting; the others show it beside them as their lower bound.")
 
     def check(self, data: Stream) -> list[str]:
         """The classifier must be replaceable, and the images must fit."""
@@ -99,6 +108,15 @@ class Joint(Method):
         cost="plain training on all images",
         published="Split CIFAR-10, class-/task-incremental: 92.20 / 98.31 % (arXiv:2004.07211)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """The upper bound, if all images may be kept."""
+        reason = (
+            "if the images of all tasks can be kept: nothing is forgotten where all are learnt at once. The others "
+            "show it beside them as their upper bound."
+        )
+        return kept(have, 70, reason)
 
     def check(self, data: Stream) -> list[str]:
         """The classifier must be replaceable, and the images must fit."""

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.continual.baselines import bounds
+from upcycle.continual.protocol.advice import untold
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.tasks import learnt, of_task, problems, start, tasks
 from upcycle.continual.weights.fisher import squared_gradients
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier
 from upcycle.core.losses import cross_entropy
@@ -137,6 +139,21 @@ class BLIP(Method):
         cost="plain training + gradients of 8,000 single images a task",
         published="near-zero forgetting at constant memory overhead (abstract, which gives no figure)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Where the task of an image is known and nothing may grow; not for transformers."""
+        if have.goal != "extend":
+            return None
+        if why := untold(have):
+            return why
+        if have.architecture == "transformer":
+            return "it freezes the bits of linear layers and convolutions; for a transformer there is meat."
+        reason = (
+            "after each task as many leading bits of each weight are frozen as it has taught: no images are kept, and "
+            "no more memory with more tasks. The network must be without BatchNorm."
+        )
+        return Fit(4, reason)
 
     def __post_init__(self) -> None:
         r = self.recipe

@@ -10,10 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from upcycle.continual.baselines import bounds
+from upcycle.continual.protocol.advice import kept
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.replay import Replay, logit_loss
 from upcycle.continual.protocol.tasks import problems, start, tasks
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier, linear
 from upcycle.core.losses import cross_entropy
@@ -248,6 +250,15 @@ class CoCa(Method):
         published="no figure at hand; what it builds on, Split CIFAR-10, class-/task-incremental, memory 200: DER++ "
         "64.88 / 91.92 % (arXiv:2004.07211)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """After derpp, for twice the time."""
+        reason = (
+            "derpp whose replayed images also teach each other, with two self-supervised tasks beside: about twice the "
+            "time. Try it after derpp, and compare."
+        )
+        return kept(have, 12, reason)
 
     def __post_init__(self) -> None:
         ranges(

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from upcycle.continual.baselines import bounds
+from upcycle.continual.protocol.advice import kept
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.replay import Replay, logit_loss
 from upcycle.continual.protocol.tasks import problems, start, tasks
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
@@ -63,6 +65,15 @@ class DERpp(Method):
         published="Split CIFAR-10, class-/task-incremental, memory 200: 64.88 / 91.92 %, DER 61.93 / 91.40 "
         "(arXiv:2004.07211)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """First where some images may be kept."""
+        reason = (
+            "a few images stay in a memory, with what the network answered when it saw them, and are learnt again "
+            "beside the new ones; it needs neither the task of an image nor to know where one ends."
+        )
+        return kept(have, 10, reason)
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("alpha", "beta"))

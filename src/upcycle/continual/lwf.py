@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from upcycle.continual.baselines import bounds
+from upcycle.continual.protocol.advice import held
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.tasks import of_task, problems, start, tasks
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
@@ -91,6 +93,11 @@ class LwF(Method):
         cost="plain training + one forward of each task",
         published="Split CIFAR-10, class-/task-incremental: 19.61 / 63.29 % (arXiv:2004.07211)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Without images of earlier tasks, best where the task of an image is known."""
+        return held(have, 24, "the network's own answers of before are held on the new images: no image is kept.")
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("alpha",), positive=("temperature",))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from upcycle.continual.baselines import bounds
+from upcycle.continual.protocol.advice import untold
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.tasks import learnt, problems, start, tasks
 from upcycle.continual.weights.attention_masks import (
@@ -25,6 +26,7 @@ from upcycle.continual.weights.attention_masks import (
     share_penalty,
 )
 from upcycle.continual.weights.mask_pictures import leave_mask_pictures
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import linear
@@ -130,6 +132,24 @@ class MEAT(Method):
         published="4.0 to 6.0 points over CNN counterparts (abstract); CIFAR-100 85.93, CUB 81.53 % (a public list of "
         "results, backbone not stated)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Where the task of an image is known and the network is a vision transformer."""
+        if have.goal != "extend":
+            return None
+        if why := untold(have):
+            return why
+        if have.architecture in ("conv", "same"):
+            return "it is for vision transformers (--architecture transformer)."
+        if have.growth == "none":
+            return "it keeps masks and a head for every task, which grow with them (--growth allowed)."
+        only = "" if have.architecture == "transformer" else "if MODEL is a trained vision transformer: "
+        reason = (
+            f"{only}its weights stay as they are, and each task gets masks of a bit a weight and a head of its own, so "
+            "nothing is forgotten."
+        )
+        return Fit(0 if have.architecture == "transformer" else 5, reason)
 
     def __post_init__(self) -> None:
         ranges(

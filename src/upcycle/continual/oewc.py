@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from upcycle.continual.baselines import bounds
+from upcycle.continual.protocol.advice import held
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.tasks import of_task, problems, start, tasks
 from upcycle.continual.weights.fisher import fisher
 from upcycle.continual.weights.penalty import ParameterState, pull
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
@@ -69,6 +71,13 @@ class EWC(Method):
         cost="plain training + one pass over each task",
         published="Split CIFAR-10, class-/task-incremental: 19.49 / 68.29 % (arXiv:2004.07211)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Without images of earlier tasks, best where the task of an image is known."""
+        return held(
+            have, 20, "weights that earlier tasks depend on are held, the more so the more they do: no image is kept."
+        )
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("lam", "samples"), share=("gamma",))

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.continual.baselines import bounds
+from upcycle.continual.protocol.advice import held
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.recipes import plain_recipe
 from upcycle.continual.protocol.tasks import of_task, problems, start, tasks
 from upcycle.continual.weights.penalty import ParameterState, Tensors, clip, gradients, pull
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.collective import average_gradients
 from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
@@ -63,6 +65,11 @@ class SI(Method):
         cost="plain training",
         published="Split CIFAR-10, class-/task-incremental: 19.48 / 68.05 % (arXiv:2004.07211)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Without images of earlier tasks, best where the task of an image is known."""
+        return held(have, 22, "like oewc, with the importance of a weight added up while it is learnt.")
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("c",), positive=("xi",))

@@ -17,6 +17,7 @@ from upcycle.continual.embeddings.two_views import Objective, Projection, Views
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.probing import Probing, concatenate
 from upcycle.continual.protocol.tasks import learnt, problems, start, tasks
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier, linear
 from upcycle.core.method import Card, Control, Method, Needs
@@ -172,6 +173,18 @@ class StreamingSSL(Method):
         published="with replay or MAS mostly on par with joint training; forgets much less than supervised training "
         "(abstract, which gives no figure)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For images without labels."""
+        if have.goal != "extend":
+            return None
+        reason = (
+            "for images without labels: the features go on learning by themselves, chunk after chunk; where there are "
+            "labels, a classifier on them is trained at the end, on all tasks at once."
+        )
+        options = "--replay 0" if have.store == "nothing" else ""
+        return Fit(2 if have.data == "unlabelled" else 85, reason, options)
 
     def __post_init__(self) -> None:
         ranges(

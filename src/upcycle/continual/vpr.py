@@ -22,8 +22,10 @@ from upcycle.continual.embeddings.prototypes import (
     places_by_class,
     prototype_loss,
 )
+from upcycle.continual.protocol.advice import kept
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.tasks import learnt, problems, start, tasks
+from upcycle.core.advice import Fit, Situation, if_labelled
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import classifier, linear
@@ -131,6 +133,17 @@ class VPR(Method):
         published="no figure could be read; compared with iCaRL and others on permuted MNIST, split CIFAR-10 and "
         "mini-ImageNet (code of the authors)",
     )
+
+    runs_on = ("few",)
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For the smallest memory and a handful of labelled images a class."""
+        reason = (
+            "each class is kept as a Gaussian among the network's features and an image or so: for the smallest "
+            "memory, and for a handful of labelled images a class."
+        )
+        return kept(have, 16, if_labelled(have, reason), boundaries=True)
 
     def __post_init__(self) -> None:
         ranges(

@@ -4,27 +4,97 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from upcycle.core import collective
 from upcycle.core.errors import UserError
+from upcycle.core.memory import keep_freed
 from upcycle.core.outputs import layout_of
 from upcycle.core.precision import autocast, double
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+Thing = TypeVar("Thing")
 
 
-def launch(devices: int, accelerator: str) -> Fabric:
+class Processes(Protocol):
+    """The processes of a run, as this one sees them; what is used of Lightning Fabric."""
+
+    @property
+    def global_rank(self) -> int:
+        """The number of this process."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        ...
+
+    def broadcast(self, obj: Thing) -> Thing:
+        """What the first process has."""
+        ...
+
+    def all_reduce(self, data: Tensor) -> Any:
+        """The mean over all processes."""
+        ...
+
+
+class Alone:
+    """One process, which has nobody to wait for: importing Fabric takes longer than a small network takes to train."""
+
+    global_rank, world_size = 0, 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def barrier(self) -> None:
+        """Nobody else."""
+
+    def broadcast(self, obj: Thing) -> Thing:
+        """Its own."""
+        return obj
+
+    def all_reduce(self, data: Tensor) -> Any:
+        """Its own."""
+        return data
+
+
+_HERE: dict[str, Callable[[], bool]] = {
+    "cpu": lambda: True,
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+}
+"""Accelerators that one process takes without Fabric, and whether they are here."""
+
+
+def launch(devices: int, accelerator: str) -> Processes:
     """Start the processes of a run; ``devices`` and ``accelerator`` as in Lightning Fabric.
+
+    The memory that they free stays with them, see :func:`upcycle.core.memory.keep_freed`.
 
     Raises:
         UserError: this machine has no such devices.
     """
+    keep_freed()
+    kind = device_of(accelerator).type if accelerator in ("auto", "gpu", *_HERE) else ""
+    if devices == 1 and kind and _HERE[kind]():
+        device = torch.device(kind, 0) if kind != "cpu" else torch.device(kind)
+        if kind == "cuda":
+            torch.cuda.set_device(device)
+        return Alone(device)
+
     from lightning_fabric import Fabric
 
     try:
@@ -39,9 +109,10 @@ def launch(devices: int, accelerator: str) -> Fabric:
 
 def device_of(accelerator: str) -> torch.device:
     """The device that a run of one process has, for measuring outside of it; ``accelerator`` as in ``Run``."""
-    if accelerator != "auto":
+    if accelerator not in ("auto", "gpu"):
         return torch.device(accelerator)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    kinds = [kind for kind in ("cuda", "mps") if _HERE[kind]()]
+    return torch.device(kinds[0] if kinds else "cuda" if accelerator == "gpu" else "cpu")
 
 
 def make_deterministic(device: torch.device) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upcycle.core.batches import Split
 from upcycle.core.errors import UserError, require
+from upcycle.core.frozen import Frozen
 from upcycle.core.outputs import called
+from upcycle.core.portions import portions
+from upcycle.core.undisturbed import undisturbed
 
 BINS = 15
 
@@ -44,25 +45,6 @@ class Evaluation:
     confidence: dict[str, list[float]]
 
 
-@contextlib.contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Within: eval mode and no gradients. After: every submodule's mode and all random states as before."""
-    modes = {m: m.training for m in module.modules()}
-    python, numpy = random.getstate(), np.random.get_state()
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad():
-            if any(modes.values()):
-                module.eval()
-            yield
-    finally:
-        for m, mode in modes.items():
-            if m.training != mode:
-                m.training = mode
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
 def margin(z: Tensor, y: Tensor) -> Tensor:
     """z_y - log Σ_{c≠y} exp z_c of each row, float64 (n,): grows with the probability of y, and does not end at 1.
 
@@ -74,9 +56,7 @@ def margin(z: Tensor, y: Tensor) -> Tensor:
     return z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -torch.inf).logsumexp(1)
 
 
-def predict_logits(
-    module: nn.Module, split: Split, device: torch.device | str | None = None, batch_size: int = 512
-) -> Tensor:
+def predict_logits(module: nn.Module, split: Split, device: torch.device | str | None = None) -> Tensor:
     """The logits of every sample of ``split``, float32 (n, k) on the CPU, in the split's order.
 
     Args:
@@ -87,7 +67,7 @@ def predict_logits(
     Raises:
         UserError: the split is empty, or the outputs are not (b, k).
     """
-    return _collect(module, split, device, batch_size)[0]
+    return _collect(module, split, device)[0]
 
 
 def evaluate(
@@ -95,7 +75,6 @@ def evaluate(
     split: Split,
     *,
     device: torch.device | str | None = None,
-    batch_size: int = 512,
     num_classes: int | None = None,
     name: str | None = None,
 ) -> Evaluation:
@@ -111,7 +90,7 @@ def evaluate(
     Raises:
         UserError: non-finite outputs, no labelled sample, or logits that do not fit the labels.
     """
-    logits, labels = _collect(module, split, device, batch_size)
+    logits, labels = _collect(module, split, device)
     return judged(logits, labels, num_classes=num_classes, name=name or called(module))
 
 
@@ -166,17 +145,17 @@ def _moved(module: nn.Module, device: torch.device | str | None) -> Iterator[tor
         module.to(home)
 
 
-def _collect(
-    module: nn.Module, split: Split, device: torch.device | str | None, batch_size: int
-) -> tuple[Tensor, Tensor]:
+def _collect(module: nn.Module, split: Split, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
     """Logits float32 (n, k) and labels int64 (n,), on the CPU."""
     require(len(split) > 0, "There is no sample to evaluate on: the split is empty.")
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    # Splits give float32, which a network in another format would refuse; a frozen one casts by itself.
+    own = () if isinstance(module, Frozen) else (p.dtype for p in module.parameters() if p.is_floating_point())
+    dtype = next(iter(own), torch.float32)
     logits, labels = [], []
     with undisturbed(module), _moved(module, device) as there:
-        for index in torch.arange(len(split)).split(batch_size):
+        for index in portions(module, len(split)):
             batch = split.batch(index, device=there)
-            out = module(batch.images.to(dtype))  # splits give float32, which a network in another format would refuse
+            out = module(batch.images.to(dtype))
             if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(index):
                 what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
                 raise UserError(

@@ -10,7 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,6 @@ from upcycle.core.cut import optional
 from upcycle.core.errors import UserError, require
 from upcycle.core.layers import base_of
 from upcycle.core.outputs import called, layout_of
-
-if TYPE_CHECKING:
-    from upcycle.core.batches import Split
-    from upcycle.core.models import Model
 
 Precision = Literal["auto", "32-true", "bf16", "64-true"]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -175,33 +171,23 @@ def frozen(
         raise UserError(
             f"{called(module)} gives NaN or infinite outputs; check its weights and the normalisation of its inputs."
         )
-    folded, count, error = (network, 0, 0.0) if keep_bn else _checked_fold(network, example, wrap)
-    result = wrap(folded, dtype)
+    folded, count, error = (network, 0, 0.0) if keep_bn else _checked_fold(network, example, reference, wrap)
+    result, answers = wrap(folded, dtype), None
 
     if precision == "bf16" or (precision == "auto" and fast_bf16(example.device)):
         half = wrap(copy.deepcopy(folded), torch.bfloat16)
-        if precision == "bf16" or _bf16_passes(half, example, reference):
-            result = half
+        with contextlib.nullcontext() if precision == "bf16" else contextlib.suppress(RuntimeError):
+            # RuntimeError: an operation without a bf16 kernel, or constants made in float32
+            found = _answers(half, example)
+            if precision == "bf16" or _bf16_passes(found, reference):
+                result, answers = half, found
+    if answers is None:
+        answers = _answers(result, example)
     if not keep_modules:
-        _overwriting(result, example)
+        _overwriting(result, example, answers)
     result.folded, result.error = count, error
-    result.agreement = _agreement(_answers(result, example), reference)
+    result.agreement = _agreement(answers, reference)
     return result
-
-
-def frozen_for(
-    split: Split | None, model: Model, device: torch.device, precision: Precision, *, input_grad: bool, keep_bn: bool
-) -> Frozen:
-    """A frozen copy of ``model`` that takes the images of ``split`` (``None``: noise), checked on up to 256 of them."""
-    if split is None:
-        images = model.example(256).to(device)
-    else:
-        images = split.batch(torch.arange(min(256, len(split))), device=device).images
-    own = (getattr(split, "mean", model.mean), getattr(split, "std", model.std))
-    renormalise = (own, (model.mean, model.std))
-    return frozen(
-        model.module, images, input_grad=input_grad, keep_bn=keep_bn, precision=precision, renormalise=renormalise
-    )
 
 
 def _slope(network: Frozen, example: Tensor) -> Tensor:
@@ -231,7 +217,7 @@ class _Tracer(fx.Tracer):
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
-def _overwriting(result: Frozen, example: Tensor) -> None:
+def _overwriting(result: Frozen, example: Tensor, before: Tensor) -> None:
     """Let ReLUs and sums write over an input that a layer has just made and nobody else reads.
 
     That saves the memory traffic of a new tensor each, a fifth of a small network's time. Only outputs of
@@ -244,7 +230,7 @@ def _overwriting(result: Frozen, example: Tensor) -> None:
         return
     try:
         graph = _Tracer(network).trace(network)
-        before, slope = _answers(result, example), _slope(result, example)
+        slope = _slope(result, example)
         modules = dict(network.named_modules())
 
         def fresh(x: Any) -> bool:
@@ -356,8 +342,14 @@ def _fold(layer: Any, norm: Any) -> None:
     layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=grad)
 
 
-def _checked_fold(network: nn.Module, example: Tensor, wrap: Callable[..., Frozen]) -> tuple[nn.Module, int, float]:
-    """The folded network, the number of folds and its error; or ``network``, 0, 0.0 when it is refused."""
+def _checked_fold(
+    network: nn.Module, example: Tensor, reference: Tensor, wrap: Callable[..., Frozen]
+) -> tuple[nn.Module, int, float]:
+    """The folded network, the number of folds and its error; or ``network``, 0, 0.0 when it is refused.
+
+    Args:
+        reference: the answers of ``network`` on the example.
+    """
     folded, count = fold_batchnorm(network)
     if count == 0:
         return network, 0, 0.0
@@ -365,20 +357,15 @@ def _checked_fold(network: nn.Module, example: Tensor, wrap: Callable[..., Froze
     # float64.
     double = example.is_cuda or any(p.dtype == torch.float64 for p in network.parameters())
     dtype = torch.float64 if double else torch.float32
-    pair = [wrap(copy.deepcopy(m), dtype) for m in (network, folded)]
     try:
-        before, after = (_answers(m, example.to(dtype)) for m in pair)
-        error = _relative_error(after, before)
+        before = _answers(wrap(copy.deepcopy(network), dtype), example.to(dtype)) if double else reference
+        error = _relative_error(_answers(wrap(copy.deepcopy(folded), dtype), example.to(dtype)), before)
     except (AttributeError, RuntimeError):  # a forward that reads what an identity does not have
         return network, 0, 0.0
     return (folded, count, error) if error <= FOLD_TOLERANCE else (network, 0, 0.0)
 
 
-def _bf16_passes(half: Frozen, example: Tensor, reference: Tensor) -> bool:
-    try:
-        answers = _answers(half, example)
-    except RuntimeError:  # an operation without a bf16 kernel, or constants made in float32
-        return False
+def _bf16_passes(answers: Tensor, reference: Tensor) -> bool:
     close = _relative_error(answers, reference) <= BF16_TOLERANCE
     return close and _agreement(answers, reference) >= BF16_AGREEMENT
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypedDict
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 import torch
 import yaml
 from msgspec import Meta
+from torch import Tensor
 
-from upcycle.core import lock, patterns, store
+from upcycle.core import blocks, lock, patterns, store
 from upcycle.core.errors import UserError, require
 from upcycle.core.read import Count, Digest, checked, contents, parsed
 
@@ -53,9 +54,10 @@ class Kept(TypedDict):
 
 
 class Point(TypedDict):
-    """The save point of an unfinished stage."""
+    """The save point of an unfinished stage; of its large tensors, each block of rows has a file of its own."""
 
     stage: str
+    blocks: NotRequired[dict[str, StateName]]
     file: StateName
     epoch: Count
     step: Count
@@ -107,6 +109,7 @@ class Journal:
         self.rows: list[list[Any]] = []
         self.notes: list[str] = []
         self._files: dict[str, store.Record] = {}  # digest records by name
+        self._blocks: dict[str, tuple[str, str]] = {}  # of the save point: digest and file by name
         self._saves = 0
         self._config = ""  # the digest of config.yaml
         self._inputs: dict[str, str] = {}  # digests of what the run was begun with
@@ -237,32 +240,44 @@ class Journal:
         for key in [key for key in self.stages if key.startswith(path + "/")]:  # what is inside has served
             self._files.pop(self.stages.pop(key)["file"] or "", None)
         if self.current is not None and (self.current["stage"] + "/").startswith(path + "/"):
-            self._files.pop(self.current["file"], None)
-            self.current = None
+            self._drop(self.current)
+            self.current, self._blocks = None, {}
         if self.writes:
-            file, value = (self._store(result), None) if tensors else (None, skeleton)
+            file, value = None, skeleton
+            if tensors:
+                file, value = self._write(lambda at: store.save_packed(at, skeleton, tensors)), None
             self.stages[path] = {"file": file, "value": value, "updates": updates}
             self._commit()
 
     def save(self, path: str, state: dict[str, Any], *, epoch: int, step: int, updates: int) -> None:
-        """Replace the save point, on the process that writes.
+        """Replace the save point, on the process that writes; blocks of large tensors that are the same stay.
 
         Args:
             path: of the unfinished stage.
             state: what it registered.
             epoch, step, updates: where it stands.
         """
-        old = self.current["file"] if self.current else ""
-        file = self._store(state)
-        self.current = {"stage": path, "file": file, "epoch": epoch, "step": step, "updates": updates}
-        self._files.pop(old, None)
+        skeleton, tensors = store.pack(state, copy=False)
+        small, large = blocks.split_off(tensors)
+        self._blocks = {name: self._block(name, rows) for name, rows in large.items()}
+        file, old = self._write(lambda at: store.save_packed(at, skeleton, small)), self.current
+        named = {name: block for name, (_, block) in self._blocks.items()}
+        self.current = {"stage": path, "blocks": named, "file": file, "epoch": epoch, "step": step, "updates": updates}
+        self._drop(old, but=set(named.values()))
         self._commit()
 
     def saved(self, path: str) -> tuple[dict[str, Any], Point] | None:
         """The state and the place (epoch, step, updates) of the save point, if it is one of the stage ``path``."""
         if self.current is None or self.current["stage"] != path:
             return None
-        state, file = self._load(self.current["file"]), self._folder / self.current["file"]
+        file = self._folder / self.current["file"]
+        rows: dict[str, Tensor] = {}
+        for name, block in self.current.get("blocks", {}).items():
+            place = self._folder / block
+            rows |= store.parse_tensors(store.verified(place, self._files[block]), place)
+            require(name in rows, f"{place} is damaged: it does not hold {name}.")
+            self._blocks[name] = (store.tensor_digest({name: rows[name]}), block)
+        state = store.load_state(file, self._files[self.current["file"]], blocks.put_together(rows))
         require(isinstance(state, dict), f"{file} is damaged: it holds no state of a run.")
         return state, self.current
 
@@ -296,9 +311,8 @@ class Journal:
                 "use the version that began it, or start anew in another --out."
             )
         index = checked(found, Index, file)
-        used = [kept["file"] for kept in index["stages"].values()] + [
-            index["current"]["file"] if index["current"] else None
-        ]
+        used = [kept["file"] for kept in index["stages"].values()]
+        used += _files_of(index["current"]) if index["current"] else []
         lost = [name for name in used if name is not None and name not in index["files"]]
         require(not lost, f"{file} is damaged: it names {''.join(lost[:1])} without its digest.")
         return index
@@ -350,15 +364,32 @@ class Journal:
         found = re.fullmatch(r"(\d{6,12})\.safetensors", path.name)
         return found is not None and int(found[1]) <= self._saves + 1 and path.is_file() and not path.is_symlink()
 
-    def _store(self, state: Any) -> str:
-        """Write a state beside the others; it counts only once the index names it."""
+    def _write(self, write: Callable[[Path], store.Record]) -> str:
+        """Write a file beside the others; it counts only once the index names it."""
         self._saves += 1
         name = f"{self._saves:06d}.safetensors"
-        self._files[name] = store.save_state(self._folder / name, state)
+        self._files[name] = write(self._folder / name)
         return name
+
+    def _block(self, name: str, rows: Tensor) -> tuple[str, str]:
+        """The digest and the file of a block, which is written unless the last save point has the same."""
+        digest, known = store.tensor_digest({name: rows}), self._blocks.get(name)
+        if known is not None and known[0] == digest:
+            return known
+        return digest, self._write(lambda at: store.save_tensors(at, {name: rows}))
+
+    def _drop(self, point: Point | None, but: Set[str] = frozenset()) -> None:
+        """Let go of a save point's files, but of some."""
+        for name in _files_of(point) if point else []:
+            if name not in but:
+                self._files.pop(name, None)
 
     def _load(self, name: str) -> Any:
         return store.load_state(self._folder / name, self._files[name])
+
+
+def _files_of(point: Point) -> list[str]:
+    return [point["file"], *point.get("blocks", {}).values()]
 
 
 def require_same_config(file: Path, config: dict[str, Any]) -> None:

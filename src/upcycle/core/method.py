@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from upcycle.core.advice import VERB_GOALS, Access, Data, Fit, Situation
 from upcycle.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,12 +15,6 @@ if TYPE_CHECKING:
 
     from upcycle.core.models import Model
     from upcycle.core.run import Run
-
-Data = Literal["none", "few", "unlabelled", "labelled"]
-Access = Literal["none", "predictions", "features", "weights"]
-
-DATA_LEVELS: tuple[Data, ...] = ("none", "few", "unlabelled", "labelled")
-ACCESS_LEVELS: tuple[Access, ...] = ("none", "predictions", "features", "weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +81,27 @@ class Method:
     command line and a key of the configuration, by its name, type and default. Those of ``roles`` that are in
     ``trains`` have to take training steps. ``__post_init__`` checks values. What
     ``fit`` has to hand over beside its network it leaves with the run, see :meth:`~upcycle.core.run.Run.leave`.
+    :meth:`serves` says when to take it.
     """
 
     card: ClassVar[Card]
     roles: ClassVar[tuple[str, ...]] = ("teacher", "student")
     trains: ClassVar[tuple[str, ...]] = ("student", "source")
     given: ClassVar[tuple[str, ...]] = ()
+    runs_on: ClassVar[tuple[Data, ...]] = ()
+    """The data on which it runs too, though its card asks for more: ``advise`` may name it there."""
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Say where the method stands in a situation that has what it needs; asked by ``upcycle advise``.
+
+        Returns:
+            its place, reason and options; or, as a sentence, why it still cannot serve; or
+            ``None``, if the goal is not one of its own. By default its card speaks, for the goals of its verb.
+        """
+        if have.goal not in VERB_GOALS.get(cls.card.verb, ()):
+            return None
+        return Fit(40, cls.card.summary, teacher=cls.card.needs.teacher != "none")
 
     def check(self, data: Any) -> list[str]:
         """Problems that would stop ``fit`` on these data, in words; an empty list when there is none.
@@ -220,5 +230,6 @@ def _fitted(found: Any, data: Any, name: str) -> Model:
 
     if isinstance(found, Model):
         return found
-    return Model(module=found, input_shape=data.shape, mean=data.train.mean, std=data.train.std,
-                 classes=data.classes, name=name)  # fmt: skip
+    return Model(
+        module=found, input_shape=data.shape, mean=data.train.mean, std=data.train.std, classes=data.classes, name=name
+    )

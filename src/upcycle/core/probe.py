@@ -15,10 +15,10 @@ from torch.nn.parameter import is_lazy
 
 from upcycle.core.ends import SAID, SQUASHED, Sigmoids, end_of
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model, copy_of
 from upcycle.core.norms import batchnorms
 from upcycle.core.outputs import Around, Contiguous, FromProbabilities, Logits, layout_of, parts_of, unwrapped
+from upcycle.core.undisturbed import undisturbed
 from upcycle.core.weights import require_finite
 
 TOLERANCE = 1e-3

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from upcycle.core import optimizers
 from upcycle.core.errors import require
 
 
@@ -61,9 +62,9 @@ class Recipe:
         groups = list(params)
         require(bool(groups), "There is nothing to train: no parameter requires a gradient.")
         if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+            return optimizers.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
                                    nesterov=self.momentum > 0, fused=True)  # fmt: skip
-        adam = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        adam = optimizers.Adam if self.optimizer == "adam" else optimizers.AdamW
         return adam(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
     def rate(self, progress: float) -> float:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from upcycle.core import seeds
-from upcycle.core.devices import match_layout
+from upcycle.core.devices import Processes, match_layout
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.interrupt import Interrupted
 from upcycle.core.journal import Journal
 from upcycle.core.updates import Updates
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+LEAST = 15.0
+"""Seconds between two save points at least, where it is not said otherwise."""
+SHARE = 0.02
+"""Share of the time that they take at most."""
 
 
 class Stage:
@@ -119,13 +121,16 @@ class Stages:
         updates: their count goes back to that of what is recalled.
         fabric: the processes.
         seed: of everything random.
-        save_every: seconds between save points.
+        save_every: seconds between save points; ``None``: by what the last one cost.
     """
 
-    def __init__(self, journal: Journal, updates: Updates, fabric: Fabric, seed: int, save_every: float) -> None:
+    def __init__(
+        self, journal: Journal, updates: Updates, fabric: Processes, seed: int, save_every: float | None
+    ) -> None:
         self._journal, self._updates, self._fabric = journal, updates, fabric
         self._seed, self._save_every = seed, save_every
         self._last_save = time.monotonic()
+        self._cost = 0.0  # of the last save point, seconds
         self._stack: list[Stage] = []
         self._done: set[str] = set()  # paths that this process has begun or recalled
 
@@ -230,7 +235,7 @@ class Stages:
         Raises:
             Interrupted: after a save point, where there is a signal.
         """
-        due = time.monotonic() - self._last_save >= self._save_every or interrupt is not None
+        due = time.monotonic() - self._last_save >= self._interval or interrupt is not None
         if self._fabric.world_size > 1:  # the first process' clock decides for all, and asking costs a message
             if self.top.step % every:
                 return interrupt
@@ -241,14 +246,21 @@ class Stages:
             raise Interrupted(interrupt)
         return None
 
+    @property
+    def _interval(self) -> float:
+        """Seconds from one save point to the next."""
+        return max(LEAST, self._cost / SHARE) if self._save_every is None else self._save_every
+
     def save(self) -> None:
         """Make a save point of the innermost stage: its registered state, and where its loop stands."""
-        self._last_save = time.monotonic()
+        begun = time.monotonic()
         self._updates.check()
         if self._journal.writes:
             where = {"epoch": self.top.epoch, "step": self.top.step, "updates": self._updates.count}
             self._journal.save(self.path, self.top.state_dict(), **where)
         self._fabric.barrier()
+        self._last_save = time.monotonic()
+        self._cost = self._last_save - begun
 
     def finish(self, path: str, result: Any) -> None:
         """Keep what the stage ``path`` left."""

@@ -151,15 +151,20 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
-def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Split a nested state into a JSON skeleton and its tensors, which the skeleton names."""
+def pack(state: Any, *, copy: bool = True) -> tuple[Any, dict[str, Tensor]]:
+    """Split a nested state into a JSON skeleton and its tensors, which the skeleton names.
+
+    Args:
+        copy: the tensors are copies, which what is done to the state afterwards does not reach.
+    """
     tensors: dict[str, Tensor] = {}
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
         if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous().clone()
+            tensors[path] = value.detach().cpu().contiguous()
+            tensors[path] = tensors[path].clone() if copy else tensors[path]
             return {"tensor": path}
         if isinstance(value, dict):
             return {"dict": [[key, walk(item, f"{path}.{key}")] for key, item in value.items()]}
@@ -209,14 +214,22 @@ def unpacked(skeleton: Any, tensors: dict[str, Tensor], path: Path) -> Any:
 
 def save_state(path: Path, state: Any) -> Record:
     """Write a nested state to one safetensors file, atomically; returns its digest record."""
-    skeleton, tensors = pack(state)
+    return save_packed(path, *pack(state, copy=False))
+
+
+def save_packed(path: Path, skeleton: Any, tensors: dict[str, Tensor]) -> Record:
+    """Write the two parts of a :func:`pack`, of whose tensors some may lie elsewhere; see :func:`save_state`."""
     return save_tensors(path, tensors, {"skeleton": json.dumps(skeleton)})
 
 
-def load_state(path: Path, record: Record) -> Any:
-    """Read what :func:`save_state` wrote, after checking it against its digest record."""
+def load_state(path: Path, record: Record, elsewhere: dict[str, Tensor] | None = None) -> Any:
+    """Read what :func:`save_state` wrote, after checking it against its digest record.
+
+    Args:
+        elsewhere: tensors of the state that lie in other files.
+    """
     content = verified(path, record)
-    tensors, skeleton = parse_tensors(content, path), _metadata(content).get("skeleton")
+    tensors, skeleton = {**parse_tensors(content, path), **(elsewhere or {})}, _metadata(content).get("skeleton")
     require(isinstance(skeleton, str), f"{path} is damaged: it holds tensors, but no skeleton of a state.")
     return unpacked(parse(str(skeleton), Any, path), tensors, path)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from upcycle.core.errors import UserError, unknown
-from upcycle.core.evaluate import undisturbed
+from upcycle.core.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from upcycle.core.models import Model

@@ -18,6 +18,9 @@ from upcycle.core.inputs import of_plain, of_tensor
 from upcycle.core.reading import RESIZES, Reading
 from upcycle.data import augment
 
+PIECE = 2**18
+"""Values that statistics are taken of at a time."""
+
 
 @dataclass(eq=False, kw_only=True)
 class ImageSplit:
@@ -71,7 +74,7 @@ class ImageSplit:
         top = 255.0 if whole else 1.0  # what white is
         if view is not None and "color" in self.augment:
             factors = augment.color_factors(view, ids).to(device)
-            pixels = augment.color(pixels.to(torch.float32).div_(top), factors)
+            pixels = augment.color(pixels, factors, top)
             top = 1.0
         # One affine map from pixels to network inputs, over whole rows: an inner loop of c = 3 would crawl.
         # Two operations, each rounded by itself, so that no fused one makes a sample depend on its place in
@@ -199,7 +202,8 @@ class Images:
         split, (c, h, w) = self.train, self.shape
         whole = split.images.dtype == torch.uint8
         total = torch.zeros(2, c, dtype=torch.float64)
-        for part in split.images.split(1024):
+        # In pieces that stay small in float64; sums of whole numbers are exact, so their size changes no bit.
+        for part in split.images.split(max(1, PIECE // (c * h * w))):
             rows = part.reshape(-1, c) if whole else part.transpose(0, 1).reshape(c, -1).T
             values = rows.to(torch.float64)
             total += torch.stack([values.sum(0), values.square().sum(0)])

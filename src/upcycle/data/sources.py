@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import os
 import zlib
 from collections.abc import Iterator
@@ -195,13 +196,27 @@ def load(
 
 
 def _digits(form: Form) -> Images:
+    images, labels = _digits_of_sklearn()
+    pixels = np.round(images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 to 16
+    part = _array_part(pixels, labels, "digits")
+    taken = {"test": 500, "validation": 297}
+    return assemble("digits", _DIGITS, {"train": part}, form, licence="CC-BY-4.0", take=taken)
+
+
+def _digits_of_sklearn() -> tuple[np.ndarray, np.ndarray]:
+    """The images, float64 (1797, 8, 8), and labels, int64, that scikit-learn comes with.
+
+    Read from the file itself where it is in its place: to import scikit-learn takes longer than to train on them.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (file := Path(place) / "datasets" / "data" / "digits.csv.gz").is_file():
+            table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    pixels = np.round(found.images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 to 16
-    part = _array_part(pixels, found.target, "digits")
-    taken = {"test": 500, "validation": 297}
-    return assemble("digits", _DIGITS, {"train": part}, form, licence="CC-BY-4.0", take=taken)
+    return found.images, found.target
 
 
 def _named(name: str, form: Form) -> Images:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.feature_maps import FeatureMap, Flow, record_layer
 from upcycle.core.losses import ce_loss
@@ -161,6 +162,19 @@ class ModelDoctor(Method):
         cost="plain training + two passes a step through what follows the last convolution",
         published="+1 to +5 points on 16 CNNs (abstract); CIFAR-10 ResNet-50 94.89 → 95.48 (log of a fork of the code)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """To mend a CNN by training on."""
+        if have.goal != "mend":
+            return None
+        if have.architecture == "transformer":
+            return "its paper treats convolutional networks, and nothing was measured on a transformer."
+        reason = (
+            "training goes on with a penalty on channels that speak for wrong classes, beside the same training "
+            "without one; see first where the network errs, by upcycle diagnose MODEL."
+        )
+        return Fit(0, reason)
 
     def __post_init__(self) -> None:
         ranges(

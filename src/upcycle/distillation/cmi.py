@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.distillation.data_free.advice import from_the_teacher
 from upcycle.distillation.data_free.inversion import (
     Best,
     adam,
@@ -59,7 +61,7 @@ class Bank:
         return self._pairs[:, torch.randperm(len(self), generator=random)[:n]]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"made": self.made, "pairs": self._pairs[:, : len(self)].clone()}
+        return {"made": self.made, "pairs": self._pairs[:, : len(self)]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.made = state["made"]
@@ -157,6 +159,16 @@ class CMI(Method):
         published="CIFAR-10 WRN-40-2 → WRN-16-1 88.82 from scratch, 90.01 on top of 50,000 images inverted before; "
         "teacher 94.87 (official README)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Second of those that make their own images: more diverse, and many times the synthesis."""
+        reason = (
+            "like fastdfkd with a new generator and hundreds of steps for every batch, held apart from all images "
+            "before: more diverse, for many times the synthesis. Try it when fastdfkd falls short and there are hours "
+            "to spend."
+        )
+        return from_the_teacher(have, 2, reason)
 
     def __post_init__(self) -> None:
         ranges(

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.distillation.data_free.advice import from_the_teacher
 from upcycle.distillation.data_free.inversion import (
     Best,
     bn_loss,
@@ -106,6 +108,15 @@ class DeepInversion(Method):
         published="CIFAR-10 WRN-40-2 → WRN-16-1 83.04 in 16.9 h of synthesis; FastDFKD 88.90 in 0.08 h (FastDFKD's "
         "official README)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """The baseline of those that make their own images."""
+        reason = (
+            "each batch of pixels is descended by itself, without a generator, in a thousand steps: the baseline that "
+            "the others are measured against."
+        )
+        return from_the_teacher(have, 3, reason)
 
     def __post_init__(self) -> None:
         ranges(self, at_least={"g_steps": 1}, not_negative=("bn", "oh", "adv", "tv", "lr_x"))

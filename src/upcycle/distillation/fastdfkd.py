@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.distillation.data_free.advice import from_the_teacher
 from upcycle.distillation.data_free.inversion import (
     Best,
     adam,
@@ -142,6 +144,15 @@ class FastDFKD(Method):
         published="CIFAR-10 WRN-40-2 → WRN-16-1 88.90 with k = 5, 89.29 with k = 10; CMI 90.01, teacher 94.87 "
         "(official README)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """First of those that make their own images: the least synthesis."""
+        reason = (
+            "images are inverted out of the teacher by a generator that is a few steps away from each batch, and the "
+            "student learns on them: few steps a batch, so most of the time is the student's (--dry_run says how much)."
+        )
+        return from_the_teacher(have, 1, reason)
 
     def __post_init__(self) -> None:
         ranges(

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from upcycle.core.advice import Fit, Situation, imitates
 from upcycle.core.batches import Batch
 from upcycle.core.checks import same_classes
 from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.patterns import Values
+from upcycle.core.portions import portions
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -56,7 +58,7 @@ def teacher_outputs(
     def compute() -> Tensor:
         rows = []
         for view in range(v):
-            for index in torch.arange(len(split)).split(512):
+            for index in portions(teacher, len(split)):
                 batch = split.batch(index, device=run.device, view=(run.seed, view) if augmented else None)
                 rows.append(teacher(batch.images).cpu())
         z = torch.cat(rows).view(v, len(split), -1)
@@ -102,6 +104,31 @@ class KD(Method):
         cost="student training + one teacher forward a step (none when its outputs are kept)",
         published="CIFAR-100 MobileNetV2 68.4 → 71.1 with a ResNet-18 teacher (Tf-KD repository, Re-KD table)",
     )
+
+    runs_on = ("few",)
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For a smaller or a better student wherever there are images; weak on a few."""
+        if have.goal not in ("smaller", "better"):
+            return None
+        if why := imitates(have):
+            return why
+        if have.data == "few":
+            reason = (
+                "weak on a few images, which crop and flip stretch but do not replace; a folder of any public "
+                "images of the same kind serves better. If yours have labels, leave out --terms.w_ce 0."
+            )
+            return Fit(30, reason, "--terms.w_ce 0")
+        stronger = " It helps most when the teacher is the stronger network." if have.goal == "better" else ""
+        if have.data == "unlabelled":
+            reason = (
+                "the student learns the teacher's predictions on your images, without any label. If a part of "
+                "them has labels, leave out --terms.w_ce 0 and these count."
+            )
+            return Fit(10, reason + stronger, "--terms.w_ce 0")
+        reason = "the student learns from your labels and from the teacher's predictions on the same images."
+        return Fit(10, reason + stronger)
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("views",))

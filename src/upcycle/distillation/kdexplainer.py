@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.batches import Batch
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError, require
@@ -123,6 +124,21 @@ class KDExplainer(Method):
         published="CIFAR-10: KD gains about 3.8 points over ordinary training of the same tree (secondary notes, "
         "unchecked)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """To see what soft targets change; its student serves no other end."""
+        if have.goal in ("smaller", "better"):
+            return "its student is a tree of experts, made to be looked at; ask for --goal explain."
+        if have.goal != "explain":
+            return None
+        if have.architecture in ("same", "transformer"):
+            return "its student is a tree of convolutional experts, zoo:tree."
+        reason = (
+            "a tree of experts learns from the teacher, and shows which classes share which expert. For what a trained "
+            "network looks at: upcycle diagnose MODEL."
+        )
+        return Fit(0, reason, networks="--teacher TEACHER --student zoo:tree")
 
     def __post_init__(self) -> None:
         ranges(self, below_one=("smoothing",), positive=("lr_soft", "lr_branching", "tau"))

@@ -13,15 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import same_classes
 from upcycle.core.cut import cut
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.patterns import weights_of
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
+from upcycle.core.undisturbed import undisturbed
 from upcycle.distillation.grafting.adapters import TOLERANCE, WrappedBlock, adapter, merge, relative_error
 from upcycle.distillation.grafting.blocks import (
     Chain,
@@ -138,6 +139,26 @@ class NetGraft(Method):
         published="CIFAR-10, VGG-16 at half the width from block 4 on: 92.89±0.06 with 10 images a class, "
         "90.74±0.49 with one (official README)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Made for a few images without labels; only for a smaller network."""
+        if have.goal == "better":
+            return "it makes a smaller network that imitates its teacher, not a better one."
+        if have.goal != "smaller":
+            return None
+        options = []
+        if have.architecture == "transformer":
+            cut = "both networks need the same tokens and width, as only depth shrinks; MODULE names where to cut"
+            options.append("--cuts '[MODULE,MODULE]'")
+        else:
+            cut = "both networks must cut into blocks of equal spatial size, at layer1 to layer3 or your --cuts"
+        if have.data == "labelled":  # drawing so many of each class takes labels
+            options.append("--shots 10")
+        rank, made = 25, "made for a few images; with as many as you have, kd trains the whole student freely"
+        if have.data == "few":
+            rank, made = 0, "made for a few images, without labels: the student grows block by block in the teacher"
+        return Fit(rank, f"{made}; {cut}.", " ".join(options))
 
     def __post_init__(self) -> None:
         for name in ("cuts", "student_cuts", "copy"):

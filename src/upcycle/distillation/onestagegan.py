@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import require
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
@@ -17,6 +18,7 @@ from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.reversal import grad_reverse
 from upcycle.core.run import Run
+from upcycle.distillation.data_free.advice import from_the_teacher
 from upcycle.distillation.data_free.inversion import adam, bn_loss, check_teacher
 from upcycle.distillation.data_free.making import Making, generator_work
 from upcycle.distillation.data_free.synthesis import Synthesis
@@ -93,6 +95,15 @@ class OneStageGAN(Method):
         cost="student training + a step of generator, teacher and student for each of its updates",
         published="GANs about 1.5 times faster at comparable quality (abstract); no figure of its distillation seen",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """Last of those that make their own images: no choice of their classes."""
+        reason = (
+            "generator and student learn from the same pass, one against the other: no step is spent on the generator "
+            "alone, and which classes its images are of is not chosen."
+        )
+        return from_the_teacher(have, 4, reason)
 
     def __post_init__(self) -> None:
         ranges(self, at_least={"g_steps": 1, "nz": 1, "ngf": 1}, not_negative=("adv", "bn", "oh", "balance", "lr_g"))

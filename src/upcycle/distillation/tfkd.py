@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import same_classes
 from upcycle.core.losses import Terms, ce_loss
 from upcycle.core.method import Card, Method, Needs
@@ -88,6 +89,24 @@ class TfKD(Method):
         cost="self: two trainings; reg: one",
         published="CIFAR-100 ResNet-18 75.9 → 77.1 (self) and 77.4 (reg) (official README)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """For labels without a teacher that is better than the student could be."""
+        if have.goal not in ("smaller", "better"):
+            return None
+        if have.architecture == "same" and have.teacher != "none":
+            reason = (
+                "the teacher serves as the student's earlier self: a fresh network of its build learns from it "
+                "and from your labels."
+            )
+            return Fit(5, reason)
+        reason = "the student learns from your labels and its own earlier self (--variant reg: in one training)."
+        if have.teacher != "none":
+            reason = f"for when the teacher, which it does not use, is no better than the student could be: {reason}"
+            return Fit(30, reason, teacher=False)
+        small = " It shrinks nothing: choose a small STUDENT." if have.goal == "smaller" else ""
+        return Fit(10, reason + small, teacher=False)
 
     def __post_init__(self) -> None:
         ranges(self, one_of={"variant": ("self", "reg")})

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from upcycle.core.advice import Fit, Situation, imitates
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError
 from upcycle.core.losses import Terms
@@ -119,6 +120,22 @@ class VAM(Method):
         cost="KD + a few per cent",
         published="CIFAR-10 ResNet-18 +0.25, CIFAR-100 WRN-16-2 +0.57 over KD (secondary notes, unchecked)",
     )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """After kd, where the student has convolutions."""
+        if have.goal not in ("smaller", "better"):
+            return None
+        if have.architecture == "transformer":
+            return "it works on the student's convolutions, and a transformer has next to none."
+        if why := imitates(have):
+            return why
+        condition = ", if the student has convolutions" if have.architecture == "any" else ""
+        reason = (
+            f"kd{condition} with attention over groups of filters while training, folded away afterwards. Its "
+            "published gain is some tenths of a point, which did not show here: try it after kd."
+        )
+        return Fit(20, reason, "" if have.data == "labelled" else "--terms.w_ce 0")
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("gamma", "block"))

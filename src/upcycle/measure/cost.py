@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.outputs import called
+from upcycle.core.undisturbed import undisturbed
 from upcycle.measure.machine import fastest
+from upcycle.measure.multiply_adds import MultiplyAdds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     Raises:
         UserError: the network does not take that shape.
     """
-    counter = FlopCounterMode(display=False)
+    counter = MultiplyAdds()
     # Fused transformer layers and fused attention hide their matrix products from the counter.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -60,7 +60,7 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
             p.requires_grad_(True)
     return Cost(
         parameters=sum(p.numel() for p in module.parameters()),
-        macs=counter.get_total_flops() // 2,  # the counter has two operations a multiply-add
+        macs=counter.total,
         bytes=_stored(module),
     )
 
@@ -141,6 +141,10 @@ class _Live(TorchDispatchMode):
         self._seen = weakref.WeakSet[Any](t.untyped_storage() for t in stored)
         self._now = 0
         self.peak = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it is to import it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

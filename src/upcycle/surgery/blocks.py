@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model
+from upcycle.core.undisturbed import undisturbed
+from upcycle.measure.multiply_adds import MultiplyAdds
 from upcycle.surgery.segments import find_segments, group_segments, node_names
 from upcycle.surgery.signals import Signal, global_pool, signal_at_cut, signal_at_size
 from upcycle.surgery.trace import BATCH, cast_like, constants_of, fix_sizes, shapes_of, trace_blocks
@@ -226,7 +226,7 @@ def _count(part: nn.Module, signal: Signal, node: Node) -> tuple[int, Signal] | 
     """Multiply-adds and output of a node that is given ``signal``; ``None`` where it cannot take that."""
     if (signal.layout, signal.channels) != (node.takes.layout, node.takes.channels):
         return None
-    counter = FlopCounterMode(display=False)
+    counter = MultiplyAdds()
     fast = torch.backends.mha.get_fastpath_enabled()  # it hides its matrix products from the counter
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -237,7 +237,7 @@ def _count(part: nn.Module, signal: Signal, node: Node) -> tuple[int, Signal] | 
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     gives = signal_at_size(shape, signal, node.takes, node.gives)
-    return None if gives is None else (counter.get_total_flops() // 2, gives)
+    return None if gives is None else (counter.total, gives)
 
 
 def node_features(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from upcycle.core.errors import require
 from upcycle.core.models import Model, copy_of
+from upcycle.core.portions import portions
 from upcycle.surgery.following import follow_channels
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def logit_scales(
             continue
         won = []
         with torch.no_grad():
-            for part in index.split(512):
+            for part in portions(network, index):
                 z = network(split.batch(part, device=torch.device(device)).images.to(dtype)).cpu()
                 won.append(z[z.argmax(1) == c, c].double())
         if (mean := float(torch.cat(won).mean())) > 0:  # NaN for none, which is not above 0

@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from upcycle.core.errors import require, unknown
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.heads import classifier
 from upcycle.core.layers import base_of
 from upcycle.core.models import Model
+from upcycle.core.undisturbed import undisturbed
 
 Mode = Literal["fused", "weights", "output"]
 FUSED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

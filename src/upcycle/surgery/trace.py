@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.cut import Tracer, optional
 from upcycle.core.errors import UserError, one_line
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import Model
+from upcycle.core.undisturbed import undisturbed
 
 BATCH = 2
 """Images that shapes are taken with."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, get_args
 
-from upcycle.core.errors import require, unknown
-from upcycle.core.method import ACCESS_LEVELS, DATA_LEVELS, Access, Card, Data, Method
-from upcycle.verbs.advice.judgement import judge
-from upcycle.verbs.advice.situation import (
-    ACCESS_WORDS,
+from upcycle.claims.found import found, short
+from upcycle.core.advice import (
     DATA_WORDS,
+    Access,
     Architecture,
+    Data,
     Fit,
     Goal,
     Growth,
@@ -24,25 +21,37 @@ from upcycle.verbs.advice.situation import (
     Situation,
     Source,
     Store,
+    elsewhere,
 )
+from upcycle.core.errors import require
+from upcycle.core.method import Card, Method
+from upcycle.verbs.asking import asked
 from upcycle.verbs.methods import all_methods
 
 PLACEHOLDERS = (
     "TEACHER, STUDENT, MODEL, PART and ZOO stand for a reference: zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, "
     "package.module:callable or a saved model; to be asked, MODEL may also be http://HOST:PORT/PATH or FILE.onnx. "
-    "DATA and SOURCE stand for a data set's name, a folder of images, "
-    "a Parquet folder, pool:PATH or hub:ORG/NAME. STREAM stands for splits:DATA/5 (its classes in 5 tasks), "
-    "permuted:DATA/10, rotated:DATA/10, parts:DATA/5, drifting:DATA, or folders:PATH (TASK/CLASS/IMAGE in it)."
+    "DATA and SOURCE stand for a data set's name, a folder of images, a Parquet folder, pool:PATH or hub:ORG/NAME. "
+    "STREAM stands for splits:DATA/5 (its classes in 5 tasks), permuted:DATA/10, rotated:DATA/10, parts:DATA/5, "
+    "drifting:DATA, or folders:PATH (TASK/CLASS/IMAGE in it)."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A method that can work: why it stands where it stands, and the command to run."""
+    """A method that can work.
+
+    Args:
+        method: its name.
+        reason: why it stands where it stands.
+        command: to run.
+        verdict: what was found when its claim was measured, and against what; empty where nothing was.
+    """
 
     method: str
     reason: str
     command: str
+    verdict: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,9 @@ class Advice:
         """The advice for a terminal; commands are on lines of their own, unbroken."""
         lines = [*_wrapped(self.have), ""]
         for i, choice in enumerate(self.choices, 1):
-            lines += [*_wrapped(choice.reason, f"{i}. {choice.method}: "), f"     {choice.command}", ""]
+            lines += _wrapped(choice.reason, f"{i}. {choice.method}: ")
+            lines += _wrapped(choice.verdict, "     ", "     ") if choice.verdict else []
+            lines += [f"     {choice.command}", ""]
         if not self.choices:
             lines += [*_wrapped(self.missing, "Nothing here can work. ", ""), ""]
         if self.refused:
@@ -88,13 +99,9 @@ class Advice:
 
 
 def _wrapped(text: str, first: str = "", rest: str = "   ") -> list[str]:
+    rest = rest if first else ""
     return textwrap.wrap(
-        text,
-        88,
-        initial_indent=first,
-        subsequent_indent=rest if first else "",
-        break_on_hyphens=False,
-        break_long_words=False,
+        text, 88, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
     )
 
 
@@ -114,9 +121,10 @@ def advise(
 ) -> Advice:
     """Which methods serve what one has, best first, each with its reason and its command.
 
-    What can work follows from the :class:`~upcycle.core.method.Needs` of each card; a method whose needs are
-    not met is never recommended. Which of the others comes first, and what a method cannot do for a goal or
-    an architecture, is judgement, and stands in :mod:`upcycle.verbs.advice`.
+    What can work follows from the :class:`~upcycle.core.method.Needs` of each card: none whose needs are not met is
+    recommended. Where a method stands among the others, and what it cannot do, it says itself
+    (:meth:`~upcycle.core.method.Method.serves`). One that did harm when it was measured is not first where another
+    serves.
 
     Args:
         data: none; few: about 1 to 50 images a class; unlabelled: many; labelled: many, each with its label. If it is
@@ -142,21 +150,7 @@ def advise(
     """
     if data is None:
         require(sys.stdin.isatty(), "Say what you have: --data none, few, unlabelled or labelled.")
-        return advise(**_asked(), methods=methods)
-    for kind, value, known in (
-        ("level of data", data, DATA_LEVELS),
-        ("level of access to the teacher", teacher, ACCESS_LEVELS),
-        ("kind of architecture", architecture, get_args(Architecture)),
-        ("goal", goal, get_args(Goal)),
-        ("kind of images of the old domain", source, get_args(Source)),
-        ("share of classes", present, get_args(Present)),
-        ("answer to whether the task is known", task_id, get_args(Known)),
-        ("kind of what may be kept", store, get_args(Store)),
-        ("answer to whether it may grow", growth, get_args(Growth)),
-        ("answer to whether boundaries are known", boundaries, get_args(Known)),
-    ):
-        if value not in known:
-            raise unknown(kind, value, known)
+        return advise(**asked(), methods=methods)
     have = Situation(
         data=data,
         teacher=teacher,
@@ -172,95 +166,50 @@ def advise(
     fits: list[tuple[Card, Fit]] = []
     refused: list[Refusal] = []
     paths: dict[str, list[str]] = {}
-    for card in (m.card for m in (all_methods() if methods is None else methods)):
-        judged = _lacking(card, have) or judge(card, have)
+    for method in all_methods() if methods is None else methods:
+        card = method.card
+        judged = _lacking(method, have) or _judge(method, have)
         if isinstance(judged, Fit):
             fits.append((card, judged))
             continue
         refused.append(Refusal(method=card.name, reason=judged))
-        if isinstance(judge(card, _supplied(card, have)), Fit):
-            paths.setdefault(_needed(card, have), []).append(card.name)
-    fits.sort(key=lambda pair: pair[1].rank)
-    choices = tuple(Choice(method=c.name, reason=f.reason, command=_command(c, f)) for c, f in fits)
-    missing = "" if choices else _missing(have, paths)
-    return Advice(have=have.words(), choices=choices, refused=tuple(refused), missing=missing)
+        if isinstance(_judge(method, have.supplied(card.needs.data, card.needs.teacher)), Fit):
+            what = " and ".join(words for words, _ in have.lacks(card.needs.data, card.needs.teacher))
+            paths.setdefault(what, []).append(card.name)
+    choices = tuple(_choice(card, fit, have) for card, fit in _ranked(fits))
+    return Advice(
+        have=have.words(), choices=choices, refused=tuple(refused), missing="" if choices else _missing(have, paths)
+    )
 
 
-_QUESTIONS = {
-    "data": ("Which images do you have?", ("none", "few", "unlabelled", "labelled")),
-    "teacher": ("What can you get of the teacher?", ("none", "predictions", "features", "weights")),
-    "architecture": ("What shall the student be?", ("any", "same", "conv", "transformer")),
-    "goal": ("What is it for?", ("smaller", "better", "part", "join", "mend", "explain", "task", "domain", "extend")),
-    "source": ("Which images of the old domain do you have?", ("none", "labelled")),
-    "present": ("Which of the classes occur in the new domain?", ("all", "some")),
-    "task_id": ("Is the task of an image known when it is classified?", ("unknown", "known")),
-    "store": ("What may be kept of earlier tasks?", ("images", "nothing")),
-    "growth": ("May what is kept grow with every task?", ("allowed", "none")),
-    "boundaries": ("Is it known in training where a task ends?", ("known", "unknown")),
-}
-_DEFAULTS = {
-    "architecture": "any",
-    "goal": "smaller",
-    "source": "none",
-    "present": "all",
-    "task_id": "unknown",
-    "store": "images",
-    "growth": "allowed",
-    "boundaries": "known",
-}
-_ONLY = {
-    "source": "domain",
-    "present": "domain",
-    **dict.fromkeys(("task_id", "store", "growth", "boundaries"), "extend"),
-}
-"""The goal that a question belongs to."""
+# -- what each method says ----------------------------------------------------------------------------------------
 
 
-def _asked() -> dict[str, Any]:
-    """The answers of the person at the terminal; an empty one takes the default."""
-    answers: dict[str, Any] = {}
-    for name, (question, choices) in _QUESTIONS.items():
-        if name in _ONLY and answers["goal"] != _ONLY[name]:
-            continue
-        default = _DEFAULTS.get(name, choices[-1])
-        answer = input(f"{question} ({', '.join(choices)}) [{default}] ").strip().lower() or default
-        if answer not in choices:
-            raise unknown(f"answer to '{question}'", answer, choices)
-        answers[name] = answer
-    return answers
+def _judge(method: type[Method], have: Situation) -> Fit | str:
+    """Where a method stands whose needs are met, or why it cannot serve."""
+    judged = method.serves(have)
+    if judged is None:
+        return elsewhere(method.card.verb, have.goal)
+    if have.goal == "smaller" and have.architecture == "same":
+        return "a student that is built exactly like its teacher is as large as the teacher."
+    return judged
 
 
-# kd is worth having with many images; on a few it still runs, and is recommended last and called weak. vpr is made for
-# a few, which must have labels.
-_RUNS_ON: dict[str, Data] = {"kd": "few", "vpr": "few"}
+def _ranked(fits: list[tuple[Card, Fit]]) -> list[tuple[Card, Fit]]:
+    """By their places; but before those that did harm comes the first that did not."""
+    fits = sorted(fits, key=lambda pair: pair[1].rank)
+    harmful = {name for name, measured in found().items() if measured["verdict"] == "harms"}
+    harmless = next((pair for pair in fits if pair[0].name not in harmful), None)
+    return fits if harmless is None else [harmless, *(pair for pair in fits if pair is not harmless)]
 
 
-def _lacking(card: Card, have: Situation) -> str:
-    """Which of the card's needs are not met, in words; empty if all are."""
-    data, access, lacks = _RUNS_ON.get(card.name, card.needs.data), card.needs.teacher, []
-    if DATA_LEVELS.index(have.data) < DATA_LEVELS.index(data):
-        lacks.append(f"it needs {DATA_WORDS[card.needs.data]}, and you have {DATA_WORDS[have.data]}")
-    if ACCESS_LEVELS.index(have.teacher) < ACCESS_LEVELS.index(access):
-        lacks.append(f"it needs {ACCESS_WORDS[access]}, and you have {ACCESS_WORDS[have.teacher]}")
-    return "; ".join(lacks) + "." if lacks else ""
-
-
-def _supplied(card: Card, have: Situation) -> Situation:
-    """``have`` with what the card still needs."""
-    data = max(have.data, card.needs.data, key=DATA_LEVELS.index)
-    teacher = max(have.teacher, card.needs.teacher, key=ACCESS_LEVELS.index)
-    return dataclasses.replace(have, data=data, teacher=teacher)
-
-
-def _needed(card: Card, have: Situation) -> str:
-    """What would have to be added to ``have`` for the card's needs to be met."""
-    supplied, added = _supplied(card, have), []
-    if supplied.data != have.data:
-        folder = " (a folder of any public images of the same kind serves)"
-        added.append(DATA_WORDS[supplied.data] + (folder if supplied.data == "unlabelled" else ""))
-    if supplied.teacher != have.teacher:
-        added.append(ACCESS_WORDS[supplied.teacher])
-    return " and ".join(added)
+def _lacking(method: type[Method], have: Situation) -> str:
+    """Which of the method's needs are not met, in words; empty if all are."""
+    needs = method.card.needs
+    lacks = have.lacks(have.data if have.data in method.runs_on else needs.data, needs.teacher)
+    few = " (a few serve too)" if needs.data == "labelled" and "few" in method.runs_on else ""
+    words = (f"it needs {what}{few if 'labels' in what else ''}, and you have {there}" for what, there in lacks)
+    return "; ".join(words) + "." * bool(lacks)
 
 
 def _missing(have: Situation, paths: dict[str, list[str]]) -> str:
@@ -271,22 +220,30 @@ def _missing(have: Situation, paths: dict[str, list[str]]) -> str:
         return "No method serves this goal with these architectures."
     # Every level of data but "none" speaks of images; a path without them leads to a method that makes its own.
     least = "At least a few images are needed. " if have.data == "none" and all("images" in p for p in paths) else ""
-    return least + " ".join(f"With {what}: {', '.join(names)}." for what, names in paths.items())
+    many = DATA_WORDS["unlabelled"]
+    public = f"{many} (a folder of any public images of the same kind serves)"
+    return least + " ".join(f"With {what.replace(many, public)}: {', '.join(names)}." for what, names in paths.items())
 
 
 _NETWORKS = {
     "distill": "--teacher TEACHER --student STUDENT",
-    "disassemble": "MODEL",
     "assemble": "PART1 PART2",
     "reassemble": "--zoo ZOO1,ZOO2",
-    "treat": "MODEL",
-    "adapt": "MODEL",
-    "extend": "MODEL",
 }
+"""Of the verbs that take other networks than ``MODEL``."""
 
 
-def _command(card: Card, fit: Fit) -> str:
-    networks = fit.networks or (_NETWORKS[card.verb] if fit.teacher else "--student STUDENT")
-    data = "" if card.needs.data == "none" else "--data DATA "
-    data = "--stream STREAM " if card.verb == "extend" else data
-    return f"upcycle {card.verb} {networks} {data}--method {card.name} {fit.options}".strip()
+def _choice(card: Card, fit: Fit, have: Situation) -> Choice:
+    """The method as it is shown: with its command, and what was found when it was measured."""
+    networks = fit.networks or (_NETWORKS.get(card.verb, "MODEL") if fit.teacher else "--student STUDENT")
+    images = "" if not fit.data or "none" in (card.needs.data, have.data) else "--data DATA"
+    images = "--stream STREAM" if card.verb == "extend" else images
+    told = "--scenario task" if card.verb == "extend" and have.task_id == "known" else ""
+    command = ["upcycle", card.verb, networks, images, "--method", card.name, told, fit.options]
+    measured = found().get(card.name)
+    return Choice(
+        method=card.name,
+        reason=fit.reason,
+        command=" ".join(filter(None, command)),
+        verdict=f"{short(measured)}, {measured['says']}" if measured else "",
+    )

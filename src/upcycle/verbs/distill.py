@@ -6,6 +6,7 @@ import dataclasses
 import math
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +15,14 @@ from torch import nn
 from upcycle.core import lineage, models, references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.guide import frozen_for
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, describe
+from upcycle.data.images import ImageSplit
 from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count
 from upcycle.measure.units import si
@@ -162,8 +165,7 @@ def distill(
     )
     rows = []
     if guide is not None:
-        shown = made.data.normalised(guide.mean, guide.std).test
-        rows.append(row(guide.name, "teacher", [evaluate(guide.module, shown, device=setting.device)], guide))
+        rows.append(row(guide.name, "teacher", [_guided(session, guide, made.data, made.data.test)], guide))
     rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
     rows.append(made.row(f"{made.model.name} by {cls.card.name}"))
     return session.leave(
@@ -282,10 +284,24 @@ def _show(session: Session, teacher: Model | None, student: Model, data: Images)
     session.say(f"data     {describe(data)}")
     if teacher is not None:
         hint = " See --teacher_mean, --teacher_std, --teacher_classes and --label_map."
-        show_accuracy(session.say, "teacher", teacher, data, session.setting.device, hint)
+        show_accuracy(session.say, "teacher", teacher, data, partial(_guided, session, teacher, data), hint)
     cost = count(student.module, student.input_shape)
     session.say(f"student  {student.name}: {si(cost.parameters)} parameters, {si(cost.macs)} multiply-adds")
     return cost.macs
+
+
+def _guided(session: Session, teacher: Model, data: Images, split: ImageSplit) -> Evaluation:
+    """How good the teacher is on a split of what the student sees: as the run asks it, which is faster.
+
+    In float32 where its own answers stand in place of labels, so that it agrees with itself.
+    """
+    setting = session.setting
+    if session.figure != "test accuracy":
+        shown = split.normalised(teacher.mean, teacher.std)
+        return evaluate(teacher.module, shown, device=setting.device, name=teacher.name)
+    precision: Any = "64-true" if setting.precision == "64-true" else setting.teacher_precision
+    like = data.validation if len(data.validation) else split
+    return evaluate(frozen_for(like, teacher, setting.device, precision), split, name=teacher.name)
 
 
 def _alone(method: Any, data: Images) -> tuple[Method, Images]:

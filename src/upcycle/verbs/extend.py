@@ -175,8 +175,14 @@ def _past(reference: Any) -> Past | None:
     if not isinstance(reference, str | Path):
         return None
     place = Path(reference)
-    return next((Past.load(p / MEMORY) for p in (place, place.parent) if (p / MEMORY).is_dir()
-                 and (p / "model").is_dir() and place in (p, p / "model")), None)  # fmt: skip
+    return next(
+        (
+            Past.load(p / MEMORY)
+            for p in (place, place.parent)
+            if (p / MEMORY).is_dir() and (p / "model").is_dir() and place in (p, p / "model")
+        ),
+        None,
+    )
 
 
 def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tuple[Model, Stream, Model | None]:
@@ -208,8 +214,11 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
         origin = net = network(reference, naming, bare.base if bare is not None else None, other_task=True)
         data = bare or _stream(session, net)
     if past is not None:
-        require(past.classes == net.classes, f"{reference} was learnt with the classes {', '.join(past.classes)}, and "
-                f"its model has {', '.join(net.classes)}: they do not belong together.")  # fmt: skip
+        require(
+            past.classes == net.classes,
+            f"{reference} was learnt with the classes {', '.join(past.classes)}, and "
+            f"its model has {', '.join(net.classes)}: they do not belong together.",
+        )
         data = data.after(past.classes)
     require(
         len(data.classes) >= 2,
@@ -242,16 +251,17 @@ def _stream(session: Session, like: Model | None) -> Stream:
     there = set(data.base.test.labels.tolist())
     for t, columns in enumerate(data.tasks):
         found = bool(there & set(columns)) or data.task(t).test.labelled
-        require(found, f"Task {t} of {data.name} has no labelled test images, and what is left of "
-                "a task is measured with them.")  # fmt: skip
+        require(
+            found,
+            f"Task {t} of {data.name} has no labelled test images, and what is left of a task is measured with them.",
+        )
     return data
 
 
 def _beginning(origin: Model | None, past: Past | None) -> str:
     """Where the network stands, in words."""
     if past is not None:
-        return (f"goes on after {len(past.tasks)} tasks that it learnt by {past.method}: "
-                f"{', '.join(past.classes)}")  # fmt: skip
+        return f"goes on after {len(past.tasks)} tasks that it learnt by {past.method}: {', '.join(past.classes)}"
     return "fresh weights" if origin is None else "goes on from its trained weights (--weights fresh for random ones)"
 
 
@@ -317,9 +327,19 @@ def _memory(kept: Past, data: Stream) -> dict[str, Any]:
         mine = (labels == k).nonzero()[:, 0]
         file, first = io.BytesIO(), [*images[mine[:COLUMNS]], *[None] * (COLUMNS - len(mine[:COLUMNS]))]
         strip(first).save(file, "PNG", optimize=True)
-        items.append({"png": base64.b64encode(file.getvalue()).decode(), "label": f"{data.classes[k]} ({len(mine)})",
-                      "alt": f"{len(mine[:COLUMNS])} images of class {data.classes[k]} in the memory"})  # fmt: skip
+        items.append(
+            {
+                "png": base64.b64encode(file.getvalue()).decode(),
+                "label": f"{data.classes[k]} ({len(mine)})",
+                "alt": f"{len(mine[:COLUMNS])} images of class {data.classes[k]} in the memory",
+            }
+        )
     some = f" {len(shown)} of {len(present)} classes." if len(shown) < len(present) else ""
-    return {"kind": "images", "layout": "rows", "title": "What is in the memory", "items": items,
-            "caption": f"The {len(labels):,} images that are kept after the last task, and how many of each class; at "
-                       f"most {COLUMNS} of them are shown.{some}"}  # fmt: skip
+    return {
+        "kind": "images",
+        "layout": "rows",
+        "title": "What is in the memory",
+        "items": items,
+        "caption": f"The {len(labels):,} images that are kept after the last task, and how many of each class; at "
+        f"most {COLUMNS} of them are shown.{some}",
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,25 +11,42 @@ import torch
 from upcycle.core.evaluate import Evaluation, evaluate
 from upcycle.core.models import Model
 from upcycle.data import Images
+from upcycle.data.images import ImageSplit
 from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.options import Say
 
+SHOWN = 1_000
+"""Validation images on which :func:`show_accuracy` measures, at most."""
+
 
 def show_accuracy(
-    say: Say, role: str, model: Model, data: Images, where: torch.device | Evaluation, hint: str = ""
+    say: Say,
+    role: str,
+    model: Model,
+    data: Images,
+    where: torch.device | Evaluation | Callable[[ImageSplit], Evaluation],
+    hint: str = "",
 ) -> None:
     """Say how good a network is on these data, so that a wrong normalisation or order of classes shows at once.
 
     Args:
-        where: to measure on validation images, or what was measured there already.
+        where: to measure on up to 1,000 of the validation images; how; or what was measured on all of them already.
         hint: options that would mend it.
     """
-    split = data.normalised(model.mean, model.std).validation
-    if not split.labelled or "validation" in data.answered:
+    known = (data.validation.labels >= 0).nonzero()[:, 0]
+    if not len(known) or "validation" in data.answered:
         return
-    measured = where if isinstance(where, Evaluation) else evaluate(model.module, split, device=where)
-    say(f"{role.ljust(8)} {model.name}: {measured.accuracy:.1%} on {measured.count:,} validation images")
+    if isinstance(where, Evaluation):
+        measured = where
+    else:
+        some = data.validation.subset(known[torch.linspace(0, len(known) - 1, min(SHOWN, len(known))).long()])
+        if isinstance(where, torch.device):
+            measured = evaluate(model.module, some.normalised(model.mean, model.std), device=where)
+        else:
+            measured = where(some)
+    count = f"{measured.count:,}" if measured.count == len(known) else f"{measured.count:,} of {len(known):,}"
+    say(f"{role.ljust(8)} {model.name}: {measured.accuracy:.1%} on {count} validation images")
     if measured.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
         say(f"         That is near chance. Is its normalisation right, and the order of its classes?{hint}")
 

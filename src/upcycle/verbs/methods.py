@@ -59,8 +59,11 @@ def add_plugin(file: str | Path) -> tuple[type[Method], ...]:
     except Exception as error:
         del sys.modules[name]
         raise UserError(f"{file} does not import: {type(error).__name__}: {error}.") from error
-    found = tuple(item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Method)
-                  and item.__module__ == name and hasattr(item, "card"))  # fmt: skip
+    found = tuple(
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Method) and item.__module__ == name and hasattr(item, "card")
+    )
     if not found:
         raise UserError(f"{file} defines no method: a class derived from upcycle.Method with a card.")
     for method in found:
@@ -90,7 +93,7 @@ def methods_list(methods: Iterable[type[Method]] | None = None) -> str:
     names = max((len(m.card.name) for m in methods), default=0)
     words = {m.card.name: found()[m.card.name]["verdict"] if m.card.name in found() else "" for m in methods}
     width = max(map(len, words.values()), default=0)
-    lines = []
+    lines: list[str] = []
     for verb in dict.fromkeys(m.card.verb for m in methods):
         lines += ["", verb] if lines else [verb]
         lines += [f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}"

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line, require, unknown
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.heads import classifier, for_classes
 from upcycle.core.layers import base_of
 from upcycle.core.losses import ce_loss
@@ -28,6 +27,7 @@ from upcycle.core.outputs import called
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.taps import observed
+from upcycle.core.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images

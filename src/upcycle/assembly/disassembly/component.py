@@ -14,6 +14,7 @@ from upcycle.core.errors import require, unknown
 from upcycle.core.evaluate import margin
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
+from upcycle.core.portions import portions
 from upcycle.surgery.channels import Channels
 from upcycle.surgery.resizing import shrink
 
@@ -40,7 +41,7 @@ def find_confident(
     index = torch.isin(split.labels, wanted).nonzero().flatten()
     logits = []
     with torch.no_grad():
-        for part in index.split(512):
+        for part in portions(network, index):
             logits.append(network(split.batch(part, device=torch.device(device)).images).cpu().double())
     z = torch.cat(logits)
     found = {}

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.heads import linear
+from upcycle.core.portions import portions
 from upcycle.core.run import Run
+from upcycle.core.undisturbed import undisturbed
 from upcycle.data.images import ImageSplit
 
 LEAST, MOST = -10.0, 5.0
@@ -237,7 +238,7 @@ class Embedder:
         with undisturbed(self.module):
             parts = [
                 self.embed(split.batch(index, device=self.run.device).images)
-                for index in torch.arange(len(split)).split(512)
+                for index in portions(self.module, len(split))
             ]
         mu, ell = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         return mu, ell

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.models import copy_of
 from upcycle.core.outputs import called
+from upcycle.core.portions import portions
+from upcycle.core.undisturbed import undisturbed
 from upcycle.data.augment import uniform
 from upcycle.data.images import ImageSplit
 from upcycle.data.streams import Stream
@@ -29,7 +30,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties λ that a probe chooses from."""
 
 
-def features(encoder: nn.Module, split: ImageSplit, batch_size: int = 512) -> Tensor:
+def features(encoder: nn.Module, split: ImageSplit) -> Tensor:
     """Compute the features of every sample of ``split`` in evaluation mode, float32 (n, d) on the CPU.
 
     Float32 from a float64 encoder too: L-BFGS, which fits the probes, stops elsewhere where the last bits differ, as
@@ -41,7 +42,7 @@ def features(encoder: nn.Module, split: ImageSplit, batch_size: int = 512) -> Te
     first = next(encoder.parameters())
     found = []
     with undisturbed(encoder):
-        for index in torch.arange(len(split)).split(batch_size):
+        for index in portions(encoder, len(split)):
             images = split.batch(index, device=first.device).images
             found.append(encoder(images.to(first.dtype)).float().cpu())
     x = torch.cat(found)

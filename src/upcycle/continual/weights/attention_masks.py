@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from upcycle.core.errors import require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.heads import classifier, linear
 from upcycle.core.models import Model, copy_of
+from upcycle.core.undisturbed import undisturbed
 
 Masks = Literal["meat", "all", "none"]
 EPSILON = 1e-6

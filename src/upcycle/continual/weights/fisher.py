@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.layers import NORMS, base_of
 from upcycle.core.run import Run
+from upcycle.core.undisturbed import undisturbed
 from upcycle.data.images import ImageSplit
 
 Losses = Callable[[Tensor, Tensor], Tensor]

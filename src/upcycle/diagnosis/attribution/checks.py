@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.frozen import Frozen, Precision, frozen
 from upcycle.core.models import Model
 from upcycle.core.outputs import Around, called
+from upcycle.core.undisturbed import undisturbed
 
 Raw = tuple[Tensor, list[str]]
 """An explainer's answer: the raw map (b, h, w), and sentences about it."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from upcycle.core.errors import require
 from upcycle.core.feature_maps import FeatureMap, Flow, Seen, record_layer
 from upcycle.core.models import Model, copy_of
+from upcycle.core.portions import portions
 from upcycle.data.labels import relabelled
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def class_support(
         split: without unknown labels.
     """
     parts = []
-    for index in torch.arange(len(split)).split(256):
+    for index in portions(network, len(split)):
         images, y, _ = split.batch(index, device=torch.device(device))
         with torch.enable_grad(), record_layer(network, layer, leaf=True) as seen:
             z = network(images)

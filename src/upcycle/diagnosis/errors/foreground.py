@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.feature_maps import FeatureMap, record_layer
+from upcycle.core.portions import portions
 from upcycle.core.read import read
 from upcycle.diagnosis.errors.class_channels import class_gradients
 
@@ -134,7 +135,7 @@ def gradcam_masks(
     """
     _, height, width = split.shape
     maps = []
-    for index in torch.arange(len(split)).split(256):
+    for index in portions(network, len(split)):
         images, y, _ = split.batch(index, device=torch.device(device))
         with torch.enable_grad(), record_layer(network, layer, leaf=True) as seen:
             z = network(images)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import UserError
 from upcycle.core.frozen import Frozen, frozen
+from upcycle.core.portions import portions
 from upcycle.core.taps import Taps
 from upcycle.data.images import ImageSplit
 from upcycle.distillation.data_free.inversion import Statistics
@@ -116,7 +117,7 @@ def _look(teacher: Frozen, split: ImageSplit, device: torch.device) -> _Seen:
         linear = [name for name, m in teacher.network.named_modules() if isinstance(m, nn.Linear)]
         head = [*statistics.layers, *linear][-1]
         with Taps(teacher.network, [head], kind="input") as taps:
-            for index in torch.arange(len(split)).split(128):
+            for index in portions(teacher, len(split)):
                 probability.append(teacher(split.batch(index, device=device).images).float().softmax(1).cpu())
                 found = taps[head].float()
                 features.append((found.flatten(2).mean(2) if found.dim() > 2 else found).cpu())

@@ -197,7 +197,7 @@ class Synthesis:
 
     def state_dict(self) -> dict[str, Any]:
         self._tick()
-        answers = self._answers[:, : len(self.pool)].clone()
+        answers = self._answers[:, : len(self.pool)]
         return {"pool": self.pool.state_dict(), "answers": answers, "seconds": self.seconds, "total": self.total,
                 "curve": self.curve, "collapsed": self.collapsed}  # fmt: skip
 

@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.cut import cut
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import undisturbed
 from upcycle.core.frozen import Frozen, frozen
 from upcycle.core.models import Model
 from upcycle.core.outputs import called
 from upcycle.core.run import Run
+from upcycle.core.undisturbed import undisturbed
 from upcycle.distillation.grafting.adapters import TOLERANCE, WrappedBlock, relative_error, unmergeable
 
 if TYPE_CHECKING:

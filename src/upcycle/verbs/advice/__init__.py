@@ -1,1 +1,0 @@
-"""Rules of ``upcycle advise``, a file a goal."""
