@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from upcycle.core import blocks
+from upcycle.core import blocks, store
 from upcycle.core.errors import UserError
 from upcycle.core.journal import Journal
 
@@ -88,3 +88,13 @@ def test_a_damaged_or_missing_block_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=name):
         lost.saved("main")
     lost.close()
+
+
+def test_tensors_that_share_memory_are_saved_like_others(tmp_path: Path) -> None:
+    """As those of a network do that is registered whole and in parts."""
+    weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    state = {"network": {"weight": weight}, "head": {"weight": weight, "row": weight[1]}}
+    record = store.save_state(tmp_path / "state.safetensors", state)
+    found = store.load_state(tmp_path / "state.safetensors", record)
+    assert torch.equal(found["network"]["weight"], weight) and torch.equal(found["head"]["weight"], weight)
+    assert torch.equal(found["head"]["row"], weight[1])

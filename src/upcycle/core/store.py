@@ -158,13 +158,16 @@ def pack(state: Any, *, copy: bool = True) -> tuple[Any, dict[str, Tensor]]:
         copy: the tensors are copies, which what is done to the state afterwards does not reach.
     """
     tensors: dict[str, Tensor] = {}
+    held: set[int] = set()  # memory of tensors before; two that share it, as a network's and its head's, are no file's
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
         if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous()
-            tensors[path] = tensors[path].clone() if copy else tensors[path]
+            tensor = value.detach().cpu().contiguous()
+            memory = tensor.untyped_storage().data_ptr()
+            tensors[path] = tensor.clone() if copy or memory in held else tensor
+            held.add(memory)
             return {"tensor": path}
         if isinstance(value, dict):
             return {"dict": [[key, walk(item, f"{path}.{key}")] for key, item in value.items()]}

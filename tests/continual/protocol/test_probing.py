@@ -92,8 +92,8 @@ def test_features_are_those_of_evaluation() -> None:
     encoder, data = TinyNet(), tiny_data()
     encoder.linear = nn.Identity()  # type: ignore[assignment]
     encoder.train()
-    x = features(encoder, data.test, 16)
-    assert encoder.training and torch.equal(x, features(encoder.eval(), data.test, 16))
+    x = features(encoder, data.test)
+    assert encoder.training and torch.equal(x, features(encoder.eval(), data.test))
     assert torch.allclose(features(encoder.double(), data.test), x, atol=1e-5)
     encoder.conv1.weight.data[0] = float("nan")
     with pytest.raises(UserError, match="NaN"):
