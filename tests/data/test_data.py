@@ -30,11 +30,11 @@ from upcycle.data import (
     describe,
     load,
     match_classes,
+    memory,
     read_images,
     read_label_map,
 )
 from upcycle.data import images as images_module
-from upcycle.data import memory
 from upcycle.data.images import stratified
 
 CPU = torch.device("cpu")

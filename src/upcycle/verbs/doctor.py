@@ -106,7 +106,7 @@ def doctor(*, clear_cache: bool = False) -> Report:
     """Look at Python, libraries, processor, memory, disk and data. Needs no network, and changes nothing by itself.
 
     Args:
-        clear_cache: delete the decoded images that are kept (:mod:`upcycle.data.cache`), before all else.
+        clear_cache: delete the decoded images that are kept, before all else.
 
     Raises:
         UserError: they cannot be deleted.
