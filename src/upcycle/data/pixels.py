@@ -115,11 +115,13 @@ def _pixels(image: Image.Image, form: Form, *, draft: bool) -> Decoded:
     """
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"{image.width} x {image.height} pixels, too small")
-    orientation, have = image.getexif().get(_ORIENTATION, 1), None
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    have: tuple[int, int] | None = None
     if draft and form.size is not None and image.format in ("JPEG", "MPO"):
-        turned = slice(None, None, 1 if orientation in _LYING else -1)  # between (width, height) and what is shown
-        have = image.size[turned]
-        image = _drafted(image, _scaled(have, sides_of(form.size), form.reading.resize)[turned])
+        lying = orientation in _LYING
+        have = image.size if lying else (image.height, image.width)
+        height, width = _scaled(have, sides_of(form.size), form.reading.resize)
+        image = _drafted(image, (height, width) if lying else (width, height))
     if orientation != 1:
         image = ImageOps.exif_transpose(image)
     have = have or (image.height, image.width)
