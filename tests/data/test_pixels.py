@@ -54,6 +54,18 @@ def test_a_jpeg_is_near_to_the_whole_of_it(
     assert np.abs(found.astype(int) - whole).mean() < 1
 
 
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+def test_a_photograph_is_near_to_the_whole_of_it_and_no_lighter(name: str) -> None:
+    from sklearn.datasets import load_sample_image
+
+    content = jpeg(Image.fromarray(load_sample_image(name)))
+    for size in (142, 107, 71, 64, 30):
+        form = Form(size=size)
+        whole, _ = pixels_of(Image.open(io.BytesIO(content)), form)
+        apart = decode_one(content, form)[0].astype(int) - whole
+        assert 0 < np.abs(apart).mean() < 1.5 and abs(apart.mean()) < 0.15
+
+
 def test_only_as_far_as_it_stays_half_as_large_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, drafted = [], pixels._drafted
 
@@ -81,3 +93,10 @@ def test_proportions_are_those_of_the_file() -> None:
         form = Form(size=(round(shape[1] / 10), round(shape[0] / 10)))
         assert decode_one(content, form)[1] == pixels.reshapes(shape[::-1], form.size)  # type: ignore[arg-type]
         assert not decode_one(square, Form(size=32))[1]
+
+
+def test_a_jpeg_that_ends_too_soon_is_refused_at_any_size() -> None:
+    content = jpeg(photo(500, 400))
+    for size in (None, 32, 112):
+        with pytest.raises(OSError, match="truncated"):
+            decode_one(content[: len(content) * 2 // 3], Form(size=size))

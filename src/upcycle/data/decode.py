@@ -29,7 +29,7 @@ from upcycle.data.memory import require_memory
 from upcycle.data.pixels import Decoded, Deep, Form, Pixels, Size, brightest, decode_one, opened, sides_of, white_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-LARGE = 10_000
+LARGE = 20_000
 """Encoded bytes of an image, in the mean of some, from which decoding them in threads pays."""
 
 # One image: its row in the result, what to call it in an error, its bytes or file.

@@ -139,7 +139,7 @@ def _drafted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A JPEG image that is decoded at a half, a quarter or an eighth, and scaled: in about half the time.
 
     It is decoded at no less than one and a half times the size. Then its pixels differ from those of the whole image
-    by less than a level in the mean. Where that is the whole image, it comes back as it is.
+    by about a level in the mean: 0.3 to 1.4 on two photographs. Where that is the whole image, it comes back as it is.
 
     Args:
         size: (width, height) that it is scaled to.
