@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.common import RESULTS
-from benchmarks.faults import KINDS
+from benchmarks.fault_kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 from pathlib import Path
@@ -135,6 +137,26 @@ def test_what_nobody_means_is_left_out_and_counted(tmp_path: Path) -> None:
     )
     found = upcycle.predict("zoo:digits_teacher", root)  # by the same reader
     assert len(found.paths) == 24 and any("6 hidden files or folders" in note for note in found.model.notes)
+
+
+def test_training_predict_and_explain_share_one_reader(tmp_path: Path) -> None:
+    """The same images, in the same colours and at the same places, whoever reads them."""
+    root, half = fill(tmp_path / "set", {"": AB}, n=4), {"quiet": True, "recipe": {"epochs": 1}}
+    (root / "a" / "far.png").symlink_to(tmp_path / "far.png")
+    picture(tmp_path / "far.png", 9)
+    picture(root / "b" / ".ipynb_checkpoints" / "00-checkpoint.png")
+    (root / "b" / "gone.png").symlink_to(root / "nowhere.png")
+    made = upcycle.distill(method="tfkd", student="zoo:convnet_small", data=root, out=tmp_path / "run", **half)
+    said = "Left out of set: 1 hidden file or folder (.ipynb_checkpoints), 1 link that leads nowhere (gone.png)."
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert said in result["notes"] and sum(result["data"][split] for split in ("train", "validation", "test")) == 9
+    answers = upcycle.predict(made.model, root)
+    told: list[str] = []
+    why = upcycle.explain_images(made.model, root, methods=("saliency",), out=tmp_path / "why", say=told.append)
+    assert said in answers.model.notes and any(said in text for text in told)
+    with (tmp_path / "why" / "explained.csv").open() as file:
+        assert [row["path"] for row in csv.DictReader(file)] == list(answers.paths)
+    assert len(why.maps["saliency"].maps) == len(answers.paths) == 9
 
 
 def test_links_are_followed_and_loops_are_named(tmp_path: Path) -> None:

@@ -424,6 +424,19 @@ def test_many_classes_show_those_that_matter(run: Path, tmp_path: Path) -> None:
     assert page.count("class 77, cifar10_resnet20 by kd: 20.0 %") == 1
 
 
+@pytest.mark.parametrize(("errors", "words"), [(1, "once"), (2, "twice"), (5, "5 times")])
+def test_a_number_of_errors_is_a_sentence(errors: int, words: str, run: Path, tmp_path: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    result["data"]["classes"] = [str(k) for k in range(10)]
+    for row in result["rows"]:
+        row["confusion"] = [[48 if i == j else 0 for j in range(10)] for i in range(10)]
+        if row["role"] == "student":
+            row["confusion"][8][1], row["confusion"][8][8] = errors, 48 - errors
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    page = write_report(tmp_path).read_text()
+    assert f"<b>'8'</b> is called <b>'1'</b> {words} in 48 (teacher: never)" in page
+
+
 def test_curves_count_epochs_from_one_and_pass_over_edited_lines(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"format": 1, "verb": "distill"}')
     (tmp_path / "metrics.csv").write_text(

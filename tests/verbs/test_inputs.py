@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.verbs.test_bad_input import DISTILL, SHORT, Refused, here, refused, start
 from upcycle import cli
-from upcycle.claims import Claim
+from upcycle.claims import Claim, Headline
 from upcycle.core import saved, store
 from upcycle.core.lock import NAME
 from upcycle.verbs import prove
@@ -307,7 +307,8 @@ def test_a_file_is_written_over_only_when_that_is_asked_for(
     words: list[str], here: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = dict.fromkeys(("method", "sentence", "published", "setting"), "none")
-    claim = Claim(**said, data=(), measure=lambda seed, quick: {"a": 1.0}, checks=())
+    headline = Headline(product="a", baseline=0.0, says="a over nothing")
+    claim = Claim(**said, data=(), measure=lambda seed, quick: {"a": 1.0}, headline=headline)
     monkeypatch.setattr(prove, "find", lambda method: claim)
     Image.new("L", (8, 8), 99).save("one.png")
     (file := here / words[2 if words[0] == "export" else -1].removeprefix("--out=")).write_text("precious")
