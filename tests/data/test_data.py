@@ -30,10 +30,10 @@ from upcycle.data import (
     describe,
     load,
     match_classes,
+    memory,
     read_images,
     read_label_map,
 )
-from upcycle.data import decode as decoding
 from upcycle.data import images as images_module
 from upcycle.data.images import stratified
 
@@ -396,8 +396,8 @@ def test_large_images_in_threads_keep_their_order(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_the_memory_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder(tmp_path / "x", {"a": 10, "b": 10})
-    assert decoding.free_memory() > 10_000_000
-    monkeypatch.setattr(decoding, "free_memory", lambda: 3_000)
+    assert memory.free_memory() > 10_000_000
+    monkeypatch.setattr(memory, "free_memory", lambda: 3_000)
     with pytest.raises(UserError, match="GB in memory"):
         load(root)
 

@@ -7,9 +7,13 @@ import tomllib
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from upcycle import cli
+from upcycle.core.errors import UserError
+from upcycle.data import cache
 from upcycle.data.sources import NAMED
 from upcycle.verbs import doctor as doctor_module
 from upcycle.verbs.doctor import OPTIONAL, REQUIRED, TORCH, TORCHVISION, Check, Report, doctor
@@ -251,3 +255,26 @@ def test_text_keeps_mending_lines_whole_and_names_what_is_wrong():
     assert all(len(line) <= 96 for line in lines if long not in line)
     assert lines[-1] == "To be mended: b. Optional and not here: c."
     assert not report.ok and Report(report.checks[::2]).ok
+
+
+def test_the_cache_is_shown_and_cleared(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("UPCYCLE_CACHE", str(tmp_path / "kept"))
+    check = doctor_module._cache()
+    assert check.status == "ok" and f"0.0 MB of decoded images in {tmp_path / 'kept'}" in check.found
+    cache.keep("a" * 64, np.zeros((1, 1000, 1000, 3), np.uint8), {})
+    check = doctor_module._cache()
+    assert "3.0 MB" in check.found and "--clear_cache" in check.found and "4,295 MB" in check.found
+    assert cli.main(["doctor", "--clear_cache"]) in (0, 1)
+    assert not list((tmp_path / "kept").iterdir()) and "0.0 MB of decoded images" in capsys.readouterr().out
+    monkeypatch.setenv("UPCYCLE_CACHE", "")
+    assert "none" in doctor_module._cache().found
+
+    def fails(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setenv("UPCYCLE_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(Path, "iterdir", fails)
+    check = doctor_module._cache()
+    assert check.status == "absent" and "UPCYCLE_CACHE" in check.mend
+    with pytest.raises(UserError, match="Cannot clear the cache"):
+        doctor(clear_cache=True)

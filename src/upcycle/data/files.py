@@ -10,9 +10,10 @@ from torch import Tensor
 from upcycle.core.errors import UserError, require
 from upcycle.core.models import Model
 from upcycle.core.reading import WHITE
-from upcycle.data.decode import SUFFIXES, Form, Pixels, decode, readable
+from upcycle.data.decode import SUFFIXES, decode, readable
 from upcycle.data.images import ImageSplit
 from upcycle.data.listing import Left, image_files
+from upcycle.data.pixels import Form, Pixels
 
 
 def read_pictures(place: Path, form: Form) -> tuple[Pixels, list[str], list[str]]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.data.decode import SUFFIXES, Form, Item, Pixels, decode, readable
+from upcycle.data.decode import SUFFIXES, Item, decode, readable
 from upcycle.data.images import Images, listed
 from upcycle.data.listing import Left, image_files, own_images, subfolders
 from upcycle.data.parts import ALIASES, Part, assemble, split_of, with_training
+from upcycle.data.pixels import Form, Pixels
 from upcycle.data.shares import READ_FIRST, of_contents, of_paths
 
 

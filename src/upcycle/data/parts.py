@@ -11,8 +11,8 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.reading import WHITE, Reading
-from upcycle.data.decode import Form, Pixels
 from upcycle.data.images import Images, ImageSplit, listed, stratified
+from upcycle.data.pixels import Form, Pixels
 from upcycle.data.shares import drawn
 
 SPLIT_SEED = 0  # of every split of our own; the user's seed has no part in it, so that all runs share their test set

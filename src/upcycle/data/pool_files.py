@@ -26,9 +26,10 @@ from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.licences import NOTICE, hub_fields
 from upcycle.core.outputs import Around, Columns
 from upcycle.data.augment import uniform
-from upcycle.data.decode import Form, Item, Pixels, decode
+from upcycle.data.decode import Item, decode
 from upcycle.data.images import Images, ImageSplit
 from upcycle.data.parts import MAX_VALIDATION, SPLIT_SEED
+from upcycle.data.pixels import Form, Pixels
 from upcycle.data.pool import Pool
 from upcycle.data.tables import class_names
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.reading import Reading
-from upcycle.data.decode import Form, Pixels, Size, fit, readable
+from upcycle.data.decode import readable
 from upcycle.data.folders import load_folder
 from upcycle.data.images import Images
 from upcycle.data.parquet_files import parquet_files
 from upcycle.data.parts import Part, assemble
+from upcycle.data.pixels import Form, Pixels, Size, fit
 from upcycle.data.pool_files import PREFIX, load_pool, pool_directory
 from upcycle.data.tables import Wanted, load_hub, load_parquet
 from upcycle.data.torch_sets import load_datasets

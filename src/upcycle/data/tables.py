@@ -14,10 +14,11 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.read import checked, parse
-from upcycle.data.decode import Form, Item, Pixels, decode, readable
+from upcycle.data.decode import Item, decode, readable
 from upcycle.data.images import Images
 from upcycle.data.parquet_files import Tables
 from upcycle.data.parts import Part, assemble, split_of, with_training
+from upcycle.data.pixels import Form, Pixels
 from upcycle.data.shares import of_contents
 
 COLUMNS = {

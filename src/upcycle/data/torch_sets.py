@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.data.decode import Form, Pixels, brightest, fit, pixels_of, require_memory, white_of
 from upcycle.data.images import Images, listed
+from upcycle.data.memory import require_memory
 from upcycle.data.parts import ALIASES, Part, assemble, split_of
+from upcycle.data.pixels import Form, Pixels, brightest, fit, pixels_of, white_of
 from upcycle.data.shares import of_contents
 from upcycle.data.tables import Wanted
 

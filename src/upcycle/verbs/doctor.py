@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from upcycle.data import cache
+
 Status = Literal["ok", "absent", "broken"]
 
 PYTHON = (3, 11)
@@ -100,8 +102,17 @@ class Report:
         return "\n".join([*lines, "", *textwrap.wrap(verdict + also, 96, break_on_hyphens=False)])
 
 
-def doctor() -> Report:
-    """Look at Python, libraries, processor, memory, disk and data. Needs no network and changes nothing."""
+def doctor(*, clear_cache: bool = False) -> Report:
+    """Look at Python, libraries, processor, memory, disk and data. Needs no network, and changes nothing by itself.
+
+    Args:
+        clear_cache: delete the decoded images that are kept, before all else.
+
+    Raises:
+        UserError: they cannot be deleted.
+    """
+    if clear_cache:
+        cache.clear()
     torch = _torch()
     checks = [_python(), torch]
     if torch.status == "ok":
@@ -113,7 +124,7 @@ def doctor() -> Report:
     checks.append(vision)
     for module, (dist, least, without) in OPTIONAL.items():
         checks.append(_package(module, dist, least, without, neighbour=vision if dist == "timm" else None))
-    return Report((*checks, _compiler(), _memory(), _disk(), *_data()))
+    return Report((*checks, _compiler(), _memory(), _disk(), _cache(), *_data()))
 
 
 # -- libraries ------------------------------------------------------------------------------------------
@@ -301,6 +312,21 @@ def _disk() -> Check:
     if not os.access(here, os.W_OK):
         return Check("disk", "ok", f"{found}, which is read-only", "give --out a directory of yours")
     return Check("disk", "ok", found, "give --out another disk" if free < LEAST_DISK else "")
+
+
+def _cache() -> Check:
+    """The decoded images that are kept."""
+    folder = cache.place()
+    if folder is None:
+        return Check("cache", "ok", "none: data are decoded anew by every command (UPCYCLE_CACHE)")
+    try:
+        used = cache.size()
+    except OSError as error:
+        found = f"{folder} cannot be looked at ({_first_line(error)}): data are decoded anew by every command"
+        return Check("cache", "absent", found, "export UPCYCLE_CACHE=/path/to/a/folder/of/yours")
+    clear = "" if not used else "; --clear_cache deletes them"
+    most = f"of at most {cache.LIMIT / 1e6:,.0f} MB"
+    return Check("cache", "ok", f"{used / 1e6:,.1f} MB of decoded images in {folder}, {most}{clear}")
 
 
 # -- data -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from upcycle.core.models import Model
 from upcycle.core.reading import Reading
 from upcycle.data import Images
 from upcycle.data import load as load_data
-from upcycle.data.decode import Size
+from upcycle.data.pixels import Size
 from upcycle.data.streams import Stream
 
 Seen = TypeVar("Seen", Images, Stream)

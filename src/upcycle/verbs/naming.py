@@ -17,10 +17,10 @@ from upcycle.core.outputs import Columns
 from upcycle.core.reading import Reading, Resize
 from upcycle.data import Images, ImageSplit
 from upcycle.data import load as load_data
-from upcycle.data.decode import Form, Size
 from upcycle.data.files import as_split, read_pictures
 from upcycle.data.images import reshaped_words
 from upcycle.data.labels import mapped, read_label_map, relabelled, targets_of
+from upcycle.data.pixels import Form, Size
 from upcycle.verbs.loading import load_for
 
 Reference = str | Path | nn.Module | Model
