@@ -79,8 +79,16 @@ def main() -> None:
                 figures[f"{model.name}, {n}: {name}"] = row
                 print(f"{model.name:18s} {n:3d} {name:28s}", row, flush=True)
     if not arguments.dry:
-        print(record("heat_maps", figures, threads=arguments.threads, captum=captum.__version__,
-                     trained=not arguments.fresh, repetitions=arguments.repetitions))  # fmt: skip
+        print(
+            record(
+                "heat_maps",
+                figures,
+                threads=arguments.threads,
+                captum=captum.__version__,
+                trained=not arguments.fresh,
+                repetitions=arguments.repetitions,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import copy
 import dataclasses
 import json
-import math
 import resource
 import statistics
 import time
@@ -27,6 +26,7 @@ from torch import nn
 
 from benchmarks.common import RESULTS, record
 from upcycle.claims.settings import cifar10, fresh, short, test
+from upcycle.claims.verdicts import interval as students
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.run import Run
@@ -34,7 +34,6 @@ from upcycle.data import Images, load
 from upcycle.distillation import KD
 
 SEEDS, N, MORE = 5, 10_000, 15_000
-T_QUANTILE = 2.776  # Student's t, 97.5 %, four degrees of freedom
 WARM = Recipe(epochs=3, batch_size=128, lr=0.05, warmup=0.75, schedule="constant")
 # Student, what both arms share, and what each does then.
 SCHEDULES: dict[str, tuple[str, Recipe | None, Recipe]] = {
@@ -101,12 +100,11 @@ def train(method: KD, data: Images, seed: int, options: dict[str, Any]) -> tuple
 def interval(name: str, arms: dict[str, list[float]]) -> dict[str, float]:
     """Mean of the paired differences, default less float32, and its 95 % interval."""
     differences = [a - b for a, b in zip(arms["default"], arms["float32"], strict=True)]
-    mean = statistics.fmean(differences)
-    half = T_QUANTILE * statistics.stdev(differences) / math.sqrt(SEEDS)
+    low, high = students(differences)
     return {
-        name: round(mean, 2),
-        f"{name}, 95 % interval, from": round(mean - half, 2),
-        f"{name}, to": round(mean + half, 2),
+        name: round(statistics.fmean(differences), 2),
+        f"{name}, 95 % interval, from": round(low, 2),
+        f"{name}, to": round(high, 2),
     }
 
 

@@ -138,8 +138,23 @@ def jpeg(folder: Path, repetitions: int, threads: int) -> dict[str, Any]:
         start += number
     pair = ("resnet34", "resnet18")
     named = [f"timm:{name}" for name in pair]
-    ours = [*UPCYCLE, "--teacher", named[0], "--teacher_weights", "fresh", "--student", named[1], "--data",
-            str(folder / "jpegs"), "--size", "112", "--recipe.epochs", "1", "--augment", "crop,flip"]  # fmt: skip
+    ours = [
+        *UPCYCLE,
+        "--teacher",
+        named[0],
+        "--teacher_weights",
+        "fresh",
+        "--student",
+        named[1],
+        "--data",
+        str(folder / "jpegs"),
+        "--size",
+        "112",
+        "--recipe.epochs",
+        "1",
+        "--augment",
+        "crop,flip",
+    ]
     rival = [sys.executable, RIVAL, "--pair", *pair, "--data", str(folder / "jpegs"), "--size", "112"]
     least = floor(named, (3, 112, 112), 2_000, (200, 400), views=1, epochs=1)
     arms = {"upcycle": ours, "tuned script": rival}

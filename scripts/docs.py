@@ -220,7 +220,8 @@ def _split_mnist(claim: dict[str, Any]) -> str:
         rows.append((name, *(percent(arm) if arm else "" for arm in arms), f"{protocol}, {seeds} seeds"))
     text = table(("method", *columns, "protocol"), rows)
     return f"**Split MNIST**\n\n{text}\nPublished: {claim['published']}\n\n" + provenance(
-        claim["seeds"][-1], f"upcycle prove derpp --seeds {seeds}")  # fmt: skip
+        claim["seeds"][-1], f"upcycle prove derpp --seeds {seeds}"
+    )
 
 
 def architectures() -> str:
@@ -247,7 +248,7 @@ def claim_record(name: str) -> dict[str, Any] | None:
 
 
 def verdicts() -> dict[str, Any]:
-    """What the records say of each method, for the package: see :mod:`upcycle.claims.found`."""
+    """Give what the records say of each method, for the package: see :mod:`upcycle.claims.found`."""
     found = {}
     for claim in claimed():
         if (record := claim_record(claim)) is None:
@@ -256,8 +257,13 @@ def verdicts() -> dict[str, Any]:
         for name, verdict in record["verdicts"].items():
             if verdict["verdict"] != "not measured":
                 kept = {key: verdict[key] for key in ("verdict", "says", "gain", "interval", "unit")}
-                found[name] = {**kept, "seeds": len(verdict["differences"]), "claim": claim, "date": last["date"],
-                               "commit": last["commit"]}  # fmt: skip
+                found[name] = {
+                    **kept,
+                    "seeds": len(verdict["differences"]),
+                    "claim": claim,
+                    "date": last["date"],
+                    "commit": last["commit"],
+                }
     return found
 
 
@@ -277,7 +283,7 @@ def claims() -> str:
 
 
 def files() -> dict[Path, str]:
-    """What is generated whole, by file: the verdicts that the package ships, and the plots."""
+    """Give what is generated whole, by file: the verdicts that the package ships, and the plots."""
     return {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", **plots()}
 
 
@@ -316,8 +322,16 @@ def measured_methods() -> frozenset[str]:
 def method_table() -> str:
     """One row a method: its page, what one gets, and the verdict."""
     found = verdicts()
-    rows = [(f"[`{m.card.name}`](methods/{m.card.name}.md)", f"`{m.card.verb}`", m.card.summary, m.card.needs.data,
-             short(found[m.card.name]) if m.card.name in found else "") for m in all_methods()]  # fmt: skip
+    rows = [
+        (
+            f"[`{m.card.name}`](methods/{m.card.name}.md)",
+            f"`{m.card.verb}`",
+            m.card.summary,
+            m.card.needs.data,
+            short(found[m.card.name]) if m.card.name in found else "",
+        )
+        for m in all_methods()
+    ]
     return table(("method", "command", "you get", "needs data", "verdict here"), rows)
 
 

@@ -49,12 +49,20 @@ def figures(claim: Claim, record: dict[str, Any] | None, name: str, assets: str 
     headline = claim.of(name)
     if headline is not None and plot(headline, record["measured"]):
         text += f"![{headline.says}, seed by seed]({assets}/claims/{name}.svg)\n\n"
-    arms = [(arm, percent(values), ", ".join(percent([v]) for v in values))
-            for arm, values in record["measured"].items()]  # fmt: skip
+    arms = [
+        (arm, percent(values), ", ".join(percent([v]) for v in values)) for arm, values in record["measured"].items()
+    ]
     text += table(("arm", "mean ± std", "each seed"), arms) + "\n"
     if record["checks"]:
-        checks = [(c["text"], percent([c["value"]]), f"{c['bound']:g}" + (", in every seed" if c["exact"] else ""),
-                   "yes" if c["holds"] else "no") for c in record["checks"]]  # fmt: skip
+        checks = [
+            (
+                c["text"],
+                percent([c["value"]]),
+                f"{c['bound']:g}" + (", in every seed" if c["exact"] else ""),
+                "yes" if c["holds"] else "no",
+            )
+            for c in record["checks"]
+        ]
         text += table(("condition", "found", "asked at least", "holds"), checks) + "\n"
     took = duration(sum(seed["seconds"] for seed in record["seeds"]))
     return text + f"It took {took}.\n\n" + provenance(record["seeds"][-1], f"upcycle prove {claim.method}")

@@ -28,8 +28,12 @@ from upcycle.verbs import methods
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "example_method.py"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "src/upcycle/distillation/README.md",
-         *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "src/upcycle/distillation/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 BLOCK = re.compile(r"(?:<!-- test: (\w+) ?(\S*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
 QUICK = ["--recipe.epochs", "1"]

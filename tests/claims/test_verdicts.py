@@ -76,8 +76,9 @@ def test_a_record_says_what_the_code_says(name: str) -> None:
     made = json.loads(json.dumps(Proof(claim=claim, measured=record["measured"], seeds=record["seeds"]).record()))
     assert made == record
     assert all(len(values) <= len(record["seeds"]) for values in record["measured"].values())
-    assert all(h is None or (h.margin == 0 and h.allowed is None) or h.reason
-               for h in (claim.headline, *claim.covers.values()))  # fmt: skip
+    assert all(
+        h is None or (h.margin == 0 and h.allowed is None) or h.reason for h in (claim.headline, *claim.covers.values())
+    )
 
 
 # -- proving ------------------------------------------------------------------------------------------------------

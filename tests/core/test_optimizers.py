@@ -26,8 +26,10 @@ def stepped(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3)
 def test_they_are_torchs_bit_for_bit_and_hold_the_same_state(name: str) -> None:
     theirs = nn.Linear(3, 2)
     ours = copy.deepcopy(theirs)
-    made = [getattr(home, name)(m.parameters(), lr=0.1, fused=True, **KINDS[name])
-            for home, m in ((torch.optim, theirs), (optimizers, ours))]  # fmt: skip
+    made = [
+        getattr(home, name)(m.parameters(), lr=0.1, fused=True, **KINDS[name])
+        for home, m in ((torch.optim, theirs), (optimizers, ours))
+    ]
     for module, optimizer in zip((theirs, ours), made, strict=True):
         stepped(module, optimizer)
     assert torch.equal(ours.weight, theirs.weight) and not ours.weight.equal(nn.Linear(3, 2).weight)

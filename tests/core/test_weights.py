@@ -43,7 +43,7 @@ def under(prefix: str, tensors: State) -> State:
 
 
 def filled(content: Any, folder: Path, key: str | None = None) -> tuple[State, tuple[str, ...]]:
-    """What a network holds after it was given a file with ``content``, and what is said of it."""
+    """Give what a network holds after it was given a file with ``content``, and what is said of it."""
     file, network = folder / "w.pt", body(0)
     torch.save(content, file)
     notes = load_weights(network, file, key)

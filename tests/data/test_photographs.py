@@ -52,7 +52,7 @@ def by_path(root: Path, layout: str, data: Images) -> set[str]:
 
 
 def agreeing(run: Path, root: Path, layout: str) -> str:
-    """What ``evaluate`` says as text, after it and ``predict`` are found to give the same accuracy to the digit."""
+    """Give what ``evaluate`` says as text, after ``predict`` is found to give the same accuracy to the digit."""
     measured = upcycle.evaluate(str(run), str(root))
     data = upcycle.load_data(root, size=SIZE, channels=3, reading=saved.load(run).reading)
     paths, found = by_path(root, layout, data), upcycle.predict(str(run), root)

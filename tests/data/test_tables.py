@@ -104,8 +104,9 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no 'grde', but scan, grade, label\. .* and --label_column"):
         load(tmp_path, columns=("scan", "grde"))
     # As options of a verb, on what a network takes.
-    net = upcycle.resolve("zoo:convnet_small", pretrained=False, num_classes=2, input_shape=(3, 8, 8),
-                          classes=("low", "high"))  # fmt: skip
+    net = upcycle.resolve(
+        "zoo:convnet_small", pretrained=False, num_classes=2, input_shape=(3, 8, 8), classes=("low", "high")
+    )
     found = upcycle.evaluate(net, tmp_path, image_column="scan", label_column="grade")
     assert found.count == len(data.test) and found.classes == ("high", "low")
 
@@ -183,7 +184,7 @@ def test_drawn_splits_of_tables_stand_and_do_not_hang_on_shards(tmp_path: Path) 
 
 
 class Samples:
-    """What ``datasets`` gives: dicts, features with names; and arrays, labels of one number in a list."""
+    """Samples as ``datasets`` gives them: dicts, features with names; and arrays, labels of one number in a list."""
 
     def __init__(self, samples: list[Any], **more: Any) -> None:
         self.samples = samples

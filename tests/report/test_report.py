@@ -715,13 +715,16 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         assert "This picture cannot be drawn: " in pictures.picture(tmp_path / "picture.json").caption
 
 
-@pytest.mark.parametrize("rows", [
-    [{"name": "a", "accuracy": "high"}],
-    [{"name": "a", "confusion": [[1, "2"], [3, 4]]}],
-    [{"name": "a", "reliability": {"confidence": [0.5], "accuracy": [0.5]}}],
-    [{"role": "student"}],
-    "none",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"name": "a", "accuracy": "high"}],
+        [{"name": "a", "confusion": [[1, "2"], [3, 4]]}],
+        [{"name": "a", "reliability": {"confidence": [0.5], "accuracy": [0.5]}}],
+        [{"role": "student"}],
+        "none",
+    ],
+)
 def test_a_damaged_result_is_named(tmp_path: Path, rows: Any) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"format": 1, "verb": "distill", "rows": rows}))
     with pytest.raises(UserError, match=r"result\.json is damaged"):

@@ -38,15 +38,24 @@ SITUATIONS = [
 
 @pytest.fixture(autouse=True)
 def verdicts(monkeypatch) -> dict[str, Found]:
-    """What was found, for a test to fill: the committed figures change and the places that methods take do not."""
+    """Give what was found, for a test to fill: the committed figures change and the places that methods take do not."""
     found: dict[str, Found] = {}
     monkeypatch.setattr("upcycle.verbs.advise.found", lambda: found)
     return found
 
 
 def verdict(word: str, gain: float, low: float, high: float) -> Found:
-    return Found(verdict=word, says="it over plain training", gain=gain, interval=[low, high], unit="points", seeds=5,
-                 claim="kd", date="2026-11-30", commit="0")  # fmt: skip
+    return Found(
+        verdict=word,
+        says="it over plain training",
+        gain=gain,
+        interval=[low, high],
+        unit="points",
+        seeds=5,
+        claim="kd",
+        date="2026-11-30",
+        commit="0",
+    )
 
 
 def ask(**have) -> Advice:

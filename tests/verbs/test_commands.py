@@ -127,7 +127,7 @@ def test_a_command_names_the_run_that_was_looked_into(things: Path) -> None:
 
 
 def test_every_verb_that_leaves_a_command_is_here() -> None:
-    """What records one is what writes a result: the verbs that make a model, diagnose and explain."""
+    """Give what records one is what writes a result: the verbs that make a model, diagnose and explain."""
     import upcycle.verbs
 
     files = Path(upcycle.verbs.__file__).parent.glob("*.py")

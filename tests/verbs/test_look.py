@@ -118,11 +118,13 @@ def test_memory_is_not_taken_for_a_shortcut(heart: str, tmp_path: Path) -> None:
 def test_a_shortcut_of_one_class_is_suspected_even_where_validation_images_are_familiar(tmp_path: Path) -> None:
     """All other classes are recognised in test images as well as in validation images, so memory explains nothing."""
     data = load_data("digits")
-    data = dataclasses.replace(data, validation=data.train.subset(torch.arange(0, 1000, 3)),
-                               train=data.train.subset(torch.arange(1, 1000, 3)))  # fmt: skip
+    data = dataclasses.replace(
+        data, validation=data.train.subset(torch.arange(0, 1000, 3)), train=data.train.subset(torch.arange(1, 1000, 3))
+    )
     data.test.images[data.test.labels == 4, 4:] = 0
-    found = upcycle.diagnose(TEACHER, data=data, out=tmp_path / "run", images=1, methods=("saliency",),
-                             say=lambda text: None)  # fmt: skip
+    found = upcycle.diagnose(
+        TEACHER, data=data, out=tmp_path / "run", images=1, methods=("saliency",), say=lambda text: None
+    )
     assert found.inside.familiar and "Beware of '4':" in found.sentence and "cannot be told" not in found.sentence
 
 
@@ -130,8 +132,9 @@ def test_a_class_that_is_never_recognised_is_said(tmp_path: Path) -> None:
     teacher = resolve(TEACHER)
     with torch.no_grad():
         next(m for m in teacher.module.modules() if isinstance(m, nn.Linear)).bias[8] -= 1000.0
-    found = upcycle.diagnose(teacher, data="digits", out=tmp_path / "run", images=1, methods=("saliency",),
-                             say=lambda text: None)  # fmt: skip
+    found = upcycle.diagnose(
+        teacher, data="digits", out=tmp_path / "run", images=1, methods=("saliency",), say=lambda text: None
+    )
     n = sum(found.evaluation.confusion[8])
     assert f"It never recognises '8': of {n} test images it takes" in found.sentence
     assert "No training image of '8' is recognised, so no channel speaks for it." in found.sentence

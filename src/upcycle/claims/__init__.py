@@ -38,8 +38,10 @@ class Check:
         if not self.exact:
             return self.value(measured) >= self.bound
         seeds = max(map(len, measured.values()))
-        return all(self.value({arm: [v[min(i, len(v) - 1)]] for arm, v in measured.items()}) >= self.bound
-                   for i in range(seeds))  # fmt: skip
+        return all(
+            self.value({arm: [v[min(i, len(v) - 1)]] for arm, v in measured.items()}) >= self.bound
+            for i in range(seeds)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ COVERED = {"er": "ER", "oewc": "oEWC", "si": "SI", "lwf": "LwF"}
 
 
 def over_finetuning(title: str) -> Headline:
-    """What decides of a method that is measured beside DER++."""
+    """Give what decides of a method that is measured beside DER++."""
     return Headline(
         product=f"{title} (%)", baseline="fine-tuning (%)", says=f"{title} over training on without anything against it"
     )

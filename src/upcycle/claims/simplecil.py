@@ -74,7 +74,7 @@ def plain(lr: float) -> Any:
 
 
 def kept(measured: Measured) -> float:
-    """What SimpleCIL keeps of a task, less what it began with, told the task: zero if nothing is lost."""
+    """Give what SimpleCIL keeps of a task, less what it began with, told the task: zero if nothing is lost."""
     return -mean(measured, "SimpleCIL, forgetting, told the task (points)")
 
 

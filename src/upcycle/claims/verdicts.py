@@ -15,7 +15,7 @@ ENOUGH = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the paired differences of a headline show.
+    """The outcome of a headline: what its paired differences show.
 
     Args:
         word: ``works``, ``costs nothing`` (where that is claimed), ``no difference shown``, ``loss not excluded``
@@ -63,8 +63,12 @@ class Headline:
     @property
     def arms(self) -> tuple[str, ...]:
         """The arms that decide."""
-        return tuple(arm for side in (self.product, self.baseline) if not isinstance(side, float)
-                     for arm in ((side,) if isinstance(side, str) else side))  # fmt: skip
+        return tuple(
+            arm
+            for side in (self.product, self.baseline)
+            if not isinstance(side, float)
+            for arm in ((side,) if isinstance(side, str) else side)
+        )
 
     def differences(self, measured: Measured) -> list[float]:
         """Product less baseline, one for each seed that all of the arms have."""
@@ -73,7 +77,7 @@ class Headline:
         return [ours - theirs for ours, theirs in zip(product, baseline, strict=False)]
 
     def verdict(self, measured: Measured) -> Verdict:
-        """What the figures decide."""
+        """Give what the figures decide."""
         d = self.differences(measured)
         if not d:
             return Verdict(word="not measured", gain=0.0, low=-math.inf, high=math.inf, seeds=0)

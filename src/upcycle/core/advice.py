@@ -98,7 +98,7 @@ ANSWERS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What one has and wants: the answers to the questions of :func:`upcycle.verbs.advise.advise`.
+    """A person's answers, what there is and what is wanted, to the questions of :func:`upcycle.verbs.advise.advise`.
 
     Raises:
         UserError: a value that no question has as an answer, with the nearest.

@@ -101,7 +101,7 @@ _STAND_INS: list[Any] = [
 
 
 def read_checkpoint(path: Path, content: bytes) -> Any:
-    """What ``torch.save`` wrote, by torch's reader of weights, with a stand-in for every object beside them.
+    """Give what ``torch.save`` wrote, by torch's reader of weights, with a stand-in for every object beside them.
 
     Raises:
         UserError: it holds code or is damaged.

@@ -43,7 +43,7 @@ class Processes(Protocol):
         ...
 
     def broadcast(self, obj: Thing) -> Thing:
-        """What the first process has."""
+        """Give what the first process has."""
         ...
 
     def all_reduce(self, data: Tensor) -> Any:

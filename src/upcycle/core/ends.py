@@ -22,7 +22,7 @@ SAID = {
 
 
 def end_of(z: Tensor) -> str | None:
-    """What rows of numbers (b, k) look like, a key of :data:`SAID`; ``None``: like logits."""
+    """Give what rows of numbers (b, k) look like, a key of :data:`SAID`; ``None``: like logits."""
     if z.dim() != 2 or z.shape[1] < 2 or not z.is_floating_point() or not bool(z.isfinite().all()):
         return None
     rounding, z = max(1e-4, 4 * torch.finfo(z.dtype).eps), z.double()

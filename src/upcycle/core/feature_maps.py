@@ -111,7 +111,7 @@ class Seen(NamedTuple):
 
 
 class Flow:
-    """What flows through a network while it sees images.
+    """A record of what flows through a network while it sees images.
 
     Args:
         network: maps images to logits (b, k); in evaluation mode, as it stays.

@@ -79,7 +79,7 @@ def check(value: Any, pattern: Any, path: Path, place: str = "$") -> None:
 
 
 def _problem(value: Any, pattern: Values) -> str:
-    """What is wrong with a tensor, in words; empty where nothing is."""
+    """Give what is wrong with a tensor, in words; empty where nothing is."""
     if not isinstance(value, Tensor):
         return "must be a tensor"
     sizes = tuple(value.shape)

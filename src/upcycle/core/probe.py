@@ -221,7 +221,7 @@ class _Trial:
                 self.notes.append(f"{self.name} {where}answers with {SAID[end]}")
 
     def ends_in(self) -> str | None:
-        """What makes the answers in this mode, a key of ``SAID``, as images of several contrasts show; or ``None``."""
+        """Give what makes the answers in this mode, a key of ``SAID``, by images of several contrasts, or ``None``."""
         seen = self.trained if self.network.training else self.logits
         if seen is not None and end_of(seen) is None:
             return None

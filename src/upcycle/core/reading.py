@@ -51,5 +51,5 @@ class Reading:
         require(0 <= self.white < 2**31, f"white must be a value of a pixel, 1 or more, not {self.white}.")
 
     def record(self) -> dict[str, Any]:
-        """What is not as usual, as JSON data; empty where all is."""
+        """Give what is not as usual, as JSON data; empty where all is."""
         return {f.name: value for f in dataclasses.fields(self) if (value := getattr(self, f.name)) != f.default}

@@ -160,7 +160,7 @@ def _cores() -> int:
 
 
 def _white(items: Iterable[Item], trained: int) -> int:
-    """What is white in the images of more than 8 bits among the first rows, the training images."""
+    """Give what is white in the images of more than 8 bits among the first rows, the training images."""
     largest = 0
     for row, _, content in items:
         if row >= trained:

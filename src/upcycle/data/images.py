@@ -398,7 +398,7 @@ def describe(images: Images) -> str:
 
 
 def reshaped_words(count: int, reading: Reading) -> str:
-    """What was done to so many images, which had other proportions than the size that they were brought to."""
+    """Give what was done to so many images, which had other proportions than the size that they were brought to."""
     return f"{_count(count, 'image was', 'images were')} {RESIZES[reading.resize]}"
 
 

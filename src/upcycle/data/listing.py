@@ -34,7 +34,7 @@ class Left:
     folders: list[Path] = field(default_factory=list)
 
     def notes(self, name: str) -> list[str]:
-        """What was left out of the folder ``name``, in a sentence; none if nothing was."""
+        """Give what was left out of the folder ``name``, in a sentence; none if nothing was."""
         words = (
             (self.hidden, "hidden file or folder", "hidden files or folders"),
             (self.dangling, "link that leads nowhere", "links that lead nowhere"),
@@ -95,7 +95,7 @@ def _is_image(path: Path, left: Left) -> bool:
 
 
 def _visible(folder: Path, left: Left) -> Iterator[Path]:
-    """What is in a folder itself, in order, without what is hidden or leads nowhere."""
+    """Give what is in a folder itself, in order, without what is hidden or leads nowhere."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.casefold() in _BYPRODUCTS:
             left.hidden.append(path)
@@ -106,6 +106,6 @@ def _visible(folder: Path, left: Left) -> Iterator[Path]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """What a folder is, whatever link it is reached by."""
+    """Give what a folder is, whatever link it is reached by."""
     found = os.stat(folder)
     return found.st_dev, found.st_ino

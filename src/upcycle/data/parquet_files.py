@@ -51,7 +51,7 @@ def _trained(folder: Path, found: Tables) -> Tables:
 
 
 def _in(place: Path) -> Tables | None:
-    """What lies in one folder and in those of splits below it."""
+    """Give what lies in one folder and in those of splits below it."""
     files: dict[str, list[Path]] = {}
     unplaced = []
     for path in _parquet(place):

@@ -165,7 +165,7 @@ def _drawn_notes(name: str, orders: dict[str, Tensor], n: int, *, by_place: bool
 
 
 def _white_note(name: str, asked: Reading, found: Reading) -> list[str]:
-    """What was taken to be white in images of more than 8 bits, where that was found and is not the whole range."""
+    """Give what was taken to be white in images of more than 8 bits, where it was found and is not the whole range."""
     if asked.white or found.white in (0, WHITE):
         return []
     return [

@@ -21,8 +21,16 @@ MIN_SIDE = 4  # pixels; anything smaller shows nothing and is a damaged or a pla
 
 # Found by their first bytes and opened as just that: faster than letting Pillow try every format that it
 # knows, and none of those that run other programs.
-_FORMATS = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"RIFF": "WEBP", b"BM": "BMP", b"GIF8": "GIF",
-            b"II*\0": "TIFF", b"MM\0*": "TIFF", **{b"P%d" % n: "PPM" for n in range(1, 7)}}  # fmt: skip
+_FORMATS = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8": "JPEG",
+    b"RIFF": "WEBP",
+    b"BM": "BMP",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    **{b"P%d" % n: "PPM" for n in range(1, 7)},
+}
 _ORIENTATION = 0x0112  # the EXIF tag
 _LYING = (5, 6, 7, 8)  # its values for images that are turned by a quarter
 
@@ -259,7 +267,7 @@ def _luma(planes: Tensor) -> Tensor:
 
 
 def white_of(largest: int) -> int:
-    """What is white where ``largest`` is the largest value in training images of more than 8 bits."""
+    """Give what is white where ``largest`` is the largest value in training images of more than 8 bits."""
     return largest if 0 < largest <= WHITE // 2 else WHITE
 
 

@@ -31,7 +31,7 @@ CHUNK = 1024  # rows in memory at a time, while decoding
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What of a table is wanted.
+    """The part of a table that is wanted.
 
     Args:
         image: the column of images; empty for the first of the usual names.

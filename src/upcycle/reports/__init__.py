@@ -139,7 +139,7 @@ def _page(run_directory: Path, result: dict[str, Any], family: lineage.Node | No
 
 
 def _measured(data: dict[str, Any]) -> str:
-    """What is measured on validation images: agreement with the teacher where their labels are its answers."""
+    """Give what is measured on validation images: agreement with the teacher where their labels are its answers."""
     return "agreement" if "validation" in data.get("answered", ()) else "accuracy"
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 
 class Division(NamedTuple):
-    """What an operation asks of the channels that it divides.
+    """The demands of an operation on the channels that it divides.
 
     Args:
         rows: int64 (parts, c), the ids of even parts, whose counts must stay equal: those of one column are one. Empty

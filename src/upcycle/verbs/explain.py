@@ -84,8 +84,16 @@ def explain_images(
     first = next(iter(found.values()))
     store.write_atomic(place / "explained.csv", _table(names, first, net.classes).encode())
     about = "each image's answer" if target is None else target
-    picture = overlay(f"What speaks for {about}", "A method at a time; bright is what counts most in this image.", net,
-                    split, x, found, left, names)  # fmt: skip
+    picture = overlay(
+        f"What speaks for {about}",
+        "A method at a time; bright is what counts most in this image.",
+        net,
+        split,
+        x,
+        found,
+        left,
+        names,
+    )
     store.write_json(place / "pictures" / "1-maps.json", picture)
     typed = {"model": model, "images": images, "methods": methods, "target": target}
     typed |= {"out": out, **naming}

@@ -28,7 +28,7 @@ def page(method: type[Method]) -> str:
 
 
 def verdict(method: type[Method]) -> str:
-    """What was found when its claim was measured, in a sentence."""
+    """Give what was found when its claim was measured, in a sentence."""
     entry = found().get(method.card.name)
     if entry is None:
         return "**Verdict here:** none; it is what others are compared with, or nothing was measured for it yet."
@@ -37,11 +37,17 @@ def verdict(method: type[Method]) -> str:
 
 
 def facts(method: type[Method]) -> str:
-    """What it needs and costs, and what was published, as a table."""
+    """Give what it needs and costs, and what was published, as a table."""
     card = method.card
-    rows = {"paper": card.paper, "command": f"`upcycle {card.verb} --method {card.name}`",
-            "data, at least": card.needs.data, "access to the teacher, at least": card.needs.teacher,
-            "networks": card.needs.architectures, "cost": card.cost, "published": card.published}  # fmt: skip
+    rows = {
+        "paper": card.paper,
+        "command": f"`upcycle {card.verb} --method {card.name}`",
+        "data, at least": card.needs.data,
+        "access to the teacher, at least": card.needs.teacher,
+        "networks": card.needs.architectures,
+        "cost": card.cost,
+        "published": card.published,
+    }
     lines = ["| | |", "| --- | --- |"] + [f"| {name} | {_cell(text)} |" for name, text in rows.items() if text]
     return "\n".join(lines)
 

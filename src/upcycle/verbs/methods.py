@@ -96,8 +96,11 @@ def methods_list(methods: Iterable[type[Method]] | None = None) -> str:
     lines: list[str] = []
     for verb in dict.fromkeys(m.card.verb for m in methods):
         lines += ["", verb] if lines else [verb]
-        lines += [f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}"
-                  for m in methods if m.card.verb == verb]  # fmt: skip
+        lines += [
+            f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}"
+            for m in methods
+            if m.card.verb == verb
+        ]
     return "\n".join(lines)
 
 

@@ -32,7 +32,7 @@ class Seed(TypedDict):
 
 
 class Record(TypedDict):
-    """What is read back of a record, to go on with it."""
+    """The part of a record that is read back, to go on with it."""
 
     method: str
     setting: str
@@ -42,7 +42,7 @@ class Record(TypedDict):
 
 @dataclass(kw_only=True)
 class Proof:
-    """What a claim measured to: per arm the figure of each seed, and what the figures decide.
+    """The figures of a claim: per arm the figure of each seed, and what the figures decide.
 
     Args:
         claim: whose it is.
@@ -56,7 +56,7 @@ class Proof:
 
     @property
     def verdict(self) -> Verdict:
-        """What the headline comparison decides."""
+        """Give what the headline comparison decides."""
         return self.claim.headline.verdict(self.measured)
 
     @property
@@ -68,11 +68,25 @@ class Proof:
         """The proof as JSON data."""
         c = self.claim
         covered = {name: headline for name, headline in c.covers.items() if headline is not None}
-        return {"method": c.method, "claim": c.sentence, "published": c.published, "setting": c.setting,
-                "verdicts": {name: _decided(h, self.measured) for name, h in {c.method: c.headline, **covered}.items()},
-                "checks": [{"text": check.text, "value": check.value(self.measured), "bound": check.bound,
-                            "exact": check.exact, "holds": check.holds(self.measured)} for check in c.checks],
-                "measured": self.measured, "seeds": self.seeds}  # fmt: skip
+        return {
+            "method": c.method,
+            "claim": c.sentence,
+            "published": c.published,
+            "setting": c.setting,
+            "verdicts": {name: _decided(h, self.measured) for name, h in {c.method: c.headline, **covered}.items()},
+            "checks": [
+                {
+                    "text": check.text,
+                    "value": check.value(self.measured),
+                    "bound": check.bound,
+                    "exact": check.exact,
+                    "holds": check.holds(self.measured),
+                }
+                for check in c.checks
+            ],
+            "measured": self.measured,
+            "seeds": self.seeds,
+        }
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
@@ -113,9 +127,18 @@ def _decided(headline: Headline, measured: Measured) -> dict[str, Any]:
     """A verdict as JSON data."""
     v = headline.verdict(measured)
     bounds = [v.low, v.high] if v.seeds > 1 else None
-    return {"verdict": v.word, "says": headline.says, "gain": v.gain, "interval": bounds, "unit": headline.unit,
-            "differences": headline.differences(measured), "margin": headline.margin, "allowed": headline.allowed,
-            "reason": headline.reason, "arms": list(headline.arms)}  # fmt: skip
+    return {
+        "verdict": v.word,
+        "says": headline.says,
+        "gain": v.gain,
+        "interval": bounds,
+        "unit": headline.unit,
+        "differences": headline.differences(measured),
+        "margin": headline.margin,
+        "allowed": headline.allowed,
+        "reason": headline.reason,
+        "arms": list(headline.arms),
+    }
 
 
 def _commit() -> str:
@@ -173,8 +196,16 @@ def prove(
     for seed, figures, seconds in _figures(claim.method, range(len(proof.seeds), seeds), quick, workers):
         for arm, value in figures.items():
             proof.measured.setdefault(arm, []).append(value)
-        proof.seeds.append(Seed(seed=seed, seconds=round(seconds, 1), date=time.strftime("%Y-%m-%d"), commit=_commit(),
-                                machine=machine(), versions=versions()))  # fmt: skip
+        proof.seeds.append(
+            Seed(
+                seed=seed,
+                seconds=round(seconds, 1),
+                date=time.strftime("%Y-%m-%d"),
+                commit=_commit(),
+                machine=machine(),
+                versions=versions(),
+            )
+        )
         say(f"seed {seed}: " + ", ".join(f"{arm} {_number(value)}" for arm, value in figures.items()))
         if out is not None:
             store.write_json(out, proof.record())
@@ -207,7 +238,7 @@ def _measured(method: str, seed: int, quick: bool) -> tuple[int, dict[str, float
 
 
 def _begun(claim: Claim, out: Path) -> Proof:
-    """What a record holds already."""
+    """Give what a record holds already."""
     found = checked(store.read_json(out), Record, out)
     if found["method"] != claim.method or found["setting"] != claim.setting:
         raise UserError(f"{out} is of another claim, or of this one in another setting; give another --out.")

@@ -85,6 +85,8 @@ def _sentence(rows: list[dict[str, Any]], name: str, data: Images) -> str:
     # Of two independent shares; the images are the same, so the truth is narrower.
     bound = 1.96 * math.sqrt(sum(p * (1 - p) / n for p in (treated, plain)))
     verdict = "more than" if abs(gain) > bound else "within"
-    return (f"{text}, and {share(accuracy['control'])} after the same training without the treatment. The treatment's "
-            f"own part is {100 * gain:+.1f} points, {verdict} the {100 * bound:.1f} that chance makes of "
-            f"{counted(n, 'image')}.")  # fmt: skip
+    return (
+        f"{text}, and {share(accuracy['control'])} after the same training without the treatment. The treatment's "
+        f"own part is {100 * gain:+.1f} points, {verdict} the {100 * bound:.1f} that chance makes of "
+        f"{counted(n, 'image')}."
+    )
