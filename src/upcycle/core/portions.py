@@ -7,6 +7,7 @@ processor's cache, and take half the time.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,23 +37,44 @@ def portions(module: nn.Module, samples: Tensor | int) -> Iterator[Tensor]:
         some of ``samples``, in their order.
     """
     samples = torch.arange(samples) if isinstance(samples, int) else samples
-    largest = 0
-
-    def see(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal largest
-        made = (*inputs, *(output if isinstance(output, tuple | list) else (output,)))
-        largest = max([largest, *(t.numel() * t.element_size() for t in made if isinstance(t, Tensor))])
-
-    parts = list(module.modules())
-    opaque = any(m._compiled_call_impl is not None or isinstance(m, torch.jit.ScriptModule) for m in parts)
-    handles = [] if opaque else [m.register_forward_hook(see) for m in parts]
-    try:
+    with watched(module) as largest:
         yield samples[:FIRST]
+    if len(samples) > FIRST:
+        yield from samples[FIRST:].split(largest.portion(module, FIRST))
+
+
+def portion(module: nn.Module, x: Tensor) -> int:
+    """How many samples suit a module, which is run on a few of those in ``x`` (n, ...) to see what they make in it."""
+    with watched(module) as largest, torch.no_grad():
+        module(x[:FIRST])
+    return largest.portion(module, min(len(x), FIRST))
+
+
+class Largest:
+    """The bytes of the largest activation that was seen."""
+
+    bytes = 0
+
+    def see(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A forward hook."""
+        made = (*inputs, *(output if isinstance(output, tuple | list) else (output,)))
+        self.bytes = max([self.bytes, *(t.numel() * t.element_size() for t in made if isinstance(t, Tensor))])
+
+    def portion(self, module: nn.Module, samples: int) -> int:
+        """How many samples suit ``module``, where ``samples`` made these bytes."""
+        home = next((t.device.type for t in (*module.parameters(), *module.buffers())), "cpu")
+        fit = (LARGEST if home == "cpu" else ELSEWHERE) * samples // self.bytes if self.bytes else FIRST
+        return min(max(fit, BOUNDS[0]), BOUNDS[1])
+
+
+@contextlib.contextmanager
+def watched(module: nn.Module) -> Iterator[Largest]:
+    """Watch the activations of a module meanwhile; nothing is seen in compiled and scripted networks."""
+    largest, parts = Largest(), list(module.modules())
+    opaque = any(m._compiled_call_impl is not None or isinstance(m, torch.jit.ScriptModule) for m in parts)
+    handles = [] if opaque else [m.register_forward_hook(largest.see) for m in parts]
+    try:
+        yield largest
     finally:
         for handle in handles:
             handle.remove()
-    if len(samples) <= FIRST:
-        return
-    home = next((t.device.type for t in (*module.parameters(), *module.buffers())), "cpu")
-    fit = (LARGEST if home == "cpu" else ELSEWHERE) * FIRST // largest if largest else FIRST
-    yield from samples[FIRST:].split(min(max(fit, BOUNDS[0]), BOUNDS[1]))
