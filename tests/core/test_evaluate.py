@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upcycle.core.batches import Batch
+from upcycle.core.batches import Batch, Split
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
 
 
-class Fake:
+class Fake(Split):
     """A split of given vectors and labels."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from upcycle.core import devices
 from upcycle.core import stage as stage_module
-from upcycle.core.batches import Batch
+from upcycle.core.batches import Batch, Split
 from upcycle.core.errors import UserError
 from upcycle.core.interrupt import Interrupted
 from upcycle.core.recipe import Recipe
@@ -19,7 +19,7 @@ from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 
 
-class Points:
+class Points(Split):
     """Noisy points in the plane; the noise stands for augmentation."""
 
     mean, std = (0.0,), (1.0,)

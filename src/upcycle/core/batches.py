@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from upcycle.core.errors import require
+from upcycle.core.task import CLASSIFICATION, Task
 
 
 class Batch(NamedTuple):
@@ -20,7 +21,19 @@ class Batch(NamedTuple):
 
 
 class Split(Protocol):
-    """One split of a data set. Images, graphs and streams implement it."""
+    """One split of a data set. Images, graphs and streams implement it; who inherits from it gets the defaults.
+
+    Attributes:
+        labels: what the task asks for, of every sample: of classes int64 (n,), -1 unknown.
+        augment: the operations that its batches are augmented with, by name.
+        together: one forward answers every sample, since they lie in one thing, such as a graph.
+        task: what its labels are, and how answers are judged by them.
+    """
+
+    labels: Any
+    augment: tuple[str, ...] = ()
+    together: bool = False
+    task: Task = CLASSIFICATION
 
     def __len__(self) -> int:
         """The number of samples."""

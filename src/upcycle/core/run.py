@@ -32,7 +32,7 @@ from upcycle.core import collective, store
 from upcycle.core.batches import Batch, Split, divide, endless, view_of
 from upcycle.core.devices import launch, make_deterministic, place, plain
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import evaluate
 from upcycle.core.frozen import Frozen
 from upcycle.core.guide import frozen_for
 from upcycle.core.interrupt import Interrupted, catching
@@ -42,6 +42,7 @@ from upcycle.core.precision import Precision, choose
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_of
 from upcycle.core.stage import Stage, Stages
+from upcycle.core.task import Evaluation
 from upcycle.core.updates import Updates
 
 if TYPE_CHECKING:

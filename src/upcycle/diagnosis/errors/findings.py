@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, judged, margin, predict_logits
+from upcycle.core.evaluate import predict_logits
 from upcycle.core.feature_maps import FeatureMap, Flow
 from upcycle.core.models import Model
+from upcycle.core.task import Evaluation, judged, margin
 from upcycle.diagnosis.errors.class_channels import (
     Act,
     Support,
