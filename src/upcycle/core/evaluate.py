@@ -105,6 +105,6 @@ def _answer(
     own = () if isinstance(module, Frozen) else (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = next(iter(own), torch.float32)
     with undisturbed(module), _moved(module, device) as there:
-        for index in portions(module, len(split)):
+        for index in portions(module, split):
             batch = split.batch(index, device=there)
-            take(module(batch.images.to(dtype)), batch.labels)
+            take(module(batch.inputs.to(dtype)), batch.labels)

@@ -6,17 +6,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from upcycle.core.batches import Batch, Split
+from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.inputs import of_plain, of_tensor
 from upcycle.core.reading import Reading
 from upcycle.core.takes import Takes
-from upcycle.core.task import Task
+from upcycle.core.task import CLASSIFICATION, Task
 from upcycle.data import augment
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, kw_only=True)
-class Samples(Split):
-    """One split of a collection, of which this is what all kinds of samples have; see :class:`Split`.
+class Samples:
+    """One split of a collection, of which this is what all kinds of samples have; implements ``Split``.
 
     Args:
         labels: of each sample; of classes int64 (n,), -1 where unknown.
@@ -34,6 +34,8 @@ class Samples(Split):
         ordered: the samples are shown in the order in which they lie, not shuffled.
     """
 
+    together: ClassVar[bool] = False
+
     labels: Tensor
     ids: Tensor
     augment: tuple[str, ...] = ()
@@ -41,6 +43,11 @@ class Samples(Split):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def task(self) -> Task:
+        """What the labels are."""
+        return CLASSIFICATION
 
     @property
     def labelled(self) -> bool:

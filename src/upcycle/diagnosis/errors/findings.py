@@ -171,7 +171,7 @@ def familiar(seen: Float[Tensor, " n"], held: Float[Tensor, " m"]) -> bool:
     alike, because they learnt nothing by heart, are familiar with all.
 
     Args:
-        seen: :func:`~upcycle.core.evaluate.margin` of each training image.
+        seen: :func:`~upcycle.core.task.margin` of each training image.
         held: the same of each validation image.
     """
     error = (seen.var() / len(seen) + held.var() / len(held)).sqrt()
