@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test torture docs lint clean
+.PHONY: run test torture bench-quick docs lint clean
 
 # One thread: networks this small gain nothing from a second one, and wait for it when the machine is busy.
 run: .venv/installed
@@ -17,6 +17,9 @@ test: .venv/dev
 
 torture: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture
+
+bench-quick: .venv/dev
+	$(BIN)/python -m benchmarks.quick
 
 docs: .venv/dev
 	$(BIN)/pip install --quiet -e ".[docs]"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.code import MEASURED, here
 from upcycle.core.store import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,12 +45,13 @@ def alternate(functions: dict[str, Callable[[], Any]], repetitions: int = 9) -> 
 
 
 def record(name: str, figures: dict[str, Any], **settings: Any) -> Path:
-    """Write ``results/NAME.json``: figures and settings, with machine, versions, date and commit."""
+    """Write ``results/NAME.json``: figures and settings, with machine, versions, date, commit, digest of the code."""
     path = RESULTS / f"{name}.json"
     write_json(path, {
         "benchmark": name,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
+        **({"code": here(name)} if name in MEASURED else {}),
         "machine": machine(),
         "versions": {"python": platform.python_version()} | _versions(),
         "settings": settings,

@@ -41,10 +41,8 @@ class Peer(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(Image.fromarray(self.images[i])), self.labels[i]
 
 
-def main() -> None:
-    if not os.environ.get("UPCYCLE_DATA"):
-        sys.exit("Skipped: this benchmark needs CIFAR-10; set UPCYCLE_DATA to the folder that has it.")
-    torch.set_num_threads(2)
+def measured(repetitions: int) -> dict[str, list[float]]:
+    """The seconds of one pass over the images, of every arm in turn."""
     data = load("cifar10").subset(torch.arange(IMAGES)).normalised(MEAN, STD)
     peer = DataLoader(Peer(data), batch_size=BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
     device = torch.device("cpu")
@@ -58,12 +56,20 @@ def main() -> None:
         for _ in peer:
             pass
 
-    times = alternate({
+    return alternate({
         "upcycle, crop and flip": lambda: ours(("crop", "flip")),
         "upcycle, crop, flip and colour": lambda: ours(("crop", "flip", "color")),
         "upcycle, as they are": lambda: ours(()),
         f"torchvision, {WORKERS} workers, crop and flip": theirs,
-    }, REPETITIONS)  # fmt: skip
+    }, repetitions)  # fmt: skip
+
+
+def main() -> None:
+    """Time, print and record."""
+    if not os.environ.get("UPCYCLE_DATA"):
+        sys.exit("Skipped: this benchmark needs CIFAR-10; set UPCYCLE_DATA to the folder that has it.")
+    torch.set_num_threads(2)
+    times = measured(REPETITIONS)
     batches = -(-IMAGES // BATCH)
     best = {name: min(seconds) for name, seconds in times.items()}
     *_, peer_best = best.values()

@@ -17,9 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.code import WHOLE
+
 from scripts import pages
+from scripts.benchmark_table import benchmark_table
 from scripts.matrix import matrix
-from scripts.tables import interval, number, percent, provenance, table, words
+from scripts.tables import figures_table, number, percent, provenance, table, words
 from upcycle.claims import all_claims, find
 from upcycle.claims.found import FILE as FOUND
 from upcycle.claims.found import short
@@ -37,12 +40,17 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"<!-- begin: ([\w-]+) -->\n(.*?)<!-- end: \1 -->", re.DOTALL)
 MARK = re.compile(r"^<!-- (?:begin|end): ", re.MULTILINE)
+CODE = re.compile(r"```.*?```", re.DOTALL)
+DICTIONARY = re.compile(r"\{'[^'\n]*': ")  # as Python prints one
+HEADLESS = re.compile(r"^\|(?: --- \|)+\n(?!\|)", re.MULTILINE)  # a table without a row
 MISSING = "*Not measured yet.*\n"
 BENCHMARKS = (
+    *(f"whole_command_{part}" for part in WHOLE),
     "kd_step",
     "kd_accuracy",
     "loading",
     "startup",
+    "save_points",
     "torture",
     "data_free",
     "data_free_cifar10",
@@ -53,6 +61,7 @@ BENCHMARKS = (
     "cka",
     "dery_search",
     "dery_whole",
+    "heat_maps",
     "attribution",
     "diagnosis",
     "ssf",
@@ -61,8 +70,6 @@ BENCHMARKS = (
     "shortcut",
 )  # those with a block of their own
 PAGES = {"attribution": "[`attribution`](look-inside.md)"}  # claims of what is no method
-OTHERS = ("faults", "quickstart", "continual_baselines", "architectures")  # those whose block is made otherwise
-RAW = ("seconds", "curves")  # every repetition, kept in the file; the tables show what was made of them
 
 
 def documents(root: Path = ROOT) -> list[Path]:
@@ -75,19 +82,37 @@ def filled(text: str) -> str:
     """``text`` with every block made anew.
 
     Raises:
-        ValueError: a block without an end, or a name that nobody fills.
+        ValueError: a block without an end, a name that nobody fills, or one that shows nothing, or shows Python.
     """
 
     def block(found: re.Match[str]) -> str:
         name = found.group(1)
         if name not in BLOCKS:
             raise ValueError(f"nothing fills the block '{name}'; there are {', '.join(BLOCKS)}")
-        return f"<!-- begin: {name} -->\n{BLOCKS[name]()}<!-- end: {name} -->"
+        return f"<!-- begin: {name} -->\n{shown(name, BLOCKS[name]())}<!-- end: {name} -->"
 
     new, n = BLOCK.subn(block, text)
     if len(MARK.findall(text)) != 2 * n:
         raise ValueError("a block is begun and not ended, or ended under another name")
     return new
+
+
+def shown(name: str, text: str) -> str:
+    """``text``, if a reader can use it.
+
+    Raises:
+        ValueError: it is empty, holds a table without a row, or a dictionary as Python prints it.
+    """
+    prose = CODE.sub("", text)
+    faults = {
+        "is empty": not text.strip(),
+        "has a table without a row": HEADLESS.search(prose),
+        "prints a dictionary": DICTIONARY.search(prose),
+    }
+    for fault, there in faults.items():
+        if there:
+            raise ValueError(f"the block '{name}' {fault}")
+    return text
 
 
 # -- results ----------------------------------------------------------------------------------------------------
@@ -99,65 +124,17 @@ def result(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def figures_table(figures: dict[str, Any]) -> str:
-    """The figures of a benchmark.
-
-    Mappings with the same keys share a table, whose longer side goes down; single figures share one at the end.
-    """
-    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
-    single = {}
-    for name, value in figures.items():
-        if name in RAW:
-            continue
-        if isinstance(value, dict):
-            kept = {k: v for k, v in value.items() if k not in RAW}
-            groups.setdefault(tuple(kept), {})[name] = kept
-        else:
-            single[name] = value
-    parts = []
-    for keys, group in groups.items():
-        if len(group) > len(keys):
-            rows = [(words(name), *(number(row[k]) for k in keys)) for name, row in group.items()]
-            parts.append(table(("", *map(words, keys)), rows))
-        else:
-            rows = [(words(k), *(number(row[k]) for row in group.values())) for k in keys]
-            parts.append(table(("", *map(words, group)), rows))
-    if single:
-        parts.append(table(("", "figure"), [(words(k), interval(v) if k == "interval" else number(v))
-                                            for k, v in single.items()]))  # fmt: skip
-    return "\n".join(parts)
-
-
-def benchmark(name: str, only: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> str:
-    """A benchmark's figures, or some ``only``, its settings and where they come from."""
+def benchmark(name: str) -> str:
+    """A benchmark's figures, its settings and where they come from."""
     record = result(name)
     if record is None:
         return MISSING
-    text = figures_table(only(record["figures"]))
+    text = figures_table(record["figures"])
     if settings := record.get("settings"):
         text += "\nSettings: " + ", ".join(f"{words(k)} {number(v)}" for k, v in settings.items()) + ".\n"
-    command = f"python -m benchmarks.{record.get('benchmark', name)}"
+    script, _, part = str(record.get("benchmark", name)).partition("whole_command_")
+    command = f"python -m benchmarks.{script or f'whole_command {part}'}"
     return f"{text}\n{provenance(record, command)}"
-
-
-def benchmarks_left() -> str:
-    """Every committed benchmark that has no block of its own."""
-    names = sorted(file.stem for file in RESULTS.glob("*.json"))
-    rest = [name for name in names if name not in (*BENCHMARKS, *OTHERS) and not name.startswith("prove_")]
-    return "\n".join(f"### {words(name).capitalize()}\n\n{benchmark(name)}" for name in rest)
-
-
-def speed() -> str:
-    """The two tables of the README."""
-
-    def steps(figures: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: figures[key] for key in ("milliseconds", "images_per_second")}
-        return {key: {k: v for k, v in row.items() if not k.startswith("part")} for key, row in kept.items()}
-
-    return (
-        "A step of knowledge distillation, ResNet-56 to ResNet-20 on CIFAR-10, batches of 128:\n\n"
-        f"{benchmark('kd_step', steps)}\nLoading CIFAR-10:\n\n{benchmark('loading')}"
-    )
 
 
 def quickstart() -> str:
@@ -298,6 +275,25 @@ def plots() -> dict[Path, str]:
     return made
 
 
+def verdict_line(name: str) -> str:
+    """What was measured of a method, in a line for a page whose example is too small to show it."""
+    found = verdicts().get(name)
+    told = f"{short(found)}, {found['says']}" if found else "not measured yet in its present setting"
+    return f"What was measured of [`{name}`](methods/{name}.md), as its record has it: {told}.\n"
+
+
+def tutorial() -> str:
+    """What the tutorial's commands printed when they were measured."""
+    record = result("tutorial")
+    if record is None:
+        return MISSING
+    rows = [(line["name"], f"{100 * statistics.fmean(line['accuracy']):.1f} %" if line["accuracy"] else "",
+             si(line["parameters"]), si(line["macs"]), duration(line["latency"]),
+             duration(line["seconds"]) if "seconds" in line else "") for line in record["figures"]["rows"]]  # fmt: skip
+    headings = ("", "test accuracy", "parameters", "multiply-adds", "latency", "the command took")
+    return f"{table(headings, rows)}\n{provenance(record, 'python -m benchmarks.tutorial')}"
+
+
 def claim_page(name: str, assets: str = "../assets") -> str:
     """The figures of the claim of a method."""
     claim = find(name)
@@ -369,6 +365,21 @@ def licences() -> str:
     return table(("licence", "asks", "no child together with a parent under"), rows)
 
 
+def api_methods() -> str:
+    """The entries of all methods on the page of Python, by the verb that runs them."""
+    verbs = dict.fromkeys(m.card.verb for m in all_methods())
+    parts = [
+        f"### {verb}\n\n"
+        + "\n".join(
+            f"::: {m.__module__}.{m.__qualname__}\n    options:\n      heading_level: 4\n"
+            for m in all_methods()
+            if m.card.verb == verb
+        )
+        for verb in verbs
+    ]
+    return "\n".join(parts)
+
+
 def example_method() -> str:
     """The worked example of CONTRIBUTING.md, as it stands in its file."""
     return f"```python\n{(ROOT / 'docs' / 'example_method.py').read_text()}```\n"
@@ -384,12 +395,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "faults": faults,
     "claims": claims,
     "situations": lambda: pages.situations(verdicts()),
+    "situations-site": lambda: pages.situations(verdicts(), "methods"),
     "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
-    "speed": speed,
+    **{f"verdict-{m.card.name}": functools.partial(verdict_line, m.card.name) for m in all_methods()},
+    "tutorial": tutorial,
+    "benchmarks": lambda: benchmark_table(result),
+    "api-methods": api_methods,
     "baselines": baselines,
     "architectures": architectures,
-    "benchmarks-left": benchmarks_left,
     **{name.replace("_", "-"): functools.partial(benchmark, name) for name in BENCHMARKS},
 }
 

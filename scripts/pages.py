@@ -81,12 +81,12 @@ SITUATIONS = (
 """What readers have, the command for it, and the method whose verdict stands beside it."""
 
 
-def situations(found: dict[str, Found]) -> str:
-    """Which situation calls for which command, and what was measured."""
+def situations(found: dict[str, Found], folder: str = "docs/methods") -> str:
+    """Which situation calls for which command, and what was measured; the methods' pages lie in ``folder``."""
     rows = []
     for have, command, name in SITUATIONS:
         gain = f"{short(found[name])}, {found[name]['says']}" if name in found else "not measured yet"
-        rows.append((have, f"`upcycle {command}`", f"[{name}](docs/methods/{name}.md): {gain}"))
+        rows.append((have, f"`upcycle {command}`", f"[{name}]({folder}/{name}.md): {gain}"))
     return table(("you have", "command", "measured here"), rows)
 
 

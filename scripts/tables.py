@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable
 from typing import Any
 
+RAW = ("seconds", "curves", "all")  # every repetition, kept in the file; the tables show what was made of them
+DIGEST = re.compile(r"[0-9a-f]{40,}")
+
 
 def number(value: Any) -> str:
-    """A cell: three digits, thousands apart; a list of numbers as mean ± sample standard deviation."""
+    """A cell: three digits, thousands apart; a list as mean ± sample standard deviation, a digest cut short."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -16,11 +20,14 @@ def number(value: Any) -> str:
             return ", ".join(map(number, value))
         spread = f" ± {number(statistics.stdev(value))}" if len(value) > 1 else ""
         return f"{number(statistics.fmean(value))}{spread}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number(inner)}" for key, inner in value.items())
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return text[:12] if DIGEST.fullmatch(text) else text
 
 
 def percent(values: list[float]) -> str:
@@ -49,6 +56,56 @@ def interval(bounds: list[float]) -> str:
 def words(key: str) -> str:
     """A key as a heading."""
     return key.replace("_", " ")
+
+
+def flat(figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures with no mapping further down than in a row: rows of a group stand for themselves, under both names."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        if name in RAW:
+            continue
+        if isinstance(value, dict) and value and all(isinstance(inner, dict) for inner in value.values()):
+            found |= {key if name == "arms" else f"{name}, {key}": inner for key, inner in value.items()}
+        else:
+            found[name] = value
+    return {name: _row(value) if isinstance(value, dict) else value for name, value in found.items()}
+
+
+def _row(figures: dict[str, Any]) -> dict[str, Any]:
+    """A row without what is raw, and with mappings below it drawn into it."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            found |= {f"{name}, {key}": inner for key, inner in value.items()}
+        elif name not in RAW:
+            found[name] = value
+    return found
+
+
+def figures_table(figures: dict[str, Any]) -> str:
+    """The figures of a benchmark.
+
+    Mappings with the same keys share a table, whose longer side goes down; single figures share one at the end.
+    """
+    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    single = {}
+    for name, value in flat(figures).items():
+        if isinstance(value, dict):
+            groups.setdefault(tuple(value), {})[name] = value
+        else:
+            single[name] = value
+    parts = []
+    for keys, group in groups.items():
+        if len(group) > len(keys):
+            rows = [(words(name), *(number(row[k]) for k in keys)) for name, row in group.items()]
+            parts.append(table(("", *map(words, keys)), rows))
+        else:
+            rows = [(words(k), *(number(row[k]) for row in group.values())) for k in keys]
+            parts.append(table(("", *map(words, group)), rows))
+    if single:
+        parts.append(table(("", "figure"), [(words(k), interval(v) if k == "interval" else number(v))
+                                            for k, v in single.items()]))  # fmt: skip
+    return "\n".join(parts)
 
 
 def provenance(record: dict[str, Any], command: str) -> str:

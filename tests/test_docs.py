@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image
+from scripts import photographs
 
+import upcycle
+from tests import documented
 from tests.settings import TinyNet
 from upcycle import cli
 from upcycle.core.store import tensor_digest
@@ -35,10 +37,6 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 BLOCK = re.compile(r"(?:<!-- test: (\w+) ?(\S*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
-
-QUICK = ["--recipe.epochs", "1"]
-UNTRAINED = ("disassemble", "assemble")  # nothing is trained there unless it is asked for
-SEARCH = ["--probe=16", "--runs=2", "--candidates=2", "--score_batches=1"]
 
 
 def page_id(page: Path) -> str:
@@ -78,21 +76,24 @@ def plugins() -> Iterator[None]:
     methods._plugins.update(before)
 
 
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real pictures, 60 of each of three classes."""
+    place = tmp_path_factory.mktemp("real") / "photos"
+    photographs.write(place, 60)
+    return place
+
+
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: None) -> Path:
-    """An empty directory to work in, with what the pages take for granted: photos, weights, a first run's name."""
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: None, photos: Path) -> Path:
+    """An empty directory to work in, with what the pages take for granted: photographs of three classes, recipes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_models", raising=False)
     (tmp_path / "docs").mkdir()
     shutil.copy(EXAMPLE, tmp_path / "docs")
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    g = torch.Generator().manual_seed(0)
-    for k, name in enumerate(("cat", "dog", "owl")):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(12):
-            pixels = torch.randint(60 * k, 60 * k + 100, (20, 18, 3), generator=g, dtype=torch.uint8)
-            Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / name / f"{i}.png")
+    shutil.copytree(photos, tmp_path / "photos")
     return tmp_path
 
 
@@ -116,20 +117,33 @@ def test_every_command_on_the_page_parses(page: Path, desk: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "<!-- test: " in p.read_text()], ids=page_id)
-def test_what_is_marked_on_the_page_runs(page: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_marked_on_the_page_runs_and_shows_success(
+    page: Path, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures: dict[str, documented.Rows] = {}
+    names: dict[str, Any] = {"__name__": "__main__"}
     for what, name, language, text in blocks(page):
         if what == "file":
             (desk / name).write_text(text)
-            torch.save(importlib.import_module(Path(name).stem).large().state_dict(), desk / "large.pt")
+            documented.train(importlib.import_module(Path(name).stem).large(), desk / "photos", desk / "large.pt")
         elif what == "run" and language == "console":
             for words in upcycle_commands(text):
-                quick = QUICK if words[0] in cli.MAKERS and words[0] not in UNTRAINED else []
-                quick = [*quick, *SEARCH] if words[0] == "reassemble" else quick
-                assert cli.main([*words, *quick]) == 0, (words, capsys.readouterr().err)
+                words = documented.offline(words, desk)
+                capsys.readouterr()
+                assert cli.main(words) == 0, (words, capsys.readouterr().err)
+                said = capsys.readouterr()
+                assert said.err == "", words
+                figures |= documented.printed(words, said.out, desk)
         elif what == "run":
             assert language == "python"
-            exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
+            exec(compile(text, page.name, "exec"), names)
+            figures |= documented.bound(names)
     assert capsys.readouterr().err == ""
+    figures |= documented.runs(desk)
+    bars = documented.BARS.get(page_id(page), {})
+    assert figures.keys() == bars.keys(), "every figure has a bar, and every bar a figure"
+    for name, bar in bars.items():
+        bar.check(figures[name], f"{page_id(page)}, {name}")
 
 
 def test_every_mark_belongs_to_a_block() -> None:
@@ -188,15 +202,26 @@ def test_the_example_method_leaves_the_teacher_alone(plugins: None) -> None:
     assert tensor_digest(teacher.module.state_dict()) == before
 
 
-def test_the_python_page_has_every_verb_and_every_name_on_it_exists() -> None:
-    import upcycle
+def entries() -> list[str]:
+    """What the page of Python shows."""
+    return re.findall(r"^::: (.+)$", (ROOT / "docs" / "python-api.md").read_text(), re.MULTILINE)
 
-    found = re.findall(r"^::: (.+)$", (ROOT / "docs" / "python-api.md").read_text(), re.MULTILINE)
-    for name in found:
-        module, _, last = name.rpartition(".")
-        assert hasattr(importlib.import_module(module), last), name
-    verbs = [f"{home}.{name}" for name, home in upcycle._HOME.items() if home.startswith("upcycle.verbs")]
-    assert set(verbs) - {"upcycle.verbs.doctor.doctor"} <= set(found)
+
+def found_at(place: str) -> Any:
+    module, _, last = place.rpartition(".")
+    return getattr(importlib.import_module(module), last)
+
+
+def test_the_python_page_has_every_public_name() -> None:
+    shown = [found_at(place) for place in entries()]  # each of which exists
+    public = {name: getattr(upcycle, name) for name in upcycle.__all__}
+    public |= {method.__name__: method for method in methods.all_methods()}
+    missing = [name for name, thing in public.items() if not any(thing is one for one in shown)]
+    assert not missing, f"docs/python-api.md lacks {', '.join(missing)}"
+
+
+def test_the_python_page_has_no_name_twice() -> None:
+    assert len(entries()) == len(set(entries()))
 
 
 # -- generated parts --------------------------------------------------------------------------------------------
@@ -226,13 +251,35 @@ def test_a_stale_block_is_found_and_written(
     )
 
 
-@pytest.mark.parametrize("text", [
-    "<!-- begin: nonsense -->\n<!-- end: nonsense -->", "<!-- begin: methods -->\n",
-    "<!-- begin: methods -->\n<!-- end: claims -->",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- begin: nonsense -->\n<!-- end: nonsense -->",
+        "<!-- begin: methods -->\n",
+        "<!-- begin: methods -->\n<!-- end: claims -->",
+    ],
+)
 def test_a_block_that_nobody_can_fill_is_an_error(script: ModuleType, text: str) -> None:
     with pytest.raises(ValueError, match="block"):
         script.filled(text)
+
+
+@pytest.mark.parametrize(
+    ("made", "fault"),
+    [
+        (" \n", "empty"),
+        ("a\n\n| a | b |\n| --- | --- |\n\nb\n", "without a row"),
+        ("| a |\n| --- |\n| {'ms': 3.78} |\n", "dictionary"),
+    ],
+)
+def test_a_block_that_shows_nothing_or_shows_python_is_an_error(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, made: str, fault: str
+) -> None:
+    monkeypatch.setitem(script.BLOCKS, "methods", lambda: made)
+    with pytest.raises(ValueError, match=fault):
+        script.filled("<!-- begin: methods -->\n<!-- end: methods -->")
+    fenced = "```python\nx = {'a': 1}\n```\n"
+    assert script.shown("methods", fenced) == fenced
 
 
 def test_claims_show_what_was_measured_and_what_it_decides(
@@ -286,8 +333,8 @@ def test_benchmark_tables_show_every_figure(
               "date": "2026-01-02 10:00 UTC", "commit": "abc"}  # fmt: skip
     write_json(tmp_path / "extra.json", {"figures": {k: v for f in figures.values() for k, v in f.items()}, **origin})
     monkeypatch.setattr(script, "RESULTS", tmp_path)
-    assert script.benchmarks_left() == (
-        "### Extra\n\n|  | rate |\n| --- | --- |\n| a | 12,346 |\n| b | 2 |\n"
+    assert script.benchmark("extra") == (
+        "|  | rate |\n| --- | --- |\n| a | 12,346 |\n| b | 2 |\n"
         "\n|  | milliseconds | speed up |\n| --- | --- | --- |\n| a | 0.123 | 1 |\n| b | 2 | 3 |\n"
         "\n|  | figure |\n| --- | --- |\n| gain | 2 ± 1 |\n| interval | -0.5 to 0.25 |\n| holds | yes |\n"
         "\nSettings: batch 128.\n"
@@ -351,8 +398,6 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
 
 
 def test_the_citation_names_this_version() -> None:
-    import upcycle
-
     citation: dict[str, Any] = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["cff-version"] == "1.2.0" and citation["version"] == upcycle.__version__
     assert citation["authors"] and citation["title"] and citation["message"] and citation["license"] == "Apache-2.0"

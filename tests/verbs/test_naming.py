@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from tests.verbs.test_bad_input import Refused, here, refused
 from upcycle import UserError, cli
 from upcycle.core import references, saved
 from upcycle.data.images import Images
+from upcycle.verbs.adapt import Setting
+from upcycle.verbs.methods import find_method
 from upcycle.verbs.naming import Naming, naming_of, network, network_and_images
+from upcycle.verbs.options import default_of, split_options
 
 __all__ = ["here", "refused"]  # fixtures
 
@@ -256,3 +260,13 @@ def test_parts_of_ones_own_are_named_in_their_order(here: Path) -> None:
         upcycle.assemble([Brightness(2), Brightness(3)], classes=tuple("abcd"), out="no", **said)
     with pytest.raises(UserError, match="does not tell which of its classes each part knows"):
         upcycle.assemble([Brightness(5), Brightness(5)], data="digits", out="no", quiet=True)
+
+
+def test_a_mapping_changes_a_group_of_options_as_the_command_line_does() -> None:
+    """What it does not name keeps the method's default, which is not that of the group."""
+    method = find_method("ssf", "adapt")
+    _, own = split_options(method, Setting, {"recipe": {"epochs": 3}})
+    usual = default_of(method, "recipe")
+    assert own["recipe"] == dataclasses.replace(usual, epochs=3) and usual.optimizer == "adamw"
+    typed = cli.arguments_of("adapt", ["zoo:digits_teacher", "--method", "ssf", "--recipe.epochs", "3"])[0]
+    assert typed["recipe"] == own["recipe"]

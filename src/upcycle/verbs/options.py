@@ -112,9 +112,9 @@ def split_options(cls: type[Method], kind: type, options: dict[str, Any]) -> tup
         if key not in known:
             raise unknown(f"option of {cls.card.name}", key, known)
     own = {key: value for key, value in options.items() if key not in fields}
-    for key, value in own.items():  # nested dataclasses may come as plain mappings
-        if isinstance(value, dict) and dataclasses.is_dataclass(nested := type(default_of(cls, key))):
-            own[key] = nested(**value)
+    for key, value in own.items():  # a mapping changes some of a group, as options of the command line do
+        if isinstance(value, dict) and dataclasses.is_dataclass(usual := default_of(cls, key)):
+            own[key] = dataclasses.replace(usual, **value)  # type: ignore[type-var]  # a method's default, no class
     return {key: value for key, value in options.items() if key in fields}, own
 
 
