@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from upcycle.core.losses import ce_loss
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import ANY, Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 
 if TYPE_CHECKING:
-    from upcycle.data.images import Images
+    from upcycle.data.collection import Collection
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Supervised(Method):
-    """Cross-entropy on the labelled samples: what stands beside a method that takes more than labels.
+    """The loss of the data's task on the labelled samples: what stands beside a method that takes more than labels.
+
+    Of classes it is cross-entropy.
 
     Args:
         student: the network to train.
@@ -36,18 +37,18 @@ class Supervised(Method):
         title="Supervised training",
         paper="common practice",
         verb="distill",
-        needs=Needs(data="labelled", teacher="none", architectures="any"),
+        needs=Needs(data="labelled", teacher="none", architectures="any", inputs=ANY, tasks=ANY),
         summary="A network that learns from labels alone.",
         cost="student training",
         published="none",
     )
 
-    def fit(self, run: Run, data: Images) -> nn.Module:
+    def fit(self, run: Run, data: Collection) -> nn.Module:
         """The algorithm; returns the student."""
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for images, labels, _ in run.batches(data.train, self.recipe.batch_size):
-                run.step(ce_loss(student(images), labels), optimizer, self.recipe)
+            for inputs, labels, _ in run.batches(data.train, self.recipe.batch_size):
+                run.step(data.train.task.loss(student(inputs), labels), optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student)
