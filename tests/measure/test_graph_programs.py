@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from tests.settings_graphs import tiny_graph_model
 from upcycle.core.errors import UserError
+from upcycle.core.graph_inputs import table
 from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.references import resolve
@@ -61,3 +63,10 @@ def test_a_graph_network_is_counted_on_a_graph() -> None:
     assert cost.macs == n * 5 * width + width * 3 + edges + edges * width + n * width
     assert cost.parameters == 5 * width + width + 2 * width + width * 3 + 3
     assert latency(model.module, graphs) > 0 and peak_memory(model.module, graphs) > cost.bytes
+
+
+def test_memory_of_sparse_features_is_what_they_lie_in() -> None:
+    model, graphs = tiny_graph_model("tiny", 0, "node"), GraphTakes(5, nodes=(3, 9), level="node").example(3)
+    graphs.x *= graphs.x > 0.5
+    sparse = replace(graphs, x=table(graphs.x))
+    assert abs(peak_memory(model.module, sparse) - peak_memory(model.module, graphs)) < 1000
