@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.settings_graphs import networks, other_graphs, spoil_graphs, tiny_graphs, tiny_nodes
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
@@ -182,9 +183,26 @@ class EvenAndOdd(AttentionDiversification):
         return super().fit(run, data)
 
 
+def spoil_images(data: Any) -> None:
+    """Make training images of several classes NaN, in place."""
+    bad = data.train.images.permute(0, 3, 1, 2).float() / 255
+    bad[17:25] = float("nan")
+    data.train.images = bad.contiguous()
+
+
+def other_images(split: ImageSplit) -> ImageSplit:
+    """A split of which the first image has another first pixel."""
+    images = split.images.clone()
+    images.view(-1)[0] = 1 - images.view(-1)[0].clamp(0, 1)
+    return dataclasses.replace(split, images=images)
+
+
 @dataclass(frozen=True)
 class Row:
-    """A method's options for the gauntlet, its networks, and the command line that runs it."""
+    """A method's options for the gauntlet, its networks, and the command line that runs it.
+
+    ``spoil`` makes training samples of its data NaN, in place; ``other`` gives a split with another first sample.
+    """
 
     method: type[Method]
     options: dict[str, Any]
@@ -194,6 +212,8 @@ class Row:
     networks: Callable[[], dict[str, Any]] | None = None  # in place of teacher and student
     draws: bool = True  # whether anything is random
     data: Callable[[int], Any] = tiny_data
+    spoil: Callable[[Any], None] = spoil_images
+    other: Callable[[Any], Any] = other_images
 
     def make(self, seed: int = 0) -> Method:
         if self.networks is not None:
@@ -216,6 +236,7 @@ _GENERATE = {"nz": 16, "ngf": 8}
 _MAKING_WORDS = (*_WORDS, "--making.rounds=3", "--making.batch=32", "--making.kd_steps=4")
 _GENERATE_WORDS = (*_MAKING_WORDS, "--nz=16", "--ngf=8")
 
+_GRAPHS: dict[str, Any] = {"spoil": spoil_graphs, "other": other_graphs}
 _REASSEMBLE = {"blocks": 2, "probe": 64, "runs": 5, "candidates": 4, "score_batches": 1}
 _PARTIAL = {
     "iterations": 30,
@@ -232,6 +253,16 @@ ROWS = {
     "kd": Row(KD, {"recipe": _RECIPE}, _WORDS),
     "kd-views": Row(
         KD, {"recipe": _RECIPE, "views": 2, "cache": "on", "terms": Terms(w_ce=0.0, w_kd=1.0)}, (*_WORDS, "--views=2")
+    ),
+    "kd-graphs": Row(KD, {"recipe": _RECIPE}, _WORDS, networks=lambda: networks("graph"), data=tiny_graphs, **_GRAPHS),
+    "kd-nodes": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, batch_size=0, epochs=5), "cache": "on"},
+        ("--recipe.epochs=5", "--recipe.batch_size=0"),
+        networks=lambda: networks("node"),
+        data=tiny_nodes,
+        draws=False,
+        **_GRAPHS,
     ),
     "tfkd": Row(TfKD, {"recipe": _RECIPE, "variant": "self"}, _WORDS, teacher=False),
     "tfkd-reg": Row(TfKD, {"recipe": _RECIPE, "variant": "reg"}, (*_WORDS, "--variant=reg"), teacher=False),
