@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
-from upcycle.data.augment import uniform
+from upcycle.core.seeds import uniform
 from upcycle.data.images import ImageSplit
 
 Objective = Literal["barlow", "simsiam"]
