@@ -8,7 +8,19 @@ from upcycle.distillation.kd import KD
 from upcycle.distillation.kdexplainer import KDExplainer
 from upcycle.distillation.netgraft import NetGraft
 from upcycle.distillation.onestagegan import OneStageGAN
+from upcycle.distillation.plain import Plain
 from upcycle.distillation.tfkd import TfKD
 from upcycle.distillation.vam import VAM
 
-METHODS: tuple[type[Method], ...] = (KD, TfKD, NetGraft, VAM, KDExplainer, FastDFKD, CMI, DeepInversion, OneStageGAN)
+METHODS: tuple[type[Method], ...] = (
+    KD,
+    Plain,
+    TfKD,
+    NetGraft,
+    VAM,
+    KDExplainer,
+    FastDFKD,
+    CMI,
+    DeepInversion,
+    OneStageGAN,
+)

@@ -26,11 +26,10 @@ from upcycle.data.images import ImageSplit
 from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count
 from upcycle.measure.units import si
-from upcycle.training.supervised import Supervised
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import points, row, show_accuracy, spread
 from upcycle.verbs.loading import augmented
-from upcycle.verbs.methods import all_methods, find_method
+from upcycle.verbs.methods import all_methods, baseline, find_method
 from upcycle.verbs.naming import SAID, naming_of
 from upcycle.verbs.options import Say
 from upcycle.verbs.pairing import answered_by, on_its_pool, teacher_and_data
@@ -135,7 +134,8 @@ def distill(
 
     def make(seed: int) -> tuple[Method, Images]:
         net = _student(session, guide, whole, seed)
-        return session.method(teacher=guide, student=net), _prepared(session, whole, net, seed)
+        taken = {role: network for role, network in (("teacher", guide), ("student", net)) if role in cls.roles}
+        return session.method(**taken), _prepared(session, whole, net, seed)
 
     def held(run: Run, data: Images) -> Images:
         if len(data.test):
@@ -189,6 +189,10 @@ def _check(session: Session) -> None:
             f"{session.cls.card.name} needs a teacher: give --teacher REFERENCE. Without one there is "
             f"--method {', '.join(able)}."
         )
+    if "teacher" not in session.cls.roles:
+        name = session.cls.card.name
+        require(networks["teacher"] is None, f"{name} takes no teacher; leave out --teacher, or --method {name}.")
+        require(not setting.alone, f"{name} already trains the student alone; leave out --alone.")
     for role, reference in {**networks, "data": session.data_ref, "test_data": setting.test_data}.items():
         require(not isinstance(reference, str) or bool(reference.strip()), f"--{role} names nothing.")
     _check_data(session)
@@ -318,7 +322,7 @@ def _alone(method: Any, data: Images) -> tuple[Method, Images]:
         milestones=tuple(round(m / recipe.epochs * epochs) for m in recipe.milestones),
     )
     data = dataclasses.replace(data, train=data.train.subset(known))
-    return Supervised(student=method.student, recipe=recipe), data
+    return baseline()(student=method.student, recipe=recipe), data
 
 
 # -- after it -----------------------------------------------------------------------------------------------------
