@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
+from upcycle.core.task import Evaluation
 from upcycle.data import Images, load
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from upcycle.core.batches import Split
+
 FIRST = 16
 """Samples in the first portion, at which the network is watched."""
 LARGEST = 4 * 2**20
@@ -23,18 +25,23 @@ BOUNDS = (4, 1024)
 """Fewest and most samples in a portion."""
 
 
-def portions(module: nn.Module, samples: Tensor | int) -> Iterator[Tensor]:
+def portions(module: nn.Module, samples: Tensor | int | Split) -> Iterator[Tensor]:
     """Divide samples into portions that suit ``module``, which is run on each as it comes, in eval mode.
 
     How large they are depends on shapes alone: on what the first portion makes in the module, as hooks see it. Where
     they see nothing, in compiled and scripted networks, all are as large as the first one.
 
     Args:
-        samples: int64 (n,), or how many there are.
+        samples: int64 (n,), or how many there are; of a split all, and at once where one forward answers them all.
 
     Yields:
         some of ``samples``, in their order.
     """
+    if not isinstance(samples, Tensor | int):
+        if samples.together:
+            yield torch.arange(len(samples))
+            return
+        samples = len(samples)
     samples = torch.arange(samples) if isinstance(samples, int) else samples
     largest = 0
 

@@ -32,7 +32,7 @@ from upcycle.core import collective, store
 from upcycle.core.batches import Batch, Split, divide, endless, view_of
 from upcycle.core.devices import launch, make_deterministic, place, plain
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import measured
 from upcycle.core.frozen import Frozen
 from upcycle.core.guide import frozen_for
 from upcycle.core.interrupt import Interrupted, catching
@@ -42,6 +42,7 @@ from upcycle.core.precision import Precision, choose
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_of
 from upcycle.core.stage import Stage, Stages
+from upcycle.core.task import Measured
 from upcycle.core.updates import Updates
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ class Run:
         if not self._stage.batch_loop:
             self._index = samples
         batch = split.batch(samples, device=self.device, view=view)
-        return batch._replace(images=batch.images.double()) if self.precision == "64-true" else batch
+        return batch._replace(inputs=batch.inputs.double()) if self.precision == "64-true" else batch
 
     def _mine(self, samples: Tensor) -> Tensor:
         return samples.tensor_split(self.world_size)[self.rank]
@@ -418,16 +419,16 @@ class Run:
         for name, value in values.items():
             self._stage.track(name, value)
 
-    def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Evaluation | None:
-        """Measure accuracy and loss on a split and log them; touches neither randomness nor modes.
+    def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Measured | None:
+        """Measure a network on a split and log the task's figures; touches neither randomness nor modes.
 
-        Where no sample has a label there is nothing to measure with, and the answer is ``None``.
+        Of classes these are accuracy and loss. Where no sample has a label there is nothing to measure with, and the
+        answer is ``None``.
         """
-        labels = getattr(split, "labels", None)
-        if labels is not None and not bool((labels >= 0).any()):
+        if split.labels is not None and not bool(split.task.known(split.labels).any()):
             return None
-        result = evaluate(module, split)
-        self.log(**{f"{name}_accuracy": result.accuracy, f"{name}_loss": result.loss})
+        result = measured(module, split)
+        self.log(**{f"{name}_{figure}": value for figure, value in result.figures.items()})
         return result
 
     def picture(self, name: str, data: dict[str, Any]) -> None:

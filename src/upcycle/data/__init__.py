@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from upcycle.data.augment import uniform
+    from upcycle.data.collection import Collection, describe
     from upcycle.data.decode import read_images
-    from upcycle.data.images import Images, ImageSplit, describe
+    from upcycle.data.images import Images, ImageSplit
     from upcycle.data.labels import match_classes, read_label_map
     from upcycle.data.pool import Pool
     from upcycle.data.pool_files import load_pool, parent_node, pool_lineage, save_pool
     from upcycle.data.sources import check_reference, load
 
 __all__ = [
+    "Collection",
     "ImageSplit",
     "Images",
     "Pool",
@@ -37,7 +39,8 @@ __all__ = [
 _HOMES = {
     "augment": ("uniform",),
     "decode": ("read_images",),
-    "images": ("ImageSplit", "Images", "describe"),
+    "collection": ("Collection", "describe"),
+    "images": ("ImageSplit", "Images"),
     "labels": ("match_classes", "read_label_map"),
     "pool": ("Pool",),
     "pool_files": ("load_pool", "pool_lineage", "save_pool", "parent_node"),

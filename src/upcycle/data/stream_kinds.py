@@ -20,8 +20,9 @@ from torch import Tensor
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.reading import Reading
 from upcycle.data.augment import uniform
+from upcycle.data.collection import draw
 from upcycle.data.folder_streams import folder_stream
-from upcycle.data.images import Images, ImageSplit, draw
+from upcycle.data.images import Images, ImageSplit
 from upcycle.data.labels import relabelled
 from upcycle.data.pixels import Size
 from upcycle.data.sources import check_reference, load

@@ -39,33 +39,33 @@ def teacher_outputs(
 ) -> Callable[[Batch, int], Tensor]:
     """A function from a batch and its epoch to the teacher's logits: computed anew, or looked up.
 
-    The teacher sees the very images that the student sees. Its outputs can be kept where these repeat: without
+    The teacher sees the very inputs that the student sees. Its outputs can be kept where these repeat: without
     augmentation, or when augmentation repeats every ``views`` epochs. They are stored in float16 (v, n, k).
 
     Args:
         run: keeps the outputs in its stage "teacher outputs".
         teacher: the frozen teacher.
-        split: the training images.
+        split: the training samples.
         classes: number of the teacher's logits.
         cache: as the option of :class:`KD`.
         views: as the option of :class:`KD`.
-        augmented: whether the split augments its images.
+        augmented: whether the split augments its samples.
     """
     if cache == "off" or (cache == "auto" and augmented and not views):
-        return lambda batch, epoch: teacher(batch.images)
+        return lambda batch, epoch: teacher(batch.inputs)
     v = views if augmented and views else 1
 
     def compute() -> Tensor:
         rows = []
         for view in range(v):
-            for index in portions(teacher, len(split)):
+            for index in portions(teacher, split):
                 batch = split.batch(index, device=run.device, view=(run.seed, view) if augmented else None)
-                rows.append(teacher(batch.images).cpu())
+                rows.append(teacher(batch.inputs).cpu())
         z = torch.cat(rows).view(v, len(split), -1)
         return z if run.dtype == torch.float64 else z.half()
 
     z_t: Tensor = run.stage("teacher outputs", compute, Values((v, len(split), classes))).to(run.device)
-    return lambda batch, epoch: z_t[epoch % v].index_select(0, batch.index.to(run.device)).to(batch.images.dtype)
+    return lambda batch, epoch: z_t[epoch % v].index_select(0, batch.index.to(run.device)).to(batch.inputs.dtype)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -158,7 +158,7 @@ class KD(Method):
         for epoch in run.epochs(self.recipe.epochs):
             student.train()
             for batch in run.batches(data.train, self.recipe.batch_size, views=self.views):
-                z_s = student(batch.images)
+                z_s = student(batch.inputs)
                 loss = self.terms(z_s, z_t(batch, epoch), batch.labels)
                 run.step(loss, optimizer, self.recipe)
             run.evaluate(student, data.validation)

@@ -15,7 +15,6 @@ import torch
 
 from upcycle.core import models, references
 from upcycle.core.errors import require
-from upcycle.core.evaluate import judged
 from upcycle.core.heads import with_classes
 from upcycle.core.lineage import Node, node
 from upcycle.core.method import Method
@@ -23,6 +22,7 @@ from upcycle.core.models import Model
 from upcycle.core.reading import Reading
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_everything
+from upcycle.core.task import judged
 from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
 from upcycle.data.images import pooled

@@ -14,13 +14,14 @@ from torch import nn
 
 from upcycle.core import lineage, models, references
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import evaluate
 from upcycle.core.guide import frozen_for
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
+from upcycle.core.task import Evaluation
 from upcycle.data import Images, describe
 from upcycle.data.images import ImageSplit
 from upcycle.data.pool_files import parent_node

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from upcycle.core import references
 from upcycle.core.devices import device_of
-from upcycle.core.evaluate import Evaluation
 from upcycle.core.evaluate import evaluate as measure
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
+from upcycle.core.task import Evaluation
 from upcycle.data import check_reference
 from upcycle.data.images import reshaped_words
 from upcycle.data.labels import match_classes

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import evaluate
 from upcycle.core.models import Model
+from upcycle.core.task import Evaluation
 from upcycle.data import Images
 from upcycle.data.images import ImageSplit
 from upcycle.measure.cost import count, latency, peak_memory

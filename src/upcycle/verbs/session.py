@@ -20,7 +20,7 @@ import torch
 from upcycle.core import references, store
 from upcycle.core.building import code_of
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import evaluate
 from upcycle.core.frozen import fast_bf16
 from upcycle.core.journal import require_same_config
 from upcycle.core.lineage import Node
@@ -28,6 +28,7 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.precision import choose
 from upcycle.core.run import Run
+from upcycle.core.task import Evaluation
 from upcycle.data import Images, check_reference
 from upcycle.data.images import reshaped_words
 from upcycle.data.labels import relabelled
