@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tests.corpus import malicious_files
 from upcycle.core.errors import UserError
-from upcycle.core.graphs import Graphs
+from upcycle.core.graph_inputs import Graphs
+from upcycle.data import check_reference, load
 from upcycle.data.collection import describe
 from upcycle.data.fair_tables import similar
 from upcycle.data.graph_files import read_graphs
@@ -525,3 +526,38 @@ def test_tables_become_graphs_with_their_columns(name: str, n: int, sensitive: s
     if name == "credit":
         assert graph.edge_index.shape[1] == 2 * 137_376 and data.takes.features == 13
     assert torch.equal(graph.edge_index.flip(0).unique(dim=1), graph.edge_index.unique(dim=1))
+
+
+# -- load -------------------------------------------------------------------------------------------------------------
+
+
+def test_load_takes_graphs_as_it_takes_images(tmp_path: Path) -> None:
+    rings = "\n".join(f"4 {i % 2}\n{i % 3} 1 1\n0 2 0 2\n{i % 5} 2 1 3\n0 1 2" for i in range(60))
+    folder = written(tmp_path / "mutag", f"60\n{rings}\n")
+    data = load(f"graphs:{folder}")
+    assert isinstance(data, GraphSet) and data.name == "mutag_local" and load(data) is data
+    assert len(data.train) + len(data.validation) + len(data.test) == 60
+    check_reference(f"graphs:{folder / 'own.txt'}")
+    with pytest.raises(UserError, match="no size, channels or columns"):
+        load(f"graphs:{folder}", size=8)
+    with pytest.raises(UserError, match="no folder"):
+        check_reference(f"graphs:{folder / 'other'}")
+    with pytest.raises(UserError, match="Did you mean 'mutag'"):
+        check_reference("mutga")
+    assert load(f"graphs:{folder}").few(3, 0).train.labels.bincount().tolist() == [3, 3]
+    assert (
+        load(f"graphs:{folder}").hide_labels(0, 0).notes[-1].startswith("All") and not data.augmented(()).train.augment
+    )
+
+
+def test_load_takes_objects_of_pyg() -> None:
+    pyg = pytest.importorskip("torch_geometric.data", reason="torch_geometric is not installed (extra graphs)")
+    given = [pyg.Data(x=g.x, edge_index=g.edge_index, y=g.y) for g in several()]
+    data = load(given)
+    assert isinstance(data, GraphSet) and data.noun == "graphs"
+    assert GraphSet.of(pyg.Batch.from_data_list(given)).digests() == data.digests()
+    node = nodes(**masks(60, 30, 10))
+    data = load(pyg.Data(**{k: v for k, v in vars(node).items() if k != "num_nodes"}))
+    assert data.noun == "nodes" and len(data.train) == 30
+    back = data.test.batch(torch.arange(2), device=CPU).inputs.data()
+    assert back.num_nodes == 60 and back.at.tolist() == [40, 41]

@@ -1,4 +1,4 @@
-"""Image data over real formats, decoded once, augmented a batch at a time.
+"""Images and graphs over real formats, read once; images are augmented a batch at a time.
 
 Names are imported when they are used, so that ``import upcycle`` does not wait for torch.
 """
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from upcycle.data.augment import uniform
     from upcycle.data.collection import Collection, describe
     from upcycle.data.decode import read_images
+    from upcycle.data.graphs import GraphSet, GraphSplit, NodeSplit
     from upcycle.data.images import Images, ImageSplit
     from upcycle.data.labels import match_classes, read_label_map
     from upcycle.data.pool import Pool
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Collection",
+    "GraphSet",
+    "GraphSplit",
     "ImageSplit",
     "Images",
+    "NodeSplit",
     "Pool",
     "check_reference",
     "describe",
@@ -39,6 +43,7 @@ __all__ = [
 _HOMES = {
     "augment": ("uniform",),
     "decode": ("read_images",),
+    "graphs": ("GraphSet", "GraphSplit", "NodeSplit"),
     "collection": ("Collection", "describe"),
     "images": ("ImageSplit", "Images"),
     "labels": ("match_classes", "read_label_map"),

@@ -14,6 +14,12 @@ from upcycle.data.graph_checks import Parts, degree_note, degrees
 MASKS = {"train": "train_mask", "validation": "val_mask", "test": "test_mask"}
 
 
+def is_graph_object(thing: Any) -> bool:
+    """Whether a thing is a ``Data``, a ``Dataset`` or a list of ``Data`` of PyTorch Geometric."""
+    first = thing[0] if isinstance(thing, list | tuple) and thing else thing
+    return any(kind.__module__.partition(".")[0] == "torch_geometric" for kind in type(first).__mro__)
+
+
 def graphs_of(pyg: Any) -> list[Any]:
     """Each graph of a ``Data``, a batch, a list or a ``Dataset``."""
     if hasattr(type(pyg), "to_data_list"):
