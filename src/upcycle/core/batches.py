@@ -130,6 +130,7 @@ def divide(
     """The batches of one pass over ``n`` samples, or of as many passes as ``steps`` batches take.
 
     Args:
+        batch_size: samples in a batch; 0: all of them.
         least: samples in a batch; smaller ones are dropped.
         order: of the samples in a pass, from ``n`` and the number of the pass.
 
@@ -142,7 +143,7 @@ def divide(
     batches: list[tuple[int, Tensor]] = []
     number = 0
     while not batches or (steps is not None and len(batches) < steps):
-        fit = [b for b in order(n, number).split(batch_size) if len(b) >= least]
+        fit = [b for b in order(n, number).split(batch_size or max(n, 1)) if len(b) >= least]
         require(bool(fit), f"{n} samples are too few for one batch.")
         batches += [(number, b) for b in fit]
         number += 1
@@ -154,12 +155,13 @@ def endless(places: Tensor, batch_size: int, order: Callable[[int, int], Tensor]
 
     Args:
         places: of samples, int64.
+        batch_size: samples in a batch; 0: all of them.
         order: of the places in a pass, from their number and that of the pass.
 
     Yields:
         how many passes had begun before the batch, and its samples.
     """
-    left, number = places[:0], 0
+    left, number, batch_size = places[:0], 0, batch_size or len(places)
     while True:
         begun = number
         while len(left) < batch_size:

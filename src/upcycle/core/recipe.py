@@ -18,7 +18,7 @@ class Recipe:
 
     Args:
         epochs: passes over the training data.
-        batch_size: samples a step, over all processes together.
+        batch_size: samples a step, over all processes together; 0: all at once.
         optimizer: sgd (with Nesterov momentum), adam or adamw.
         lr: the highest learning rate.
         momentum: the momentum of sgd, from 0 to below 1.
@@ -42,7 +42,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}.")
-        require(self.batch_size >= 2, f"batch_size must be at least 2 (BatchNorm needs two), not {self.batch_size}.")
+        require(
+            self.batch_size >= 2 or self.batch_size == 0,
+            f"batch_size must be at least 2 (BatchNorm needs two), or 0 for all at once, not {self.batch_size}.",
+        )
         require(self.lr > 0 and math.isfinite(self.lr), f"lr must be a positive number, not {self.lr}.")
         require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), not {self.momentum}.")
         require(self.weight_decay >= 0 and math.isfinite(self.weight_decay),
@@ -53,7 +56,7 @@ class Recipe:
 
     def steps(self, n: int) -> int:
         """The number of updates on ``n`` samples."""
-        return self.epochs * max(math.ceil(n / self.batch_size), 1)
+        return self.epochs * max(math.ceil(n / (self.batch_size or max(n, 1))), 1)
 
     def make(self, params: nn.Module | Iterable[Any]) -> torch.optim.Optimizer:
         """The optimiser over a module's parameters or over parameter groups."""

@@ -117,15 +117,23 @@ KINDS = {"images": "upcycle.core.takes:Pictures", "graphs": "upcycle.core.graphs
 """The home of each kind's description; imported when it is asked for."""
 
 
-def takes_of(kind: str, plain: dict[str, Any]) -> Takes:
-    """The description that :meth:`Takes.plain` made ``plain`` of.
+def described(takes: Takes) -> dict[str, Any]:
+    """A description as JSON data, its kind among it."""
+    return {"kind": takes.kind, **takes.plain()}
+
+
+def takes_of(record: dict[str, Any]) -> Takes:
+    """The inverse of :func:`described`; the description is checked.
 
     Raises:
-        UserError: no such kind.
-        TypeError: fields that it does not have.
+        UserError: no such kind, or a description that is wrong.
+        TypeError: fields that the kind does not have.
     """
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    kind = fields.pop("kind", None)
     if kind not in KINDS:
-        raise unknown("kind of inputs", kind, KINDS)
+        raise unknown("kind of inputs", str(kind), KINDS)
     module, _, name = KINDS[kind].partition(":")
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
-    return cast(Takes, getattr(importlib.import_module(module), name)(**fields))
+    found = cast(Takes, getattr(importlib.import_module(module), name)(**fields))
+    found.check()
+    return found

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upcycle.core.errors import UserError, require
+from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.losses import ce_loss
 
 BINS = 15
@@ -267,3 +267,18 @@ class Classification:
 
 CLASSIFICATION: Task = Classification()
 TASKS: dict[str, type[Task]] = {"classification": Classification}
+"""The tasks by name."""
+
+
+def task_of(record: dict[str, Any]) -> Task:
+    """A task from its name and its :meth:`Task.plain`.
+
+    Raises:
+        UserError: no such task.
+        TypeError: fields that the task does not have.
+    """
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    name = fields.pop("name", None)
+    if name not in TASKS:
+        raise unknown("task", str(name), TASKS)
+    return TASKS[name](**fields)

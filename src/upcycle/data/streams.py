@@ -12,6 +12,7 @@ import torch
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.inputs import of_plain
 from upcycle.core.reading import Reading
+from upcycle.core.takes import Pictures
 from upcycle.data.images import Images, ImageSplit
 
 Scenario = Literal["task", "class", "domain", "general"]
@@ -72,6 +73,11 @@ class Stream:
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of one image."""
         return self.base.shape
+
+    @property
+    def takes(self) -> Pictures:
+        """What a network takes that takes these images."""
+        return self.base.takes
 
     @property
     def train(self) -> ImageSplit:

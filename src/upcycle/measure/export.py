@@ -18,13 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from upcycle.core import store
 from upcycle.core.errors import UserError, first_cause, one_line, require, unknown
 from upcycle.core.models import Model, copy_of
+from upcycle.core.takes import described
 
 TOLERANCE = 1e-4  # largest difference of the logits over the largest logit
 METADATA = "upcycle"  # the key of an ONNX file's metadata_props under which what one must know lies, as JSON
 
 
 def write_export(model: Model, path: Path, format: str, *, overwrite: bool = False) -> float:
-    """Write the network for deployment and compare both sides on a held batch of 8 images.
+    """Write the network for deployment and compare both sides on a held batch of 8 samples.
 
     The batch size stays free. Beside the file lies ``FILE.json`` with input shape, normalisation, classes and
     the error found; an ONNX file also carries them, but for the error, as JSON in its metadata (``upcycle``).
@@ -46,9 +47,7 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
     facts: dict[str, Any] = {
         "format": format,
         "name": model.name,
-        "input_shape": list(model.input_shape),
-        "mean": list(model.mean),
-        "std": list(model.std),
+        **_described(model),
         "classes": list(model.classes),
         "licence": model.licence,
         **({"reading": read} if (read := model.reading.record()) else {}),
@@ -59,6 +58,11 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
     }
     if format not in writers:
         raise unknown("export format", format, writers)
+    require(
+        isinstance(model.example(2), Tensor),
+        f"{model.name} takes {model.takes}, and only networks that take one tensor are exported; save it instead, and "
+        "load it in Python.",
+    )
     suffix, write = writers[format]
     require(
         path.suffix == suffix,
@@ -88,6 +92,13 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
     return relative
+
+
+def _described(model: Model) -> dict[str, Any]:
+    """What the network takes and answers, as JSON data."""
+    if model.ordinary:
+        return {"input_shape": list(model.input_shape), "mean": list(model.mean), "std": list(model.std)}
+    return {"takes": described(model.takes), "task": {"name": model.task.name, **model.task.plain()}}
 
 
 def _compared(model: Model, write: Callable[[Path], Tensor], file: Path, expected: Tensor) -> float:
