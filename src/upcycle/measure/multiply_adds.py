@@ -17,8 +17,8 @@ class MultiplyAdds(TorchDispatchMode):
     """Within: adds up the multiply-adds of convolutions, matrix products, attention and sums over neighbours.
 
     ``torch.utils.flop_counter`` counts the same (a test compares), but brings Triton and torch's compiler with it: they
-    take longer to import than a small network takes to train. Departures: each value that is summed where an index says,
-    as messages are over the edges of a graph, is one; and of a sparse matrix only stored values are multiplied.
+    take longer to import than a small network takes to train. Departures: each value that is summed where an index
+    says, as messages are over the edges of a graph, is one; and of a sparse matrix only stored values are multiplied.
 
     Attributes:
         total: multiply-adds so far.
