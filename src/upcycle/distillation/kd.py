@@ -13,7 +13,7 @@ from upcycle.core.advice import Fit, Situation, imitates
 from upcycle.core.batches import Batch
 from upcycle.core.checks import same_classes
 from upcycle.core.losses import Terms
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import ANY, Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.patterns import Values
 from upcycle.core.portions import portions
@@ -24,7 +24,7 @@ from upcycle.core.run import Run
 if TYPE_CHECKING:
     from upcycle.core.batches import Split
     from upcycle.core.frozen import Frozen
-    from upcycle.data.images import Images
+    from upcycle.data.collection import Collection
 
 
 def teacher_outputs(
@@ -99,7 +99,7 @@ class KD(Method):
         title="Distilling the Knowledge in a Neural Network",
         paper="Hinton, Vinyals, Dean; NIPS 2014 workshop; arXiv:1503.02531",
         verb="distill",
-        needs=Needs(data="unlabelled", teacher="predictions"),
+        needs=Needs(data="unlabelled", teacher="predictions", inputs=ANY),
         summary="A smaller or different student that imitates the teacher's class probabilities.",
         cost="student training + one teacher forward a step (none when its outputs are kept)",
         published="CIFAR-100 MobileNetV2 68.4 → 71.1 with a ResNet-18 teacher (Tf-KD repository, Re-KD table)",
@@ -133,8 +133,8 @@ class KD(Method):
     def __post_init__(self) -> None:
         ranges(self, not_negative=("views",))
 
-    def check(self, data: Images) -> list[str]:
-        """Classes and channels of teacher, student and data must agree; ``w_ce > 0`` alone needs labels."""
+    def check(self, data: Collection) -> list[str]:
+        """Classes and inputs of teacher, student and data must agree; ``w_ce > 0`` alone needs labels."""
         problems = same_classes(self.model("teacher", data), self.model("student", data))
         if not self.terms.w_kd and not (data.train.labels >= 0).any():
             problems.append("w_kd is 0 and there are no labels, so nothing is left to learn from")
@@ -142,7 +142,7 @@ class KD(Method):
             problems.append("cache=on needs inputs that repeat: give --views 8, or --augment none")
         return problems
 
-    def fit(self, run: Run, data: Images) -> nn.Module:
+    def fit(self, run: Run, data: Collection) -> nn.Module:
         """The algorithm; returns the student."""
         teacher = run.frozen(self.model("teacher", data), data.validation)
         z_t = teacher_outputs(

@@ -9,14 +9,14 @@ from torch import nn
 
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.losses import balanced_targets, ce_loss
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import ANY, Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 
 if TYPE_CHECKING:
-    from upcycle.data.images import Images
+    from upcycle.data.collection import Collection
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -27,8 +27,9 @@ class Plain(Method):
 
         L = 1/b Σ_i -log softmax(z(x_i))[y_i]
 
-    over the samples whose label is known. With label smoothing ε the target of a sample is (1 - ε) on its label and
-    ε / K more on each of K classes (Szegedy et al., arXiv:1512.00567, section 7).
+    over the samples whose label is known; where the task is no classification, that task's loss. With label smoothing
+    ε the target of a sample is (1 - ε) on its label and ε / K more on each of K classes (Szegedy et al.,
+    arXiv:1512.00567, section 7).
 
     The weights are, bit for bit, those of ``kd`` with ``w_kd = 0`` and ``w_ce = 1``.
 
@@ -53,7 +54,7 @@ class Plain(Method):
         title="Training on labels",
         paper="common practice",
         verb="distill",
-        needs=Needs(data="labelled", teacher="none", architectures="any network"),
+        needs=Needs(data="labelled", teacher="none", architectures="any network", inputs=ANY, tasks=ANY),
         summary="A network that learned from labels alone: the baseline that a teacher must beat.",
         cost="student training",
         published="none: it is what others are compared with",
@@ -70,22 +71,27 @@ class Plain(Method):
     def __post_init__(self) -> None:
         ranges(self, share=("label_smoothing",), not_negative=("views",))
 
-    def check(self, data: Images) -> list[str]:
-        """At least one training label must be known."""
-        if (data.train.labels >= 0).any():
-            return []
-        return ["there are no labels, and nothing else is learned from; kd works without labels"]
+    def check(self, data: Collection) -> list[str]:
+        """At least one training label must be known; only classes can be smoothed and balanced."""
+        task, labels = data.train.task, data.train.labels
+        if not task.known(labels).any():
+            return ["there are no labels, and nothing else is learned from; kd works without labels"]
+        if (self.label_smoothing or self.balanced) and task.name != "classification":
+            return [f"label_smoothing and balanced are for classes, and the task is {task.name}"]
+        return []
 
-    def fit(self, run: Run, data: Images) -> nn.Module:
+    def fit(self, run: Run, data: Collection) -> nn.Module:
         """The algorithm; returns the student."""
-        weighted = None
+        task, weighted = data.train.task, None
         if self.balanced:
             weighted = balanced_targets(data.train.labels, len(data.classes)).to(run.device)
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for images, labels, index in run.batches(data.train, self.recipe.batch_size, views=self.views):
+            for inputs, labels, index in run.batches(data.train, self.recipe.batch_size, views=self.views):
                 target = labels if weighted is None else weighted[index.to(run.device)]
-                run.step(ce_loss(student(images), target, self.label_smoothing), optimizer, self.recipe)
+                z, smoothing = student(inputs), self.label_smoothing
+                loss = ce_loss(z, target, smoothing) if smoothing or self.balanced else task.loss(z, target)
+                run.step(loss, optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student)

@@ -10,7 +10,7 @@ import torch
 
 from upcycle.core.evaluate import evaluate
 from upcycle.core.models import Model
-from upcycle.core.task import Evaluation
+from upcycle.core.task import CLASSIFICATION, Evaluation, Measured, Task
 from upcycle.data import Images
 from upcycle.data.images import ImageSplit
 from upcycle.measure.cost import count, latency, peak_memory
@@ -52,33 +52,41 @@ def show_accuracy(
         say(f"         That is near chance. Is its normalisation right, and the order of its classes?{hint}")
 
 
-def row(name: str, role: str, arms: list[Evaluation], model: Model) -> dict[str, Any]:
+def row(name: str, role: str, arms: Sequence[Measured], model: Model) -> dict[str, Any]:
     """One line of the comparison.
 
     Args:
         arms: what was measured, one for each seed; empty where there is nothing to measure with.
         model: whose size and speed it shows.
     """
-    module, shape = model.module, model.input_shape
-    cost = count(module, shape)
+    module, like = model.module, model.input_shape or model.example(1)
+    cost = count(module, like)
     figures = {
         "name": name,
         "role": role,
-        "accuracy": [a.accuracy for a in arms],
+        "accuracy": [],
         "parameters": cost.parameters,
         "macs": cost.macs,
-        "latency": latency(module, shape),
-        "memory": peak_memory(module, shape),
+        "latency": latency(module, like),
+        "memory": peak_memory(module, like),
     }
-    return {**figures, **figures_of(arms)} if arms else figures
+    return {**figures, **figures_of(arms, model.task)} if arms else figures
 
 
-def figures_of(arms: list[Evaluation]) -> dict[str, Any]:
-    """The measured part of a line: accuracies of all seeds, the details of the first."""
+def figures_of(arms: Sequence[Measured], task: Task = CLASSIFICATION) -> dict[str, Any]:
+    """The measured part of a line: scores of all seeds, the details of the first.
+
+    A share stands under ``accuracy``, whatever it is one of; another score is a text under its own name.
+    """
+    scores = [a.score for a in arms]
+    if task.unit != "share":
+        return {"shown": {task.figure: scored(scores, task)}}
     first = arms[0]
+    if not isinstance(first, Evaluation):
+        return {"accuracy": scores}
     bins = zip(*(first.confidence[k] for k in ("confidence", "accuracy", "count")), strict=True)
     return {
-        "accuracy": [a.accuracy for a in arms],
+        "accuracy": scores,
         "per_class": first.per_class,
         "ece": first.ece,
         "confusion": first.confusion,
@@ -95,6 +103,15 @@ def hundredths(values: Sequence[float], sign: str = "") -> str:
 def spread(values: Sequence[float], sign: str = "") -> str:
     """Mean and spread of shares in per cent; empty where there are none."""
     return f"{hundredths(values, sign)} %" if values else ""
+
+
+def scored(values: Sequence[float], task: Task = CLASSIFICATION) -> str:
+    """A score in its unit, with the spread of several seeds: ``95.0%``, ``0.123``, ``31.2 dB``."""
+    if task.unit == "share":
+        return share(values)
+    text = f"{statistics.fmean(values):.4g}"
+    text += f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{text} dB" if task.unit == "dB" else text
 
 
 def share(values: Sequence[float]) -> str:
@@ -125,8 +142,8 @@ def table(rows: list[dict[str, Any]], figure: str) -> str:
 
 
 def macs(model: Model) -> int:
-    """The multiply-adds of one image."""
-    return count(model.module, model.input_shape).macs
+    """The multiply-adds of one sample."""
+    return count(model.module, model.input_shape or model.example(1)).macs
 
 
 def size_sentence(rows: list[dict[str, Any]], product: Model) -> str:
