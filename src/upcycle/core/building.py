@@ -28,6 +28,7 @@ BUILDERS = {
     "timm": "upcycle.zoo.from_timm",
     "torchvision": "upcycle.zoo.from_torchvision",
     "hf": "upcycle.zoo.from_transformers",
+    "pyg": "upcycle.zoo.from_pyg",
 }
 # What makes networks of others again, which are recorded in the options as ``source_of`` has them: OPERATIONS by name,
 # each (**options, rebuild) -> nn.Module, where rebuild builds one of the others.

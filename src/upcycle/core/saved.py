@@ -182,7 +182,9 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     )
     # A person's own code may answer with more or other than logits, which was so when it was saved.
     foreign = into is not None or str(record["reference"]).partition(":")[0] not in (*BUILDERS, *MADE)
-    return probe(model)[0] if foreign and kinds <= {torch.float32} else model
+    if foreign and kinds <= {torch.float32}:
+        return probe(model)[0]
+    return replace(model, module=model.takes.adapted(model.module).eval())
 
 
 def lineage_of(directory: str | Path) -> lineage.Node | None:

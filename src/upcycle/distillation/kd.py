@@ -115,8 +115,9 @@ class KD(Method):
         if why := imitates(have):
             return why
         if have.data == "few":
+            stretched = ", which crop and flip stretch but do not replace" if have.inputs == "images" else ""
             reason = (
-                "weak on a few images, which crop and flip stretch but do not replace; a folder of any public "
+                f"weak on a few images{stretched}; a folder of any public "
                 "images of the same kind serves better. If yours have labels, leave out --terms.w_ce 0."
             )
             return Fit(30, reason, "--terms.w_ce 0")

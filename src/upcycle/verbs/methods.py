@@ -14,7 +14,7 @@ from upcycle import adaptation, assembly, continual, diagnosis, distillation
 from upcycle.claims.found import found
 from upcycle.core import building
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.core.method import Method
+from upcycle.core.method import ANY, Method
 from upcycle.verbs import BASELINE
 from upcycle.verbs.method_page import page
 
@@ -104,11 +104,19 @@ def methods_list(methods: Iterable[type[Method]] | None = None) -> str:
     for verb in dict.fromkeys(m.card.verb for m in methods):
         lines += ["", verb] if lines else [verb]
         lines += [
-            f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}"
+            f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}{_beyond_images(m)}"
             for m in methods
             if m.card.verb == verb
         ]
     return "\n".join(lines)
+
+
+def _beyond_images(method: type[Method]) -> str:
+    """What a method works on, where that is not images alone."""
+    inputs = method.card.needs.inputs
+    if inputs == ("images",):
+        return ""
+    return f" ({'any inputs' if inputs == ANY else ' and '.join(inputs)})"
 
 
 def command(name: str = "", verb: str = "", plugin: Path | None = None, json: bool = False) -> int:
