@@ -387,3 +387,19 @@ def test_the_list_has_a_line_a_method_under_its_verb():
         above = [other for other in lines[: lines.index(line)] if other and other[0] != " "]
         assert card.summary in line and above[-1] == card.verb
     assert methods_list() == methods_list(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("have", "order"),
+    [
+        ({"data": "none"}, ["gfkd"]),
+        ({"data": "unlabelled"}, ["kd", "gfkd"]),
+        ({"data": "labelled"}, ["kd", "reliant", "gfkd", "plain"]),
+        ({"data": "labelled", "teacher": "none"}, ["plain"]),
+    ],
+)
+def test_graphs_have_methods_of_their_own(have, order):
+    advice = ask(**have, inputs="graphs")
+    assert names(advice) == order
+    assert {r.method for r in advice.refused} >= {"cmi", "fastdfkd", "vam"}
+    assert not {"gfkd", "reliant"} & set(names(ask(**have)))

@@ -166,7 +166,8 @@ def distill(
     )
     rows = []
     if guide is not None:
-        rows.append(row(guide.name, "teacher", [_guided(session, guide, made.data, made.data.test)], guide))
+        line = row(guide.name, "teacher", [_guided(session, guide, made.data, made.data.test)], guide)
+        rows.append(made.showing(line, "shown of the teacher"))
     rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
     rows.append(made.row(f"{made.model.name} by {cls.card.name}"))
     return session.leave(

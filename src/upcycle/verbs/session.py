@@ -106,7 +106,13 @@ class Fitted:
 
     def row(self, name: str) -> dict[str, Any]:
         """Its line of the comparison, called ``name``."""
-        return figures.row(name, self.arm.role, self.measured, self.model)
+        return self.showing(figures.row(name, self.arm.role, self.measured, self.model))
+
+    def showing(self, row: dict[str, Any], left: str = "shown") -> dict[str, Any]:
+        """A line with further shares that its method left, by their columns: a mapping of shares called ``left``."""
+        found = [one[left] for one in self.left if left in one]
+        columns = {name: figures.spread([one[name] for one in found]) for name in (found[0] if found else ())}
+        return {**row, "shown": {**row.get("shown", {}), **columns}} if columns else row
 
 
 class Session:
