@@ -58,6 +58,10 @@ class Samples:
         """See :class:`upcycle.core.batches.Split`."""
         raise NotImplementedError
 
+    def seen_by(self, model: Model) -> Self:
+        """The same samples as ``model`` takes them, see :meth:`Collection.seen_by`."""
+        return self
+
     def subset(self, index: Tensor) -> Self:
         """The samples ``index``, in that order."""
         return replace(self, labels=self.labels[index], ids=self.ids[index])
@@ -107,6 +111,11 @@ class Collection:
     def form(self) -> str:
         """What a sample is like, for a line about the set: ``3 x 32 x 32``."""
         return str(self.takes)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences about what was done to the samples, beside the notes."""
+        return []
 
     @property
     def usual_augmentation(self) -> tuple[str, ...]:

@@ -17,10 +17,15 @@ from torch import Tensor
 
 from upcycle.core import lineage, store
 from upcycle.core.errors import UserError, require
-from upcycle.core.graphs import Graphs
+from upcycle.core.graphs import Graphs, GraphTakes
 from upcycle.core.read import checked, parsed
+from upcycle.core.seeds import uniform
+from upcycle.data.graphs import GraphSet, GraphSplit
+from upcycle.data.parts import SPLIT_SEED
+from upcycle.data.pool_files import GRAPHS as TENSORS
+from upcycle.data.pool_files import LINEAGE, pool_directory
 
-TENSORS, NAMES, LINEAGE = "graphs.safetensors", "pool.json", "lineage.json"
+NAMES = "pool.json"
 
 
 class Names(TypedDict):
@@ -82,23 +87,47 @@ def save_graph_pool(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def is_graph_pool(path: str | Path) -> bool:
-    """Whether a pool of graphs is in ``path`` or in ``pool`` in it."""
-    return any((folder / TENSORS).is_file() for folder in (Path(path), Path(path) / "pool"))
+def is_graph_pool(directory: str | Path) -> bool:
+    """Whether a pool is one of graphs."""
+    return (Path(directory) / TENSORS).is_file()
 
 
-def read_graph_pool(path: str | Path) -> tuple[Graphs, Tensor, tuple[str, ...], lineage.Node]:
-    """Graphs, labels, class names and lineage of a saved pool.
+def load_graph_pool(path: str | Path) -> GraphSet:
+    """Read a saved pool: all its graphs to train on, with the classes that they were made for.
+
+    Nothing was held out of it: validation and test are a tenth and a fifth of the very same graphs, without labels.
 
     Args:
-        path: a pool, or a run that left one.
+        path: a pool, or a run that left one, with or without ``pool:``.
 
     Raises:
         UserError: no pool there, or damage, naming the file.
     """
-    found = [folder for folder in (Path(path), Path(path) / "pool") if (folder / TENSORS).is_file()]
-    require(bool(found), f"There is no pool of graphs in {path}: no {TENSORS}, nor in pool/.")
-    directory = found[0]
+    graphs, labels, classes, node = read_graph_pool(path)
+    ids, sizes = torch.arange(graphs.n), torch.bincount(graphs.batch, minlength=graphs.n)
+    order = uniform(SPLIT_SEED, 0, ids, "pool")[:, 0].argsort(stable=True)
+    unknown = torch.full((graphs.n,), -1)
+
+    def of(which: Tensor, labels: Tensor) -> GraphSplit:
+        return GraphSplit(union=graphs, labels=labels[which], ids=which.sort().values)
+
+    note = f"The {graphs.n:,} graphs of this pool were made from {node['parents'][0]['name']} by {node['method']}."
+    return GraphSet(
+        name=node["name"],
+        classes=classes,
+        train=of(ids, labels),
+        validation=of(order[: max(1, graphs.n // 10)], unknown),
+        test=of(order[-max(1, graphs.n // 5) :], unknown),
+        described=GraphTakes(graphs.x.shape[1], 0, (int(sizes.min()), int(sizes.max())), "graph"),
+        licence=node["licence"]["id"],
+        notes=[note],
+        lineage=node,
+    )
+
+
+def read_graph_pool(path: str | Path) -> tuple[Graphs, Tensor, tuple[str, ...], lineage.Node]:
+    """Graphs, labels, class names and lineage of a saved pool; see :func:`load_graph_pool`."""
+    directory = pool_directory(path)
     files = store.verify_manifest(directory, lambda file: file in (TENSORS, NAMES, LINEAGE))
     for file in (TENSORS, NAMES, LINEAGE):
         require(file in files, f"{directory} is damaged: its manifest does not name {file}.")

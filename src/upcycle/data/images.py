@@ -83,7 +83,7 @@ class ImageSplit(Samples):
         c = images.shape[3] if images.dtype == torch.uint8 else images.shape[1]
         return cls(images=images, labels=labels, ids=ids, mean=(0.0,) * c, std=(1.0,) * c)
 
-    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSplit:
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
         """See :meth:`Images.normalised`."""
         c = self.shape[0]
         if not len(mean) == len(std) == c:
@@ -95,7 +95,11 @@ class ImageSplit(Samples):
             raise UserError(f"mean must be finite and std positive, not {tuple(mean)} and {tuple(std)}.")
         return replace(self, mean=tuple(mean), std=tuple(std))
 
-    def subset(self, index: Tensor) -> ImageSplit:
+    def seen_by(self, model: Model) -> Self:
+        """See :meth:`normalised`."""
+        return self.normalised(model.mean, model.std)
+
+    def subset(self, index: Tensor) -> Self:
         """The samples ``index``, in that order."""
         return replace(self, images=self.images[index], labels=self.labels[index], ids=self.ids[index])
 
@@ -157,7 +161,12 @@ class Images(Collection):
     def form(self) -> str:
         """The shape, and what was done to images of other proportions."""
         shape = " x ".join(map(str, self.shape))
-        return f"{shape}; {reshaped_words(self.reshaped, self.reading)} (--resize)" if self.reshaped else shape
+        return "; ".join([shape, *(remark.rstrip(".") for remark in self.remarks)])
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was done to images of other proportions."""
+        return [f"{reshaped_words(self.reshaped, self.reading)} (--resize)."] if self.reshaped else []
 
     @property
     def usual_augmentation(self) -> tuple[str, ...]:
@@ -207,6 +216,17 @@ class Images(Collection):
     def splits(self) -> Mapping[str, ImageSplit]:
         """The three splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def as_images(data: Collection) -> Images:
+    """``data``, which are images, for what works on nothing else.
+
+    Raises:
+        UserError: they are something else.
+    """
+    if not isinstance(data, Images):
+        raise UserError(f"{data.name} holds {data.noun}, and this works on images alone.")
+    return data
 
 
 def joined(sets: Sequence[Images]) -> Images:
