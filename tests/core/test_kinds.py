@@ -195,7 +195,7 @@ def test_a_method_of_images_names_one_that_would_serve() -> None:
     data = prices()
     data.train.task = data.validation.task = data.test.task = CLASSIFICATION  # type: ignore[misc]
     assert "kd" in serving("distill", "table", "classification")
-    with pytest.raises(UserError, match=r"it works on images, and these are rows; take --method kd"):
+    with pytest.raises(UserError, match=r"it works on images, and these are rows; take --method plain"):
         OfImages(student=model()).require(data)
 
 

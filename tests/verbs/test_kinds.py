@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from upcycle.training.supervised import Supervised
 
 from tests.toy_kind import Scores, Table, TableSet, prices
 from upcycle.core import store
@@ -18,7 +19,6 @@ from upcycle.core.references import resolve
 from upcycle.core.takes import KINDS
 from upcycle.core.task import CLASSIFICATION, TASKS
 from upcycle.data.images import as_images
-from upcycle.training.supervised import Supervised
 from upcycle.verbs.adapt import adapt
 from upcycle.verbs.distill import distill
 from upcycle.verbs.evaluate import evaluate

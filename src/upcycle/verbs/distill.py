@@ -342,7 +342,7 @@ def _parents(session: Session, teacher: Model | None, student: Model, data: Coll
     """The models whose weights, answers or images went into the student."""
     parents = [] if teacher is None else [parent_node(teacher)]
     if data.lineage is not None:  # images that a network made hand its licence on
-        parents.append({**data.lineage, "role": lineage.POOL})
+        parents.append({**data.lineage, "role": lineage.POOLS[data.noun]})
     if session.setting.student_weights not in (None, "fresh") and student.lineage is not None:
         parents.append({**student.lineage, "role": "initial weights"})
     return parents
