@@ -26,7 +26,7 @@ class TinyGraphNet(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor, batch_size: int) -> Tensor:
         h = torch.relu(self.norm(self.first(x)))
-        degree = h.new_ones(len(h)).index_add(0, edge_index[1], h.new_ones(edge_index.shape[1]))
+        degree = h.new_ones(h.shape[0]).index_add(0, edge_index[1], h.new_ones(edge_index.shape[1]))
         h = h.index_add(0, edge_index[1], h[edge_index[0]]) / degree[:, None]
         if self.level == "graph":
             h = h.new_zeros(batch_size, h.shape[1]).index_add(0, batch, h)

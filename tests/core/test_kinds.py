@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from tests.toy_kind import Errors, OnRows, Rows, Scores, Table, prices
+from tests.toy_kind import Errors, OnRows, Rows, Scores, Table, TableSplit, prices
 from upcycle.core import lineage, saved, store
-from upcycle.core.batches import divide, endless
+from upcycle.core.batches import Batch, divide, endless
 from upcycle.core.collective import leave_batchnorm, sync_batchnorm
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate, measured
@@ -273,3 +274,51 @@ def test_samples_that_lie_together_are_answered_at_once() -> None:
     seen.clear()
     data.test.together = True  # type: ignore[misc]
     assert measured(Watched(), data.test).score < 1e-6 and seen == [100]
+
+
+class Asked(Rows):
+    """All rows, and those that are asked for."""
+
+    def __init__(self, of: torch.Tensor, at: torch.Tensor) -> None:
+        super().__init__(of)
+        self.at = at
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def double(self) -> Asked:
+        return Asked(self.of.double(), self.at)
+
+
+class OfAll(nn.Sequential):
+    """Sees all rows, and answers those that are asked for."""
+
+    def forward(self, rows: Asked) -> torch.Tensor:
+        return super().forward(rows.of)[rows.at]
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Whole(TableSplit):
+    together: ClassVar[bool] = True
+
+    def batch(self, index: torch.Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
+        return Batch(Asked(self.rows, index), self.labels[index], index)
+
+
+def _of_all(ranks: int) -> dict[str, torch.Tensor]:
+    split = Whole(**vars(prices(99).train))
+    run = Run(None, seed=3, devices=ranks, accelerator="cpu", precision="64-true", quiet=True)
+    net, optimizer = run.setup(OfAll(*network()), recipe := Recipe(epochs=6, batch_size=0, lr=0.02))
+    for _ in run.epochs(recipe.epochs):
+        for inputs, labels, _ in run.batches(split, recipe.batch_size):
+            run.step(split.task.loss(net(inputs), labels.double()), optimizer, recipe)
+    return run.plain(net).state_dict()
+
+
+@pytest.mark.xdist_group("ranks")
+def test_samples_that_lie_together_train_the_same_on_two_processes(ranks: Any) -> None:
+    """With BatchNorm, which sees all of them on each process."""
+    alone = _of_all(1)
+    for found in ranks(_of_all, 2):
+        for key, tensor in alone.items():
+            assert (found[key] - tensor).abs().max() < 1e-10, key

@@ -67,6 +67,7 @@ def test_kd_distils_rows(tmp_path: Path) -> None:
     assert found.model.takes == Table(3) and found.model.input_shape == ()
     record = store.read_json(tmp_path / "run" / "result.json")
     assert record["machine"]["precision"] == "32-true" and record["figure"] == "test accuracy"
+    assert "TableSet instance" in (tmp_path / "run" / "config.yaml").read_text()
     back = resolve(found.model)
     measured = evaluate(back, halves())
     assert (

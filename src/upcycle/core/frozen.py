@@ -201,7 +201,7 @@ def _slope(network: Frozen, example: Any) -> Tensor:
     with torch.enable_grad():
         leaf = example[:8].detach().clone().requires_grad_()
         total = torch.stack([part.sum() for part in tensors_of(network(leaf))]).sum()
-        return torch.autograd.grad(total, leaf)[0]
+        return torch.autograd.grad(total, leaf if isinstance(leaf, Tensor) else leaf.x)[0]  # features of graphs
 
 
 _FRESH = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -138,6 +138,15 @@ class Graphs:
         tensors: dict[str, Any] = {k: value.clone() for k, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
+    def detach(self) -> Graphs:
+        """The same with features that no gradient goes through."""
+        return replace(self, x=self.x.detach())
+
+    def requires_grad_(self, requires_grad: bool = True) -> Graphs:
+        """These graphs, whose features are what a gradient may be asked for."""
+        self.x.requires_grad_(requires_grad)
+        return self
+
     def dense(self) -> Graphs:
         """The same with features in an ordinary table."""
         return replace(self, x=self.x.to_dense()) if self.sparse else self

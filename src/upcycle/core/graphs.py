@@ -197,7 +197,8 @@ class OnGraphs(Around):
         """The rows of an answer that are asked for."""
         if not isinstance(answer, Tensor) or not answer.ndim:
             return answer  # whoever asked says what is wrong with it
-        rows, nodes, wanted = len(answer), len(graphs.x), "node" if graphs.at is not None else "graph"
+        # Not len(), so that a program of torch.export takes any number of nodes.
+        rows, nodes, wanted = answer.shape[0], graphs.x.shape[0], "node" if graphs.at is not None else "graph"
         if wanted == "node" and rows == nodes:
             return answer[graphs.at]
         if wanted == "graph" and rows == graphs.n:

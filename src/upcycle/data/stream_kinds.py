@@ -20,7 +20,7 @@ from torch import Tensor
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.reading import Reading
 from upcycle.data.augment import uniform
-from upcycle.data.collection import draw
+from upcycle.data.collection import Collection, draw
 from upcycle.data.folder_streams import folder_stream
 from upcycle.data.images import Images, ImageSplit, as_images
 from upcycle.data.labels import relabelled
@@ -79,7 +79,8 @@ def stream(
     Raises:
         UserError: for what is unknown, not found, or cannot be split so.
     """
-    if isinstance(reference, Images):
+    if isinstance(reference, Collection):
+        reference = as_images(reference)
         made = _splits(f"splits:{reference.name}/{tasks}", reference, tasks, scenario or "class", shuffle)
         return _few(made, few)
     kind, data, count = _parts(reference)

@@ -136,6 +136,13 @@ def _forward(module: nn.Module, sample: Any) -> Any:
         raise UserError(f"{called(module)} does not take inputs of {shape}: {reason}") from error
 
 
+def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
+    """What a tensor lies in: three others where it is sparse in CSR layout."""
+    if tensor.layout == torch.sparse_csr:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return (tensor,)
+
+
 class _Live(TorchDispatchMode):
     """Follows the storages that operations make until they are freed; ``peak``: their largest sum, bytes."""
 
@@ -153,8 +160,8 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
+            for part in _strided(tensor) if isinstance(tensor, Tensor) else ():
+                self._follow(part.untyped_storage())
         self.peak = max(self.peak, self._now)
         return out
 

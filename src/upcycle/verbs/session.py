@@ -444,7 +444,5 @@ def _notes_of(method: Any, data: Any) -> list[str]:
     networks = [network for found in given for network in (found if isinstance(found, tuple | list) else [found])]
     notes = [note for network in networks if isinstance(network, Model) for note in network.notes]
     if data.train.together and getattr(getattr(method, "recipe", None), "batch_size", 1) == 0:
-        notes.append(
-            f"All {data.takes.noun} are one batch, since one forward answers them all (--recipe.batch_size 0)."
-        )
+        notes.append(f"All {data.takes.noun} are one batch, since one forward answers them all.")
     return notes
