@@ -28,9 +28,8 @@ from upcycle.core.run import Run
 from upcycle.core.takes import KINDS, Pictures, Takes, described, takes_of
 from upcycle.core.task import CLASSIFICATION, TASKS, task_of
 from upcycle.data.collection import describe
-from upcycle.distillation import KD
+from upcycle.distillation import KD, Plain
 from upcycle.measure.cost import count
-from upcycle.training.supervised import Supervised
 from upcycle.verbs.directory import write_result
 from upcycle.verbs.figures import row
 
@@ -135,7 +134,7 @@ def test_a_network_of_another_kind_is_probed_and_adapted() -> None:
 def test_it_trains_is_saved_and_goes_on_where_it_was(tmp_path: Path) -> None:
     data, made = prices(), model()
     before = measured(made.module, data.test)
-    method = Supervised(student=made, recipe=Recipe(epochs=20, batch_size=8, lr=0.02, weight_decay=0.0))
+    method = Plain(student=made, recipe=Recipe(epochs=20, batch_size=8, lr=0.02, weight_decay=0.0))
     run = Run(tmp_path / "run", seed=1, quiet=True)
     method.begin(run, data)
     product = method.product(method.fit(run, data), data)
@@ -144,7 +143,7 @@ def test_it_trains_is_saved_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "validation_mae" in {line[3] for line in run.journal.rows}
 
     rows = [row("net", "student", [after], product)]
-    write_result(tmp_path / "run", Supervised, product, [], data, run, rows=rows, config={}, figure="mean error",
+    write_result(tmp_path / "run", Plain, product, [], data, run, rows=rows, config={}, figure="mean error",
                  facts={"sentence": "It errs little.", "seeds": [1], "seconds": 1.0})  # fmt: skip
     run.close()
     page = (tmp_path / "run" / "report.html").read_text()
@@ -170,7 +169,7 @@ def test_a_killed_run_of_it_resumes_to_the_same_bits(tmp_path: Path) -> None:
                 raise Killed
 
     def fit(run: Run) -> nn.Module:
-        return Supervised(student=model(), recipe=Recipe(epochs=4, batch_size=8, lr=0.02)).fit(run, prices())
+        return Plain(student=model(), recipe=Recipe(epochs=4, batch_size=8, lr=0.02)).fit(run, prices())
 
     whole = fit(Run(None, seed=1, quiet=True))
     dying = Dies(tmp_path, seed=1, save_every=0, quiet=True)
@@ -190,20 +189,20 @@ def test_methods_of_other_tasks_refuse_it_before_any_work() -> None:
 
 
 def test_a_method_of_images_names_one_that_would_serve() -> None:
-    class OfImages(Supervised):
+    class OfImages(Plain):
         card = Card(name="pixels", title="", paper="", verb="distill", summary="", cost="", published="",
                     needs=Needs(data="labelled", teacher="none"))  # fmt: skip
 
     data = prices()
     data.train.task = data.validation.task = data.test.task = CLASSIFICATION  # type: ignore[misc]
     assert "kd" in serving("distill", "table", "classification")
-    with pytest.raises(UserError, match=r"it works on images, and these are rows; take --method kd"):
+    with pytest.raises(UserError, match=r"it works on images, and these are rows; take --method plain"):
         OfImages(student=model()).require(data)
 
 
 def test_networks_that_take_others_are_refused_by_their_reasons() -> None:
     with pytest.raises(UserError, match="it takes rows of 4 numbers, and not rows of 3 numbers"):
-        Supervised(student=model(4)).require(prices())
+        Plain(student=model(4)).require(prices())
 
 
 def test_a_frozen_copy_answers_the_same() -> None:

@@ -18,7 +18,7 @@ from upcycle.core.references import resolve
 from upcycle.core.takes import KINDS
 from upcycle.core.task import CLASSIFICATION, TASKS
 from upcycle.data.images import as_images
-from upcycle.training.supervised import Supervised
+from upcycle.distillation import Plain
 from upcycle.verbs.adapt import adapt
 from upcycle.verbs.distill import distill
 from upcycle.verbs.evaluate import evaluate
@@ -88,7 +88,7 @@ def test_scores_are_distilled_by_no_method_and_trained_by_labels(tmp_path: Path)
         distill(student=network(1), teacher=resolve(network(1, 32), takes=Table(3), task=Scores()), data=prices(),
                 out=tmp_path / "run", say=lambda text: None)  # fmt: skip
     said: list[str] = []
-    found = distill(student=network(1), method=Supervised, data=prices(), out=tmp_path / "alone", say=said.append,
+    found = distill(student=network(1), method=Plain, data=prices(), out=tmp_path / "alone", say=said.append,
                     recipe=Recipe(epochs=8, batch_size=8, lr=0.02, weight_decay=0.0))  # fmt: skip
     assert "the mean error is" in found.sentence and "%" not in found.sentence
     assert any("seed 0: test mean error" in line for line in said)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.claims.settings import fresh, short, test
-from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -23,7 +22,7 @@ from upcycle.core.store import read_json
 from upcycle.core.taps import Taps
 from upcycle.data import load
 from upcycle.data.pool_files import load_pool
-from upcycle.distillation import CMI, KD, DeepInversion, FastDFKD, OneStageGAN
+from upcycle.distillation import CMI, DeepInversion, FastDFKD, OneStageGAN, Plain
 from upcycle.distillation.data_free.gallery import similarity
 from upcycle.distillation.data_free.making import Making
 from upcycle.distillation.data_free.synthesis import Synthesis
@@ -49,9 +48,7 @@ def teacher(quick: bool) -> Model:
     data = _data()
     data = data.subset(torch.arange(2000)) if quick else data
     model = dataclasses.replace(fresh("zoo:convnet", data, 0), name="convnet of Fashion-MNIST", classes=data.classes)
-    method = KD(
-        teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=short(1 if quick else 5)
-    )
+    method = Plain(student=model, recipe=short(1 if quick else 5))
     module = method.fit(Run(None, seed=0, quiet=True), data)
     return dataclasses.replace(model, module=module)
 

@@ -13,11 +13,10 @@ from upcycle.claims import Check, Claim, Headline, Measured, gain
 from upcycle.claims.digits import digits, first, trained
 from upcycle.claims.settings import BESIDE, best, by_validation, fresh, test, train
 from upcycle.core.heads import WithBottleneck
-from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, ImageSplit
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 from upcycle.predictors import Predictor
 from upcycle.predictors.local import Local
 
@@ -46,9 +45,8 @@ def copied(box: Predictor, target: Images, seed: int, quick: bool, lr: float = L
     start, said = student(target, seed), box.predict(target.train).classes[:, 0]
     start.module = WithBottleneck(start, len(target.classes), WIDTH, norm=True, weight_norm=True)
     labelled = dataclasses.replace(target, train=dataclasses.replace(target.train, labels=said))
-    kd = KD(teacher=start, student=start, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off",
-            recipe=recipe(lr, 2 if quick else DISTIL + TUNE))  # fmt: skip
-    return train(kd, labelled, seed)
+    plain = Plain(student=start, recipe=recipe(lr, 2 if quick else DISTIL + TUNE))
+    return train(plain, labelled, seed)
 
 
 def dine(

@@ -203,7 +203,7 @@ class Method:
                 own, theirs = f"it is for {' and '.join(needs.tasks)}", f"{task.name} is the task of these {takes.noun}"
             else:
                 own, theirs = f"it works on {' and '.join(needs.inputs)}", f"these are {takes.noun}"
-            others = serving(self.card.verb, takes.kind, task.name)
+            others = serving(self.card.verb, takes.kind, task.name, needs.data)
             return [f"{own}, and {theirs}{f'; take --method {others[0]}' if others else ''}"]
         problems = []
         for role in self.roles:
@@ -270,10 +270,11 @@ class Method:
         return f"{type(self).__name__}({options})"
 
 
-def serving(verb: str, inputs: str, task: str) -> list[str]:
-    """The names of the methods of a verb that work on inputs of a kind, for a task."""
+def serving(verb: str, inputs: str, task: str, data: Data | None = None) -> list[str]:
+    """The names of a verb's methods that work on inputs of a kind, for a task; first those that need as much data."""
     methods = [m for room in ROOMS for m in importlib.import_module(f"upcycle.{room}").METHODS]
-    return [m.card.name for m in methods if m.card.verb == verb and m.card.needs.admits(inputs, task)]
+    able = [m.card for m in methods if m.card.verb == verb and m.card.needs.admits(inputs, task)]
+    return [card.name for card in sorted(able, key=lambda card: card.needs.data != data)]
 
 
 def _fitted(found: Any, data: Any, name: str) -> Model:

@@ -23,7 +23,7 @@ class Recipe:
         lr: the highest learning rate.
         momentum: the momentum of sgd, from 0 to below 1.
         weight_decay: the decay of every parameter, as the papers of this field have it.
-        schedule: cosine (to zero), step (times ``decay`` at each milestone) or constant.
+        schedule: cosine or linear (to zero), step (times ``decay`` at each milestone) or constant.
         warmup: epochs of linear warm-up from zero.
         milestones: epochs at which the step schedule decays.
         decay: the factor of the step schedule at each milestone.
@@ -35,7 +35,7 @@ class Recipe:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     warmup: float = 0.0
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
@@ -75,9 +75,9 @@ class Recipe:
         epoch = progress * self.epochs
         if epoch < self.warmup:
             return epoch / self.warmup
-        if self.schedule == "cosine":
-            done = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-12)
-            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        if self.schedule in ("cosine", "linear"):
+            done = min((epoch - self.warmup) / max(self.epochs - self.warmup, 1e-12), 1.0)
+            return 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0 - done
         if self.schedule == "step":
             return float(self.decay ** sum(epoch >= m for m in self.milestones))
         return 1.0

@@ -22,6 +22,7 @@ from upcycle.data.collection import Collection
 from upcycle.data.decode import readable
 from upcycle.data.folders import load_folder
 from upcycle.data.graph_objects import is_graph_object
+from upcycle.data.graph_pool import is_graph_pool, load_graph_pool
 from upcycle.data.graphs import GraphSet
 from upcycle.data.images import Images
 from upcycle.data.parquet_files import parquet_files
@@ -197,6 +198,8 @@ def load(
     elif reference in NAMED:
         found = _named(text, form)
     elif text.startswith(PREFIX):
+        if is_graph_pool(pool_directory(text)):
+            return load_graph_pool(text)
         found = load_pool(text, form)
     elif (tables := parquet_files(folder)) is not None:
         return load_parquet(name, tables, form, wanted)

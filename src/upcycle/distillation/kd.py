@@ -160,7 +160,7 @@ class KD(Method):
             student.train()
             for batch in run.batches(data.train, self.recipe.batch_size, views=self.views):
                 z_s = student(batch.inputs)
-                loss = self.terms(z_s, z_t(batch, epoch) if self.terms.w_kd else z_s, batch.labels)
+                loss = self.terms(z_s, z_t(batch, epoch), batch.labels)
                 run.step(loss, optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student)

@@ -29,9 +29,9 @@ from upcycle.data.images import pooled
 from upcycle.data.labels import mapped, relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.predictors import Predictor, check_predictor, predictor
-from upcycle.training.supervised import Supervised
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import figures_of, row, share
+from upcycle.verbs.methods import baseline
 from upcycle.verbs.naming import (
     SAID,
     Naming,
@@ -429,7 +429,7 @@ def _supervised(method: Any, data: Images) -> tuple[Method, Images]:
     n = int((data.train.labels >= 0).sum())
     epochs = max(1, math.ceil(method.steps(len(data.train)) / math.ceil(n / recipe.batch_size)))
     recipe = dataclasses.replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
-    return Supervised(student=method.student, recipe=recipe), data
+    return baseline()(student=method.student, recipe=recipe), data
 
 
 def _sentence(rows: list[dict[str, Any]], product: Model, data: Images) -> str:

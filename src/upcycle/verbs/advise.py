@@ -173,7 +173,12 @@ def advise(
     for method in all_methods() if methods is None else methods:
         card = method.card
         if not card.needs.admits(have.inputs, "classification"):
-            refused.append(Refusal(method=card.name, reason=f"it works on {' and '.join(card.needs.inputs)}."))
+            refused.append(
+                Refusal(
+                    method=card.name,
+                    reason=f"it works on {' and '.join(card.needs.inputs)}, and yours are {have.inputs}.",
+                )
+            )
             continue
         judged = _lacking(method, have) or _judge(method, have)
         if isinstance(judged, Fit):

@@ -27,11 +27,10 @@ from upcycle.data.collection import Samples
 from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count
 from upcycle.measure.units import si
-from upcycle.training.supervised import Supervised
 from upcycle.verbs import DEFAULT_METHOD, options
-from upcycle.verbs.figures import like_of, points, row, show_accuracy, spread
+from upcycle.verbs.figures import like_of, points, row, show_accuracy, showing, spread
 from upcycle.verbs.loading import augmented
-from upcycle.verbs.methods import all_methods, find_method
+from upcycle.verbs.methods import all_methods, baseline, find_method
 from upcycle.verbs.naming import SAID, naming_of
 from upcycle.verbs.options import Say
 from upcycle.verbs.pairing import answered_by, on_its_pool, teacher_and_data
@@ -170,15 +169,9 @@ def distill(
     )
     rows = []
     if guide is not None:
-        rows.append(
-            row(
-                guide.name,
-                "teacher",
-                [_guided(session, guide, made.data, made.data.test)],
-                guide,
-                like_of(guide, made.data),
-            )
-        )
+        found = [_guided(session, guide, made.data, made.data.test)]
+        line = row(guide.name, "teacher", found, guide, like_of(guide, made.data))
+        rows.append(showing(line, made.left, "shown of the teacher"))
     rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
     rows.append(made.row(f"{made.model.name} by {cls.card.name}"))
     return session.leave(
@@ -202,6 +195,10 @@ def _check(session: Session) -> None:
             f"{session.cls.card.name} needs a teacher: give --teacher REFERENCE. Without one there is "
             f"--method {', '.join(able)}."
         )
+    if "teacher" not in session.cls.roles:
+        name = session.cls.card.name
+        require(networks["teacher"] is None, f"{name} takes no teacher; leave out --teacher, or --method {name}.")
+        require(not setting.alone, f"{name} already trains the student alone; leave out --alone.")
     for role, reference in {**networks, "data": session.data_ref, "test_data": setting.test_data}.items():
         require(not isinstance(reference, str) or bool(reference.strip()), f"--{role} names nothing.")
     _check_data(session)
@@ -225,8 +222,8 @@ def _check_data(session: Session) -> None:
         return
     require(
         none,
-        f"{name} makes its own images and takes no --data; to measure on real ones, give --test_data "
-        f"{reference if isinstance(reference, str) else 'DATA'}.",
+        f"{name} makes its own {session.cls.card.needs.inputs[0]} and takes no --data; to measure on real ones, give "
+        f"--test_data {reference if isinstance(reference, str) else 'DATA'}.",
     )
     require(
         not setting.shots and setting.labels < 0,
@@ -293,7 +290,7 @@ def _prepared(session: Session, data: Collection, student: Model, seed: int) -> 
         data = data.few(setting.shots, seed)
     if setting.labels >= 0:
         data = data.hide_labels(setting.labels, seed)
-    grey = ("crop",) if session.cls.card.needs.data == "none" else ()
+    grey = ("crop",) if session.cls.card.needs.data == "none" and isinstance(data, Images) else ()
     return augmented(data, setting.augment, grey).seen_by(student)
 
 
@@ -335,7 +332,7 @@ def _alone(method: Any, data: Collection) -> tuple[Method, Collection]:
         milestones=tuple(round(m / recipe.epochs * epochs) for m in recipe.milestones),
     )
     data = dataclasses.replace(data, train=data.train.subset(known))
-    return Supervised(student=method.student, recipe=recipe), data
+    return baseline()(student=method.student, recipe=recipe), data
 
 
 # -- after it -----------------------------------------------------------------------------------------------------
@@ -345,7 +342,7 @@ def _parents(session: Session, teacher: Model | None, student: Model, data: Coll
     """The models whose weights, answers or images went into the student."""
     parents = [] if teacher is None else [parent_node(teacher)]
     if data.lineage is not None:  # images that a network made hand its licence on
-        parents.append({**data.lineage, "role": lineage.POOL})
+        parents.append({**data.lineage, "role": lineage.POOLS[data.noun]})
     if session.setting.student_weights not in (None, "fresh") and student.lineage is not None:
         parents.append({**student.lineage, "role": "initial weights"})
     return parents

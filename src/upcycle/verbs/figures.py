@@ -78,7 +78,22 @@ def like_of(model: Model, data: Any) -> Any:
     if model.input_shape:
         return model.input_shape
     split = data.test if len(data.test) else data.train
+    if not len(split):  # a method makes its own
+        return model.example(1)
     return split.batch(torch.arange(len(split) if split.together else 1), device=torch.device("cpu")).inputs
+
+
+def showing(row: dict[str, Any], left: Sequence[dict[str, Any]], name: str = "shown") -> dict[str, Any]:
+    """A line with further shares, in columns of their own, that a method left with its runs.
+
+    Args:
+        row: the line.
+        left: what each run left; see :meth:`upcycle.core.run.Run.leave`.
+        name: of the shares by their columns, among these.
+    """
+    found = [one[name] for one in left if name in one]
+    columns = {column: spread([one[column] for one in found]) for column in (found[0] if found else ())}
+    return {**row, "shown": {**row.get("shown", {}), **columns}} if columns else row
 
 
 def figures_of(arms: Sequence[Measured], task: Task = CLASSIFICATION) -> dict[str, Any]:

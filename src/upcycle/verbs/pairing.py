@@ -11,14 +11,17 @@ import torch
 from upcycle.core import references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
 from upcycle.data import Collection, Images
+from upcycle.data.graph_pool import load_graph_pool
+from upcycle.data.graphs import GraphSet
 from upcycle.data.images import as_images
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, weights_digest
 from upcycle.verbs.loading import is_files, load_for, loaded
-from upcycle.verbs.naming import any_network, data_as, data_for, images_for, naming_of, network, takes_any
+from upcycle.verbs.naming import any_network, data_as, data_for, naming_of, takes_any
 from upcycle.verbs.options import Say
 
 
@@ -38,7 +41,7 @@ def teacher_and_data(
     data: Collection
     if free:
         teacher = _lone_teacher(setting, reference)
-        data = Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std, teacher.reading)
+        data = _nothing(teacher)
     else:
         teacher, data = _pair(setting, reference, data_ref, say, taught)
     data = _tested(setting, data, free=free, say=say)
@@ -56,12 +59,19 @@ def _lone_teacher(setting: Any, reference: Any) -> Model:
     like = None
     if takes_any(reference, naming):
         if setting.test_data is not None:
-            like = images_for(setting.test_data, naming)
+            like = data_for(setting.test_data, naming)
         elif references.is_bare(reference) and (naming.sides is None or naming.channels is None):
             raise UserError(
                 "The teacher does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH, or --test_data."
             )
-    return network(reference, naming, like)
+    return any_network(reference, naming, like)
+
+
+def _nothing(teacher: Model) -> Collection:
+    """No data at all, of the kind that a teacher takes."""
+    if isinstance(teacher.takes, GraphTakes):
+        return GraphSet.none(teacher.takes, teacher.classes)
+    return Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std, teacher.reading)
 
 
 def _pair(setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any) -> tuple[Model | None, Collection]:
@@ -198,13 +208,15 @@ def answered_by(teacher: Model, data: Collection, device: torch.device) -> Colle
     )
 
 
-def on_its_pool(teacher: Model, data: Images, directory: Path, device: torch.device) -> Collection:
-    """Without any data, what a student is measured on: images of the pool it learnt from, the teacher's answers."""
-    pool = load_pool(directory / "pool")
+def on_its_pool(teacher: Model, data: Collection, directory: Path, device: torch.device) -> Collection:
+    """Without any data, what a student is measured on: samples of the pool it learnt from, the teacher's answers."""
+    pool: Collection = (load_pool if isinstance(data, Images) else load_graph_pool)(directory / "pool")
     held = dataclasses.replace(data, validation=pool.validation, test=pool.test, measured=pool.name)
-    answered = answered_by(teacher, held.normalised(data.train.mean, data.train.std), device)
+    if isinstance(held, Images):
+        held = held.normalised(data.train.mean, data.train.std)
+    answered = answered_by(teacher, held, device)
     note = (
-        "Every figure is agreement with the teacher on images that the student was trained on, which is no "
+        f"Every figure is agreement with the teacher on {data.noun} that the student was trained on, which is no "
         "accuracy; give --test_data to measure one."
     )
     return dataclasses.replace(answered, notes=[*data.notes, note])

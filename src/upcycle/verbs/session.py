@@ -104,7 +104,8 @@ class Fitted:
 
     def row(self, name: str) -> dict[str, Any]:
         """Its line of the comparison, called ``name``."""
-        return figures.row(name, self.arm.role, self.measured, self.model, figures.like_of(self.model, self.data))
+        like = figures.like_of(self.model, self.data)
+        return figures.showing(figures.row(name, self.arm.role, self.measured, self.model, like), self.left)
 
 
 class Session:
@@ -183,8 +184,7 @@ class Session:
         """
         own = dict(self.own)
         if data is not None and data.train.together and "recipe" in self.cls.options():
-            usual = default_of(self.cls, "recipe")
-            recipe = own.get("recipe", usual)
+            recipe = own.get("recipe", usual := default_of(self.cls, "recipe"))
             if recipe.batch_size == usual.batch_size:
                 own["recipe"] = dataclasses.replace(recipe, batch_size=0)
         return self.cls(**given, **own)

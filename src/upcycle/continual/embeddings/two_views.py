@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
+from upcycle.core.seeds import uniform
 from upcycle.core.task import CLASSIFICATION, Task
-from upcycle.data.augment import uniform
 from upcycle.data.images import ImageSplit
 
 Objective = Literal["barlow", "simsiam"]
