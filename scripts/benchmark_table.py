@@ -52,7 +52,8 @@ class Job:
             ratio = f"{duration(ours)}"
         if self.least is not None:
             floor = f"{ours / self.least(figures):.3g} × {self.floor}"
-        when = f"{record['date'][:10]}{f' {OLD}' if is_older(self.record, record) else ''}"
+        mark = f"&nbsp;{OLD}" if is_older(self.record, record) else ""
+        when = f"{record['date'][:10]}{mark}"
         return (self.does, self.instead, ratio, floor, when)
 
 

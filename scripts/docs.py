@@ -177,12 +177,19 @@ def baselines() -> str:
     parts = [_split_mnist(claim)]
     for found in record["figures"].values():
         columns = list(dict.fromkeys(key for row in found["rows"].values() for key in row))
-        rows = [(f"`{name}`", *(percent(row[key]) if key in row else "" for key in columns),
-                 found["published"].get(name, ""), f"{found['protocol']}, {found['seeds']} seeds")
-                for name, row in found["rows"].items()]  # fmt: skip
-        text = f"**{found['title']}**\n\n" + table(("method", *columns, "published (%)", "protocol"), rows)
-        quoted = f" Published: {found['source']}." if found["published"] else ""
-        parts.append(f"{text}\nExpected: {found['band']}.{quoted}\n")
+        quoted = {"published (%)": found["published"]} if found["published"] else {}
+        rows = [
+            (
+                f"`{name}`",
+                *(percent(row[key]) if key in row else "" for key in columns),
+                *(figures.get(name, "") for figures in quoted.values()),
+            )
+            for name, row in found["rows"].items()
+        ]
+        protocol = f"Protocol: {found['protocol']}, {found['seeds']} seeds."
+        text = f"**{found['title']}**\n\n{protocol}\n\n" + table(("method", *columns, *quoted), rows)
+        source = f" Published: {found['source']}." if quoted else ""
+        parts.append(f"{text}\nExpected: {found['band']}.{source}\n")
     return "\n".join(parts) + "\n" + provenance(record, "python -m benchmarks.continual_baselines")
 
 
@@ -194,10 +201,11 @@ def _split_mnist(claim: dict[str, Any]) -> str:
     rows = []
     for name in ("joint", "fine-tuning", "oEWC", "SI", "LwF", "ER", "DER++"):
         arms = [claim["measured"].get(f"{name}{arm}") for arm in columns.values()]
-        rows.append((name, *(percent(arm) if arm else "" for arm in arms), f"{protocol}, {seeds} seeds"))
-    text = table(("method", *columns, "protocol"), rows)
-    return f"**Split MNIST**\n\n{text}\nPublished: {claim['published']}\n\n" + provenance(
-        claim["seeds"][-1], f"upcycle prove derpp --seeds {seeds}"
+        rows.append((name, *(percent(arm) if arm else "" for arm in arms)))
+    text = table(("method", *columns), rows)
+    return (
+        f"**Split MNIST**\n\nProtocol: {protocol}, {seeds} seeds.\n\n{text}\nPublished: {claim['published']}\n\n"
+        + provenance(claim["seeds"][-1], f"upcycle prove derpp --seeds {seeds}")
     )
 
 
@@ -279,7 +287,7 @@ def verdict_line(name: str) -> str:
     """What was measured of a method, in a line for a page whose example is too small to show it."""
     found = verdicts().get(name)
     told = f"{short(found)}, {found['says']}" if found else "not measured yet in its present setting"
-    return f"What was measured of [`{name}`](methods/{name}.md), as its record has it: {told}.\n"
+    return f"The record of [`{name}`](methods/{name}.md) says: {told}.\n"
 
 
 def tutorial() -> str:

@@ -52,7 +52,8 @@ def figures(claim: Claim, record: dict[str, Any] | None, name: str, assets: str 
     arms = [
         (arm, percent(values), ", ".join(percent([v]) for v in values)) for arm, values in record["measured"].items()
     ]
-    text += table(("arm", "mean ± std", "each seed"), arms) + "\n"
+    whole = table(("arm", "mean ± std", "each seed"), arms)
+    text += f'<details markdown="1">\n<summary>Every arm, seed by seed</summary>\n\n{whole}\n</details>\n\n'
     if record["checks"]:
         checks = [
             (

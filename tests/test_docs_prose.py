@@ -81,7 +81,7 @@ def test_the_table_has_ratio_and_floor_and_says_what_is_missing(monkeypatch: pyt
     found = {"whole_command_cifar-5000": record, "whole_command_jpeg": now}
     lines = benchmark_table.benchmark_table(found.get).splitlines()
     old, new, missing = (next(line for line in lines if text in line) for text in ("5,000", "JPEGs", "45,000"))
-    assert "**2.5 ×** (10.0 s, not 25.0 s) | 2.5 × a bf16 matrix product | 2026-01-02 † |" in old
+    assert "**2.5 ×** (10.0 s, not 25.0 s) | 2.5 × a bf16 matrix product | 2026-01-02&nbsp;† |" in old
     assert "2026-01-02 |" in new and "not measured yet | not measured yet |" in missing
     assert "(1 of" in lines[-1]
 
