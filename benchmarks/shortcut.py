@@ -29,14 +29,13 @@ from torch import Tensor, nn
 from benchmarks.common import record
 from upcycle.claims.settings import fresh, test, train
 from upcycle.core.evaluate import evaluate
-from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, ImageSplit, load
 from upcycle.diagnosis import ModelDoctor
 from upcycle.diagnosis.attribution import explain
 from upcycle.diagnosis.errors.findings import diagnose
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 from upcycle.verbs.diagnose import suspects
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels
 
@@ -128,7 +127,7 @@ def main() -> None:
     data = dataclasses.replace(clean, train=planted(clean.train, label, SHARE),
                                validation=clean.validation.subset(torch.arange(2500)))  # fmt: skip
     new = fresh("zoo:resnet8", data, SEED)
-    plain = KD(teacher=new, student=new, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=RECIPE)
+    plain = Plain(student=new, recipe=RECIPE)
     sick = dataclasses.replace(new, module=train(plain, data, SEED), name="sick")
 
     worst, gap, rows, heat = suspect(sick, data)

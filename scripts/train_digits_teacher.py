@@ -11,13 +11,12 @@ import torch
 
 from upcycle.core import lineage, store
 from upcycle.core.evaluate import evaluate
-from upcycle.core.losses import Terms
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
 from upcycle.data import load
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 
 HERE = Path(__file__).resolve().parent.parent / "src" / "upcycle" / "zoo" / "weights"
 
@@ -30,7 +29,7 @@ def main() -> None:
     mean, std = data.statistics
     data = data.augmented(("crop",)).normalised(mean, std)
     recipe = Recipe(epochs=40, batch_size=64, lr=0.05, warmup=2)
-    plain = KD(teacher=model.module, student=model.module, terms=Terms(w_kd=0.0, w_ce=1.0), recipe=recipe)
+    plain = Plain(student=model.module, recipe=recipe)
     module = plain.fit(Run(None, precision="32-true"), data)
     result = evaluate(module, data.test, device=torch.device("cpu"))
     print(f"test accuracy {result.accuracy:.2%}; mean {mean}, std {std}")

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.settings_graphs import networks, other_graphs, spoil_graphs, tiny_graphs, tiny_nodes
+from tests.settings_groups import group_networks, layer_networks, tiny_groups
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
@@ -29,7 +31,20 @@ from upcycle.data import Images, ImageSplit, load
 from upcycle.data.stream_kinds import stream
 from upcycle.data.streams import Stream
 from upcycle.diagnosis import ModelDoctor
-from upcycle.distillation import CMI, KD, VAM, DeepInversion, FastDFKD, KDExplainer, NetGraft, OneStageGAN, TfKD
+from upcycle.distillation import (
+    CMI,
+    GFKD,
+    KD,
+    RELIANT,
+    VAM,
+    DeepInversion,
+    FastDFKD,
+    KDExplainer,
+    NetGraft,
+    OneStageGAN,
+    Plain,
+    TfKD,
+)
 from upcycle.distillation.data_free.making import Making
 from upcycle.predictors import Answers
 from upcycle.zoo.convnet import ConvNet
@@ -146,7 +161,7 @@ def parts() -> tuple[Model, ...]:
 def _trained(seed: int, width: int) -> dict[str, torch.Tensor]:
     """The weights of a tiny network after twenty epochs of cross-entropy on 160 digits."""
     model, recipe = tiny_model("fitted", seed, width), Recipe(epochs=20, batch_size=32, lr=0.1)
-    method = KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), recipe=recipe, cache="off")
+    method = Plain(student=model, recipe=recipe)
     return method.fit(Run(None, seed=seed, quiet=True), tiny_data()).state_dict()
 
 
@@ -182,9 +197,26 @@ class EvenAndOdd(AttentionDiversification):
         return super().fit(run, data)
 
 
+def spoil_images(data: Any) -> None:
+    """Make training images of several classes NaN, in place."""
+    bad = data.train.images.permute(0, 3, 1, 2).float() / 255
+    bad[17:25] = float("nan")
+    data.train.images = bad.contiguous()
+
+
+def other_images(split: ImageSplit) -> ImageSplit:
+    """A split of which the first image has another first pixel."""
+    images = split.images.clone()
+    images.view(-1)[0] = 1 - images.view(-1)[0].clamp(0, 1)
+    return dataclasses.replace(split, images=images)
+
+
 @dataclass(frozen=True)
 class Row:
-    """A method's options for the gauntlet, its networks, and the command line that runs it."""
+    """A method's options for the gauntlet, its networks, and the command line that runs it.
+
+    ``spoil`` makes training samples of its data NaN, in place; ``other`` gives a split with another first sample.
+    """
 
     method: type[Method]
     options: dict[str, Any]
@@ -194,6 +226,8 @@ class Row:
     networks: Callable[[], dict[str, Any]] | None = None  # in place of teacher and student
     draws: bool = True  # whether anything is random
     data: Callable[[int], Any] = tiny_data
+    spoil: Callable[[Any], None] = spoil_images
+    other: Callable[[Any], Any] = other_images
 
     def make(self, seed: int = 0) -> Method:
         if self.networks is not None:
@@ -216,6 +250,9 @@ _GENERATE = {"nz": 16, "ngf": 8}
 _MAKING_WORDS = (*_WORDS, "--making.rounds=3", "--making.batch=32", "--making.kd_steps=4")
 _GENERATE_WORDS = (*_MAKING_WORDS, "--nz=16", "--ngf=8")
 
+_GRAPHS: dict[str, Any] = {"spoil": spoil_graphs, "other": other_graphs}
+_WHOLE = Recipe(epochs=3, batch_size=0, optimizer="adam", lr=0.01)
+_FREE = {"graphs": 24, "batch": 16, "sizes": (3, 6), "iterations": 4, "decay_every": 3}
 _REASSEMBLE = {"blocks": 2, "probe": 64, "runs": 5, "candidates": 4, "score_batches": 1}
 _PARTIAL = {
     "iterations": 30,
@@ -232,6 +269,17 @@ ROWS = {
     "kd": Row(KD, {"recipe": _RECIPE}, _WORDS),
     "kd-views": Row(
         KD, {"recipe": _RECIPE, "views": 2, "cache": "on", "terms": Terms(w_ce=0.0, w_kd=1.0)}, (*_WORDS, "--views=2")
+    ),
+    "plain": Row(Plain, {"recipe": _RECIPE, "label_smoothing": 0.1}, (*_WORDS, "--label_smoothing=0.1"), teacher=False),
+    "kd-graphs": Row(KD, {"recipe": _RECIPE}, _WORDS, networks=lambda: networks("graph"), data=tiny_graphs, **_GRAPHS),
+    "kd-nodes": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, batch_size=0, epochs=5), "cache": "on"},
+        ("--recipe.epochs=5", "--recipe.batch_size=0"),
+        networks=lambda: networks("node"),
+        data=tiny_nodes,
+        draws=False,
+        **_GRAPHS,
     ),
     "tfkd": Row(TfKD, {"recipe": _RECIPE, "variant": "self"}, _WORDS, teacher=False),
     "tfkd-reg": Row(TfKD, {"recipe": _RECIPE, "variant": "reg"}, (*_WORDS, "--variant=reg"), teacher=False),
@@ -272,6 +320,42 @@ ROWS = {
         OneStageGAN,
         {"recipe": _RECIPE, "making": _MAKING, **_GENERATE, "g_steps": 3},
         (*_GENERATE_WORDS, "--g_steps=3"),
+    ),
+    "gfkd": Row(
+        GFKD, {"recipe": _RECIPE, **_FREE}, ("--iterations=3",), networks=layer_networks, data=tiny_graphs, **_GRAPHS
+    ),
+    "gfkd-edges": Row(
+        GFKD,
+        {"recipe": _RECIPE, **_FREE, "symmetric": True, "features": "real"},
+        ("--iterations=3", "--symmetric"),
+        networks=lambda: networks("graph"),
+        data=tiny_graphs,
+        **_GRAPHS,
+    ),
+    "gfkd-degrees": Row(
+        GFKD,
+        {"recipe": _RECIPE, **_FREE, "features": "degree"},
+        ("--iterations=3", "--features=degree"),
+        networks=layer_networks,
+        data=tiny_graphs,
+        **_GRAPHS,
+    ),
+    "reliant": Row(
+        RELIANT,
+        {"recipe": _WHOLE, "sensitive": "group", "balanced": True},
+        ("--sensitive=group",),
+        networks=group_networks,
+        data=tiny_groups,
+        **_GRAPHS,
+    ),
+    "reliant-eo": Row(
+        RELIANT,
+        {"recipe": _WHOLE, "sensitive": "group", "objective": "eo", "proxy": 0, "alpha": 10.0},
+        ("--sensitive=group", "--proxy=0"),
+        networks=group_networks,
+        data=tiny_groups,
+        draws=False,
+        **_GRAPHS,
     ),
     "mda": Row(
         MDA,

@@ -53,6 +53,7 @@ _HOME = {
     "Replay": "upcycle.continual.protocol.replay",
     "Stream": "upcycle.data.streams",
     "Buffer": "upcycle.data.buffer",
+    "GraphSet": "upcycle.data.graphs",
 }
 
 # Where methods live, each in its room's list ``METHODS``, by the name of its class.
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from upcycle.core.taps import Taps as Taps
     from upcycle.data import load as load_data  # noqa: F401
     from upcycle.data.buffer import Buffer as Buffer
+    from upcycle.data.graphs import GraphSet as GraphSet
     from upcycle.data.streams import Stream as Stream
     from upcycle.diagnosis import *  # noqa: F403
     from upcycle.diagnosis.attribution import explain as explain

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate
+from upcycle.core.task import CLASSIFICATION
 
 
 class Fake:
     """A split of given vectors and labels."""
+
+    augment, together, task = (), False, CLASSIFICATION
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels

@@ -594,7 +594,7 @@ def reseal(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 2}, "use the version that wrote it"),
+        ({"format": 3}, "use the version that wrote it"),
         ({"reference": "os:system"}, "--trust os"),
         ({"options": {"pretrained": True, "trust_remote_code": True}}, "takes no option 'trust_remote_code'"),
         ({"input_shape": "abc"}, "is damaged"),

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import portions as sizes
-from upcycle.core.evaluate import evaluate, judged, predict_logits
+from upcycle.core.evaluate import evaluate, predict_logits
 from upcycle.core.frozen import frozen
 from upcycle.core.portions import portions
 from upcycle.core.references import resolve
+from upcycle.core.task import judged
 from upcycle.data.images import ImageSplit
 from upcycle.zoo import ENTRIES
 

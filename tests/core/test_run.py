@@ -17,12 +17,14 @@ from upcycle.core.interrupt import Interrupted
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
+from upcycle.core.task import CLASSIFICATION
 
 
 class Points:
     """Noisy points in the plane; the noise stands for augmentation."""
 
     mean, std = (0.0,), (1.0,)
+    labels, augment, together, task = None, (), False, CLASSIFICATION
 
     def __init__(self, n: int = 50) -> None:
         g = torch.Generator().manual_seed(1)

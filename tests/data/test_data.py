@@ -35,7 +35,7 @@ from upcycle.data import (
     read_label_map,
 )
 from upcycle.data import images as images_module
-from upcycle.data.images import stratified
+from upcycle.data.collection import stratified
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tests.settings import fitted, tiny_data, tiny_net, tiny_vit
 from upcycle.core.errors import UserError
 from upcycle.core.feature_maps import FeatureMap, record_layer
-from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
@@ -29,7 +28,7 @@ from upcycle.diagnosis.errors.class_channels import (
 )
 from upcycle.diagnosis.errors.findings import diagnose
 from upcycle.diagnosis.model_doctor import channel_loss, gaussian, require_penalty, spatial_loss
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(6, 1, 8, 8, generator=G)
@@ -371,7 +370,7 @@ def test_validation_images_that_were_trained_on_are_familiar() -> None:
 # -- treatment ----------------------------------------
 
 
-def train(method: ModelDoctor | KD, seed: int = 0, n: int = 160) -> dict[str, Tensor]:
+def train(method: ModelDoctor | Plain, seed: int = 0, n: int = 160) -> dict[str, Tensor]:
     return method.fit(Run(None, seed=seed, precision="32-true", quiet=True), tiny_data(n)).state_dict()
 
 
@@ -382,7 +381,7 @@ def control() -> dict[str, Tensor]:
 
 def test_without_penalties_it_is_plain_training_bit_for_bit(control: dict[str, Tensor]) -> None:
     model = fitted("source", 7)
-    plain = train(KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=SHORT))
+    plain = train(Plain(student=model, recipe=SHORT))
     assert all(torch.equal(plain[key], control[key]) for key in plain)
 
 

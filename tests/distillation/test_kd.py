@@ -10,7 +10,7 @@ from torch import nn
 from tests.settings import tiny_data, tiny_net
 from upcycle.core.errors import UserError
 from upcycle.core.frozen import frozen
-from upcycle.core.losses import Terms, ce_loss, kd_loss, kd_objective
+from upcycle.core.losses import Terms, balanced_targets, ce_loss, kd_loss, kd_objective
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
@@ -135,3 +135,40 @@ def test_terms_are_the_objective_with_their_weights() -> None:
     found = Terms(temperature=2.0, w_kd=0.7, w_ce=0.3)(z_s, z_t, y, smoothing=0.1)
     assert torch.allclose(found, 0.7 * kd_loss(z_s, z_t, 2.0) + 0.3 * ce_loss(z_s, y, 0.1))
     assert torch.equal(Terms()(z_s, z_t, y), kd_objective(z_s, z_t, y, temperature=4.0, w_kd=0.9, w_ce=0.1))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_targets_that_are_one_hot_or_zero_give_the_bits_of_labels(smoothing: float, dtype: torch.dtype) -> None:
+    z, _, y = logits(b=1001)
+    a, b = (z.detach().to(dtype).requires_grad_() for _ in range(2))
+    y[::3] = -1
+    T = F.one_hot(y.clamp_min(0), 10).to(dtype) * (y >= 0)[:, None]
+    found, expected = ce_loss(a, T, smoothing), ce_loss(b, y, smoothing)
+    assert torch.equal(found, expected)
+    found.backward(), expected.backward()
+    assert torch.allclose(a.grad, b.grad, atol=1e-9)
+    assert not a.grad[::3].any()
+
+
+def test_targets_are_taken_as_they_are() -> None:
+    z, _, y = logits()
+    z = z.detach()
+    log_p = z.log_softmax(1)
+    T = torch.rand(16, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2
+    assert torch.allclose(ce_loss(z, T), -(T * log_p).sum() / 16)
+    probabilities = T / T.sum(1, keepdim=True)
+    for smoothing in (0.0, 0.3):
+        expected = F.cross_entropy(z, probabilities, label_smoothing=smoothing)
+        assert torch.allclose(ce_loss(z, probabilities, smoothing), expected)
+    assert ce_loss(z, torch.zeros(16, 10), 0.3) == 0 and ce_loss(z, -torch.ones_like(y), 0.3) == 0
+
+
+def test_balanced_targets_weigh_all_classes_alike() -> None:
+    z, _, _ = logits(b=8, k=3)
+    y = torch.tensor([0, 0, 0, 0, 1, 1, 2, -1])
+    T = balanced_targets(y, 3).double()
+    assert torch.allclose(T.sum(0), torch.full((3,), 7 / 3, dtype=torch.float64), atol=1e-6) and not T[-1].any()
+    weight = torch.tensor([7 / 12, 7 / 6, 7 / 3], dtype=torch.float64)
+    expected = F.cross_entropy(z, y, weight=weight, ignore_index=-1, reduction="sum") / 8
+    assert torch.allclose(ce_loss(z, T), expected, atol=1e-6)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from upcycle.core.graph_inputs import table
 from upcycle.core.references import resolve
 from upcycle.measure.multiply_adds import MultiplyAdds
 
@@ -59,3 +60,24 @@ def test_a_transposed_convolution_counts_its_inputs() -> None:
     with MultiplyAdds() as counter:
         nn.ConvTranspose2d(2, 3, 2)(torch.zeros(1, 2, 4, 4))
     assert counter.total == 2 * 3 * 2 * 2 * 4 * 4
+
+
+def test_sums_over_neighbours_count_their_messages() -> None:
+    messages, to = torch.rand(7, 4), torch.tensor([0, 0, 1, 2, 2, 2, 0])
+    for add in (
+        lambda: torch.zeros(3, 4).index_add(0, to, messages),
+        lambda: torch.zeros(3, 4).index_add_(0, to, messages),
+        lambda: torch.zeros(3, 4).scatter_add_(0, to[:, None].expand(7, 4), messages),
+        lambda: torch.zeros(3, 4).scatter_reduce(0, to[:, None].expand(7, 4), messages, "sum"),
+    ):
+        with MultiplyAdds() as counter:
+            add()
+        assert counter.total == 28
+
+
+def test_of_a_sparse_matrix_stored_values_count() -> None:
+    x = torch.rand(10, 6)
+    x *= x > 0.7
+    with torch.no_grad(), MultiplyAdds() as counter:
+        nn.Linear(6, 4)(table(x))
+    assert counter.total == 4 * int((x != 0).sum()) < 240

@@ -676,6 +676,20 @@ def test_nodes_and_leaves_of_a_tree_cover_nothing(paths: list[tuple[int, int]]) 
     assert max(rows) <= height and all(y + h <= height for _, y, h in nodes)
 
 
+def test_graphs_are_rings_of_nodes_in_the_tones_of_their_groups(tmp_path: Path) -> None:
+    items = [
+        {"label": "no", "nodes": [0, 1, 1], "edges": [[0, 1], [2, 0]]},
+        {"label": "yes", "nodes": [3], "edges": []},
+    ]
+    figure = drawn(tmp_path, kind="graphs", items=items, groups=["C", "N"])
+    tags = Tags(figure.body)
+    dots = [str(c["class"]) for c in tags.named("circle")]
+    assert dots == ["dot tone-hue0", "dot tone-hue1", "dot tone-hue1", "dot tone-hue3"]
+    assert [str(p["d"]).count("L") for p in tags.named("path")] == [2, 0]
+    assert "node 0: C" in tags.text and "node 0: group 3" in tags.text
+    assert figure.table == (["graph", "nodes", "edges"], [["no", "3", "2"], ["yes", "1", "0"]])
+
+
 @pytest.mark.parametrize("wrong", [
     {"kind": "routes", "layers": []},
     {"kind": "routes", "layers": [{"name": "a", "groups": [{"label": "shared", "count": -1}]}]},
@@ -690,6 +704,9 @@ def test_nodes_and_leaves_of_a_tree_cover_nothing(paths: list[tuple[int, int]]) 
     {"kind": "tree", "levels": ["l"], "leaves": [], "paths": []},
     {"kind": "tree", "levels": ["l"], "leaves": ["a"], "paths": [[1, 2]]},
     {"kind": "tree", "levels": ["l"], "leaves": ["a", "b"], "paths": [[1]]},
+    {"kind": "graphs", "items": []},
+    {"kind": "graphs", "items": [{"label": "a", "nodes": [0, 1], "edges": [[0, 2]]}]},
+    {"kind": "graphs", "items": [{"label": "a", "nodes": [0], "edges": [[0]]}]},
     {"kind": "cake"},
     {"kind": ["lines"]},
     {"kind": "images", "items": [{"label": "no image"}]},

@@ -101,10 +101,10 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
 @pytest.mark.parametrize(
     ("have", "order"),
     [
-        ({"data": "labelled"}, ["kd", "vam", "netgraft", "dery", "tfkd", "mda", "nes", *FREE]),
-        ({"data": "labelled", "teacher": "predictions"}, ["kd", "dine", "vam", "tfkd", "nes"]),
-        ({"data": "labelled", "teacher": "none"}, ["tfkd", "nes"]),
-        ({"data": "labelled", "architecture": "transformer"}, ["kd", "netgraft", "dery", "tfkd"]),
+        ({"data": "labelled"}, ["kd", "vam", "netgraft", "dery", "tfkd", "mda", "nes", *FREE, "plain"]),
+        ({"data": "labelled", "teacher": "predictions"}, ["kd", "dine", "vam", "tfkd", "nes", "plain"]),
+        ({"data": "labelled", "teacher": "none"}, ["tfkd", "nes", "plain"]),
+        ({"data": "labelled", "architecture": "transformer"}, ["kd", "netgraft", "dery", "tfkd", "plain"]),
         ({"data": "labelled", "goal": "part"}, ["mda"]),
         ({"data": "labelled", "goal": "part", "architecture": "transformer"}, []),
         ({"data": "unlabelled", "goal": "part"}, []),
@@ -114,8 +114,8 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "labelled", "goal": "explain", "teacher": "predictions"}, ["kdexplainer"]),
         ({"data": "labelled", "goal": "explain", "architecture": "transformer"}, []),
         ({"data": "labelled", "goal": "join", "architecture": "transformer"}, ["dery"]),
-        ({"data": "labelled", "architecture": "same", "goal": "better"}, ["tfkd", "kd", "vam"]),
-        ({"data": "labelled", "goal": "better"}, ["kd", "vam", "tfkd"]),
+        ({"data": "labelled", "architecture": "same", "goal": "better"}, ["tfkd", "kd", "vam", "plain"]),
+        ({"data": "labelled", "goal": "better"}, ["kd", "vam", "tfkd", "plain"]),
         ({"data": "labelled", "goal": "task"}, ["ssf", "lora", "ia3", "probe"]),
         ({"data": "unlabelled", "goal": "task"}, []),
         ({"data": "unlabelled", "goal": "domain"}, ["dine", "beta"]),
@@ -200,8 +200,8 @@ def test_without_old_images_class_means_come_first_where_tasks_are_not_told():
 def test_what_did_harm_is_not_first_where_another_serves(verdicts):
     verdicts["tfkd"] = verdict("harms", -1.1, -1.9, -0.3)
     verdicts["modeldoctor"] = verdict("harms", -1.6, -2.2, -1.1)
-    assert names(ask(data="labelled", architecture="same", goal="better")) == ["kd", "tfkd", "vam"]
-    assert names(ask(data="labelled", teacher="none")) == ["nes", "tfkd"]
+    assert names(ask(data="labelled", architecture="same", goal="better")) == ["kd", "tfkd", "vam", "plain"]
+    assert names(ask(data="labelled", teacher="none")) == ["nes", "tfkd", "plain"]
     assert names(ask(data="labelled")).index("tfkd") == 4  # its own place, as another is first anyway
     (only,) = ask(data="labelled", goal="mend").choices
     assert only.verdict == "harms: -1.6 points (-2.2 to -1.1, 5 seeds), it over plain training"
@@ -387,3 +387,19 @@ def test_the_list_has_a_line_a_method_under_its_verb():
         above = [other for other in lines[: lines.index(line)] if other and other[0] != " "]
         assert card.summary in line and above[-1] == card.verb
     assert methods_list() == methods_list(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("have", "order"),
+    [
+        ({"data": "none"}, ["gfkd"]),
+        ({"data": "unlabelled"}, ["kd", "gfkd"]),
+        ({"data": "labelled"}, ["kd", "reliant", "gfkd", "plain"]),
+        ({"data": "labelled", "teacher": "none"}, ["plain"]),
+    ],
+)
+def test_graphs_have_methods_of_their_own(have, order):
+    advice = ask(**have, inputs="graphs")
+    assert names(advice) == order
+    assert {r.method for r in advice.refused} >= {"cmi", "fastdfkd", "vam"}
+    assert not {"gfkd", "reliant"} & set(names(ask(**have)))

@@ -23,7 +23,7 @@ from upcycle.adaptation.black_box.training import distil_loss, draw_beta, ema_up
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import problems_of
 from upcycle.core.errors import require
-from upcycle.core.evaluate import judged, predict_logits
+from upcycle.core.evaluate import predict_logits
 from upcycle.core.heads import WithBottleneck, with_classes
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, fresh_copy_of
@@ -33,6 +33,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.reversal import grad_reverse, ramp
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
+from upcycle.core.task import judged
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images, ImageSplit

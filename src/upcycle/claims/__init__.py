@@ -83,8 +83,13 @@ def mean(measured: Measured, arm: str) -> float:
 
 
 def gain(arm: str, baseline: str) -> Callable[[Measured], float]:
-    """The mean difference of two arms over the seeds."""
-    return lambda measured: mean(measured, arm) - mean(measured, baseline)
+    """The mean difference of two arms over the seeds that both have."""
+
+    def value(measured: Measured) -> float:
+        n = min(len(measured[arm]), len(measured[baseline]))
+        return statistics.fmean(measured[arm][:n]) - statistics.fmean(measured[baseline][:n])
+
+    return value
 
 
 def find(name: str) -> Claim:

@@ -13,13 +13,12 @@ from upcycle.adaptation.attention_diversification import find_maps
 from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.digits import digits
 from upcycle.claims.settings import fresh, test, train
-from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.taps import Taps
 from upcycle.core.undisturbed import undisturbed
 from upcycle.data import Images, ImageSplit, load
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 
 CPU = torch.device("cpu")
 FAINT = 0.4
@@ -110,9 +109,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     alone, whole = recipe(warm + inter), recipe(warm)
     plain = dataclasses.replace(student, module=copy_of(student.module))
     made = {
-        "ERM": train(
-            KD(teacher=plain, student=plain, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=alone), data, seed
-        ),
+        "ERM": train(Plain(student=plain, recipe=alone), data, seed),
         "ERM, two logits": arm(recipe=alone, epochs_domain=0, w_intra=0.0),
         "Intra-ADR": arm(recipe=alone, epochs_domain=0),
         "I²-ADR": arm(recipe=whole, epochs_domain=domain, epochs_inter=inter, lr_inter=whole.lr / 16),

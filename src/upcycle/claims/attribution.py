@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from upcycle.claims import Check, Claim, Headline, Measured, gain, mean
 from upcycle.claims.settings import short, test, train
-from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, ImageSplit, load
 from upcycle.diagnosis.attribution import explain
 from upcycle.diagnosis.attribution.faithfulness import BLUR, deletion, insertion, pointing_game
 from upcycle.diagnosis.attribution.perturbation import gaussian_blur
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 
 SIDE, DIGIT, PIECE = 56, 28, 14
 TOLERANCE = 3.0  # pixels, of the pointing game
@@ -87,9 +86,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     data, ink = setting(quick)
     model = cnn(data, seed)
     recipe = short(1 if quick else 2)
-    net = train(
-        KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe), data, seed
-    ).eval()
+    net = train(Plain(student=model, recipe=recipe), data, seed).eval()
     figures = {"accuracy (%)": 100 * test(net, data).accuracy}
     n = 8 if quick else 100
     x = data.test.batch(torch.arange(n), device=torch.device("cpu")).images

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from upcycle.claims import Check, Claim, Headline, gain, mean
-from upcycle.claims.data_free import SETTING, cmi, deepinversion, noise, outcome
+from upcycle.claims import Check, Claim, Headline, gain
+from upcycle.claims.data_free import SETTING, cmi, deepinversion, noise, other_images, outcome
+from upcycle.claims.settings import BESIDE
 
 
 def measure(seed: int, quick: bool) -> dict[str, float]:
-    """CMI, CMI without its contrastive term, DeepInversion and noise; the same student, images, steps and updates."""
-    whole, without = outcome(cmi(seed, quick), seed, quick), outcome(cmi(seed, quick, cr=0.0), seed, quick)
-    pixels = outcome(deepinversion(seed, quick), seed, quick)
-    return {
+    """CMI, also without its contrastive term, DeepInversion, noise and digits; the same student, images and updates."""
+    whole, pixels = outcome(cmi(seed, quick), seed, quick), outcome(deepinversion(seed, quick), seed, quick)
+    figures = {
         "CMI (%)": whole.accuracy,
-        "without contrastive term (%)": without.accuracy,
         "DeepInversion (%)": pixels.accuracy,
-        "noise images (%)": outcome(noise(seed, quick), seed, quick).accuracy,
         "similarity within a class, CMI": whole.similarity,
-        "similarity within a class, without": without.similarity,
         "DeepInversion synthesis (s)": pixels.seconds,
         "CMI synthesis (s)": whole.seconds,
         "CMI in all (s)": whole.total,
     }
+    if seed < BESIDE:
+        without = outcome(cmi(seed, quick, cr=0.0), seed, quick)
+        figures |= {
+            "without contrastive term (%)": without.accuracy,
+            "similarity within a class, without": without.similarity,
+            "noise images (%)": outcome(noise(seed, quick), seed, quick).accuracy,
+            "images of another set (%)": outcome(other_images(seed, quick), seed, quick).accuracy,
+        }
+    return figures
 
 
 CLAIM = Claim(
@@ -38,8 +44,9 @@ CLAIM = Claim(
     "DeepInversion 83.04 (official README).",
     setting=f"{SETTING} 12 batches of 100 steps, then 200 updates each on all made so far; DeepInversion: as many "
     "batches, steps (the papers' 1,000 to 2,000 are out of reach here) and updates; noise: uniform, as many "
-    "images and updates.",
-    data=("fashion_mnist_local",),
+    "images and updates; images of another set: as many MNIST digits, of no class of the teacher. What does not decide "
+    f"has {BESIDE} seeds.",
+    data=("fashion_mnist_local", "mnist"),
     measure=measure,
     headline=Headline(
         product="CMI (%)",
@@ -51,8 +58,7 @@ CLAIM = Claim(
         Check(text="DeepInversion beats them by 5 points",
               value=gain("DeepInversion (%)", "noise images (%)"), bound=5.0),
         Check(text="the contrastive term lowers the similarity of images of a class",
-              value=lambda m: mean(m, "similarity within a class, without") - mean(m, "similarity within a class, CMI"),
-              bound=1e-3),
+              value=gain("similarity within a class, without", "similarity within a class, CMI"), bound=1e-3),
         Check(text="it costs no more than 1 point against leaving the term out",
               value=gain("CMI (%)", "without contrastive term (%)"), bound=-1.0),
     ),

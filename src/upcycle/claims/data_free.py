@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from upcycle.claims.settings import fresh, short, test
-from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -23,7 +22,7 @@ from upcycle.core.store import read_json
 from upcycle.core.taps import Taps
 from upcycle.data import load
 from upcycle.data.pool_files import load_pool
-from upcycle.distillation import CMI, KD, DeepInversion, FastDFKD, OneStageGAN
+from upcycle.distillation import CMI, DeepInversion, FastDFKD, OneStageGAN, Plain
 from upcycle.distillation.data_free.gallery import similarity
 from upcycle.distillation.data_free.making import Making
 from upcycle.distillation.data_free.synthesis import Synthesis
@@ -49,9 +48,7 @@ def teacher(quick: bool) -> Model:
     data = _data()
     data = data.subset(torch.arange(2000)) if quick else data
     model = dataclasses.replace(fresh("zoo:convnet", data, 0), name="convnet of Fashion-MNIST", classes=data.classes)
-    method = KD(
-        teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=short(1 if quick else 5)
-    )
+    method = Plain(student=model, recipe=short(1 if quick else 5))
     module = method.fit(Run(None, seed=0, quiet=True), data)
     return dataclasses.replace(model, module=module)
 
@@ -78,12 +75,13 @@ def recipe(epochs: int) -> Recipe:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class NoiseImages(Method):
-    """The baseline: uniform noise in place of synthesised images, all else alike."""
+    """The baseline: uniform noise, or images of another set, in place of synthesised images, all else alike."""
 
     teacher: Model | nn.Module
     student: Model | nn.Module
     making: Making = field(default_factory=lambda: Making(rounds=12, batch=128, kd_steps=200, views=0))
     recipe: Recipe = field(default_factory=Recipe)
+    others: Tensor | None = None
 
     card = Card(
         name="noise",
@@ -100,9 +98,11 @@ class NoiseImages(Method):
         """Rounds of noise into the pool, and the student's training on it."""
         made, N = Synthesis(run, self, data), self.making.batch
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
-        for _ in made.rounds(student, optimizer):
+        for i in made.rounds(student, optimizer):
             with made.clock():
                 x = torch.rand(N, *made.model.input_shape, generator=run.generator("noise"))
+                if self.others is not None:
+                    x = self.others[i * N : (i + 1) * N]
             made.append(x[run.mine(N)], torch.full((N,), -1))
         return made.finish(student)
 
@@ -169,11 +169,20 @@ def onestagegan(seed: int, quick: bool, **options: Any) -> OneStageGAN:
     )
 
 
-def noise(seed: int, quick: bool) -> NoiseImages:
-    """Noise: as many images and updates as CMI."""
+def noise(seed: int, quick: bool, others: Tensor | None = None) -> NoiseImages:
+    """Noise, or images of another set: as many images and updates as CMI."""
     rounds, kd = (2, 5) if quick else (12, 200)
     making = Making(rounds=rounds, batch=128, kd_steps=kd, views=0)
-    return NoiseImages(teacher=teacher(quick), student=student(seed), making=making, recipe=recipe(rounds))
+    return NoiseImages(
+        teacher=teacher(quick), student=student(seed), making=making, recipe=recipe(rounds), others=others
+    )
+
+
+def other_images(seed: int, quick: bool) -> NoiseImages:
+    """Images of another set: MNIST digits that the seed draws, as they are."""
+    train = load("mnist").train
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: 2 * 128 if quick else 12 * 128]
+    return noise(seed, quick, train.images[chosen].permute(0, 3, 1, 2).float() / 255)
 
 
 @dataclass(frozen=True, kw_only=True)

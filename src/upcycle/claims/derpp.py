@@ -8,34 +8,60 @@ import torch
 
 from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.digits import MNIST_MEAN, MNIST_STD
-from upcycle.claims.settings import fresh, train_and_left
+from upcycle.claims.settings import best, by_validation, fresh, train_and_left
 from upcycle.continual import ER, EWC, SI, DERpp, Finetune, Joint, LwF
 from upcycle.core.recipe import Recipe
-from upcycle.data import load
+from upcycle.data import Images, load
 from upcycle.data.stream_kinds import stream
 
 RECIPE = Recipe(epochs=1, batch_size=10, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
-ARMS: dict[str, tuple[type, dict[str, Any]]] = {
+WEIGHTS = {"LwF": "alpha", "oEWC": "lam", "SI": "c"}
+TRIED: dict[str, dict[float, float]] = {
+    "LwF": {0.03: 20.0, 0.1: 19.8, 0.3: 21.1, 1.0: 19.8, 3.0: 19.6},
+    "oEWC": {1.0: 19.7, 10.0: 19.3, 100.0: 20.2},
+    "SI": {0.01: 19.8, 0.1: 25.4, 1.0: 18.4, 10.0: 17.4},
+}
+"""Weights of what holds on to the old, and the average accuracy that each gives on validation images with seed 99.
+
+With α = 10, and with λ = 300, the loss goes to infinity; λ = 100 goes well with the seeds 96 to 98 too."""
+ARMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "joint": (Joint, {}),
     "DER++": (DERpp, {}),
     "ER": (ER, {}),
-    "LwF": (LwF, {}),
-    "oEWC": (EWC, {}),
-    "SI": (SI, {}),
+    "LwF": (LwF, {"alpha": best(TRIED["LwF"])}),
+    "oEWC": (EWC, {"lam": best(TRIED["oEWC"])}),
+    "SI": (SI, {"c": best(TRIED["SI"])}),
     "fine-tuning": (Finetune, {}),
 }
 
 WITHOUT = ("LwF", "oEWC", "SI", "fine-tuning")
 
 
+def mnist(quick: bool) -> Images:
+    """MNIST, normalised; the first 1,000 images of it for the miniature."""
+    images = load("mnist").normalised(MNIST_MEAN, MNIST_STD)
+    return images.subset(torch.arange(1000)) if quick else images
+
+
+def scores_of(arm: str, images: Images, seed: int, **options: Any) -> Any:
+    """Train one arm on the five pairs of digits and give what is left of each."""
+    cls, own = ARMS[arm]
+    data = stream(images, tasks="5")
+    made = cls(student=fresh("zoo:mlp100", data.base, seed), recipe=RECIPE, **(own | options))
+    return train_and_left(made, data, seed)[1]["scores"]  # type: ignore[arg-type]
+
+
+def on_validation(arm: str, value: float, quick: bool = False) -> float:
+    """Give what a weight reaches on validation images with seed 99, outside the claim: it is chosen by this."""
+    found = scores_of(arm, by_validation(mnist(quick)), 99, **{WEIGHTS[arm]: value})
+    return 100 * float(found.summary()["average accuracy"])
+
+
 def measure(seed: int, quick: bool) -> dict[str, float]:
     """Every method from the same weights on the same stream."""
-    images = load("mnist").normalised(MNIST_MEAN, MNIST_STD)
-    data = stream(images.subset(torch.arange(1000)) if quick else images, tasks="5")
-    found = {}
-    for name, (method, options) in ARMS.items():
-        made = method(student=fresh("zoo:mlp100", data.base, seed), recipe=RECIPE, **options)
-        scores = train_and_left(made, data, seed)[1]["scores"]  # type: ignore[arg-type]
+    images, found = mnist(quick), {}
+    for name in ARMS:
+        scores = scores_of(name, images, seed)
         found[f"{name} (%)"] = 100 * scores.summary()["average accuracy"]
         if name != "joint":
             found[f"{name}, forgetting (points)"] = 100 * scores.summary()["forgetting"]
@@ -63,7 +89,8 @@ CLAIM = Claim(
     "fine-tuning 19.62, oEWC 19.49, SI 19.48 (arXiv:2004.07211). Split MNIST: LwF 23 (README of "
     "continual-learning-baselines).",
     setting="Split MNIST, 5 tasks of 2 classes, class-incremental, MLP 784-100-100, 1 epoch, batch 10, rate 0.1, "
-    "memory 200; bounds proposed for this protocol, not taken from a paper.",
+    "memory 200. The weights of LwF (α), oEWC (λ) and SI (c) are the best of those tried on validation images "
+    "with a seed outside the claim. Bounds proposed for this protocol, not taken from a paper.",
     data=("mnist",),
     measure=measure,
     headline=Headline(

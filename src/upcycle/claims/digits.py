@@ -9,12 +9,11 @@ import torch
 
 from upcycle.claims.settings import fresh, train
 from upcycle.claims.tfkd import LabelSmoothing
-from upcycle.core.losses import Terms
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 """All digits are normalised so, whichever set they come from."""
@@ -42,7 +41,7 @@ def trained(reference: str, data: Images, seed: int, epochs: int, lr: float = 0.
     """
     start, k = fresh(reference, data, seed), len(data.classes)
     recipe = Recipe(epochs=epochs, batch_size=64, lr=lr)
-    method: Method = KD(teacher=start, student=start, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe)
+    method: Method = Plain(student=start, recipe=recipe)
     if smoothing:
         method = LabelSmoothing(student=start, epsilon=smoothing * (k - 1) / k, recipe=recipe)
     return dataclasses.replace(start, module=train(method, data, seed), name=f"{start.name} of {data.name}")

@@ -13,11 +13,10 @@ from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import fresh, short, test, train
 from upcycle.core.evaluate import evaluate
-from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of
 from upcycle.core.run import Run
 from upcycle.data import Images, ImageSplit
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 
 MODES: dict[str, dict[str, Any]] = {
     "vanilla": {"params": "norm-affine", "updates": 5, "lr": 1e-3},
@@ -50,9 +49,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     joint = ISO(source=model, source_data=data, recipe=recipe).train_jointly(
         Run(None, seed=seed, quiet=True), model, data
     )
-    alone = train(
-        KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe), data, seed
-    )
+    alone = train(Plain(student=model, recipe=recipe), data, seed)
     shifted = dataclasses.replace(data, test=pale(data.test, seed))
     figures = {}
     for where, images in (("shifted", shifted), ("as it is", data)):

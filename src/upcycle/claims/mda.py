@@ -16,14 +16,13 @@ from upcycle.assembly.mdaassembly import MDAAssembly
 from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.settings import cifar10, test, train
 from upcycle.core.evaluate import evaluate
-from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
 from upcycle.data.images import ImageSplit, joined
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 from upcycle.surgery.channels import Channels
 from upcycle.surgery.following import follow_channels
 
@@ -47,9 +46,9 @@ class SmallVGG(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
 
-def supervised(model: Model, recipe: Recipe) -> KD:
+def supervised(model: Model, recipe: Recipe) -> Plain:
     """Ordinary training with labels."""
-    return KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe)
+    return Plain(student=model, recipe=recipe)
 
 
 def source(name: str, seed: int, quick: bool) -> tuple[Model, Images]:

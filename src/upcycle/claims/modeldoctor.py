@@ -14,7 +14,6 @@ from upcycle.claims import Check, Claim, Headline, Measured, gain, mean
 from upcycle.claims.nes import fashion
 from upcycle.claims.settings import cifar10, fresh, test, train
 from upcycle.core.feature_maps import FeatureMap, record_layer
-from upcycle.core.losses import Terms
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
@@ -29,7 +28,7 @@ from upcycle.diagnosis.errors.class_channels import (
 )
 from upcycle.diagnosis.errors.findings import diagnose
 from upcycle.diagnosis.errors.foreground import foreground, load_masks
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 
 A, B = 0.1, 0.1
 SIDE = 48
@@ -139,8 +138,8 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     }
 
 
-def _plain(model: Model, recipe: Recipe) -> KD:
-    return KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe)
+def _plain(model: Model, recipe: Recipe) -> Plain:
+    return Plain(student=model, recipe=recipe)
 
 
 def _sized(data: Images, n_test: int) -> Images:

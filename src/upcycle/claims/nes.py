@@ -10,11 +10,10 @@ from torch import nn
 from upcycle.assembly.nes import NES
 from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.settings import short, test, train
-from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
-from upcycle.distillation import KD
+from upcycle.distillation import Plain
 from upcycle.measure.cost import count
 from upcycle.surgery.epitome import count_stored, epitomes, materialise
 from upcycle.zoo.convnet import ConvNet
@@ -51,9 +50,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
 
     def plain(widths: tuple[int, int, int]) -> nn.Module:
         model = net(widths, data, seed)
-        return train(
-            KD(teacher=model, student=model, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe), data, seed
-        )
+        return train(Plain(student=model, recipe=recipe), data, seed)
 
     trained = {
         "NES learned": train(NES(student=net(WHOLE, data, seed), recipe=recipe), data, seed),

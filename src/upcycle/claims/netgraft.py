@@ -10,14 +10,13 @@ from torch import nn
 
 from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.settings import fresh, test, train
-from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.data import load
-from upcycle.distillation import KD, NetGraft
+from upcycle.distillation import NetGraft, Plain
 from upcycle.distillation.netgraft import normalised_logit_loss
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     updates = graft().steps(len(data.train))
     recipe = Recipe(epochs=updates // 2, batch_size=50, optimizer="adam", lr=2e-3, weight_decay=0.0)
     data.validation = data.validation.subset(torch.arange(100))  # looked at, not chosen by
-    alone = KD(teacher=teacher, student=start(), terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe)
+    alone = Plain(student=start(), recipe=recipe)
     whole = WholeStudent(teacher=teacher, student=start(), recipe=recipe)
     return {
         "grafted (%)": 100 * test(train(graft(lr_block=1e-2, lr_chain=1e-3), data, seed), data).accuracy,

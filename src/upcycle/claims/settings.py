@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
+from upcycle.core.task import Evaluation
 from upcycle.data import Images, load
 
 
@@ -53,3 +55,24 @@ def test(module: nn.Module, data: Images) -> Evaluation:
 def short(epochs: int, lr: float = 0.05) -> Recipe:
     """The recipe of all arms: SGD with Nesterov momentum, cosine, one epoch of warm-up."""
     return Recipe(epochs=epochs, batch_size=128, lr=lr, warmup=min(1.0, epochs / 4))
+
+
+# -- what was chosen before the seeds of a claim ------------------------------------------------------------------
+
+BESIDE = 3
+"""Seeds that an arm is measured with which decides nothing, where it costs as much as those that do."""
+
+
+def by_validation(data: Images) -> Images:
+    """Give the data with their validation images in place of the test images: what a value is chosen by."""
+    return dataclasses.replace(data, test=data.validation)
+
+
+def best(tried: Mapping[float, float]) -> float:
+    """The value with the highest figure on validation images; of equals the first."""
+    return max(tried, key=lambda value: tried[value])
+
+
+def at_edge(tried: Mapping[float, float]) -> bool:
+    """Whether the best value is the least or the greatest that was tried, so that a better one may lie beyond."""
+    return best(tried) in (min(tried), max(tried))

@@ -11,12 +11,11 @@ from torch import nn
 from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.kd import cifar_setting
 from upcycle.claims.settings import fresh, test, train
-from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.distillation import KD, TfKD
+from upcycle.distillation import Plain, TfKD
 
 if TYPE_CHECKING:
     from upcycle.data import Images
@@ -64,9 +63,8 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     def net() -> Model:
         return fresh("zoo:convnet", data, seed)
 
-    plain = net()
     arms = {
-        "cross-entropy": KD(teacher=plain, student=plain, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", recipe=recipe),
+        "cross-entropy": Plain(student=net(), recipe=recipe),
         "label smoothing": LabelSmoothing(student=net(), recipe=recipe),
         "Tf-KD reg": TfKD(student=net(), variant="reg", recipe=recipe),
         "Tf-KD self": TfKD(student=net(), variant="self", recipe=recipe),

@@ -26,7 +26,7 @@ from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.data.augment import uniform
+from upcycle.core.seeds import uniform
 from upcycle.data.images import ImageSplit
 from upcycle.data.streams import Stream
 

@@ -24,9 +24,8 @@ from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.core.seeds import seed_everything
+from upcycle.core.seeds import seed_everything, uniform
 from upcycle.core.taps import Taps
-from upcycle.data.augment import uniform
 from upcycle.data.buffer import Drawn
 from upcycle.data.streams import Stream
 

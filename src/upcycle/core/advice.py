@@ -20,6 +20,7 @@ Present = Literal["all", "some"]
 Known = Literal["unknown", "known"]
 Store = Literal["images", "nothing"]
 Growth = Literal["allowed", "none"]
+Inputs = Literal["images", "graphs"]
 
 DATA_LEVELS: tuple[Data, ...] = get_args(Data)
 ACCESS_LEVELS: tuple[Access, ...] = get_args(Access)
@@ -92,6 +93,7 @@ ANSWERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "store": ("kind of what may be kept", get_args(Store)),
     "growth": ("answer to whether it may grow", get_args(Growth)),
     "boundaries": ("answer to whether boundaries are known", get_args(Known)),
+    "inputs": ("kind of inputs", get_args(Inputs)),
 }
 """For each field of a :class:`Situation` what it is, and its answers."""
 
@@ -114,11 +116,17 @@ class Situation:
     store: Store = "images"
     growth: Growth = "allowed"
     boundaries: Known = "known"
+    inputs: Inputs = "images"
 
     def __post_init__(self) -> None:
         for name, (kind, answers) in ANSWERS.items():
             if getattr(self, name) not in answers:
                 raise unknown(kind, getattr(self, name), answers)
+
+    def said(self, text: str) -> str:
+        """A sentence about images as one about the inputs that there are."""
+        one = self.inputs.removesuffix("s")
+        return text if self.inputs == "images" else text.replace("an image", f"a {one}").replace("image", one)
 
     def words(self) -> str:
         """The situation in sentences."""
@@ -137,7 +145,7 @@ class Situation:
                 f"{'some images' if self.store == 'images' else 'no images'} may be kept, and the network "
                 f"{'may' if self.growth == 'allowed' else 'may not'} grow with the tasks. "
             )
-        return (
+        return self.said(
             f"You have {images}{old} and {access}; {ARCHITECTURE_WORDS[self.architecture]}. {some}"
             f"You want {GOAL_WORDS[self.goal]}."
         )
@@ -146,7 +154,7 @@ class Situation:
         """List what is needed and not there, each with what is there instead, in words."""
         found = []
         if DATA_LEVELS.index(self.data) < DATA_LEVELS.index(data):
-            found.append((DATA_WORDS[data], DATA_WORDS[self.data]))
+            found.append((self.said(DATA_WORDS[data]), self.said(DATA_WORDS[self.data])))
         if ACCESS_LEVELS.index(self.teacher) < ACCESS_LEVELS.index(teacher):
             found.append((ACCESS_WORDS[teacher], ACCESS_WORDS[self.teacher]))
         return found

@@ -3,24 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from upcycle.core.errors import require
+from upcycle.core.task import Task
 
 
 class Batch(NamedTuple):
-    """One batch on the device: inputs, labels (b,) with -1 for unknown, and sample indices (b,)."""
+    """One batch on the device: what the network takes, what the task asks for, and sample indices (b,).
 
-    images: Tensor
-    labels: Tensor
+    Args:
+        inputs: a tensor, or whatever else is :class:`Inputs`.
+        labels: of classes int64 (b,), -1 for unknown; of another task its targets.
+        index: int64 (b,), places in the split.
+    """
+
+    inputs: Any
+    labels: Any
     index: Tensor  # type: ignore[assignment]  # a better name than what it hides, tuple.index
+
+    @property
+    def images(self) -> Tensor:
+        """The inputs of a batch of images, (b, c, h, w)."""
+        found: Tensor = self.inputs
+        return found
+
+
+class Inputs(Protocol):
+    """What goes into a network, as far as anything but the network looks at it. A tensor is such."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of its floating part; where it has none, the one that answers come in."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        ...
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether that is a GPU of CUDA."""
+        ...
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes; 4 for images alone, which are brought to channels_last order."""
+        ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """The same on a device or in a number format, or in those of a tensor; whole numbers stay such."""
+        ...
+
+    def double(self) -> Self:
+        """The same in float64."""
+        ...
+
+    def clone(self) -> Self:
+        """A copy, which can be written to."""
+        ...
+
+    def __len__(self) -> int:
+        """The samples that it asks an answer for."""
+        ...
+
+    def __getitem__(self, part: Any) -> Self:
+        """Some of the samples: a slice, or their rows, int64."""
+        ...
 
 
 class Split(Protocol):
     """One split of a data set. Images, graphs and streams implement it."""
+
+    @property
+    def labels(self) -> Any:
+        """What the task asks for, of every sample: of classes int64 (n,), -1 unknown."""
+        ...
+
+    @property
+    def augment(self) -> tuple[str, ...]:
+        """The operations that its batches are augmented with, by name."""
+        ...
+
+    @property
+    def together(self) -> bool:
+        """Whether one forward answers every sample, since they lie in one thing, such as a graph."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What its labels are, and how answers are judged by them."""
+        ...
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -53,6 +130,7 @@ def divide(
     """The batches of one pass over ``n`` samples, or of as many passes as ``steps`` batches take.
 
     Args:
+        batch_size: samples in a batch; 0: all of them.
         least: samples in a batch; smaller ones are dropped.
         order: of the samples in a pass, from ``n`` and the number of the pass.
 
@@ -65,7 +143,7 @@ def divide(
     batches: list[tuple[int, Tensor]] = []
     number = 0
     while not batches or (steps is not None and len(batches) < steps):
-        fit = [b for b in order(n, number).split(batch_size) if len(b) >= least]
+        fit = [b for b in order(n, number).split(batch_size or max(n, 1)) if len(b) >= least]
         require(bool(fit), f"{n} samples are too few for one batch.")
         batches += [(number, b) for b in fit]
         number += 1
@@ -77,12 +155,13 @@ def endless(places: Tensor, batch_size: int, order: Callable[[int, int], Tensor]
 
     Args:
         places: of samples, int64.
+        batch_size: samples in a batch; 0: all of them.
         order: of the places in a pass, from their number and that of the pass.
 
     Yields:
         how many passes had begun before the batch, and its samples.
     """
-    left, number = places[:0], 0
+    left, number, batch_size = places[:0], 0, batch_size or len(places)
     while True:
         begun = number
         while len(left) < batch_size:

@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from torch import nn
 
 from upcycle.core.errors import UserError, one_line, require, unknown
 from upcycle.core.models import Model
+from upcycle.core.takes import Pictures, Takes
 
 # Imported by name at run time, so that core depends on nothing above it. Each module has
-# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None.
+# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None. One that also makes
+# networks of other inputs has an argument ``takes``, a :class:`~upcycle.core.takes.Takes` or ``None``.
 BUILDERS = {
     "zoo": "upcycle.zoo",
     "timm": "upcycle.zoo.from_timm",
     "torchvision": "upcycle.zoo.from_torchvision",
     "hf": "upcycle.zoo.from_transformers",
+    "pyg": "upcycle.zoo.from_pyg",
 }
 # What makes networks of others again, which are recorded in the options as ``source_of`` has them: OPERATIONS by name,
 # each (**options, rebuild) -> nn.Module, where rebuild builds one of the others.
@@ -75,7 +78,12 @@ def _current_directory() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def call(reference: str, num_classes: int | None, input_shape: tuple[int, int, int] | None) -> Model:
+def call(
+    reference: str,
+    num_classes: int | None,
+    input_shape: tuple[int, int, int] | None,
+    takes: Takes | None = None,
+) -> Model:
     """Call ``package.module:callable`` and take the network that it returns."""
     function = import_object(reference)
     require(callable(function), f"{reference} is not a callable but a {type(function).__name__}.")
@@ -92,10 +100,24 @@ def call(reference: str, num_classes: int | None, input_shape: tuple[int, int, i
         isinstance(module, nn.Module),
         f"{reference} returned a {type(module).__name__}, not a torch.nn.Module.",
     )
-    return replace(bare(module, reference.partition(":")[2], input_shape), reference=reference, options=options)
+    made = bare(module, reference.partition(":")[2], input_shape, takes)
+    return replace(made, reference=reference, options=options)
 
 
-def bare(module: nn.Module, name: str, input_shape: tuple[int, int, int] | None) -> Model:
+def taken(build: Callable[..., Model], takes: Takes | None) -> dict[str, Takes]:
+    """The argument of a builder that says what its network shall take; none where it makes networks of images alone."""
+    asks = takes is not None and "takes" in inspect.signature(build).parameters
+    return {"takes": takes} if takes is not None and asks else {}
+
+
+def bare(module: nn.Module, name: str, input_shape: tuple[int, int, int] | None, takes: Takes | None = None) -> Model:
+    """A network that says nothing of its inputs: it takes what is said here, images of no normalisation by default.
+
+    Raises:
+        UserError: nothing is said.
+    """
+    if takes is not None and not isinstance(takes, Pictures):
+        return Model(module=module, inputs=takes, name=name)
     if input_shape is None:
         raise UserError(f"{name} does not say what images it takes: give input_shape=(channels, height, width).")
     channels = input_shape[0]

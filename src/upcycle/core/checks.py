@@ -5,6 +5,7 @@ from __future__ import annotations
 from upcycle.core.errors import UserError
 from upcycle.core.heads import classifier
 from upcycle.core.models import Model
+from upcycle.core.takes import Pictures
 
 
 def same_classes(teacher: Model, student: Model) -> list[str]:
@@ -15,11 +16,17 @@ def same_classes(teacher: Model, student: Model) -> list[str]:
             f"the teacher has {len(teacher.classes)} classes and the student {len(student.classes)}: "
             "build the student with as many, or map them with --label_map"
         )
-    if teacher.input_shape[0] != student.input_shape[0]:
-        problems.append(
-            f"the teacher takes {teacher.input_shape[0]} input channels and the student {student.input_shape[0]}"
-        )
-    return problems
+    return problems + _inputs_apart(teacher, student)
+
+
+def _inputs_apart(teacher: Model, student: Model) -> list[str]:
+    """List the reasons why two networks cannot take the same inputs, in words; many take images of any size."""
+    ours, theirs = teacher.takes, student.takes
+    if not (isinstance(ours, Pictures) and isinstance(theirs, Pictures)):
+        return [f"the teacher does not take what the student takes: {problem}" for problem in ours.problems(theirs)]
+    if ours.shape[0] == theirs.shape[0]:
+        return []
+    return [f"the teacher takes {ours.shape[0]} input channels and the student {theirs.shape[0]}"]
 
 
 def problems_of(student: Model, channels: int) -> list[str]:

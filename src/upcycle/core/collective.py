@@ -93,6 +93,13 @@ def _synced_forward(self: _BatchNorm, x: Tensor) -> Tensor:
 _synced_forward.upcycle = True  # type: ignore[attr-defined]
 
 
+def leave_batchnorm(module: nn.Module) -> None:
+    """Undo :func:`sync_batchnorm`."""
+    for m in module.modules():
+        if isinstance(m, _BatchNorm) and getattr(m.__dict__.get("forward"), "__func__", None) is _synced_forward:
+            del m.forward
+
+
 def sync_batchnorm(module: nn.Module) -> None:
     """Let every BatchNorm of ``module`` use the statistics of all processes; undone by removing ``forward``."""
     for m in module.modules():

@@ -123,15 +123,26 @@ def make_deterministic(device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def place(module: nn.Module, device: torch.device, dtype: torch.dtype, precision: str, world_size: int) -> None:
-    """Put a module on the device, its ``forward`` wrapped in ``precision``, its BatchNorm synchronised; see `plain`."""
+def place(
+    module: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: str,
+    world_size: int,
+    tensors: bool = False,
+) -> None:
+    """Put a module on the device, its ``forward`` wrapped in ``precision``, its BatchNorm synchronised; see `plain`.
+
+    Args:
+        tensors: mixed precision is for tensors alone, and what else goes in is taken in float32.
+    """
     module.to(device=device, dtype=dtype)
     if any(p.dim() == 4 for p in module.parameters()):
         module.to(memory_format=layout_of(module))
     if world_size > 1:
         collective.sync_batchnorm(module)
     if precision == "bf16-mixed":
-        module.forward = MethodType(autocast(device.type), module)
+        module.forward = MethodType(autocast(device.type, tensors), module)
     elif precision == "64-true":
         module.forward = MethodType(double, module)
 

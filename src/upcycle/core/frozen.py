@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from upcycle.core.cut import optional
 from upcycle.core.errors import UserError, require
 from upcycle.core.layers import base_of
-from upcycle.core.outputs import called, layout_of
+from upcycle.core.outputs import called, layout_of, mapped, tensors_of
+from upcycle.core.task import CLASSIFICATION, Task
 
 Precision = Literal["auto", "32-true", "bf16", "64-true"]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -30,6 +31,9 @@ BF16_TOLERANCE = 5e-2
 """Largest relative error of a bf16 network that ``auto`` accepts."""
 BF16_AGREEMENT = 0.99
 """Least share of equal top classes that ``auto`` accepts bf16 at."""
+
+PART = 2**18
+"""Pixels that a copy is checked on at a time."""
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float64: "float64"}
 _PAIRS: dict[type[nn.Module], type[nn.Module]] = {
@@ -43,9 +47,10 @@ _PAIRS: dict[type[nn.Module], type[nn.Module]] = {
 class Frozen(nn.Module):
     """A network in eval mode whose parameters never train; made by :func:`frozen`.
 
-    Takes float32 (or float64) images (b, c, h, w) normalised as the student's and gives float32 outputs:
-    without a graph, or with one to its inputs when made with ``input_grad``. Autocast around it does not
-    reach it, ``train()`` does not wake it, and ``to`` moves it between devices but leaves its number format.
+    Takes float32 (or float64) images (b, c, h, w) normalised as the student's, or whatever other
+    :class:`upcycle.core.batches.Inputs` its network takes, and gives float32 outputs: without a graph, or with one to
+    its inputs when made with ``input_grad``. Autocast around it does not reach it, ``train()`` does not wake it, and
+    ``to`` moves it between devices but leaves its number format.
 
     Args:
         network: the copied network, ready: eval, without gradients, in ``dtype``.
@@ -58,7 +63,7 @@ class Frozen(nn.Module):
         precision: "bf16", "float32" or "float64".
         folded: number of BatchNorms folded into the layer before.
         error: largest relative error of the folded network's outputs on the example; 0 without folding.
-        agreement: share of the example whose top class is the original's; 1 without an example.
+        agreement: share of the example that it decides as the original does; 1 without an example.
     """
 
     _scale: Tensor | None
@@ -84,19 +89,19 @@ class Frozen(nn.Module):
         self.register_buffer("_shift", shift, persistent=False)
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        double = images.dtype == self._dtype == torch.float64
+    def forward(self, inputs: Any) -> Any:
+        double = inputs.dtype == self._dtype == torch.float64
         grad = contextlib.nullcontext() if self.input_grad else torch.no_grad()
-        with grad, torch.autocast(images.device.type, enabled=False):
+        with grad, torch.autocast(inputs.device.type, enabled=False):
             if self._scale is not None and self._shift is not None:
-                images = images * self._scale + self._shift
-            images = images.to(self._dtype)
-            if images.ndim == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
-            out = self.network(images)
-            if not isinstance(out, Tensor):
+                inputs = inputs * self._scale + self._shift
+            inputs = inputs.to(self._dtype)
+            if inputs.ndim == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            out = self.network(inputs)
+            if not tensors_of(out):
                 raise UserError(f"{called(self.network)} gives a {type(out).__name__}; one tensor is needed.")
-            return out.double() if double else out.float()
+            return mapped(Tensor.double if double else Tensor.float, out)
 
     def train(self, mode: bool = True) -> Frozen:
         """Stays in eval mode, whatever the module around it does."""
@@ -121,13 +126,14 @@ class Frozen(nn.Module):
 
 def frozen(
     module: nn.Module,
-    example: Tensor | None = None,
+    example: Any = None,
     *,
     input_grad: bool = False,
     keep_bn: bool = False,
     keep_modules: bool = False,
     precision: Precision = "auto",
     renormalise: tuple[Normalisation, Normalisation] | None = None,
+    task: Task = CLASSIFICATION,
 ) -> Frozen:
     """A fast copy of a trained network that only gives answers. ``module`` itself is left as it is.
 
@@ -136,18 +142,19 @@ def frozen(
     checked on ``example`` and left out when it fails.
 
     Args:
-        module: any network that maps a batch to one tensor.
-        example: (b, c, h, w), normalised like the images to come, on the device where the copy shall live; 64
-            real samples or more make a good check. Without it nothing can be checked: no folding, and
+        module: any network that maps a batch to one tensor, or to a NamedTuple of tensors.
+        example: inputs like those to come, on the device where the copy shall live, such as (b, c, h, w) normalised
+            like them; 64 real samples or more make a good check. Without it nothing can be checked: no folding, and
             ``auto`` is float32.
         input_grad: the method needs gradients with respect to the images.
         keep_bn: the method needs the BatchNorm layers and their statistics.
         keep_modules: the method taps submodules by name; otherwise activations and sums overwrite their inputs.
-        precision: ``auto``: bf16 when :func:`fast_bf16` says so, at least 99 % of the top classes on
+        precision: ``auto``: bf16 for images, when :func:`fast_bf16` says so, at least 99 % of the top classes on
             ``example`` are the float32 ones and the outputs differ by at most 5 % of the largest; else
             float32. ``bf16``, ``32-true`` and ``64-true`` decide it.
         renormalise: ((mean, std) that the images given are normalised with, (mean, std) that ``module``
             expects).
+        task: says by which share of ``example`` two copies agree; of classes, that of equal top ones.
 
     Raises:
         UserError: an unknown precision, or outputs on ``example`` that are not one finite tensor.
@@ -167,36 +174,37 @@ def frozen(
         return wrap(network, torch.bfloat16 if precision == "bf16" else dtype)
 
     reference = _answers(wrap(network, dtype), example)
-    if not reference.isfinite().all():
+    if not all(part.isfinite().all() for part in tensors_of(reference)):
         raise UserError(
             f"{called(module)} gives NaN or infinite outputs; check its weights and the normalisation of its inputs."
         )
     folded, count, error = (network, 0, 0.0) if keep_bn else _checked_fold(network, example, reference, wrap)
     result, answers = wrap(folded, dtype), None
 
-    if precision == "bf16" or (precision == "auto" and fast_bf16(example.device)):
+    if precision == "bf16" or (precision == "auto" and example.ndim == 4 and fast_bf16(example.device)):
         half = wrap(copy.deepcopy(folded), torch.bfloat16)
         with contextlib.nullcontext() if precision == "bf16" else contextlib.suppress(RuntimeError):
             # RuntimeError: an operation without a bf16 kernel, or constants made in float32
             found = _answers(half, example)
-            if precision == "bf16" or _bf16_passes(found, reference):
+            if precision == "bf16" or _bf16_passes(found, reference, task):
                 result, answers = half, found
     if answers is None:
         answers = _answers(result, example)
     if not keep_modules:
         _overwriting(result, example, answers)
     result.folded, result.error = count, error
-    result.agreement = _agreement(answers, reference)
+    result.agreement = task.agreement(answers, reference)
     return result
 
 
-def _slope(network: Frozen, example: Tensor) -> Tensor:
+def _slope(network: Frozen, example: Any) -> Tensor:
     """The gradient of the summed answers with respect to the first samples of the example; nought without one."""
     if not network.input_grad:
         return torch.zeros(())
     with torch.enable_grad():
         leaf = example[:8].detach().clone().requires_grad_()
-        return torch.autograd.grad(network(leaf).sum(), leaf)[0]
+        total = torch.stack([part.sum() for part in tensors_of(network(leaf))]).sum()
+        return torch.autograd.grad(total, leaf if isinstance(leaf, Tensor) else leaf.x)[0]  # features of graphs
 
 
 _FRESH = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -217,7 +225,7 @@ class _Tracer(fx.Tracer):
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
-def _overwriting(result: Frozen, example: Tensor, before: Tensor) -> None:
+def _overwriting(result: Frozen, example: Any, before: Any) -> None:
     """Let ReLUs and sums write over an input that a layer has just made and nobody else reads.
 
     That saves the memory traffic of a new tensor each, a fifth of a small network's time. Only outputs of
@@ -249,7 +257,8 @@ def _overwriting(result: Frozen, example: Tensor, before: Tensor) -> None:
             elif (relu or (node.op == "call_function" and node.target in _RELU)) and fresh(node.args[0]):
                 node.op, node.target, node.args, node.kwargs = "call_function", torch.relu_, (node.args[0],), {}
         result.network = fx.GraphModule(network, graph)
-        same = torch.equal(_answers(result, example), before) and torch.equal(_slope(result, example), slope)
+        same = all(map(torch.equal, tensors_of(_answers(result, example)), tensors_of(before)))
+        same = same and torch.equal(_slope(result, example), slope)
     except Exception:  # a network that cannot be traced stays as it is, which only costs speed
         same = False
     if not same:
@@ -343,7 +352,7 @@ def _fold(layer: Any, norm: Any) -> None:
 
 
 def _checked_fold(
-    network: nn.Module, example: Tensor, reference: Tensor, wrap: Callable[..., Frozen]
+    network: nn.Module, example: Any, reference: Any, wrap: Callable[..., Frozen]
 ) -> tuple[nn.Module, int, float]:
     """The folded network, the number of folds and its error; or ``network``, 0, 0.0 when it is refused.
 
@@ -365,24 +374,27 @@ def _checked_fold(
     return (folded, count, error) if error <= FOLD_TOLERANCE else (network, 0, 0.0)
 
 
-def _bf16_passes(answers: Tensor, reference: Tensor) -> bool:
+def _bf16_passes(answers: Any, reference: Any, task: Task) -> bool:
     close = _relative_error(answers, reference) <= BF16_TOLERANCE
-    return close and _agreement(answers, reference) >= BF16_AGREEMENT
+    return close and task.agreement(answers, reference) >= BF16_AGREEMENT
 
 
-def _answers(network: Frozen, example: Tensor) -> Tensor:
+def _answers(network: Frozen, example: Any) -> Any:
+    """Answers to the example; large images go in parts, which make no larger activations than training does."""
+    parts = [example]
+    if example.ndim == 4:
+        parts = example.split(max(1, PART // (example.shape[-1] * example.shape[-2])))
     with torch.no_grad():
-        return network(example.clone())  # a first operation in place must not reach the example
+        found = [network(part.clone()) for part in parts]  # a first operation in place must not reach the example
+    if isinstance(found[0], Tensor):
+        return torch.cat(found)
+    return type(found[0])(*map(torch.cat, zip(*found, strict=True)))  # a NamedTuple of tensors
 
 
-def _relative_error(answers: Tensor, reference: Tensor) -> float:
-    """Largest difference over the largest value."""
-    return ((answers - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
-
-
-def _agreement(answers: Tensor, reference: Tensor) -> float:
-    dim = min(1, reference.ndim - 1)
-    return (answers.argmax(dim) == reference.argmax(dim)).double().mean().item()
+def _relative_error(answers: Any, reference: Any) -> float:
+    """Largest difference over the largest value; of several tensors that of the worst."""
+    pairs = zip(tensors_of(answers), tensors_of(reference), strict=True)
+    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in pairs)
 
 
 def _laid_out(network: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from upcycle.core.models import Model
 from upcycle.core.store import digest_of, tensor_digest
+from upcycle.core.takes import described
 
 _tensors: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}  # by identity: tensors have an equality of their own
 _networks: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
@@ -30,6 +31,8 @@ def digests(thing: Any, name: str) -> dict[str, str]:
         return {key: value for i, one in enumerate(thing, 1) for key, value in digests(one, f"{name} {i}").items()}
     if isinstance(thing, Model):
         facts: list[Any] = [thing.input_shape, thing.mean, thing.std, thing.classes]
+        if not thing.ordinary:
+            facts += [described(thing.takes), thing.task.name, thing.task.plain()]
         facts += [read] if (read := thing.reading.record()) else []
         return {
             f"the weights of {name}": of_network(thing.module),

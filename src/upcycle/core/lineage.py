@@ -61,7 +61,8 @@ def read(path: Path, content: bytes | None = None) -> Node:
     return dict(parse(contents(path) if content is None else content, Tree, path))
 
 
-POOL = "image pool"  # the role of images that a network was inverted to
+POOLS = {"images": "image pool", "graphs": "graph pool"}
+"""The roles of samples that a method made from a network, by what they are."""
 
 
 def node(
@@ -149,7 +150,8 @@ def summary(model: Node) -> list[str]:
     on = f"{'on' if made else 'trained on'} {model['data']['name']}" if model["data"] else ""
     figures = [f"{name.replace('_', ' ')} {figure(name, value)}" for name, value in model["metrics"].items()]
     phrases = [f"{made} {on}".strip(), *figures, f"licence {model['licence']['id']}"]
-    digest = f"{'images' if model['role'] == POOL else 'weights'} {model['digest'][:8]}" if model["digest"] else ""
+    what = next((noun for noun, role in POOLS.items() if role == model["role"]), "weights")
+    digest = f"{what} {model['digest'][:8]}" if model["digest"] else ""
     return [p for p in (*phrases, model["date"], digest) if p]
 
 

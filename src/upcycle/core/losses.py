@@ -60,17 +60,44 @@ def kd_loss(
     return temperature**2 * divergence / (z_s.numel() // z_s.shape[1])
 
 
-def ce_loss(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], smoothing: float = 0.0) -> Float[Tensor, ""]:
+def ce_loss(
+    z: Float[Tensor, "b k"], target: Int[Tensor, " b"] | Float[Tensor, "b k"], smoothing: float = 0.0
+) -> Float[Tensor, ""]:
     """Cross-entropy, summed over the labelled samples and divided by the batch size b.
 
-    A sample with label -1 adds nothing, so the loss is defined when no label is there and several processes
-    agree on it; where all samples are labelled it is the ordinary mean.
+    A sample without a label adds nothing, so the loss is defined when no label is there and several processes
+    agree on it; where all samples are labelled it is the ordinary mean. A one-hot row gives the bits of its label.
 
     Args:
-        smoothing: share of the target that is spread over all classes.
+        z: logits.
+        target: labels, -1 where there is none; or targets T, whose loss is -Σ T log p, a row of zeros where there is
+            none. T is taken as it is: its rows need not sum to one.
+        smoothing: share of the target that is spread over all classes; of T, that share of each row's sum.
     """
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-    return F.cross_entropy(z.to(wide), y, ignore_index=-1, label_smoothing=smoothing, reduction="sum") / len(y)
+    if not target.is_floating_point():
+        summed = F.cross_entropy(z.to(wide), target, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
+        return summed / len(target)
+    log_p, T = z.to(wide).log_softmax(1), target.to(wide)
+    # torch's own loss of probabilities smooths rows of zeros too. Its nll_loss sums over samples as it does for labels.
+    first = -(T == 0).all(1).long()  # -1 without a target, and is left out; else 0, the only column
+    summed = F.nll_loss((T * log_p).sum(1, keepdim=True), first, ignore_index=-1, reduction="sum")
+    if smoothing:
+        spread = -(T.sum(1) * log_p.sum(1)).sum()
+        summed = (1 - smoothing) * summed + spread * (smoothing / z.shape[1])
+    return summed / len(target)
+
+
+def balanced_targets(y: Int[Tensor, " n"], k: int) -> Float[Tensor, "n k"]:
+    """Targets for :func:`ce_loss` in which all classes weigh alike: n / (k n_c) at the label, zeros where it is -1.
+
+    Args:
+        y: all labels; n counts those that are known, n_c those of class c.
+        k: the number of classes.
+    """
+    counts = torch.bincount(y[y >= 0], minlength=k)
+    weights = counts.sum() / (k * counts.clamp_min(1))
+    return F.one_hot(y.clamp_min(0), k) * (weights[y.clamp_min(0)] * (y >= 0))[:, None]
 
 
 def kd_objective(
@@ -91,7 +118,7 @@ class Terms:
 
     Args:
         temperature: T, which softens both networks' probabilities in L_kd; 4 is the field's convention (RepDistiller).
-        w_kd: weight of the teacher's term, not negative; at 0 the teacher is not asked.
+        w_kd: weight of the teacher's term, not negative; at 0 the labels alone count, as in ``plain``.
         w_ce: weight of the labels' term, not negative; at 0 no label is used. The defaults are those of KDExplainer's
             published configurations.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from upcycle.core.run import Run
 
 
+ANY = ("any",)
+"""Whatever inputs or tasks there are: for a method that only asks for what they all have."""
+ROOMS = ("distillation", "assembly", "diagnosis", "adaptation", "continual")
+"""Packages with methods, imported by name where one is looked for, so that core depends on nothing above it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """What must be at hand before a method can start.
@@ -25,11 +32,19 @@ class Needs:
         data: the least that will do: no data, a few unlabelled samples, many unlabelled, many labelled.
         teacher: the least access to the teacher: its predictions, its inner features, its weights.
         architectures: which pairs of networks, in words.
+        inputs: the kinds of inputs that it works on (:data:`upcycle.core.takes.KINDS`), or :data:`ANY`.
+        tasks: the tasks that it works on (:data:`upcycle.core.task.TASKS`), or :data:`ANY`.
     """
 
     data: Data
     teacher: Access
     architectures: str = "any pair with the same classes"
+    inputs: tuple[str, ...] = ("images",)
+    tasks: tuple[str, ...] = ("classification",)
+
+    def admits(self, inputs: str, task: str) -> bool:
+        """Whether it works on inputs of this kind, for this task."""
+        return bool({inputs, *ANY} & {*self.inputs}) and bool({task, *ANY} & {*self.tasks})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +146,7 @@ class Method:
         from upcycle.core.recipe import Recipe
 
         batch_size = getattr(self, "recipe", Recipe()).batch_size
-        return float(self.steps(n) * batch_size * (teacher + 3 * student))
+        return float(self.steps(n) * (batch_size or n) * (teacher + 3 * student))
 
     def product(self, module: nn.Module, data: Any) -> Model:
         """What :meth:`fit` returned, with all that one must know to use, save and rebuild it.
@@ -149,7 +164,7 @@ class Method:
         return dataclasses.replace(student, classes=data.classes, options=options)
 
     def model(self, role: str, data: Any) -> Model:
-        """The network in ``role``; a bare module is taken to fit ``data``: its shape, classes, normalisation."""
+        """The network in ``role``; a bare module is taken to fit ``data``: what these take, their task and classes."""
         return _fitted(getattr(self, role), data, role)
 
     def models(self, role: str, data: Any) -> list[Model]:
@@ -169,8 +184,38 @@ class Method:
 
     def require(self, data: Any, precision: str = "32-true") -> None:
         """Raise :class:`UserError` with what keeps its networks from training in ``precision``, or :meth:`fit`."""
-        if problems := self._untrainable(data, precision == "bf16-mixed") or self.check(data):
+        problems = self.misfits(data) or self._untrainable(data, precision == "bf16-mixed") or self.check(data)
+        if problems:
             raise UserError(f"{self.card.name} cannot run here: " + "; ".join(problems))
+
+    def misfits(self, data: Any) -> list[str]:
+        """Why it is no method for such inputs or for their task, or its networks take others; empty if it is.
+
+        Data that do not say what a network takes are taken to be right.
+        """
+        from upcycle.core.models import Model
+
+        if (takes := getattr(data, "takes", None)) is None:
+            return []
+        needs, task = self.card.needs, data.train.task
+        if not needs.admits(takes.kind, task.name):
+            if needs.admits(takes.kind, *needs.tasks[:1]):
+                own, theirs = f"it is for {' and '.join(needs.tasks)}", f"{task.name} is the task of these {takes.noun}"
+            else:
+                own, theirs = f"it works on {' and '.join(needs.inputs)}", f"these are {takes.noun}"
+            others = serving(self.card.verb, takes.kind, task.name, needs.data)
+            return [f"{own}, and {theirs}{f'; take --method {others[0]}' if others else ''}"]
+        problems = []
+        for role in self.roles:
+            several = isinstance(found := getattr(self, role), tuple | list)
+            for model in found if several else [found]:
+                if not isinstance(model, Model) or (model.takes.kind == takes.kind == "images"):
+                    continue
+                problems += [f"{model.name}: {problem}" for problem in model.takes.problems(takes)]
+                if model.task.name != task.name:
+                    own = f"{model.name} is for {model.task.name}"
+                    problems.append(f"{own}, and the task of these {takes.noun} is {task.name}")
+        return problems
 
     def inputs(self, data: Any) -> dict[str, str]:
         """The digest of everything that goes into :meth:`fit`, by its name in a sentence.
@@ -225,11 +270,16 @@ class Method:
         return f"{type(self).__name__}({options})"
 
 
+def serving(verb: str, inputs: str, task: str, data: Data | None = None) -> list[str]:
+    """The names of a verb's methods that work on inputs of a kind, for a task; first those that need as much data."""
+    methods = [m for room in ROOMS for m in importlib.import_module(f"upcycle.{room}").METHODS]
+    able = [m.card for m in methods if m.card.verb == verb and m.card.needs.admits(inputs, task)]
+    return [card.name for card in sorted(able, key=lambda card: card.needs.data != data)]
+
+
 def _fitted(found: Any, data: Any, name: str) -> Model:
-    from upcycle.core.models import Model
+    from upcycle.core.models import Model, fields_of
 
     if isinstance(found, Model):
         return found
-    return Model(
-        module=found, input_shape=data.shape, mean=data.train.mean, std=data.train.std, classes=data.classes, name=name
-    )
+    return Model(module=found, **fields_of(data.takes), task=data.train.task, classes=data.classes, name=name)

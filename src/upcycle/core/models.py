@@ -6,11 +6,12 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from upcycle.core.errors import UserError, one_line
 from upcycle.core.reading import Reading
+from upcycle.core.takes import Pictures, Takes, described
+from upcycle.core.task import CLASSIFICATION, Task
 
 
 @dataclass(eq=False, kw_only=True)
@@ -18,9 +19,12 @@ class Model:
     """A network, and what one must know to use it.
 
     Args:
-        module: maps float images (b, c, h, w), normalised with ``mean`` and ``std``, to logits (b, k).
-        input_shape: (c, h, w) of one image.
+        module: maps float images (b, c, h, w), normalised with ``mean`` and ``std``, to logits (b, k); or the inputs
+            and answers that ``inputs`` and ``task`` say.
+        input_shape: (c, h, w) of one image; empty, as mean and std are, where the network takes something else.
         mean, std: per channel, of images in [0, 1]; what the network's inputs are normalised with.
+        inputs: what it takes where that is no image; ``None``: images, as the three above say.
+        task: what it answers.
         classes: the name of each of the k outputs.
         reference: what :func:`resolve` builds this architecture from, without weights, for example
             ``zoo:cifar10_resnet20``; ``None`` for a bare Python instance, which cannot be rebuilt from files.
@@ -33,10 +37,12 @@ class Model:
     """
 
     module: nn.Module
-    input_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...]
+    input_shape: tuple[int, int, int] = ()  # type: ignore[assignment]  # so that who reads images need not ask
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
+    inputs: Takes | None = None
+    task: Task = CLASSIFICATION
     reference: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     licence: str = "unknown"
@@ -45,11 +51,26 @@ class Model:
     notes: tuple[str, ...] = ()
     reading: Reading = field(default_factory=Reading)
 
-    def example(self, batch: int = 2) -> Tensor:
-        """A fixed pseudo-random normalised batch (b, c, h, w) of the right shape, to probe a network with."""
-        images = torch.rand(batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
-        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
-        return (images - mean) / std
+    @property
+    def takes(self) -> Takes:
+        """What the network takes."""
+        return self.inputs or Pictures(self.input_shape, self.mean, self.std)
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether it is a classifier of images."""
+        return self.inputs is None and self.task == CLASSIFICATION
+
+    def example(self, batch: int = 2) -> Any:
+        """Fixed pseudo-random inputs to probe it with: of images a normalised batch (b, c, h, w) of the right shape."""
+        return self.takes.example(batch)
+
+
+def fields_of(takes: Takes) -> dict[str, Any]:
+    """The fields of a :class:`Model` that say what it takes."""
+    if isinstance(takes, Pictures):
+        return {"input_shape": takes.shape, "mean": takes.mean, "std": takes.std, "inputs": None}
+    return {"input_shape": (), "mean": (), "std": (), "inputs": takes}
 
 
 # -- from a reference to a network ---------------------------------------------------------------------------
@@ -81,4 +102,5 @@ def source_of(model: Model) -> dict[str, Any] | None:
     """What an architecture is rebuilt from, as plain data for another's ``options``; ``None`` for a bare instance."""
     if model.reference is None:
         return None
-    return {"reference": model.reference, "options": model.options, "input_shape": list(model.input_shape)}
+    takes = {"takes": described(model.takes)} if model.inputs else {"input_shape": list(model.input_shape)}
+    return {"reference": model.reference, "options": model.options, **takes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -112,6 +112,20 @@ class Columns(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)[:, self.columns]
+
+
+def mapped(function: Callable[[Tensor], Tensor], answer: Any) -> Any:
+    """An answer with ``function`` done to its tensors: a tensor, or a NamedTuple of them; else as it is."""
+    if isinstance(answer, Tensor):
+        return function(answer)
+    return type(answer)(*map(function, answer)) if hasattr(answer, "_fields") else answer
+
+
+def tensors_of(answer: Any) -> tuple[Tensor, ...]:
+    """The tensors of an answer: of a tensor itself, of a NamedTuple all; none of anything else."""
+    if isinstance(answer, Tensor):
+        return (answer,)
+    return tuple(answer) if hasattr(answer, "_fields") else ()
 
 
 def parts_of(output: Any) -> dict[str | int, Any]:

@@ -17,7 +17,19 @@ from upcycle.core.ends import SAID, SQUASHED, Sigmoids, end_of
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.models import Model, copy_of
 from upcycle.core.norms import batchnorms
-from upcycle.core.outputs import Around, Contiguous, FromProbabilities, Logits, layout_of, parts_of, unwrapped
+from upcycle.core.outputs import (
+    Around,
+    Contiguous,
+    FromProbabilities,
+    Logits,
+    layout_of,
+    mapped,
+    parts_of,
+    tensors_of,
+    unwrapped,
+)
+from upcycle.core.takes import Pictures
+from upcycle.core.task import CLASSIFICATION
 from upcycle.core.undisturbed import undisturbed
 from upcycle.core.weights import require_finite
 
@@ -28,14 +40,16 @@ _MENDED = "give the Python module that it was made from"
 
 
 def probe(model: Model) -> tuple[Model, int]:
-    """``model`` as runs use it: in float32, answering with logits (b, k) in both modes, in memory that it takes; and k.
+    """``model`` as runs use it: in float32, taking one object, answering with logits (b, k) in both modes; and k.
+
+    Of another task it answers with what that asks for, and k are its outputs. Memory is in an order that it takes.
 
     The network itself stays as it is, with its weights, statistics, modes and all random states: a copy is tried. Where
     its number format is another, the result has a copy of it.
 
     Raises:
-        UserError: a kind of network that cannot be used, images that it does not take, or answers that are no logits,
-            differ from call to call, or depend on the other images of a batch.
+        UserError: a kind of network that cannot be used, inputs that it does not take, or answers that are no logits,
+            differ from call to call, or depend on the other samples of a batch.
     """
     module = unwrapped(model.module)
     _require_kind(module, model.name)
@@ -51,7 +65,7 @@ def probe(model: Model) -> tuple[Model, int]:
     for wrap in trial.wraps:
         module = _around(wrap, module)
     notes = dict.fromkeys((*model.notes, *(f"{note}." for note in trial.notes)))
-    return replace(model, module=module, notes=tuple(notes)), trial.logits.shape[1]
+    return replace(model, module=module, notes=tuple(notes)), trial.outputs
 
 
 class _Trial:
@@ -62,10 +76,15 @@ class _Trial:
         wraps: what that is, the innermost first.
         cast: whether its number format has to be changed.
         notes: what a person should know of it.
+        answers: to two samples in evaluation mode.
+        outputs: how many it has.
     """
 
     def __init__(self, model: Model) -> None:
         self.model, self.name = model, model.name
+        self.noun = model.takes.noun
+        self.an = f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun.removesuffix('s')}"
+        self.classifier = model.task.name == CLASSIFICATION.name
         self.network = copy_of(model.module)
         self.wraps: list[Callable[[nn.Module], nn.Module]] = []
         self.notes: list[str] = []
@@ -80,18 +99,22 @@ class _Trial:
             ) from error
         if chained is not self.network:  # nothing that is called on the result would reach it
             self.put(Around)
+        if model.takes.adapted(self.network) is not self.network:
+            self.put(model.takes.adapted)
 
     def put(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
         self.wraps.append(wrap)
         self.network = wrap(self.network)
 
     def answer(self, n: int, layout: torch.memory_format = torch.contiguous_format, contrast: float = 1.0) -> Any:
-        """Let the copy answer to the first ``n`` images of an example, all in memory of one order."""
-        images = (contrast * self.model.example(3)[:n]).contiguous(memory_format=layout)
-        like = next((t for t in self.network.state_dict().values() if t.is_floating_point()), images)
+        """Let the copy answer to the first ``n`` samples of an example, images in memory of one order."""
+        inputs = self.model.example(3)[:n]
+        inputs = contrast * inputs if isinstance(inputs, Tensor) else inputs
+        inputs = inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs
+        like = next((t for t in self.network.state_dict().values() if t.is_floating_point()), None)
         if any(p.dim() == 4 for p in self.network.parameters()):
             self.network.to(memory_format=layout)
-        return self.network(images.to(like))
+        return self.network(inputs if like is None else inputs.to(like))
 
     def formats(self) -> None:
         """Bring the copy to float32."""
@@ -111,16 +134,19 @@ class _Trial:
         self.notes.append(f"{self.name} comes in {named} and is used in float32")
 
     def evaluation(self) -> None:
-        """Two images in evaluation mode have to give logits, in what wrapping ever."""
+        """Two samples in evaluation mode have to give logits, or what the task asks for, in what wrapping ever."""
         try:
             output = self.answer(2)
+        except UserError:
+            raise
         except Exception as error:
-            channels, height, width = self.model.input_shape
-            raise UserError(
-                f"{self.name} does not take images with {channels} channels of {height} x {width} pixels "
-                f"({one_line(error)}); give the size that it expects."
-            ) from error
-        if not isinstance(output, Tensor):
+            takes, asked, remedy = self.model.takes, str(self.model.takes), ""
+            if isinstance(takes, Pictures):
+                channels, height, width = takes.shape
+                asked = f"images with {channels} channels of {height} x {width} pixels"
+                remedy = "; give the size that it expects"
+            raise UserError(f"{self.name} does not take {asked} ({one_line(error)}){remedy}.") from error
+        if self.classifier and not isinstance(output, Tensor):
             named = hasattr(output, "logits") or (isinstance(output, dict) and "logits" in output)
             first = isinstance(output, tuple | list) and output and isinstance(output[0], Tensor)
             if named or first:
@@ -130,38 +156,38 @@ class _Trial:
                         f"{self.name} answers with {len(output)} things, of which the first is taken for its logits"
                     )
                 output = self.answer(2)
-        if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(
-                f"{self.name} is no classifier of images: two images give {found} instead of logits of "
-                "shape (2, classes)."
-            )
-        self.logits = output
+        try:
+            self.outputs = self.model.task.outputs(output, 2, self.noun)
+        except UserError as error:
+            raise UserError(f"{self.name} {error}") from None
+        self.answers = output
 
     def batches(self) -> None:
-        """A third image, and memory in channels_last order, must not change what the first two give."""
-        if (output := _tried(self.answer, 3, torch.channels_last)) is not None and _same(output[:2], self.logits):
+        """A third sample, and memory in channels_last order, must not change what the first two give."""
+        output = _tried(self.answer, 3, torch.channels_last)
+        if output is not None and _same(_first(output, 2), self.answers):
             return
         try:
             output = self.answer(3)
         except Exception as error:
             raise UserError(
-                f"{self.name} takes batches of two images and not of three ({one_line(error)}); a network "
+                f"{self.name} takes batches of two {self.noun} and not of three ({one_line(error)}); a network "
                 "has to take batches of any size."
             ) from error
         again = self.answer(2)
         require(
-            _same(again, self.logits),
-            f"{self.name} gives an image another answer when it is asked again, in "
+            _same(again, self.answers),
+            f"{self.name} gives {self.an} another answer when it is asked again, in "
             "evaluation mode too; is there a dropout that does not look at self.training?",
         )
         require(
-            len(output) == 3 and _same(output[:2], self.logits),
-            f"{self.name} gives an image another answer where "
-            "other images are in the batch, in evaluation mode too; is there a BatchNorm without running "
+            _length(output) == 3 and _same(_first(output, 2), self.answers),
+            f"{self.name} gives {self.an} another answer where "
+            f"other {self.noun} are in the batch, in evaluation mode too; is there a BatchNorm without running "
             "statistics?",
         )
-        self.contiguous()
+        if self.noun == "images":
+            self.contiguous()
 
     def contiguous(self) -> None:
         """Leave the order of memory as it is from here on."""
@@ -174,6 +200,8 @@ class _Trial:
 
     def training(self) -> None:
         """Take the logits out of what the network answers in training mode; whether it trains is asked later."""
+        if not self.classifier:
+            return
         self.network.train()
         output = _tried(self.answer, 2, layout_of(self.network))
         if output is None and layout_of(self.network) == torch.channels_last:
@@ -206,7 +234,7 @@ class _Trial:
 
     def scale(self) -> None:
         """Take logits back from probabilities, in the modes in which the network gives such."""
-        if any(isinstance(m, FromProbabilities) for m in self.network.modules()):
+        if not self.classifier or any(isinstance(m, FromProbabilities) for m in self.network.modules()):
             return
         found: dict[str, str | None] = {}
         for mode in ("evaluation", "training"):
@@ -222,7 +250,7 @@ class _Trial:
 
     def ends_in(self) -> str | None:
         """Give what makes the answers in this mode, a key of ``SAID``, by images of several contrasts, or ``None``."""
-        seen = self.trained if self.network.training else self.logits
+        seen = self.trained if self.network.training else self.answers
         if seen is not None and end_of(seen) is None:
             return None
         found = set()
@@ -238,7 +266,7 @@ class _Trial:
         if isinstance(output, Tensor) and any(p.shape == output.shape and _same(p, output) for p in sigmoids.outputs):
             return "sigmoid"
         # Of two numbers both lie there by chance too often, and BatchNorm keeps answers small in training.
-        return None if self.network.training or self.logits.shape[1] == 2 else "unknown"
+        return None if self.network.training or self.outputs == 2 else "unknown"
 
 
 # -- for training -----------------------------------------------------------------------------------------------------
@@ -264,7 +292,9 @@ def training_problems(
     if not own_weights:
         trial.requires_grad_(True)
     layout = layout_of(trial)
-    images = model.example(2).contiguous(memory_format=layout)
+    inputs = model.example(2)
+    inputs = inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs
+    two = f"two {model.takes.noun}"
     maps: list[int] = []
     for m in batchnorms(trial):
         m.register_forward_pre_hook(lambda _, given: maps.append(given[0].numel() // max(given[0].shape[1], 1)))
@@ -273,21 +303,25 @@ def training_problems(
             trial.to(memory_format=layout)
         trial.train()
         try:
-            output = trial(images.to(next(trial.parameters()).device))
+            output = trial(inputs.to(next(trial.parameters()).device))
         except Exception as error:
-            return [f"{name} cannot be trained: in training mode it does not take two images ({one_line(error)})"]
-        if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
+            return [f"{name} cannot be trained: in training mode it does not take {two} ({one_line(error)})"]
+        try:
+            model.task.outputs(output, 2)
+        except UserError:
             found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            return [f"{name} cannot be trained: in training mode two images give {found} instead of logits"]
-        if not output.requires_grad:
+            asked = "logits" if model.task == CLASSIFICATION else f"what {model.task.name} asks for"
+            return [f"{name} cannot be trained: in training mode {two} give {found} instead of {asked}"]
+        parts = tensors_of(output)
+        if not any(part.requires_grad for part in parts):
             return [f"{name} cannot be trained: no gradient passes its forward (is it under torch.no_grad?)"]
         try:
-            output.float().sum().backward()
+            torch.stack([part.float().sum() for part in parts]).sum().backward()
         except Exception as error:
             return [f"{name} cannot be trained: its backward fails ({one_line(error)})"]
-        if mixed and _tried(_mixed_step, trial, images) is None:
+        if mixed and _tried(_mixed_step, trial, inputs) is None:
             return [f"{name} cannot be trained in bf16, though in float32: give --precision 32-true"]
-    if batch_size == 2 and 2 in maps:
+    if batch_size == 2 and 2 in maps and inputs.ndim == 4:
         return [
             f"{name} normalises maps of one pixel by BatchNorm, which makes the same of any two images: take a "
             "larger batch_size than 2"
@@ -328,11 +362,11 @@ def _require_kind(module: nn.Module, name: str) -> None:
 # -- small ------------------------------------------------------------------------------------------------------------
 
 
-def _mixed_step(network: nn.Module, images: Tensor) -> Tensor:
+def _mixed_step(network: nn.Module, inputs: Any) -> Tensor:
     """The loss of a training step in mixed precision, after its backward."""
     device = next(network.parameters()).device
     with torch.autocast(device.type, torch.bfloat16):
-        loss = network(images.to(device)).float().sum()
+        loss = torch.stack([part.float().sum() for part in tensors_of(network(inputs.to(device)))]).sum()
     loss.backward()
     return loss
 
@@ -345,8 +379,21 @@ def _tried(function: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _first(answer: Any, n: int) -> Any:
+    """The answers to the first ``n`` samples."""
+    return mapped(lambda part: part[:n], answer)
+
+
+def _length(answer: Any) -> int:
+    """The number of samples that it is an answer to."""
+    return min((len(part) for part in tensors_of(answer)), default=0)
+
+
+def _same(a: Any, b: Any) -> bool:
     """Whether two answers are the same but for rounding."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        pairs = list(zip(tensors_of(a), tensors_of(b), strict=False))
+        return bool(pairs) and all(_same(*pair) for pair in pairs)
     if a.shape != b.shape:
         return False
     scale = float(b.abs().nan_to_num(posinf=0).max()) if b.numel() else 0.0

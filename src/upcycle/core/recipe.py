@@ -18,12 +18,12 @@ class Recipe:
 
     Args:
         epochs: passes over the training data.
-        batch_size: samples a step, over all processes together.
+        batch_size: samples a step, over all processes together; 0: all at once.
         optimizer: sgd (with Nesterov momentum), adam or adamw.
         lr: the highest learning rate.
         momentum: the momentum of sgd, from 0 to below 1.
         weight_decay: the decay of every parameter, as the papers of this field have it.
-        schedule: cosine (to zero), step (times ``decay`` at each milestone) or constant.
+        schedule: cosine or linear (to zero), step (times ``decay`` at each milestone) or constant.
         warmup: epochs of linear warm-up from zero.
         milestones: epochs at which the step schedule decays.
         decay: the factor of the step schedule at each milestone.
@@ -35,14 +35,17 @@ class Recipe:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     warmup: float = 0.0
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}.")
-        require(self.batch_size >= 2, f"batch_size must be at least 2 (BatchNorm needs two), not {self.batch_size}.")
+        require(
+            self.batch_size >= 2 or self.batch_size == 0,
+            f"batch_size must be at least 2 (BatchNorm needs two), or 0 for all at once, not {self.batch_size}.",
+        )
         require(self.lr > 0 and math.isfinite(self.lr), f"lr must be a positive number, not {self.lr}.")
         require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), not {self.momentum}.")
         require(self.weight_decay >= 0 and math.isfinite(self.weight_decay),
@@ -53,7 +56,7 @@ class Recipe:
 
     def steps(self, n: int) -> int:
         """The number of updates on ``n`` samples."""
-        return self.epochs * max(math.ceil(n / self.batch_size), 1)
+        return self.epochs * max(math.ceil(n / (self.batch_size or max(n, 1))), 1)
 
     def make(self, params: nn.Module | Iterable[Any]) -> torch.optim.Optimizer:
         """The optimiser over a module's parameters or over parameter groups."""
@@ -72,9 +75,9 @@ class Recipe:
         epoch = progress * self.epochs
         if epoch < self.warmup:
             return epoch / self.warmup
-        if self.schedule == "cosine":
-            done = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-12)
-            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        if self.schedule in ("cosine", "linear"):
+            done = min((epoch - self.warmup) / max(self.epochs - self.warmup, 1e-12), 1.0)
+            return 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0 - done
         if self.schedule == "step":
             return float(self.decay ** sum(epoch >= m for m in self.milestones))
         return 1.0

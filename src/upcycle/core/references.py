@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from upcycle.core import saved
-from upcycle.core.building import BUILDERS, MADE, OBJECT, bare, call, package_exists
+from upcycle.core.building import BUILDERS, MADE, OBJECT, bare, call, package_exists, taken
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.models import Model
 from upcycle.core.probe import probe
+from upcycle.core.takes import Pictures, Takes
+from upcycle.core.task import Task
 from upcycle.core.weights import load_weights
 
 FORMS = (
@@ -34,6 +35,8 @@ def resolve(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     classes: tuple[str, ...] | None = None,
+    takes: Takes | None = None,
+    task: Task | None = None,
     trust: tuple[str, ...] = (),
 ) -> Model:
     """A network from a reference, checked with one batch.
@@ -54,22 +57,29 @@ def resolve(
         input_shape: (c, h, w); needed for a module and a callable, otherwise the reference's own by default.
         mean, std: replace what the reference says about its inputs; zeros and ones for a module or callable.
         classes: replace the class names.
+        takes: what a network takes that is not for images: a module or callable anything, a fresh one of a reference
+            as far as it leaves that open. That of images says no more than ``input_shape``.
+        task: what a module or callable answers; classes by default.
         trust: Python packages that a saved model may be rebuilt from.
 
     Raises:
         UserError: an unknown name, a missing library, missing or unfitting weights, a network that does not
-            take such images or does not answer with logits (b, k), lengths that don't fit.
+            take such inputs or does not answer as its task asks for, lengths that don't fit.
     """
+    if isinstance(takes, Pictures):
+        input_shape, takes = input_shape or takes.shape, None
     given = {"input_shape": input_shape, "mean": mean, "std": std, "classes": classes}
     overrides: dict[str, Any] = {key: tuple(value) for key, value in given.items() if value is not None}
     if isinstance(reference, Model):
         model = reference
     elif isinstance(reference, nn.Module):
-        model = bare(reference, type(reference).__name__, input_shape)
+        model = bare(reference, type(reference).__name__, input_shape, takes)
     else:
         trained = pretrained and weights is None
-        model = _build(str(reference), trained, num_classes, input_shape, trust)
+        model = _build(str(reference), trained, num_classes, input_shape, takes, trust)
         model.module.eval()
+    if task is not None and is_bare(reference):
+        model = replace(model, task=task)
     if weights is not None:
         notes = load_weights(model.module, weights, weights_key)
         model = replace(model, licence="unknown", lineage=None, notes=(*model.notes, *notes))
@@ -90,7 +100,7 @@ def check_reference(reference: str) -> None:
 
 
 def is_bare(reference: object) -> bool:
-    """Whether a reference says nothing about its images: a module or a ``package.module:callable``."""
+    """Whether a reference says nothing about its inputs: a module or a ``package.module:callable``."""
     if isinstance(reference, str):
         return _parse(reference)[0] == "callable"
     return isinstance(reference, nn.Module)
@@ -121,33 +131,25 @@ def _build(
     pretrained: bool,
     num_classes: int | None,
     input_shape: tuple[int, int, int] | None,
+    takes: Takes | None,
     trust: tuple[str, ...],
 ) -> Model:
     kind, name = _parse(reference)
     if kind == "callable":
-        return call(name, num_classes, input_shape)
+        return call(name, num_classes, input_shape, takes)
     if kind == "directory":
         if pretrained:
             return saved.load(name, trust=trust)
-        return saved.rebuilt(name, num_classes, input_shape, trust)
+        return saved.rebuilt(name, num_classes, input_shape, takes, trust)
     builder = importlib.import_module(BUILDERS[kind])
     wanted = None if pretrained else num_classes  # a trained classifier keeps its size
-    return builder.build(name, pretrained=pretrained, num_classes=wanted, input_shape=input_shape)
+    more = taken(builder.build, takes)
+    return builder.build(name, pretrained=pretrained, num_classes=wanted, input_shape=input_shape, **more)
 
 
 def _checked(model: Model, num_classes: int | None) -> Model:
     """``model`` as it will be used, its outputs named, after its facts were checked and the network was tried."""
-    shape = model.input_shape
-    require(
-        len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape),
-        f"input_shape must be three positive numbers (channels, height, width), not {shape}.",
-    )
-    for what, values in (("mean", model.mean), ("std", model.std)):
-        require(
-            len(values) == shape[0] and all(map(math.isfinite, values)),
-            f"{what} must have one number for each of the {shape[0]} channels of {model.name}, not {values}.",
-        )
-    require(min(model.std) > 0, f"std must be positive, not {model.std}.")
+    model.takes.check()
     model, k = probe(model)
     if num_classes not in (None, k):
         raise UserError(

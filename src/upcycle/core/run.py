@@ -32,7 +32,7 @@ from upcycle.core import collective, store
 from upcycle.core.batches import Batch, Split, divide, endless, view_of
 from upcycle.core.devices import launch, make_deterministic, place, plain
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import measured
 from upcycle.core.frozen import Frozen
 from upcycle.core.guide import frozen_for
 from upcycle.core.interrupt import Interrupted, catching
@@ -42,6 +42,7 @@ from upcycle.core.precision import Precision, choose
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_of
 from upcycle.core.stage import Stage, Stages
+from upcycle.core.task import Measured
 from upcycle.core.updates import Updates
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Run:
         seed: of everything random.
         resume: go on from what ``directory`` holds.
         devices, accelerator: as in Lightning Fabric.
-        precision: 32-true, bf16-mixed or 64-true; auto takes bf16-mixed where the machine says that it is fast.
+        precision: 32-true, bf16-mixed or 64-true; auto takes bf16-mixed where that is fast, and for tensors alone.
         teacher_precision: auto takes bf16 for a frozen teacher where that is fast and its answers stay the same.
         save_every: seconds between save points; if not given, 15, or so many that they take at most 2 % of the time.
         compile: compile what is set up with ``torch.compile``; pays for itself in long runs.
@@ -92,7 +93,7 @@ class Run:
         self.machine = self.journal.open(resume, choose(precision, self.device), self.world_size, config)
         self.fabric.barrier()
         self.precision: str = self.machine["precision"]
-        self.notes = self.journal.notes
+        self.notes, self._auto = self.journal.notes, precision == "auto"
         self._log = Log(self.journal, quiet or self.rank > 0)
         self.left: dict[str, Any] = {}  # see leave
         self.interrupt: int | None = None  # the signal that asked for an end
@@ -218,8 +219,8 @@ class Run:
 
         Args:
             split: see :class:`upcycle.core.batches.Split`.
-            batch_size: over all processes together. A last batch of one sample, or smaller than the number of
-                processes, is dropped.
+            batch_size: over all processes together; 0 for all at once. A last batch of one sample, or smaller than the
+                number of processes, is dropped.
             augment: let the split augment its samples, keyed by (seed, epoch, sample).
             shuffle: in an order drawn from (seed, stage, epoch). If not given, unless the split says that it is
                 ``ordered``.
@@ -238,6 +239,7 @@ class Run:
             self._stages.start_loop(1)
             if stage.epoch:  # a resumed run that had finished it
                 return
+        self._stages.synchronise(split)
         if shuffle is None:
             shuffle = not getattr(split, "ordered", False)
         order = partial(self._stages.order, stage.epoch, "") if shuffle else lambda n, number: torch.arange(n)
@@ -272,11 +274,12 @@ class Run:
         it has no save points within.
 
         Args:
-            batch_size: over all processes together; each gets its share.
+            batch_size: over all processes together; each gets its share. 0 for all at once.
             name: of this stream; two streams of one split differ.
             among: positions in ``split`` (int64, on the CPU) that the stream is restricted to; ``None`` for all.
         """
         self._stage.clean = False
+        self._stages.synchronise(split)
         places = torch.arange(len(split)) if among is None else among
         require(len(places) > 0, f"There are no samples for the batches of {name}.")
         epoch = self._stage.epoch
@@ -289,7 +292,7 @@ class Run:
         if not self._stage.batch_loop:
             self._index = samples
         batch = split.batch(samples, device=self.device, view=view)
-        return batch._replace(images=batch.images.double()) if self.precision == "64-true" else batch
+        return batch._replace(inputs=batch.inputs.double()) if self.precision == "64-true" else batch
 
     def _mine(self, samples: Tensor) -> Tensor:
         return samples.tensor_split(self.world_size)[self.rank]
@@ -326,7 +329,7 @@ class Run:
 
         The module stays what it is: its ``forward`` is wrapped in this run's precision until :meth:`plain`.
         """
-        place(module, self.device, self.dtype, self.precision, self.world_size)
+        place(module, self.device, self.dtype, self.precision, self.world_size, self._auto)
         if self.compile:
             module.compile()
         number = sum(key.startswith("module") for key in self._stage.state)
@@ -418,17 +421,16 @@ class Run:
         for name, value in values.items():
             self._stage.track(name, value)
 
-    def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Evaluation | None:
-        """Measure accuracy and loss on a split and log them; touches neither randomness nor modes.
+    def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Measured | None:
+        """Measure a network on a split and log the figures of the task; touches neither randomness nor modes.
 
         Where no sample has a label there is nothing to measure with, and the answer is ``None``.
         """
-        labels = getattr(split, "labels", None)
-        if labels is not None and not bool((labels >= 0).any()):
+        if split.labels is not None and not bool(split.task.known(split.labels).any()):
             return None
-        result = evaluate(module, split)
-        self.log(**{f"{name}_accuracy": result.accuracy, f"{name}_loss": result.loss})
-        return result
+        found = measured(module, split)
+        self.log(**{f"{name}_{figure}": value for figure, value in found.figures.items()})
+        return found
 
     def picture(self, name: str, data: dict[str, Any]) -> None:
         """Leave a picture for the report: ``kind`` (images, heatmap, lines, bars), ``title``, ``caption``, data."""

@@ -11,27 +11,30 @@ import importlib
 import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 import torch
 from msgspec import Meta
 from torch import nn
 
 from upcycle.core import lineage, store
-from upcycle.core.building import BUILDERS, MADE, call
+from upcycle.core.building import BUILDERS, MADE, call, taken
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.models import Model
+from upcycle.core.models import Model, fields_of
 from upcycle.core.outputs import own
 from upcycle.core.probe import probe
 from upcycle.core.read import checked, parsed
 from upcycle.core.reading import Read, Reading
+from upcycle.core.takes import Takes, described, takes_of
+from upcycle.core.task import task_of
 from upcycle.core.weights import fill
 
 WEIGHTS, ARCHITECTURE, LINEAGE, CARD = "weights.safetensors", "architecture.json", "lineage.json", "README.md"
-FORMAT = 1
+FORMAT, OTHERS = 1, 2
+"""The formats of classifiers of images, and of every other network."""
 
 Side = Annotated[int, Meta(ge=1, le=2**16)]
 ImageShape = tuple[Side, Side, Side]
@@ -49,11 +52,12 @@ class Source(TypedDict):
 
     reference: str
     options: dict[str, Any]
-    input_shape: ImageShape
+    input_shape: NotRequired[ImageShape]
+    takes: NotRequired[dict[str, Any]]
 
 
 class Architecture(TypedDict):
-    """``architecture.json``."""
+    """``architecture.json`` of a classifier of images."""
 
     format: Literal[1]
     name: str
@@ -66,6 +70,24 @@ class Architecture(TypedDict):
     licence: str
     weights: str
     reading: NotRequired[Read]
+
+
+class Other(TypedDict):
+    """``architecture.json`` of a network of other inputs or of another task, with the description of both."""
+
+    format: Literal[2]
+    name: str
+    reference: str | None
+    options: dict[str, Any]
+    takes: dict[str, Any]
+    task: dict[str, Any]
+    classes: tuple[str, ...]
+    licence: str
+    weights: str
+    reading: NotRequired[Read]
+
+
+Record = Architecture | Other | Source
 
 
 def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
@@ -88,14 +110,14 @@ def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in own(model.module).state_dict().items()
     }
+    shape = {"input_shape": list(model.input_shape), "mean": list(model.mean), "std": list(model.std)}
+    other = {"takes": described(model.takes), "task": {"name": model.task.name, **model.task.plain()}}
     architecture = {
-        "format": FORMAT,
+        "format": FORMAT if model.ordinary else OTHERS,
         "name": model.name,
         "reference": model.reference,
         "options": model.options,
-        "input_shape": list(model.input_shape),
-        "mean": list(model.mean),
-        "std": list(model.std),
+        **(shape if model.ordinary else other),
         "classes": list(model.classes),
         "licence": model.licence,
         "weights": store.tensor_digest(state),
@@ -149,9 +171,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     module.eval()
     model = Model(
         module=module,
-        input_shape=record["input_shape"],
-        mean=record["mean"],
-        std=record["std"],
+        **_kind(directory, record),
         classes=record["classes"],
         reference=record["reference"],
         options=record["options"],
@@ -162,7 +182,9 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     )
     # A person's own code may answer with more or other than logits, which was so when it was saved.
     foreign = into is not None or str(record["reference"]).partition(":")[0] not in (*BUILDERS, *MADE)
-    return probe(model)[0] if foreign and kinds <= {torch.float32} else model
+    if foreign and kinds <= {torch.float32}:
+        return probe(model)[0]
+    return replace(model, module=model.takes.adapted(model.module).eval())
 
 
 def lineage_of(directory: str | Path) -> lineage.Node | None:
@@ -191,6 +213,7 @@ def rebuilt(
     directory: str | Path,
     num_classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
+    takes: Takes | None = None,
     trust: tuple[str, ...] = (),
 ) -> Model:
     """The architecture of a saved model with fresh weights.
@@ -199,12 +222,15 @@ def rebuilt(
         directory: see :func:`load`.
         num_classes: outputs, where they are to be others than the saved model's.
         input_shape: (c, h, w), where it is to be another.
+        takes: what it is to take, where that is something else than the saved model takes.
         trust: see :func:`load`.
     """
     directory = directory_of(directory)
     record = _record(directory, store.verify_manifest(directory, lambda file: file == ARCHITECTURE))
     changes = {"num_classes": num_classes, "input_shape": input_shape}
     options = {**record["options"], **{key: value for key, value in changes.items() if value is not None}}
+    if takes is not None and "takes" in record:
+        record = cast(Other, {**record, "takes": described(takes)})
     return replace(_rebuild(directory, record, options, trust), name=record["name"])
 
 
@@ -223,22 +249,39 @@ def directory_of(path: str | Path) -> Path:
     raise UserError(f"There is no saved model in {path}: no {ARCHITECTURE} with its {store.MANIFEST}, nor in model/.")
 
 
-def _record(directory: Path, files: dict[str, bytes]) -> Architecture:
+def _record(directory: Path, files: dict[str, bytes]) -> Architecture | Other:
     """The content of ``architecture.json``; its digest holds, but a stranger may have made both."""
     file = directory / ARCHITECTURE
     require(ARCHITECTURE in files, f"{directory} is damaged: its manifest does not name {ARCHITECTURE}.")
     found = parsed(files[ARCHITECTURE], file)
-    if isinstance(found, dict) and found.get("format") != FORMAT:
+    if isinstance(found, dict) and found.get("format") not in (FORMAT, OTHERS):
         raise UserError(
-            f"{directory} has format {found.get('format')}, and this version of upcycle reads format "
-            f"{FORMAT}: use the version that wrote it."
+            f"{directory} has format {found.get('format')}, and this version of upcycle reads the formats "
+            f"{FORMAT} and {OTHERS}: use the version that wrote it."
         )
-    record = checked(found, Architecture, file)
+    other = isinstance(found, dict) and found["format"] == OTHERS
+    record: Architecture | Other = checked(found, Other, file) if other else checked(found, Architecture, file)
     checked(record["options"], Options, file, "$.options")
     return record
 
 
-def _rebuild(directory: Path, record: Architecture | Source, options: dict[str, Any], trust: tuple[str, ...]) -> Model:
+def _kind(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a model that say what it takes and answers, as far as its record has them."""
+    if "takes" not in record:
+        channels = record["input_shape"][0]
+        return {
+            "input_shape": record["input_shape"],
+            "mean": record.get("mean", (0.0,) * channels),
+            "std": record.get("std", (1.0,) * channels),
+        }
+    try:
+        found = fields_of(takes_of(record["takes"]))
+        return {**found, "task": task_of(record["task"])} if "task" in record else found
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
+
+
+def _rebuild(directory: Path, record: Record, options: dict[str, Any], trust: tuple[str, ...]) -> Model:
     """The architecture of a saved model with fresh weights."""
     reference = record["reference"]
     if reference is None:
@@ -247,9 +290,10 @@ def _rebuild(directory: Path, record: Architecture | Source, options: dict[str, 
     if kind in MADE:
         return _again(directory, record, reference, options, trust)
     build: Callable[..., Any]
+    given = _kind(directory, record)
     if kind in BUILDERS:
         build = importlib.import_module(BUILDERS[kind]).build
-        arguments = {**options, "name": name, "pretrained": False}
+        arguments = {**options, "name": name, "pretrained": False, **taken(build, given.get("inputs"))}
     else:
         package = kind.partition(".")[0]
         if package not in trust:
@@ -261,7 +305,8 @@ def _rebuild(directory: Path, record: Architecture | Source, options: dict[str, 
         arguments = {
             "reference": reference,
             "num_classes": options.get("num_classes"),
-            "input_shape": options.get("input_shape") or record["input_shape"],
+            "input_shape": options.get("input_shape") or given["input_shape"] or None,
+            "takes": given.get("inputs"),
         }
     for key in arguments:
         if key not in inspect.signature(build).parameters:
@@ -276,9 +321,7 @@ def _rebuild(directory: Path, record: Architecture | Source, options: dict[str, 
         raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
 
 
-def _again(
-    directory: Path, record: Architecture | Source, reference: str, options: dict[str, Any], trust: tuple[str, ...]
-) -> Model:
+def _again(directory: Path, record: Record, reference: str, options: dict[str, Any], trust: tuple[str, ...]) -> Model:
     """A network that was made of others, with fresh weights."""
     kind, _, name = reference.partition(":")
     made = {key: value for key, value in options.items() if key not in ("num_classes", "input_shape")}
@@ -290,12 +333,9 @@ def _again(
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
     known: dict[str, Any] = dict(record)
-    channels = record["input_shape"][0]
     return Model(
         module=module,
-        input_shape=record["input_shape"],
-        mean=known.get("mean", (0.0,) * channels),
-        std=known.get("std", (1.0,) * channels),
+        **_kind(directory, record),
         classes=known.get("classes", ()),
         reference=reference,
         options=made,

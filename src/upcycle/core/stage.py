@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from upcycle.core import seeds
+from upcycle.core.batches import Split
+from upcycle.core.collective import leave_batchnorm
 from upcycle.core.devices import Processes, match_layout
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.interrupt import Interrupted
@@ -156,6 +158,13 @@ class Stages:
         """A permutation of ``n`` samples for pass ``number`` over them in this epoch; ``name`` tells streams apart."""
         parts = (epoch, number, name, "order") if name else (epoch, number, "order") if number else (epoch, "order")
         return torch.randperm(n, generator=self.generator(*parts))
+
+    def synchronise(self, split: Split) -> None:
+        """Leave BatchNorm to each process where every one sees all samples of a split, which would be counted twice."""
+        if self._fabric.world_size > 1 and split.together:
+            for thing in (thing for stage in self._stack for thing in stage.state.values()):
+                if isinstance(thing, nn.Module):
+                    leave_batchnorm(thing)
 
     def is_stored(self, name: str) -> bool:
         """Whether the stage ``name`` inside the innermost one is finished."""

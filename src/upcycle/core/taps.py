@@ -90,16 +90,9 @@ class Taps:
         kind: Literal["output", "input"] = "output",
         replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
-        known = dict(module.named_modules(remove_duplicate=False))
         self.names = tuple(names)
         self._replace = dict(replace or {})
-        for name in (*self.names, *self._replace):
-            if name not in known:
-                # A deep network has hundreds of names: show the nearest and the top level.
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                top = [child for child, _ in module.named_children()]
-                raise unknown(f"submodule of {type(module).__name__}", name, dict.fromkeys([*near, *top]))
-        self._modules = known
+        self._modules = {name: _named(module, name) for name in (*self.names, *self._replace)}
         self._kind = kind
         self._handles: list[RemovableHandle] = []
         self._captured: dict[str, Tensor] = {}
@@ -148,6 +141,18 @@ class Taps:
             self._captured[name] = _tensor(name, args)
 
         return hook
+
+
+def _named(module: nn.Module, name: str) -> nn.Module:
+    """The submodule of that name; the names of all, of which there can be hundreds, are asked for only in an error."""
+    found: nn.Module | None = module
+    for part in name.split(".") if name else ():
+        found = None if found is None else found._modules.get(part)
+    if found is None:
+        near = difflib.get_close_matches(name, dict(module.named_modules(remove_duplicate=False)), n=1, cutoff=0.5)
+        top = [child for child, _ in module.named_children()]
+        raise unknown(f"submodule of {type(module).__name__}", name, dict.fromkeys([*near, *top]))
+    return found
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Image data over real formats, decoded once, augmented a batch at a time.
+"""Images and graphs over real formats, read once; images are augmented a batch at a time.
 
 Names are imported when they are used, so that ``import upcycle`` does not wait for torch.
 """
@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from upcycle.data.augment import uniform
+    from upcycle.data.collection import Collection, describe
     from upcycle.data.decode import read_images
-    from upcycle.data.images import Images, ImageSplit, describe
+    from upcycle.data.graphs import GraphSet, GraphSplit, NodeSplit
+    from upcycle.data.images import Images, ImageSplit
     from upcycle.data.labels import match_classes, read_label_map
     from upcycle.data.pool import Pool
     from upcycle.data.pool_files import load_pool, parent_node, pool_lineage, save_pool
     from upcycle.data.sources import check_reference, load
 
 __all__ = [
+    "Collection",
+    "GraphSet",
+    "GraphSplit",
     "ImageSplit",
     "Images",
+    "NodeSplit",
     "Pool",
     "check_reference",
     "describe",
@@ -37,7 +43,9 @@ __all__ = [
 _HOMES = {
     "augment": ("uniform",),
     "decode": ("read_images",),
-    "images": ("ImageSplit", "Images", "describe"),
+    "graphs": ("GraphSet", "GraphSplit", "NodeSplit"),
+    "collection": ("Collection", "describe"),
+    "images": ("ImageSplit", "Images"),
     "labels": ("match_classes", "read_label_map"),
     "pool": ("Pool",),
     "pool_files": ("load_pool", "pool_lineage", "save_pool", "parent_node"),

@@ -24,7 +24,7 @@ from upcycle.core.errors import UserError
 from upcycle.core.reading import Reading
 from upcycle.data import cache
 from upcycle.data import pixels as of_one
-from upcycle.data.images import listed
+from upcycle.data.collection import listed
 from upcycle.data.memory import require_memory
 from upcycle.data.pixels import Decoded, Deep, Form, Pixels, Size, brightest, decode_one, opened, sides_of, white_of
 

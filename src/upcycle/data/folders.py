@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.data.collection import listed
 from upcycle.data.decode import SUFFIXES, Item, decode, readable
-from upcycle.data.images import Images, listed
+from upcycle.data.images import Images
 from upcycle.data.listing import Left, image_files, own_images, subfolders
 from upcycle.data.parts import ALIASES, Part, assemble, split_of, with_training
 from upcycle.data.pixels import Form, Pixels

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from upcycle.core.errors import UserError
+from upcycle.data.collection import listed
 from upcycle.data.decode import readable
-from upcycle.data.images import listed
 from upcycle.data.listing import Left, image_files, subfolders
 from upcycle.data.parts import ALIASES, split_of, with_training
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.reading import WHITE, Reading
-from upcycle.data.images import Images, ImageSplit, listed, stratified
+from upcycle.data.collection import listed, stratified
+from upcycle.data.images import Images, ImageSplit
 from upcycle.data.pixels import Form, Pixels
 from upcycle.data.shares import drawn
 

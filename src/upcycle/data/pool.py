@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from upcycle.core.batches import Batch
 from upcycle.core.errors import require
 from upcycle.core.store import tensor_digest
+from upcycle.core.task import CLASSIFICATION, Task
 from upcycle.data.images import ImageSplit
 
 
@@ -28,6 +29,9 @@ class Pool:
     Attributes:
         made: how many images were ever added.
     """
+
+    together: ClassVar[bool] = False
+    task: ClassVar[Task] = CLASSIFICATION
 
     def __init__(
         self,

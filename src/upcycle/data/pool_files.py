@@ -34,6 +34,7 @@ from upcycle.data.pool import Pool
 from upcycle.data.tables import class_names
 
 PREFIX = "pool:"
+GRAPHS = "graphs.safetensors"  # in place of a table, in a pool of graphs (upcycle.data.graph_pool)
 TABLE, LINEAGE, CARD = "train.parquet", "lineage.json", "README.md"
 ROWS = 1000  # a row group of the Parquet file
 
@@ -99,7 +100,8 @@ def pool_directory(path: str | Path) -> Path:
     text = str(path).removeprefix(PREFIX)
     require(bool(text), f"'{path}' names no image pool: write {PREFIX}PATH.")
     for folder in (Path(text).expanduser(), Path(text).expanduser() / "pool"):
-        if (folder / TABLE).is_file() and (folder / store.MANIFEST).is_file():
+        table = any((folder / name).is_file() for name in (TABLE, GRAPHS))
+        if table and (folder / store.MANIFEST).is_file():
             return folder
     raise UserError(
         f"There is no image pool in {text}: no {TABLE} with its {store.MANIFEST}, nor in pool/. A folder of ordinary "

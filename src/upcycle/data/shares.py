@@ -42,7 +42,7 @@ def _content(image: bytes | Path) -> bytes:
         return b""
 
 
-def drawn(name: str, shares: Tensor, lacking: list[str], limit: int) -> dict[str, Tensor]:
+def drawn(name: str, shares: Tensor, lacking: list[str], limit: int, noun: str = "images") -> dict[str, Tensor]:
     """Positions of the samples of each split in ascending order: train first, then those that are lacking.
 
     A split that would get none gets the image with the least number, which no further image can bring anybody into.
@@ -50,7 +50,8 @@ def drawn(name: str, shares: Tensor, lacking: list[str], limit: int) -> dict[str
     Args:
         shares: see :func:`of_contents`.
         lacking: which of test and validation are to be drawn.
-        limit: the most validation images, nearly; above it their share falls, and never a test image with it.
+        limit: the most validation samples, nearly; above it their share falls, and never a test sample with it.
+        noun: what samples are called, in the plural.
 
     Raises:
         UserError: there are too few samples.
@@ -64,7 +65,7 @@ def drawn(name: str, shares: Tensor, lacking: list[str], limit: int) -> dict[str
             continue
         if len(rest) < 2:
             raise UserError(
-                f"{name} has {len(shares)} training images, too few to set some aside for {split}; add images, or a "
+                f"{name} has {len(shares)} training {noun}, too few to set some aside for {split}; add {noun}, or a "
                 f"{split} split."
             )
         own = shares[rest, column]
@@ -74,7 +75,7 @@ def drawn(name: str, shares: Tensor, lacking: list[str], limit: int) -> dict[str
         orders[split], rest = rest[below], rest[~below]
     if not len(rest):
         raise UserError(
-            f"All {len(shares)} images of {name} fell to test and validation, and none is left to train on; add "
-            "images, or bring these splits."
+            f"All {len(shares)} {noun} of {name} fell to test and validation, none is left to train on; add {noun}, "
+            "or bring these splits."
         )
     return {"train": rest, **orders}

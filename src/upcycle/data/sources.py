@@ -17,8 +17,13 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.reading import Reading
+from upcycle.data import graph_sources
+from upcycle.data.collection import Collection
 from upcycle.data.decode import readable
 from upcycle.data.folders import load_folder
+from upcycle.data.graph_objects import is_graph_object
+from upcycle.data.graph_pool import is_graph_pool, load_graph_pool
+from upcycle.data.graphs import GraphSet
 from upcycle.data.images import Images
 from upcycle.data.parquet_files import parquet_files
 from upcycle.data.parts import Part, assemble
@@ -109,7 +114,9 @@ def check_reference(reference: Any) -> None:
     if not isinstance(reference, str | Path) or reference in NAMES:
         return
     text = str(reference)
-    if text.startswith(PREFIX):
+    if graph_sources.is_graphs(reference):
+        graph_sources.check_graphs(text)
+    elif text.startswith(PREFIX):
         pool_directory(text)
     elif text.startswith("hub:"):
         owner, _, name = text[4:].partition("/")
@@ -120,9 +127,9 @@ def check_reference(reference: Any) -> None:
         if isinstance(reference, Path) or any(mark in text for mark in ("/", "\\", "~")):
             raise UserError(
                 f"There is no folder {text}. Data are a folder of images or Parquet files, pool:PATH, hub:ORG/NAME, "
-                f"or one of {', '.join(NAMES)}."
+                f"graphs:PATH, or one of {', '.join((*NAMES, *graph_sources.NAMED))}."
             )
-        raise unknown("data set or folder", text, NAMES)
+        raise unknown("data set or folder", text, (*NAMES, *graph_sources.NAMED))
 
 
 def load(
@@ -133,8 +140,8 @@ def load(
     reading: Reading | None = None,
     columns: tuple[str, str] = ("", ""),
     least_classes: int = 2,
-) -> Images:
-    """Load an image data set, decoded into memory, with train, validation and test splits.
+) -> Any:
+    """Load a data set into memory, with train, validation and test splits: :class:`Images`, or a :class:`GraphSet`.
 
     Of a named set a validation split that it lacks is a stratified tenth of the training images, at most 5,000, and a
     test split a stratified fifth, both drawn with a fixed seed. Of other data an image's content decides
@@ -149,7 +156,9 @@ def load(
             images that a method made from a network (see :func:`upcycle.data.pool_files.load_pool`);
             ``hub:ORG/NAME``; a torch Dataset or DataLoader of (image, class number) pairs or of dicts, where an image
             is a PIL image, a uint8 tensor or a float tensor in [0, 1], (c, h, w); a dict of them by split, or a tuple
-            (train, test) or (train, validation, test); or an :class:`Images`, which is handed back.
+            (train, test) or (train, validation, test); graphs by a name, ``graphs:PATH`` or objects of PyTorch
+            Geometric (:func:`upcycle.data.graph_sources.load_graphs`, :meth:`GraphSet.of`); or an :class:`Images` or
+            :class:`GraphSet`, which is handed back.
         size: bring every image to this side, or (height, width), in pixels.
         channels: 1 (grey) or 3 (RGB); ``None`` for what the images have.
         reading: how files become pixels, and images of other proportions come to ``size``.
@@ -161,6 +170,12 @@ def load(
             large, naming it.
     """
     check_reference(reference)
+    if isinstance(reference, Collection) and not isinstance(reference, Images):
+        return reference
+    if graph_sources.is_graphs(reference) or is_graph_object(reference):
+        if size is not None or channels is not None or any(columns):
+            raise UserError("Graphs have no size, channels or columns of images; leave these out.")
+        return graph_sources.load_graphs(reference) if isinstance(reference, str) else GraphSet.of(reference)
     if isinstance(reference, Images):
         if size is not None or channels is not None or any(columns) or reading not in (None, reference.reading):
             raise UserError(
@@ -183,6 +198,8 @@ def load(
     elif reference in NAMED:
         found = _named(text, form)
     elif text.startswith(PREFIX):
+        if is_graph_pool(pool_directory(text)):
+            return load_graph_pool(text)
         found = load_pool(text, form)
     elif (tables := parquet_files(folder)) is not None:
         return load_parquet(name, tables, form, wanted)

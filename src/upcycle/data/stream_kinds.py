@@ -20,8 +20,9 @@ from torch import Tensor
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.reading import Reading
 from upcycle.data.augment import uniform
+from upcycle.data.collection import Collection, draw
 from upcycle.data.folder_streams import folder_stream
-from upcycle.data.images import Images, ImageSplit, draw
+from upcycle.data.images import Images, ImageSplit, as_images
 from upcycle.data.labels import relabelled
 from upcycle.data.pixels import Size
 from upcycle.data.sources import check_reference, load
@@ -78,7 +79,8 @@ def stream(
     Raises:
         UserError: for what is unknown, not found, or cannot be split so.
     """
-    if isinstance(reference, Images):
+    if isinstance(reference, Collection):
+        reference = as_images(reference)
         made = _splits(f"splits:{reference.name}/{tasks}", reference, tasks, scenario or "class", shuffle)
         return _few(made, few)
     kind, data, count = _parts(reference)
@@ -87,7 +89,7 @@ def stream(
         read = partial(load, size=size, channels=channels, columns=columns, least_classes=1)
         root, reading = Path(data).expanduser(), reading or Reading()
         return _few(folder_stream(reference, root, scenario or "class", shuffle, read, reading), few)
-    images = load(data, size=size, channels=channels, reading=reading, columns=columns)
+    images = as_images(load(data, size=size, channels=channels, reading=reading, columns=columns))
     require(bool(images.classes), f"{images.name} has no labels, so there are no classes to make a stream of.")
     if kind == "splits":
         return _few(_splits(reference, images, count, scenario or "class", shuffle), few)

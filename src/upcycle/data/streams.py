@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.inputs import of_plain
 from upcycle.core.reading import Reading
+from upcycle.core.takes import Pictures
 from upcycle.data.images import Images, ImageSplit
+
+if TYPE_CHECKING:
+    from upcycle.core.models import Model
 
 Scenario = Literal["task", "class", "domain", "general"]
 SCENARIOS: dict[str, str] = {
@@ -74,6 +78,11 @@ class Stream:
         return self.base.shape
 
     @property
+    def takes(self) -> Pictures:
+        """What a network takes that takes these images."""
+        return self.base.takes
+
+    @property
     def train(self) -> ImageSplit:
         """The training images that the tasks are made of; for their normalisation and type."""
         return self.base.train
@@ -126,6 +135,15 @@ class Stream:
         make = self.make
         return dataclasses.replace(self, base=self.base.normalised(mean, std),
                                    make=lambda t: make(t).normalised(mean, std))  # fmt: skip
+
+    def seen_by(self, model: Model) -> Stream:
+        """See :meth:`normalised`."""
+        return self.normalised(model.mean, model.std)
+
+    @property
+    def usual_augmentation(self) -> tuple[str, ...]:
+        """That of the images."""
+        return self.base.usual_augmentation
 
     def augmented(self, operations: tuple[str, ...]) -> Stream:
         """The same stream, whose training images are augmented; see :meth:`Images.augmented`."""

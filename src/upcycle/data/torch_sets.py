@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.data.images import Images, listed
+from upcycle.data.collection import listed
+from upcycle.data.images import Images
 from upcycle.data.memory import require_memory
 from upcycle.data.parts import ALIASES, Part, assemble, split_of
 from upcycle.data.pixels import Form, Pixels, brightest, fit, pixels_of, white_of

@@ -27,7 +27,7 @@ from upcycle.core.patterns import Values
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.data.augment import uniform
+from upcycle.core.seeds import uniform
 from upcycle.diagnosis.errors.class_channels import (
     Act,
     aligned,

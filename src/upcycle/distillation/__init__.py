@@ -4,11 +4,27 @@ from upcycle.core.method import Method
 from upcycle.distillation.cmi import CMI
 from upcycle.distillation.deepinversion import DeepInversion
 from upcycle.distillation.fastdfkd import FastDFKD
+from upcycle.distillation.gfkd import GFKD
 from upcycle.distillation.kd import KD
 from upcycle.distillation.kdexplainer import KDExplainer
 from upcycle.distillation.netgraft import NetGraft
 from upcycle.distillation.onestagegan import OneStageGAN
+from upcycle.distillation.plain import Plain
+from upcycle.distillation.reliant import RELIANT
 from upcycle.distillation.tfkd import TfKD
 from upcycle.distillation.vam import VAM
 
-METHODS: tuple[type[Method], ...] = (KD, TfKD, NetGraft, VAM, KDExplainer, FastDFKD, CMI, DeepInversion, OneStageGAN)
+METHODS: tuple[type[Method], ...] = (
+    KD,
+    Plain,
+    TfKD,
+    NetGraft,
+    VAM,
+    KDExplainer,
+    FastDFKD,
+    CMI,
+    DeepInversion,
+    OneStageGAN,
+    GFKD,
+    RELIANT,
+)

@@ -13,7 +13,7 @@ from upcycle.core.advice import Fit, Situation, imitates
 from upcycle.core.batches import Batch
 from upcycle.core.checks import same_classes
 from upcycle.core.losses import Terms
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import ANY, Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.patterns import Values
 from upcycle.core.portions import portions
@@ -24,7 +24,7 @@ from upcycle.core.run import Run
 if TYPE_CHECKING:
     from upcycle.core.batches import Split
     from upcycle.core.frozen import Frozen
-    from upcycle.data.images import Images
+    from upcycle.data.collection import Collection
 
 
 def teacher_outputs(
@@ -39,33 +39,33 @@ def teacher_outputs(
 ) -> Callable[[Batch, int], Tensor]:
     """A function from a batch and its epoch to the teacher's logits: computed anew, or looked up.
 
-    The teacher sees the very images that the student sees. Its outputs can be kept where these repeat: without
+    The teacher sees the very inputs that the student sees. Its outputs can be kept where these repeat: without
     augmentation, or when augmentation repeats every ``views`` epochs. They are stored in float16 (v, n, k).
 
     Args:
         run: keeps the outputs in its stage "teacher outputs".
         teacher: the frozen teacher.
-        split: the training images.
+        split: the training samples.
         classes: number of the teacher's logits.
         cache: as the option of :class:`KD`.
         views: as the option of :class:`KD`.
-        augmented: whether the split augments its images.
+        augmented: whether the split augments its samples.
     """
     if cache == "off" or (cache == "auto" and augmented and not views):
-        return lambda batch, epoch: teacher(batch.images)
+        return lambda batch, epoch: teacher(batch.inputs)
     v = views if augmented and views else 1
 
     def compute() -> Tensor:
         rows = []
         for view in range(v):
-            for index in portions(teacher, len(split)):
+            for index in portions(teacher, split):
                 batch = split.batch(index, device=run.device, view=(run.seed, view) if augmented else None)
-                rows.append(teacher(batch.images).cpu())
+                rows.append(teacher(batch.inputs).cpu())
         z = torch.cat(rows).view(v, len(split), -1)
         return z if run.dtype == torch.float64 else z.half()
 
     z_t: Tensor = run.stage("teacher outputs", compute, Values((v, len(split), classes))).to(run.device)
-    return lambda batch, epoch: z_t[epoch % v].index_select(0, batch.index.to(run.device)).to(batch.images.dtype)
+    return lambda batch, epoch: z_t[epoch % v].index_select(0, batch.index.to(run.device)).to(batch.inputs.dtype)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -99,7 +99,7 @@ class KD(Method):
         title="Distilling the Knowledge in a Neural Network",
         paper="Hinton, Vinyals, Dean; NIPS 2014 workshop; arXiv:1503.02531",
         verb="distill",
-        needs=Needs(data="unlabelled", teacher="predictions"),
+        needs=Needs(data="unlabelled", teacher="predictions", inputs=ANY),
         summary="A smaller or different student that imitates the teacher's class probabilities.",
         cost="student training + one teacher forward a step (none when its outputs are kept)",
         published="CIFAR-100 MobileNetV2 68.4 → 71.1 with a ResNet-18 teacher (Tf-KD repository, Re-KD table)",
@@ -115,8 +115,9 @@ class KD(Method):
         if why := imitates(have):
             return why
         if have.data == "few":
+            stretched = ", which crop and flip stretch but do not replace" if have.inputs == "images" else ""
             reason = (
-                "weak on a few images, which crop and flip stretch but do not replace; a folder of any public "
+                f"weak on a few images{stretched}; a folder of any public "
                 "images of the same kind serves better. If yours have labels, leave out --terms.w_ce 0."
             )
             return Fit(30, reason, "--terms.w_ce 0")
@@ -133,8 +134,8 @@ class KD(Method):
     def __post_init__(self) -> None:
         ranges(self, not_negative=("views",))
 
-    def check(self, data: Images) -> list[str]:
-        """Classes and channels of teacher, student and data must agree; ``w_ce > 0`` alone needs labels."""
+    def check(self, data: Collection) -> list[str]:
+        """Classes and inputs of teacher, student and data must agree; ``w_ce > 0`` alone needs labels."""
         problems = same_classes(self.model("teacher", data), self.model("student", data))
         if not self.terms.w_kd and not (data.train.labels >= 0).any():
             problems.append("w_kd is 0 and there are no labels, so nothing is left to learn from")
@@ -142,7 +143,7 @@ class KD(Method):
             problems.append("cache=on needs inputs that repeat: give --views 8, or --augment none")
         return problems
 
-    def fit(self, run: Run, data: Images) -> nn.Module:
+    def fit(self, run: Run, data: Collection) -> nn.Module:
         """The algorithm; returns the student."""
         teacher = run.frozen(self.model("teacher", data), data.validation)
         z_t = teacher_outputs(
@@ -158,8 +159,8 @@ class KD(Method):
         for epoch in run.epochs(self.recipe.epochs):
             student.train()
             for batch in run.batches(data.train, self.recipe.batch_size, views=self.views):
-                z_s = student(batch.images)
-                loss = self.terms(z_s, z_t(batch, epoch) if self.terms.w_kd else z_s, batch.labels)
+                z_s = student(batch.inputs)
+                loss = self.terms(z_s, z_t(batch, epoch), batch.labels)
                 run.step(loss, optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student)

@@ -34,14 +34,18 @@ class Cost:
     bytes: int
 
 
-def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+Like = Any
+"""The like of one sample: its shape without the batch, (c, h, w) for images; or inputs of one sample themselves."""
+
+
+def count(module: nn.Module, like: Like) -> Cost:
     """Parameters, multiply-adds and bytes of a network.
 
     Args:
-        input_shape: of one sample, without the batch; (c, h, w) for images.
+        like: see :data:`Like`.
 
     Raises:
-        UserError: the network does not take that shape.
+        UserError: the network does not take that.
     """
     counter = MultiplyAdds()
     # Fused transformer layers and fused attention hide their matrix products from the counter.
@@ -53,7 +57,7 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
         for p in asking:
             p.requires_grad_(False)
         with undisturbed(module), sdpa_kernel(SDPBackend.MATH), counter:
-            _forward(module, _sample(module, input_shape, 1))
+            _forward(module, _sample(module, like, 1))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for p in asking:
@@ -65,15 +69,15 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     )
 
 
-def latency(module: nn.Module, input_shape: tuple[int, ...], batch: int = 1, repetitions: int = 30) -> float:
+def latency(module: nn.Module, like: Like, batch: int = 1, repetitions: int = 30) -> float:
     """Seconds of one forward in eval mode without gradients: the minimum, least disturbed by others.
 
     Args:
-        input_shape: of one sample, without the batch.
-        batch: samples in the forward.
+        like: see :data:`Like`.
+        batch: samples in the forward; inputs that are given are taken as they are.
         repetitions: at most; at least 3 are made, then it stops after 0.4 s.
     """
-    sample = _sample(module, input_shape, batch)
+    sample = _sample(module, like, batch)
 
     def once() -> None:
         module(sample)
@@ -85,7 +89,7 @@ def latency(module: nn.Module, input_shape: tuple[int, ...], batch: int = 1, rep
         return fastest(once, repetitions)
 
 
-def peak_memory(module: nn.Module, input_shape: tuple[int, ...], batch: int = 1) -> int:
+def peak_memory(module: nn.Module, like: Like, batch: int = 1) -> int:
     """Bytes that a forward in eval mode without gradients holds at its worst moment.
 
     Parameters and buffers, plus the largest sum of tensors alive at once, the batch among them. On the CPU
@@ -93,18 +97,18 @@ def peak_memory(module: nn.Module, input_shape: tuple[int, ...], batch: int = 1)
     operation is not seen. On CUDA it is the allocator's own peak, scratch space included.
 
     Args:
-        input_shape: of one sample, without the batch.
-        batch: samples in the forward.
+        like: see :data:`Like`.
+        batch: samples in the forward; inputs that are given are taken as they are.
     """
     with undisturbed(module):
         device = _home(module).device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-            _forward(module, _sample(module, input_shape, batch))
+            _forward(module, _sample(module, like, batch))
             return _stored(module) + torch.cuda.max_memory_allocated(device) - before
         with _Live(module) as live:
-            _forward(module, _sample(module, input_shape, batch))
+            _forward(module, _sample(module, like, batch))
         return _stored(module) + live.peak
 
 
@@ -113,9 +117,9 @@ def _stored(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _sample(module: nn.Module, input_shape: tuple[int, ...], batch: int) -> Tensor:
-    """A batch of zeros on the network's device, in its floating-point format."""
-    return _home(module).new_zeros(batch, *input_shape)
+def _sample(module: nn.Module, like: Like, batch: int) -> Any:
+    """A batch on the network's device, in its floating-point format: of zeros, where a shape is given."""
+    return _home(module).new_zeros(batch, *like) if isinstance(like, tuple | list) else like.to(_home(module))
 
 
 def _home(module: nn.Module) -> Tensor:
@@ -123,13 +127,20 @@ def _home(module: nn.Module) -> Tensor:
     return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
 
 
-def _forward(module: nn.Module, sample: Tensor) -> Any:
+def _forward(module: nn.Module, sample: Any) -> Any:
     try:
         return module(sample)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        shape = " x ".join(map(str, sample.shape[1:]))
+        shape = " x ".join(map(str, sample.shape[1:])) if isinstance(sample, Tensor) else type(sample).__name__
         raise UserError(f"{called(module)} does not take inputs of {shape}: {reason}") from error
+
+
+def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
+    """What a tensor lies in: three others where it is sparse in CSR layout."""
+    if tensor.layout == torch.sparse_csr:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return (tensor,)
 
 
 class _Live(TorchDispatchMode):
@@ -149,8 +160,8 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
+            for part in _strided(tensor) if isinstance(tensor, Tensor) else ():
+                self._follow(part.untyped_storage())
         self.peak = max(self.peak, self._now)
         return out
 

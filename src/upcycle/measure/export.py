@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from upcycle.core import store
 from upcycle.core.errors import UserError, first_cause, one_line, require, unknown
+from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model, copy_of
+from upcycle.core.takes import described
+from upcycle.measure.graph_programs import names, write_program
 
 TOLERANCE = 1e-4  # largest difference of the logits over the largest logit
 METADATA = "upcycle"  # the key of an ONNX file's metadata_props under which what one must know lies, as JSON
 
 
 def write_export(model: Model, path: Path, format: str, *, overwrite: bool = False) -> float:
-    """Write the network for deployment and compare both sides on a held batch of 8 images.
+    """Write the network for deployment and compare both sides on a held batch of 8 samples.
 
     The batch size stays free. Beside the file lies ``FILE.json`` with input shape, normalisation, classes and
     the error found; an ONNX file also carries them, but for the error, as JSON in its metadata (``upcycle``).
@@ -46,9 +50,7 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
     facts: dict[str, Any] = {
         "format": format,
         "name": model.name,
-        "input_shape": list(model.input_shape),
-        "mean": list(model.mean),
-        "std": list(model.std),
+        **_described(model),
         "classes": list(model.classes),
         "licence": model.licence,
         **({"reading": read} if (read := model.reading.record()) else {}),
@@ -59,6 +61,20 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
     }
     if format not in writers:
         raise unknown("export format", format, writers)
+    takes, graphs = model.takes, isinstance(model.takes, GraphTakes)
+    require(
+        graphs or isinstance(model.example(2), Tensor),
+        f"{model.name} takes {takes}, and only networks that take one tensor are exported; save it instead, and "
+        "load it in Python.",
+    )
+    if isinstance(takes, GraphTakes):
+        require(
+            format == "torch",
+            f"{model.name} takes {takes}, and such networks are not written as ONNX: give a file that ends in .pt2, "
+            "and --format torch.",
+        )
+        writers["torch"] = (".pt2", partial(write_program, takes=takes))
+        facts["inputs"] = list(names(takes))
     suffix, write = writers[format]
     require(
         path.suffix == suffix,
@@ -71,6 +87,8 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
         lacking = [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]
         require(not lacking, f'Export to ONNX needs {", ".join(lacking)}: pip install "upcycle[onnx]".')
     network, held = copy_of(model.module).cpu().float().eval(), model.example(8)
+    if graphs and held.at is not None:
+        held = replace(held, at=torch.arange(len(held.x)))  # the program answers about every node
     with torch.no_grad():
         expected = network(held)
     try:
@@ -88,6 +106,13 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
     return relative
+
+
+def _described(model: Model) -> dict[str, Any]:
+    """What the network takes and answers, as JSON data."""
+    if model.ordinary:
+        return {"input_shape": list(model.input_shape), "mean": list(model.mean), "std": list(model.std)}
+    return {"takes": described(model.takes), "task": {"name": model.task.name, **model.task.plain()}}
 
 
 def _compared(model: Model, write: Callable[[Path], Tensor], file: Path, expected: Tensor) -> float:

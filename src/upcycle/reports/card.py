@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from upcycle.core.licences import NOTICE, data_sentence, hub_fields
-from upcycle.core.lineage import POOL, Node, figure, tree
+from upcycle.core.lineage import POOLS, Node, figure, tree
 
 _USE = """from upcycle.core.saved import load
 
@@ -50,7 +50,8 @@ def model_card(model: Node, result: dict[str, Any] | None = None) -> str:
 def _header(model: Node) -> dict[str, Any]:
     header: dict[str, Any] = {**hub_fields(model["licence"]["id"]), "library_name": "upcycle"}
     header["tags"] = ["upcycle", *(tag for tag in (model["verb"], model["method"]) if tag)]
-    if bases := {parent["name"].removeprefix("hf:") for parent in model["parents"] if parent["role"] != POOL}:
+    others = [parent for parent in model["parents"] if parent["role"] not in POOLS.values()]
+    if bases := {parent["name"].removeprefix("hf:") for parent in others}:
         header["base_model"] = sorted(bases)
     if model["data"]:
         header["datasets"] = [model["data"]["name"]]

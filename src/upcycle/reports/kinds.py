@@ -140,6 +140,17 @@ class _Tree(_Picture):
     leaf: NotRequired[str]
 
 
+class _Ring(TypedDict):
+    label: Text
+    nodes: Places
+    edges: list[tuple[Count, Count]]
+
+
+class _Rings(_Picture):
+    items: Annotated[list[_Ring], Meta(min_length=1, max_length=60)]
+    groups: NotRequired[list[Text]]
+
+
 KINDS: dict[str, Any] = {
     "images": _Images,
     "overlay": _Overlay,
@@ -151,6 +162,7 @@ KINDS: dict[str, Any] = {
     "map": _Map,
     "blocks": _Blocks,
     "tree": _Tree,
+    "graphs": _Rings,
 }
 
 
@@ -177,6 +189,10 @@ def check(data: dict[str, Any], file: Path) -> str:
     for place, (values, names) in counts.items():
         if values is not None and names is not None and len(values) != len(names):
             raise UserError(f"{file} is damaged: {place} must have {len(names)} items, not {len(values)}.")
+    for i, item in enumerate(data["items"] if kind == "graphs" else ()):
+        for j, edge in enumerate(item["edges"]):
+            if max(edge) >= len(item["nodes"]):
+                raise UserError(f"{file} is damaged: $.items[{i}].edges[{j}] names a node that is not there.")
     for i, item in enumerate(data["items"] if kind == "overlay" else ()):
         if lacking := [method for method in data["methods"] if method not in item["maps"]]:
             raise UserError(f"{file} is damaged: $.items[{i}].maps lacks {lacking[0]}.")

@@ -19,6 +19,7 @@ from upcycle.reports.bars import Bar, bar_chart, blocks, routes
 from upcycle.reports.figures import Figure, Table, is_number
 from upcycle.reports.lines import Series, line_plot
 from upcycle.reports.matrices import heatmap, mosaic
+from upcycle.reports.rings import Ring, rings
 from upcycle.reports.scatter import Point, scatter_plot
 from upcycle.reports.svg import HUES, Piece, percent
 from upcycle.reports.trees import tree
@@ -249,6 +250,15 @@ def _tree(data: dict[str, Any]) -> tuple[Markup, Table]:
     return body, ([heading, *levels], cells)
 
 
+def _rings(data: dict[str, Any]) -> tuple[Markup, Table]:
+    """Graphs as rings of nodes, and their numbers."""
+    groups = [str(name) for name in data.get("groups", ())]
+    graphs = [Ring(str(g["label"]), g["nodes"], [(a, b) for a, b in g["edges"]]) for g in data["items"]]
+    body = rings(graphs, label=_label(data), groups=groups)
+    cells = [[g.label, str(len(g.nodes)), str(len(g.edges))] for g in graphs]
+    return body, (["graph", "nodes", "edges"], cells)
+
+
 def _label(data: dict[str, Any]) -> str:
     return str(data.get("title") or data["kind"])
 
@@ -264,4 +274,5 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Markup | tuple[Markup, Table]]] = {
     "map": _map,
     "blocks": _blocks,
     "tree": _tree,
+    "graphs": _rings,
 }

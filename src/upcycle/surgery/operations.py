@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from upcycle.surgery.assembling import rebuild_resized
+from upcycle.surgery.constants import rebuild_constants
 from upcycle.surgery.epitome import rebuild_epitome
 from upcycle.surgery.stitch import rebuild_stitched
 
@@ -14,4 +15,5 @@ OPERATIONS: dict[str, Callable[..., nn.Module]] = {
     "resized": rebuild_resized,
     "stitched": rebuild_stitched,
     "epitome": rebuild_epitome,
+    "constants": rebuild_constants,
 }

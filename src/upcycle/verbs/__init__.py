@@ -10,3 +10,6 @@ DEFAULT_METHOD = {
     "treat": "modeldoctor",
 }
 """The method that each verb takes when none is named."""
+
+BASELINE = "plain"
+"""The method that learns from labels alone, which stands beside those that take more."""

@@ -15,7 +15,6 @@ import torch
 
 from upcycle.core import models, references
 from upcycle.core.errors import require
-from upcycle.core.evaluate import judged
 from upcycle.core.heads import with_classes
 from upcycle.core.lineage import Node, node
 from upcycle.core.method import Method
@@ -23,15 +22,16 @@ from upcycle.core.models import Model
 from upcycle.core.reading import Reading
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_everything
+from upcycle.core.task import judged
 from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
 from upcycle.data.images import pooled
 from upcycle.data.labels import mapped, relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.predictors import Predictor, check_predictor, predictor
-from upcycle.training.supervised import Supervised
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import figures_of, row, share
+from upcycle.verbs.methods import baseline
 from upcycle.verbs.naming import (
     SAID,
     Naming,
@@ -429,7 +429,7 @@ def _supervised(method: Any, data: Images) -> tuple[Method, Images]:
     n = int((data.train.labels >= 0).sum())
     epochs = max(1, math.ceil(method.steps(len(data.train)) / math.ceil(n / recipe.batch_size)))
     recipe = dataclasses.replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
-    return Supervised(student=method.student, recipe=recipe), data
+    return baseline()(student=method.student, recipe=recipe), data
 
 
 def _sentence(rows: list[dict[str, Any]], product: Model, data: Images) -> str:

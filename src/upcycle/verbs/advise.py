@@ -16,6 +16,7 @@ from upcycle.core.advice import (
     Fit,
     Goal,
     Growth,
+    Inputs,
     Known,
     Present,
     Situation,
@@ -117,6 +118,7 @@ def advise(
     store: Store = "images",
     growth: Growth = "allowed",
     boundaries: Known = "known",
+    inputs: Inputs = "images",
     methods: Iterable[type[Method]] | None = None,
 ) -> Advice:
     """Which methods serve what one has, best first, each with its reason and its command.
@@ -143,6 +145,7 @@ def advise(
         store: to extend, whether some images of earlier tasks may be kept, or nothing of them.
         growth: to extend, whether what is kept beside the network may grow with every task.
         boundaries: to extend, whether it is known in training where a task ends.
+        inputs: images or graphs: what the network takes and the data are.
         methods: to choose from; all methods, plugins included, if not given.
 
     Raises:
@@ -162,12 +165,21 @@ def advise(
         store=store,
         growth=growth,
         boundaries=boundaries,
+        inputs=inputs,
     )
     fits: list[tuple[Card, Fit]] = []
     refused: list[Refusal] = []
     paths: dict[str, list[str]] = {}
     for method in all_methods() if methods is None else methods:
         card = method.card
+        if not card.needs.admits(have.inputs, "classification"):
+            refused.append(
+                Refusal(
+                    method=card.name,
+                    reason=f"it works on {' and '.join(card.needs.inputs)}, and yours are {have.inputs}.",
+                )
+            )
+            continue
         judged = _lacking(method, have) or _judge(method, have)
         if isinstance(judged, Fit):
             fits.append((card, judged))
@@ -243,7 +255,7 @@ def _choice(card: Card, fit: Fit, have: Situation) -> Choice:
     measured = found().get(card.name)
     return Choice(
         method=card.name,
-        reason=fit.reason,
+        reason=have.said(fit.reason),
         command=" ".join(filter(None, command)),
         verdict=f"{short(measured)}, {measured['says']}" if measured else "",
     )

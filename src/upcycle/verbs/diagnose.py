@@ -15,8 +15,9 @@ from torch import Tensor
 from upcycle.core import lineage, references, store
 from upcycle.core.devices import device_of
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, judged, predict_logits
+from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
+from upcycle.core.task import Evaluation, judged
 from upcycle.data import Images, check_reference, describe
 from upcycle.diagnosis.errors.class_channels import channel_order
 from upcycle.diagnosis.errors.findings import Diagnosis

@@ -14,7 +14,7 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.outputs import own
 from upcycle.core.run import Run
-from upcycle.data import Images
+from upcycle.data import Collection
 from upcycle.measure.machine import machine
 from upcycle.reports import write_report
 from upcycle.reports.card import model_card
@@ -73,7 +73,7 @@ def write_result(
     cls: type[Method],
     model: Model,
     parents: list[lineage.Node],
-    data: Images,
+    data: Collection,
     run: Run,
     *,
     rows: list[dict[str, Any]],
@@ -124,7 +124,7 @@ def write_result(
             "train": len(data.train),
             "validation": len(data.validation),
             "test": len(data.test),
-            "labelled": int((data.train.labels >= 0).sum()),
+            "labelled": int(data.task.known(data.train.labels).sum()),
             "classes": list(data.classes),
             "notes": data.notes,
             "chosen": data.chosen,

@@ -14,23 +14,23 @@ from torch import nn
 
 from upcycle.core import lineage, models, references
 from upcycle.core.errors import UserError, require
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import measured
 from upcycle.core.guide import frozen_for
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
-from upcycle.data import Images, describe
-from upcycle.data.images import ImageSplit
+from upcycle.core.task import Measured
+from upcycle.data import Collection, Images, describe
+from upcycle.data.collection import Samples
 from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count
 from upcycle.measure.units import si
-from upcycle.training.supervised import Supervised
 from upcycle.verbs import DEFAULT_METHOD, options
-from upcycle.verbs.figures import points, row, show_accuracy, spread
+from upcycle.verbs.figures import like_of, points, row, show_accuracy, showing, spread
 from upcycle.verbs.loading import augmented
-from upcycle.verbs.methods import all_methods, find_method
+from upcycle.verbs.methods import all_methods, baseline, find_method
 from upcycle.verbs.naming import SAID, naming_of
 from upcycle.verbs.options import Say
 from upcycle.verbs.pairing import answered_by, on_its_pool, teacher_and_data
@@ -129,43 +129,49 @@ def distill(
     guide, whole = teacher_and_data(setting, teacher, data, free=free, say=session.say, taught=student)
     if free and setting.test_data is None:
         session.figure = "agreement"
+    else:
+        session.figure = f"test {whole.task.figure}"
     if guide is not None and (answered := answered_by(guide, whole, setting.device)) is not whole:
         session.figure, whole = "agreement" if "test" in answered.answered else session.figure, answered
         session.say(whole.notes[-1])
 
-    def make(seed: int) -> tuple[Method, Images]:
+    def make(seed: int) -> tuple[Method, Collection]:
         net = _student(session, guide, whole, seed)
-        return session.method(teacher=guide, student=net), _prepared(session, whole, net, seed)
+        taken = {role: network for role, network in (("teacher", guide), ("student", net)) if role in cls.roles}
+        return session.method(whole, **taken), _prepared(session, whole, net, seed)
 
-    def held(run: Run, data: Images) -> Images:
+    def held(run: Run, data: Any) -> Collection:
         if len(data.test):
             return data
         assert guide is not None and run.directory is not None  # a method without data has a teacher
         run.fabric.barrier()  # the first process leaves the pool
         return on_its_pool(guide, data, run.directory, setting.device)
 
-    def measure(model: Model, data: Images) -> list[Evaluation]:
-        return [evaluate(model.module, data.test, device=setting.device)]
+    def measure(model: Model, data: Collection) -> list[Measured]:
+        return [measured(model.module, data.test, device=setting.device)]
 
     product, beside = session.arms(make, name="student", role="student", after=held)
     if setting.alone:
         beside.append(Arm(name="alone", role="alone", words="alone", make=lambda seed: _alone(*make(seed)), after=held))
     first, seen = make(setting.seed)
     require(
-        not setting.alone or int((seen.train.labels >= 0).sum()) >= 2,
+        not setting.alone or int(seen.task.known(seen.train.labels).sum()) >= 2,
         "The student cannot be trained alone without labels; drop --alone or keep some --labels.",
     )
     net = first.model("student", seen)
     cost = _show(session, guide, net, seen)
     if setting.dry_run:
-        guiding = count(guide.module, guide.input_shape).macs if guide else 0
-        return session.estimate([product, *beside], net, teacher=guiding, student=cost)
+        guiding = count(guide.module, like_of(guide, seen)).macs if guide else 0
+        forwards = len(seen.test or seen.train) if seen.train.together else 1  # samples that one forward answers
+        return session.estimate([product, *beside], net, teacher=guiding // forwards, student=cost // forwards)
     made, others = session.run(
         product, beside, measure, compile=setting.compile, teacher_precision=setting.teacher_precision
     )
     rows = []
     if guide is not None:
-        rows.append(row(guide.name, "teacher", [_guided(session, guide, made.data, made.data.test)], guide))
+        found = [_guided(session, guide, made.data, made.data.test)]
+        line = row(guide.name, "teacher", found, guide, like_of(guide, made.data))
+        rows.append(showing(line, made.left, "shown of the teacher"))
     rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
     rows.append(made.row(f"{made.model.name} by {cls.card.name}"))
     return session.leave(
@@ -189,6 +195,10 @@ def _check(session: Session) -> None:
             f"{session.cls.card.name} needs a teacher: give --teacher REFERENCE. Without one there is "
             f"--method {', '.join(able)}."
         )
+    if "teacher" not in session.cls.roles:
+        name = session.cls.card.name
+        require(networks["teacher"] is None, f"{name} takes no teacher; leave out --teacher, or --method {name}.")
+        require(not setting.alone, f"{name} already trains the student alone; leave out --alone.")
     for role, reference in {**networks, "data": session.data_ref, "test_data": setting.test_data}.items():
         require(not isinstance(reference, str) or bool(reference.strip()), f"--{role} names nothing.")
     _check_data(session)
@@ -212,8 +222,8 @@ def _check_data(session: Session) -> None:
         return
     require(
         none,
-        f"{name} makes its own images and takes no --data; to measure on real ones, give --test_data "
-        f"{reference if isinstance(reference, str) else 'DATA'}.",
+        f"{name} makes its own {session.cls.card.needs.inputs[0]} and takes no --data; to measure on real ones, give "
+        f"--test_data {reference if isinstance(reference, str) else 'DATA'}.",
     )
     require(
         not setting.shots and setting.labels < 0,
@@ -228,7 +238,7 @@ def _check_data(session: Session) -> None:
 # -- what goes in -------------------------------------------------------------------------------------------------
 
 
-def _student(session: Session, teacher: Model | None, data: Images, seed: int) -> Model:
+def _student(session: Session, teacher: Model | None, data: Collection, seed: int) -> Model:
     """A student with fresh weights drawn from ``seed``, or the weights asked for."""
     reference, naming = session.networks["student"], naming_of(session.setting, "student")
     seed_everything(seed, "student")
@@ -240,7 +250,7 @@ def _student(session: Session, teacher: Model | None, data: Images, seed: int) -
         own = models.own_copy(reference)
         return references.resolve(
             own,
-            input_shape=data.shape,
+            **_asked(data),
             classes=data.classes,
             weights=naming.file,
             weights_key=naming.weights_key,
@@ -249,14 +259,14 @@ def _student(session: Session, teacher: Model | None, data: Images, seed: int) -
         )
     mean, std = naming.mean, naming.std
     fresh = naming.weights in (None, "fresh")
-    if fresh:  # fresh weights take any normalisation; the teacher's saves renormalising
+    if fresh and isinstance(data, Images):  # fresh weights take any normalisation; the teacher's saves renormalising
         like = (teacher.mean, teacher.std) if teacher else data.statistics
         mean, std = mean or like[0], std or like[1]
     student = references.resolve(
         reference,
         pretrained=naming.weights == "pretrained",
         num_classes=len(data.classes),
-        input_shape=data.shape,
+        **_asked(data),
         weights=naming.file,
         weights_key=naming.weights_key,
         mean=mean,
@@ -268,48 +278,52 @@ def _student(session: Session, teacher: Model | None, data: Images, seed: int) -
     return dataclasses.replace(student, classes=data.classes)
 
 
-def _prepared(session: Session, data: Images, student: Model, seed: int) -> Images:
-    """The data as this seed's run sees them: its own draw of images or labels, augmented, normalised."""
+def _asked(data: Collection) -> dict[str, Any]:
+    """What a student shall take and answer."""
+    return {"input_shape": data.shape} if isinstance(data, Images) else {"takes": data.takes, "task": data.task}
+
+
+def _prepared(session: Session, data: Collection, student: Model, seed: int) -> Collection:
+    """The data as this seed's run sees them: its own draw of samples or labels, augmented, normalised."""
     setting = session.setting
     if setting.shots:
         data = data.few(setting.shots, seed)
     if setting.labels >= 0:
         data = data.hide_labels(setting.labels, seed)
-    grey = ("crop",) if session.cls.card.needs.data == "none" else ()
-    return augmented(data, setting.augment, grey).normalised(student.mean, student.std)
+    grey = ("crop",) if session.cls.card.needs.data == "none" and isinstance(data, Images) else ()
+    return augmented(data, setting.augment, grey).seen_by(student)
 
 
-def _show(session: Session, teacher: Model | None, student: Model, data: Images) -> int:
+def _show(session: Session, teacher: Model | None, student: Model, data: Collection) -> int:
     """Say what goes in, and return the multiply-adds of the student."""
     session.say(f"data     {describe(data)}")
     if teacher is not None:
         hint = " See --teacher_mean, --teacher_std, --teacher_classes and --label_map."
         show_accuracy(session.say, "teacher", teacher, data, partial(_guided, session, teacher, data), hint)
-    cost = count(student.module, student.input_shape)
+    cost = count(student.module, like_of(student, data))
     session.say(f"student  {student.name}: {si(cost.parameters)} parameters, {si(cost.macs)} multiply-adds")
     return cost.macs
 
 
-def _guided(session: Session, teacher: Model, data: Images, split: ImageSplit) -> Evaluation:
+def _guided(session: Session, teacher: Model, data: Collection, split: Samples) -> Measured:
     """How good the teacher is on a split of what the student sees: as the run asks it, which is faster.
 
     In float32 where its own answers stand in place of labels, so that it agrees with itself.
     """
     setting = session.setting
-    if session.figure != "test accuracy":
-        shown = split.normalised(teacher.mean, teacher.std)
-        return evaluate(teacher.module, shown, device=setting.device, name=teacher.name)
+    if session.figure == "agreement":
+        return measured(teacher.module, split.seen_by(teacher), device=setting.device, name=teacher.name)
     precision: Any = "64-true" if setting.precision == "64-true" else setting.teacher_precision
     like = data.validation if len(data.validation) else split
-    return evaluate(frozen_for(like, teacher, setting.device, precision), split, name=teacher.name)
+    return measured(frozen_for(like, teacher, setting.device, precision), split, name=teacher.name)
 
 
-def _alone(method: Any, data: Images) -> tuple[Method, Images]:
-    """The student trained by cross-entropy on the labels there are, with as many updates as the method makes."""
-    known = (data.train.labels >= 0).nonzero()[:, 0]
+def _alone(method: Any, data: Collection) -> tuple[Method, Collection]:
+    """The student trained on the labels there are, with as many updates as the method makes."""
+    known = data.task.known(data.train.labels).nonzero()[:, 0]
     recipe = getattr(method, "recipe", Recipe())
     batch = min(recipe.batch_size, len(known))
-    epochs = max(1, round(method.steps(len(data.train)) / math.ceil(len(known) / batch)))
+    epochs = max(1, round(method.steps(len(data.train)) / math.ceil(len(known) / (batch or len(known)))))
     recipe = dataclasses.replace(
         recipe,
         epochs=epochs,
@@ -318,31 +332,35 @@ def _alone(method: Any, data: Images) -> tuple[Method, Images]:
         milestones=tuple(round(m / recipe.epochs * epochs) for m in recipe.milestones),
     )
     data = dataclasses.replace(data, train=data.train.subset(known))
-    return Supervised(student=method.student, recipe=recipe), data
+    return baseline()(student=method.student, recipe=recipe), data
 
 
 # -- after it -----------------------------------------------------------------------------------------------------
 
 
-def _parents(session: Session, teacher: Model | None, student: Model, data: Images) -> list[lineage.Node]:
+def _parents(session: Session, teacher: Model | None, student: Model, data: Collection) -> list[lineage.Node]:
     """The models whose weights, answers or images went into the student."""
     parents = [] if teacher is None else [parent_node(teacher)]
     if data.lineage is not None:  # images that a network made hand its licence on
-        parents.append({**data.lineage, "role": lineage.POOL})
+        parents.append({**data.lineage, "role": lineage.POOLS[data.noun]})
     if session.setting.student_weights not in (None, "fresh") and student.lineage is not None:
         parents.append({**student.lineage, "role": "initial weights"})
     return parents
 
 
-def _sentence(rows: list[dict[str, Any]], data: Images, *, seen: bool) -> str:
-    """Say how good the student is, beside what it is compared with; ``seen``: the test images are of its own pool."""
-    student, agreement = rows[-1], "test" in data.answered
-    accuracy, count, name = statistics.fmean(student["accuracy"]), len(data.test), data.measured or data.name
+def _sentence(rows: list[dict[str, Any]], data: Collection, *, seen: bool) -> str:
+    """Say how good the student is, beside what it is compared with; ``seen``: the test samples are of its own pool."""
+    student, agreement, noun = rows[-1], "test" in data.answered, data.noun
+    count, name, task = len(data.test), data.measured or data.name, data.task
+    if task.unit != "share":
+        beside = "; ".join(f"{line['name']} {line['shown'][task.figure]}" for line in rows)
+        return f"On the {count:,} test {noun} of {name} the {task.figure} is: {beside}."
+    accuracy = statistics.fmean(student["accuracy"])
     if agreement:
-        images = "images that it was trained on" if seen else f"test images of {name}, which have no labels"
-        text = f"The student gives its teacher's answer for {spread(student['accuracy'])} of {count:,} {images}"
+        which = f"{noun} that it was trained on" if seen else f"test {noun} of {name}, which have no labels"
+        text = f"The student gives its teacher's answer for {spread(student['accuracy'])} of {count:,} {which}"
     else:
-        text = f"The student reaches {spread(student['accuracy'])} on the {count:,} test images of {name}"
+        text = f"The student reaches {spread(student['accuracy'])} on the {count:,} test {noun} of {name}"
     for line in rows[:-1]:
         other = statistics.fmean(line["accuracy"])
         if line["role"] == "teacher" and not agreement:

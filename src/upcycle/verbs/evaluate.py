@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 from upcycle.core import references
 from upcycle.core.devices import device_of
-from upcycle.core.evaluate import Evaluation
 from upcycle.core.evaluate import evaluate as measure
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
+from upcycle.core.task import Evaluation
 from upcycle.data import check_reference
-from upcycle.data.images import reshaped_words
 from upcycle.data.labels import match_classes
 from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.units import bytes_, duration, si
-from upcycle.verbs.naming import Naming, Reference, answering, network_and_images, options_as
+from upcycle.verbs.figures import like_of
+from upcycle.verbs.naming import Naming, Reference, answering, network_and_data, options_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class Evaluated(Evaluation):
         split: the part of it.
         classes: the names of its classes, in the order of ``per_class``.
         notes: what a person must know of how it was measured.
+        like: what its size and speed are measured on.
+        noun: what the samples are called.
     """
 
     model: Model
@@ -37,10 +39,12 @@ class Evaluated(Evaluation):
     split: str
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    like: Any = None
+    noun: str = "images"
 
     def record(self) -> dict[str, Any]:
         """The figures as JSON data."""
-        cost = count(self.model.module, self.model.input_shape)
+        cost = count(self.model.module, self.like)
         return {
             "model": self.model.name,
             "data": self.data,
@@ -58,24 +62,24 @@ class Evaluated(Evaluation):
 
     def text(self) -> str:
         """The figures for a terminal, with those of size and speed."""
-        module, shape = self.model.module, self.model.input_shape
-        cost = count(module, shape)
+        module, like = self.model.module, self.like
+        cost = count(module, like)
         lines = [
-            f"{self.model.name} on {self.count:,} {self.split} images of {self.data}",
+            f"{self.model.name} on {self.count:,} {self.split} {self.noun} of {self.data}",
             "",
             f"  accuracy           {self.accuracy:.2%}",
             f"  loss               {self.loss:.4f}",
             f"  calibration error  {self.ece:.2%}",
             f"  parameters         {si(cost.parameters)}",
             f"  multiply-adds      {si(cost.macs)}",
-            f"  latency            {duration(latency(module, shape))}",
-            f"  memory             {bytes_(peak_memory(module, shape))}",
+            f"  latency            {duration(latency(module, like))}",
+            f"  memory             {bytes_(peak_memory(module, like))}",
             "",
             "  by class",
         ]
         width = max(map(len, self.classes))
         for name, share in zip(self.classes, self.per_class, strict=True):
-            lines.append(f"    {name.ljust(width)}  {'no images' if share is None else f'{share:.1%}'}")
+            lines.append(f"    {name.ljust(width)}  {f'no {self.noun}' if share is None else f'{share:.1%}'}")
         return "\n".join([*lines, *(f"note     {note}" for note in self.notes)])
 
 
@@ -104,14 +108,22 @@ def evaluate(
     if isinstance(model, str):
         references.check_reference(model)
     check_reference(data)
-    net, images = network_and_images(model, data, said)
-    if not images.classes:
-        images = dataclasses.replace(images, classes=net.classes)
+    net, found = network_and_data(model, data, said)
+    if not found.classes:
+        found = dataclasses.replace(found, classes=net.classes)
     net = answering(net, said)
-    columns, note = match_classes(net.classes, images.classes, between=(net.name, images.name))
-    part = getattr(images.normalised(net.mean, net.std), split)
-    found = measure(Columns(net.module, columns), part, device=device_of(accelerator), name=net.name)
-    figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    done = [f"{reshaped_words(images.reshaped, images.reading)} (--resize)."] if images.reshaped else []
-    notes = (*net.notes, *images.notes, *done, *([note] if note else []))
-    return Evaluated(**figures, model=net, data=images.name, split=split, classes=images.classes, notes=notes)
+    columns, note = match_classes(net.classes, found.classes, between=(net.name, found.name))
+    part = getattr(found.seen_by(net), split)
+    measured = measure(Columns(net.module, columns), part, device=device_of(accelerator), name=net.name)
+    figures = {f.name: getattr(measured, f.name) for f in dataclasses.fields(measured)}
+    notes = (*net.notes, *found.notes, *found.remarks, *([note] if note else []))
+    return Evaluated(
+        **figures,
+        model=net,
+        data=found.name,
+        split=split,
+        classes=found.classes,
+        notes=notes,
+        like=like_of(net, found),
+        noun=found.noun,
+    )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from upcycle.core import references
 from upcycle.measure.export import write_export
-from upcycle.verbs.naming import Naming, Reference, answering, network, options_as
+from upcycle.verbs.naming import Naming, Reference, answering, any_network, options_as
 from upcycle.verbs.options import Say
 
 
@@ -41,7 +41,7 @@ def export(
     said, file = options_as(Naming, "export", naming), Path(out)
     if isinstance(model, str):
         references.check_reference(model)
-    net = answering(network(model, said), said)
+    net = answering(any_network(model, said), said)
     error = write_export(net, file, format, overwrite=overwrite)
     say(f"{file}: equal to the network to {error:.1e} on a held batch")
     for note in net.notes:

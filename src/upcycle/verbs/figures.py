@@ -8,76 +8,108 @@ from typing import Any
 
 import torch
 
-from upcycle.core.evaluate import Evaluation, evaluate
+from upcycle.core.evaluate import measured
 from upcycle.core.models import Model
-from upcycle.data import Images
-from upcycle.data.images import ImageSplit
+from upcycle.core.task import CLASSIFICATION, Evaluation, Measured, Task
+from upcycle.data import Collection
 from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.options import Say
 
 SHOWN = 1_000
-"""Validation images on which :func:`show_accuracy` measures, at most."""
+"""Validation samples on which :func:`show_accuracy` measures, at most."""
 
 
 def show_accuracy(
     say: Say,
     role: str,
     model: Model,
-    data: Images,
-    where: torch.device | Evaluation | Callable[[ImageSplit], Evaluation],
+    data: Collection,
+    where: torch.device | Measured | Callable[[Any], Measured],
     hint: str = "",
 ) -> None:
     """Say how good a network is on these data, so that a wrong normalisation or order of classes shows at once.
 
     Args:
-        where: to measure on up to 1,000 of the validation images; how; or what was measured on all of them already.
+        where: to measure on up to 1,000 of the validation samples; how; or what was measured on all of them already.
         hint: options that would mend it.
     """
-    known = (data.validation.labels >= 0).nonzero()[:, 0]
+    known = data.task.known(data.validation.labels).nonzero()[:, 0]
     if not len(known) or "validation" in data.answered:
         return
-    if isinstance(where, Evaluation):
-        measured = where
+    if not isinstance(where, torch.device) and not callable(where):
+        found = where
     else:
         some = data.validation.subset(known[torch.linspace(0, len(known) - 1, min(SHOWN, len(known))).long()])
         if isinstance(where, torch.device):
-            measured = evaluate(model.module, some.normalised(model.mean, model.std), device=where)
+            found = measured(model.module, some.seen_by(model), device=where)
         else:
-            measured = where(some)
-    count = f"{measured.count:,}" if measured.count == len(known) else f"{measured.count:,} of {len(known):,}"
-    say(f"{role.ljust(8)} {model.name}: {measured.accuracy:.1%} on {count} validation images")
-    if measured.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
+            found = where(some)
+    count = f"{found.count:,}" if found.count == len(known) else f"{found.count:,} of {len(known):,}"
+    say(f"{role.ljust(8)} {model.name}: {scored([found.score], data.task)} on {count} validation {data.noun}")
+    if isinstance(found, Evaluation) and found.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
         say(f"         That is near chance. Is its normalisation right, and the order of its classes?{hint}")
 
 
-def row(name: str, role: str, arms: list[Evaluation], model: Model) -> dict[str, Any]:
+def row(name: str, role: str, arms: Sequence[Measured], model: Model, like: Any = None) -> dict[str, Any]:
     """One line of the comparison.
 
     Args:
         arms: what was measured, one for each seed; empty where there is nothing to measure with.
         model: whose size and speed it shows.
+        like: what they are measured on, see :func:`like_of`; by default as the network says it itself.
     """
-    module, shape = model.module, model.input_shape
-    cost = count(module, shape)
+    module, like = model.module, model.input_shape or model.example(1) if like is None else like
+    cost = count(module, like)
     figures = {
         "name": name,
         "role": role,
-        "accuracy": [a.accuracy for a in arms],
+        "accuracy": [],
         "parameters": cost.parameters,
         "macs": cost.macs,
-        "latency": latency(module, shape),
-        "memory": peak_memory(module, shape),
+        "latency": latency(module, like),
+        "memory": peak_memory(module, like),
     }
-    return {**figures, **figures_of(arms)} if arms else figures
+    return {**figures, **figures_of(arms, model.task)} if arms else figures
 
 
-def figures_of(arms: list[Evaluation]) -> dict[str, Any]:
-    """The measured part of a line: accuracies of all seeds, the details of the first."""
+def like_of(model: Model, data: Any) -> Any:
+    """What costs are measured on: the shape of an image, or the first test sample; all that are answered together."""
+    if model.input_shape:
+        return model.input_shape
+    split = data.test if len(data.test) else data.train
+    if not len(split):  # a method makes its own
+        return model.example(1)
+    return split.batch(torch.arange(len(split) if split.together else 1), device=torch.device("cpu")).inputs
+
+
+def showing(row: dict[str, Any], left: Sequence[dict[str, Any]], name: str = "shown") -> dict[str, Any]:
+    """A line with further shares, in columns of their own, that a method left with its runs.
+
+    Args:
+        row: the line.
+        left: what each run left; see :meth:`upcycle.core.run.Run.leave`.
+        name: of the shares by their columns, among these.
+    """
+    found = [one[name] for one in left if name in one]
+    columns = {column: spread([one[column] for one in found]) for column in (found[0] if found else ())}
+    return {**row, "shown": {**row.get("shown", {}), **columns}} if columns else row
+
+
+def figures_of(arms: Sequence[Measured], task: Task = CLASSIFICATION) -> dict[str, Any]:
+    """The measured part of a line: scores of all seeds, the details of the first.
+
+    A share stands under ``accuracy``, whatever it is one of; another score is a text under its own name.
+    """
+    scores = [a.score for a in arms]
+    if task.unit != "share":
+        return {"shown": {task.figure: scored(scores, task)}}
     first = arms[0]
+    if not isinstance(first, Evaluation):
+        return {"accuracy": scores}
     bins = zip(*(first.confidence[k] for k in ("confidence", "accuracy", "count")), strict=True)
     return {
-        "accuracy": [a.accuracy for a in arms],
+        "accuracy": scores,
         "per_class": first.per_class,
         "ece": first.ece,
         "confusion": first.confusion,
@@ -94,6 +126,15 @@ def hundredths(values: Sequence[float], sign: str = "") -> str:
 def spread(values: Sequence[float], sign: str = "") -> str:
     """Mean and spread of shares in per cent; empty where there are none."""
     return f"{hundredths(values, sign)} %" if values else ""
+
+
+def scored(values: Sequence[float], task: Task = CLASSIFICATION) -> str:
+    """A score in its unit, with the spread of several seeds: ``95.0%``, ``0.123``, ``31.2 dB``."""
+    if task.unit == "share":
+        return share(values)
+    text = f"{statistics.fmean(values):.4g}"
+    text += f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{text} dB" if task.unit == "dB" else text
 
 
 def share(values: Sequence[float]) -> str:
@@ -124,8 +165,8 @@ def table(rows: list[dict[str, Any]], figure: str) -> str:
 
 
 def macs(model: Model) -> int:
-    """The multiply-adds of one image."""
-    return count(model.module, model.input_shape).macs
+    """The multiply-adds of one sample."""
+    return count(model.module, model.input_shape or model.example(1)).macs
 
 
 def size_sentence(rows: list[dict[str, Any]], product: Model) -> str:

@@ -5,20 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, require
 from upcycle.core.models import Model
 from upcycle.core.reading import Reading
-from upcycle.data import Images
+from upcycle.core.takes import Pictures
+from upcycle.data import Collection, Images
 from upcycle.data import load as load_data
 from upcycle.data.pixels import Size
 from upcycle.data.streams import Stream
 
-Seen = TypeVar("Seen", Images, Stream)
+Seen = TypeVar("Seen", Collection, Images, Stream)
 
 
 def is_files(reference: Any) -> bool:
-    """Whether a data reference names files of a person's own, which can be brought to another size."""
+    """Whether a data reference names image files of a person's own, which can be brought to another size."""
     return isinstance(reference, str | Path) and (str(reference).startswith("hub:") or Path(reference).is_dir())
+
+
+def loaded(reference: Any, **asked: Any) -> Collection:
+    """The data of ``reference``; see :func:`upcycle.data.load`, whose arguments ``asked`` are.
+
+    Data of another kind than images, which are loaded already, are as they are.
+    """
+    if isinstance(reference, Collection) and not isinstance(reference, Images):
+        return reference
+    return load_data(reference, **asked)
 
 
 def load_for(
@@ -29,8 +40,8 @@ def load_for(
     reading: Reading | None = None,
     columns: tuple[str, str] = ("", ""),
     other_task: bool = False,
-) -> Images:
-    """The images of ``reference``; those of a person's own are brought to what a network takes.
+) -> Collection:
+    """The data of ``reference``; images of a person's own are brought to what a network takes.
 
     Args:
         like: the network.
@@ -40,23 +51,28 @@ def load_for(
         other_task: bring any images to what the network takes, since it was trained on others.
 
     Raises:
-        UserError: a named set of other channels or another size, unless that was asked for.
+        UserError: data of another kind, or a named set of other channels or another size, unless that was asked for.
     """
-    channels, height, width = like.input_shape
-    loaded = isinstance(reference, Images)  # in Python, which are as they are
-    files = (is_files(reference) or other_task) and not loaded
-    data = load_data(
+    takes = like.takes
+    if not isinstance(takes, Pictures):
+        return _fitting(like, loaded(reference, size=size, columns=columns))
+    channels, height, width = takes.shape
+    there = isinstance(reference, Images)  # in Python, which are as they are
+    files = (is_files(reference) or other_task) and not there
+    data = loaded(
         reference,
         size=size or ((height, width) if files else None),
         channels=channels if files else None,
-        reading=reading or (None if loaded else like.reading),
+        reading=reading or (None if there else like.reading),
         columns=columns,
     )
+    if not isinstance(data, Images):
+        return _fitting(like, data)
     if data.shape[0] != channels:
         raise UserError(
             f"{like.name} takes {channels} input channels, and the images of {data.name} have {data.shape[0]}."
         )
-    if size is None and not loaded and data.shape[1:] != (height, width):
+    if size is None and not there and data.shape[1:] != (height, width):
         own, theirs = (f"{h} x {w}" for h, w in ((height, width), data.shape[1:]))
         raise UserError(
             f"{like.name} takes images of {own} pixels, and those of {data.name} have {theirs}: give "
@@ -66,7 +82,14 @@ def load_for(
     return data
 
 
+def _fitting(like: Model, data: Collection) -> Collection:
+    """``data``, which must be what a network takes."""
+    problems = like.takes.problems(data.takes)
+    require(not problems, f"{like.name} does not fit {data.name}: {'; '.join(problems)}.")
+    return data
+
+
 def augmented(data: Seen, choice: tuple[str, ...], grey: tuple[str, ...] = ()) -> Seen:
     """``data`` with the augmentation of a setting: ``auto`` takes crop and flip for colour images, else ``grey``."""
-    usual = {"auto": ("crop", "flip") if data.shape[0] == 3 else grey, "none": ()}
+    usual = {"auto": data.usual_augmentation or grey, "none": ()}
     return data.augmented(usual.get(choice[0], choice))

@@ -45,6 +45,8 @@ def facts(method: type[Method]) -> str:
         "data, at least": card.needs.data,
         "access to the teacher, at least": card.needs.teacher,
         "networks": card.needs.architectures,
+        "inputs": "" if card.needs.inputs == ("images",) else " and ".join(card.needs.inputs),
+        "tasks": "" if card.needs.tasks == ("classification",) else " and ".join(card.needs.tasks),
         "cost": card.cost,
         "published": card.published,
     }

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterable
 from json import dumps
 from pathlib import Path
+from typing import Any
 
 from upcycle import adaptation, assembly, continual, diagnosis, distillation
 from upcycle.claims.found import found
 from upcycle.core import building
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.core.method import Method
+from upcycle.core.method import ANY, Method
+from upcycle.verbs import BASELINE
 from upcycle.verbs.method_page import page
 
 _plugins: dict[type[Method], str] = {}  # with the file that each comes from
@@ -38,6 +40,11 @@ def find_method(name: str, verb: str) -> type[Method]:
         found = known[name]
     require(found.card.verb == verb, f"{found.card.name} is run by upcycle {found.card.verb}, not {verb}.")
     return found
+
+
+def baseline() -> Any:
+    """The method that learns from labels alone, to stand beside one that takes more; no plugin takes its place."""
+    return next(method for method in all_methods() if method.card.name == BASELINE)
 
 
 def add_plugin(file: str | Path) -> tuple[type[Method], ...]:
@@ -97,11 +104,19 @@ def methods_list(methods: Iterable[type[Method]] | None = None) -> str:
     for verb in dict.fromkeys(m.card.verb for m in methods):
         lines += ["", verb] if lines else [verb]
         lines += [
-            f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}"
+            f"  {m.card.name.ljust(names)}  {words[m.card.name].ljust(width)}  {m.card.summary}{_beyond_images(m)}"
             for m in methods
             if m.card.verb == verb
         ]
     return "\n".join(lines)
+
+
+def _beyond_images(method: type[Method]) -> str:
+    """What a method works on, where that is not images alone."""
+    inputs = method.card.needs.inputs
+    if inputs == ("images",):
+        return ""
+    return f" ({'any inputs' if inputs == ANY else ' and '.join(inputs)})"
 
 
 def command(name: str = "", verb: str = "", plugin: Path | None = None, json: bool = False) -> int:

@@ -15,13 +15,12 @@ from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
 from upcycle.core.reading import Reading, Resize
-from upcycle.data import Images, ImageSplit
-from upcycle.data import load as load_data
+from upcycle.data import Collection, Images, ImageSplit
 from upcycle.data.files import as_split, read_pictures
-from upcycle.data.images import reshaped_words
+from upcycle.data.images import as_images, reshaped_words
 from upcycle.data.labels import mapped, read_label_map, relabelled, targets_of
 from upcycle.data.pixels import Form, Size
-from upcycle.verbs.loading import load_for
+from upcycle.verbs.loading import load_for, loaded
 
 Reference = str | Path | nn.Module | Model
 OWN = ("pretrained", "fresh")  # what weights may be beside a file
@@ -210,14 +209,23 @@ def naming_of(setting: Any, role: str = "", **other: Any) -> Naming:
 # -- networks -----------------------------------------------------------------------------------------------------
 
 
-def network(reference: Reference, naming: Naming, like: Images | None = None, *, other_task: bool = False) -> Model:
-    """The network that a reference and what is said about it name.
+def network(reference: Reference, naming: Naming, like: Collection | None = None, *, other_task: bool = False) -> Model:
+    """The network of images that a reference and what is said about it name; see :func:`any_network`."""
+    model = any_network(reference, naming, like, other_task=other_task)
+    require(model.inputs is None, f"{model.name} takes {model.takes}, and this works on networks of images alone.")
+    return model
+
+
+def any_network(
+    reference: Reference, naming: Naming, like: Collection | None = None, *, other_task: bool = False
+) -> Model:
+    """The network, of whatever it takes, that a reference and what is said about it name.
 
     Args:
         reference: see :func:`upcycle.core.references.resolve`; an object that is given weights is copied before.
-        like: images that it is used on. They say what a network takes that does not say it itself, and name its
+        like: data that it is used on. They say what a network takes that does not say it itself, and name its
             outputs where nobody else does and no label map is given.
-        other_task: the images need not show what the network was trained on, so they name none of its outputs.
+        other_task: the data need not be of what the network was trained on, so they name none of its outputs.
 
     Raises:
         UserError: see :func:`upcycle.core.references.resolve`; or nothing says what images the network takes.
@@ -228,11 +236,12 @@ def network(reference: Reference, naming: Naming, like: Images | None = None, *,
     bare, classes = references.is_bare(reference), naming.classes
     if like is not None and classes is None and naming.label_map is None and not other_task and (bare or fresh):
         classes = like.classes or None
-    shape = _shape(naming, like.shape if like is not None else None)
+    shape = _shape(naming, like.shape if isinstance(like, Images) else None)
+    other = None if isinstance(like, Images) else like
     if bare:
         name = type(reference).__name__ if isinstance(reference, nn.Module) else reference
         require(
-            shape is not None,
+            shape is not None or other is not None,
             f"{name} does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH, for example --size 3,32,32; "
             "in Python size=(3, 32, 32).",
         )
@@ -249,8 +258,12 @@ def network(reference: Reference, naming: Naming, like: Images | None = None, *,
         mean=naming.mean,
         std=naming.std,
         classes=classes,
+        takes=other.takes if other is not None and built else None,
+        task=other.task if other is not None else None,
         trust=naming.trust,
     )
+    of_images = [name for name in ("size", "mean", "std") if model.inputs and getattr(naming, name, None) is not None]
+    require(not of_images, f"{model.name} takes {model.takes}; leave out --{', --'.join(of_images)}.")
     usual = like.reading if built and like is not None else model.reading
     model = dataclasses.replace(model, reading=naming.reading(usual))
     if naming.sides is None or built:
@@ -272,12 +285,12 @@ def _taking(model: Model, shape: tuple[int, int, int] | None, remedy: str) -> Mo
         ) from error
 
 
-def images_as(model: Model, data: Any, naming: Naming, *, other_task: bool = False) -> tuple[Model, Images]:
-    """The images of a network, and the network for images that are loaded already, which are as they are."""
+def data_as(model: Model, data: Any, naming: Naming, *, other_task: bool = False) -> tuple[Model, Collection]:
+    """The data of a network, and the network for images that are loaded already, which are as they are."""
     asked = naming.asked
     reading = None if asked["reading"] is None else model.reading  # which is what was asked for by now
     found = load_for(model, data, naming.sides, reading=reading, columns=asked["columns"], other_task=other_task)
-    if isinstance(data, Images) and not other_task:
+    if isinstance(data, Images) and isinstance(found, Images) and not other_task:
         model = _taking(model, found.shape, "load them at its own")
         if note := _read_otherwise(model, found):
             model = dataclasses.replace(model, notes=(*model.notes, note))
@@ -313,11 +326,20 @@ def network_and_images(
         other_task: the network was trained on other images, so they name none of its outputs and are brought to what it
             takes.
     """
+    model, found = network_and_data(reference, data, naming, resized=resized, other_task=other_task)
+    images = as_images(found)
+    return model, images
+
+
+def network_and_data(
+    reference: Reference, data: Any, naming: Naming, *, resized: bool = False, other_task: bool = False
+) -> tuple[Model, Collection]:
+    """A network and the data that it is used on, of whatever kind; see :func:`network_and_images`."""
     if takes_any(reference, naming):  # what it takes is what the data are
-        images = images_for(data, naming)
-        return network(reference, naming, images, other_task=other_task), images
-    model = network(reference, naming)
-    return images_as(model, data, naming, other_task=other_task or resized)
+        found = data_for(data, naming)
+        return any_network(reference, naming, found, other_task=other_task), found
+    model = any_network(reference, naming)
+    return data_as(model, data, naming, other_task=other_task or resized)
 
 
 def network_and_pictures(reference: Reference, place: Path, naming: Naming) -> tuple[Model, ImageSplit, list[str]]:
@@ -349,17 +371,22 @@ def takes_any(reference: Reference, naming: Naming) -> bool:
 
 
 def images_for(data: Any, naming: Naming, usual: Reading | None = None) -> Images:
-    """The images of ``data`` in the size and with the channels that are asked for.
+    """The images of ``data`` in the size and with the channels that are asked for; see :func:`data_for`."""
+    return as_images(data_for(data, naming, usual))
+
+
+def data_for(data: Any, naming: Naming, usual: Reading | None = None) -> Collection:
+    """The data that are named; images in the size and with the channels that are asked for.
 
     Args:
         usual: how they become pixels where that is not asked for.
     """
-    loaded = isinstance(data, Images) and naming.planes is None
-    channels = None if loaded else naming.channels
+    there = isinstance(data, Images) and naming.planes is None
+    channels = None if there else naming.channels
     asked = naming.asked
     if usual is not None and not isinstance(data, Images):
         asked["reading"] = naming.reading(usual)
-    return load_data(data, size=naming.sides, channels=channels, **asked)
+    return loaded(data, size=naming.sides, channels=channels, **asked)
 
 
 def _shape(naming: Naming, have: tuple[int, int, int] | None) -> tuple[int, int, int] | None:

@@ -19,7 +19,7 @@ from upcycle.core.devices import device_of
 from upcycle.core.errors import require, unknown
 from upcycle.core.method import Method
 from upcycle.core.models import Model
-from upcycle.data import Images
+from upcycle.data import Collection
 from upcycle.data.decode import readable
 from upcycle.verbs.naming import Naming, Sight
 
@@ -126,7 +126,7 @@ def default_of(cls: type[Method], option: str) -> Any:
 
 def plain(value: Any) -> Any:
     """A value as YAML and JSON can hold it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Images):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Collection):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Path | str):
         return readable(str(value))

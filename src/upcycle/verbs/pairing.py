@@ -11,20 +11,23 @@ import torch
 from upcycle.core import references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
-from upcycle.data import Images
-from upcycle.data import load as load_data
+from upcycle.data import Collection, Images
+from upcycle.data.graph_pool import load_graph_pool
+from upcycle.data.graphs import GraphSet
+from upcycle.data.images import as_images
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, weights_digest
-from upcycle.verbs.loading import is_files, load_for
-from upcycle.verbs.naming import images_as, images_for, naming_of, network, takes_any
+from upcycle.verbs.loading import is_files, load_for, loaded
+from upcycle.verbs.naming import any_network, data_as, data_for, naming_of, takes_any
 from upcycle.verbs.options import Say
 
 
 def teacher_and_data(
     setting: Any, reference: Any, data_ref: Any, *, free: bool, say: Say, taught: Any = None
-) -> tuple[Model | None, Images]:
+) -> tuple[Model | None, Collection]:
     """The teacher, if there is one, and the data with those of ``test_data`` in place of their own held-out images.
 
     Args:
@@ -35,9 +38,10 @@ def teacher_and_data(
         taught: the student; where it is a :class:`Model` and there is no teacher, it says what images it takes.
     """
     teacher: Model | None
+    data: Collection
     if free:
         teacher = _lone_teacher(setting, reference)
-        data = Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std, teacher.reading)
+        data = _nothing(teacher)
     else:
         teacher, data = _pair(setting, reference, data_ref, say, taught)
     data = _tested(setting, data, free=free, say=say)
@@ -55,30 +59,37 @@ def _lone_teacher(setting: Any, reference: Any) -> Model:
     like = None
     if takes_any(reference, naming):
         if setting.test_data is not None:
-            like = images_for(setting.test_data, naming)
+            like = data_for(setting.test_data, naming)
         elif references.is_bare(reference) and (naming.sides is None or naming.channels is None):
             raise UserError(
                 "The teacher does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH, or --test_data."
             )
-    return network(reference, naming, like)
+    return any_network(reference, naming, like)
 
 
-def _pair(setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any) -> tuple[Model | None, Images]:
+def _nothing(teacher: Model) -> Collection:
+    """No data at all, of the kind that a teacher takes."""
+    if isinstance(teacher.takes, GraphTakes):
+        return GraphSet.none(teacher.takes, teacher.classes)
+    return Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std, teacher.reading)
+
+
+def _pair(setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any) -> tuple[Model | None, Collection]:
     """The teacher and the data that both are given."""
     naming = naming_of(setting, "teacher")
     if reference is None and isinstance(taught, Model) and not isinstance(data_ref, Images):
         reading = setting.reading(taught.reading)
         return None, load_for(taught, data_ref, setting.sides, reading=reading, columns=setting.columns)
     if reference is None:
-        return None, load_data(data_ref, size=setting.sides, channels=setting.planes, **setting.asked)
+        return None, loaded(data_ref, size=setting.sides, channels=setting.planes, **setting.asked)
     if takes_any(reference, naming):  # what it takes is what the data are
-        data = images_for(data_ref, naming)
-        teacher = network(reference, naming, data)
+        data = data_for(data_ref, naming)
+        teacher = any_network(reference, naming, data)
         _require_own_pool(teacher, data_ref)
     else:
-        teacher = network(reference, naming)
+        teacher = any_network(reference, naming)
         _require_own_pool(teacher, data_ref)  # before its images are read
-        teacher, data = images_as(teacher, data_ref, naming)
+        teacher, data = data_as(teacher, data_ref, naming)
     if not data.classes:  # a folder without class folders: unlabelled images, the teacher's classes
         data = dataclasses.replace(data, classes=teacher.classes)
     if setting.label_map is not None:
@@ -106,25 +117,38 @@ def _require_own_pool(teacher: Model, data_ref: Any) -> None:
         )
 
 
-def _tested(setting: Any, data: Images, *, free: bool, say: Say) -> Images:
-    """``data`` with the validation and test images of ``--test_data``, if that is given."""
+def _held_out(setting: Any, data: Collection) -> Collection:
+    """The data that ``--test_data`` names, which must be like ``data``."""
+    if not isinstance(data, Images):
+        like = loaded(setting.test_data)
+        problems = data.takes.problems(like.takes)
+        require(not problems, f"--test_data {like.name} is not like {data.name}: {'; '.join(problems)}.")
+        return like
     channels, height, width = data.shape
-    if setting.test_data is None:
-        return data
     files = is_files(setting.test_data)
-    like = load_data(
-        setting.test_data,
-        size=(height, width) if files else setting.sides,
-        channels=channels if files else None,
-        reading=data.reading,
-        columns=setting.columns,
+    images = as_images(
+        loaded(
+            setting.test_data,
+            size=(height, width) if files else setting.sides,
+            channels=channels if files else None,
+            reading=data.reading,
+            columns=setting.columns,
+        )
     )
-    if like.shape != data.shape:
-        ours, theirs = (" x ".join(map(str, shape)) for shape in (data.shape, like.shape))
+    if images.shape != data.shape:
+        ours, theirs = (" x ".join(map(str, shape)) for shape in (data.shape, images.shape))
         raise UserError(
-            f"--test_data {like.name} has images of {theirs} (channels, height, width), but {ours} are "
+            f"--test_data {images.name} has images of {theirs} (channels, height, width), but {ours} are "
             "needed here; --size brings images to another size."
         )
+    return images
+
+
+def _tested(setting: Any, data: Collection, *, free: bool, say: Say) -> Collection:
+    """``data`` with the validation and test samples of ``--test_data``, if that is given."""
+    if setting.test_data is None:
+        return data
+    like = _held_out(setting, data)
     if like.classes and free and setting.label_map is not None:
         columns, note = read_label_map(setting.label_map, data.classes, like.classes), ""
     elif like.classes and data.classes:
@@ -147,14 +171,14 @@ def _tested(setting: Any, data: Images, *, free: bool, say: Say) -> Images:
             torch.where(split.labels >= 0, columns[split.labels.clamp_min(0)], -1) if len(columns) else split.labels
         )
         splits[name] = dataclasses.replace(split, labels=labels)
-    said = f"Measured on the validation and test images of {like.name}, which served for nothing else."
+    said = f"Measured on the validation and test {data.noun} of {like.name}, which served for nothing else."
     return dataclasses.replace(data, **splits, measured=like.name, notes=[*data.notes, *like.notes, said])
 
 
-def answered_by(teacher: Model, data: Images, device: torch.device) -> Images:
-    """Where test images have no labels, the teacher's answers take their place, and the notes say so.
+def answered_by(teacher: Model, data: Collection, device: torch.device) -> Collection:
+    """Where test samples have no labels, the teacher's answers take their place, and the notes say so.
 
-    Validation images without labels get them too then. Beside labelled test images they stay as they are, and nothing
+    Validation samples without labels get them too then. Beside labelled test samples they stay as they are, and nothing
     is measured on them.
     """
     if not len(data.test):
@@ -162,18 +186,18 @@ def answered_by(teacher: Model, data: Images, device: torch.device) -> Images:
     name = data.measured or data.name
     blank = [split for split in ("validation", "test") if not getattr(data, split).labelled]
     if "test" not in blank:
-        note = f"The validation images of {name} have no labels, so nothing is measured on them during training."
+        note = f"The validation {data.noun} of {name} have no labels, so nothing is measured on them during training."
         return dataclasses.replace(data, notes=[*data.notes, note]) if blank else data
-    seen, answered = data.normalised(teacher.mean, teacher.std), {}
+    seen, answered = data.seen_by(teacher), {}
     for split in blank:
         z = predict_logits(teacher.module, getattr(seen, split), device=device)
         answered[split] = dataclasses.replace(getattr(data, split), labels=z.argmax(1))
     # Of a pool nothing is held out.
-    where = ", on images that the student is trained on" if data.lineage is not None and not data.measured else ""
+    where = f", on {data.noun} that the student is trained on" if data.lineage is not None and not data.measured else ""
     if "validation" in blank:
         note = f"{name} has no labels to measure with: every accuracy here is agreement with the teacher{where}."
     else:
-        note = f"The test images of {name} have no labels: every figure on them is agreement with the teacher."
+        note = f"The test {data.noun} of {name} have no labels: every figure on them is agreement with the teacher."
     splits = {"validation": data.validation, **answered}
     return dataclasses.replace(
         data,
@@ -184,13 +208,15 @@ def answered_by(teacher: Model, data: Images, device: torch.device) -> Images:
     )
 
 
-def on_its_pool(teacher: Model, data: Images, directory: Path, device: torch.device) -> Images:
-    """Without any data, what a student is measured on: images of the pool it learnt from, the teacher's answers."""
-    pool = load_pool(directory / "pool")
+def on_its_pool(teacher: Model, data: Collection, directory: Path, device: torch.device) -> Collection:
+    """Without any data, what a student is measured on: samples of the pool it learnt from, the teacher's answers."""
+    pool: Collection = (load_pool if isinstance(data, Images) else load_graph_pool)(directory / "pool")
     held = dataclasses.replace(data, validation=pool.validation, test=pool.test, measured=pool.name)
-    answered = answered_by(teacher, held.normalised(data.train.mean, data.train.std), device)
+    if isinstance(held, Images):
+        held = held.normalised(data.train.mean, data.train.std)
+    answered = answered_by(teacher, held, device)
     note = (
-        "Every figure is agreement with the teacher on images that the student was trained on, which is no "
+        f"Every figure is agreement with the teacher on {data.noun} that the student was trained on, which is no "
         "accuracy; give --test_data to measure one."
     )
     return dataclasses.replace(answered, notes=[*data.notes, note])

@@ -20,19 +20,18 @@ import torch
 from upcycle.core import references, store
 from upcycle.core.building import code_of
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, evaluate
-from upcycle.core.frozen import fast_bf16
+from upcycle.core.evaluate import evaluate
 from upcycle.core.journal import require_same_config
 from upcycle.core.lineage import Node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.precision import choose
 from upcycle.core.run import Run
-from upcycle.data import Images, check_reference
-from upcycle.data.images import reshaped_words
+from upcycle.core.task import Evaluation, Measured
+from upcycle.data import Collection, Images, check_reference
+from upcycle.data.images import as_images
 from upcycle.data.labels import relabelled
 from upcycle.data.streams import Stream
-from upcycle.measure.cost import count
 from upcycle.measure.machine import matmul_rate
 from upcycle.measure.units import duration
 from upcycle.verbs import DEFAULT_METHOD, figures
@@ -43,7 +42,7 @@ from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, defaul
 
 Make = Callable[[int], tuple[Method, Any]]
 """From a seed, a method on networks of its own, and the data that it runs on."""
-Measure = Callable[[Model, Any], list[Evaluation]]
+Measure = Callable[[Model, Any], Sequence[Measured]]
 """From a product and the data that it was made on, one evaluation, or none where there is nothing to measure with."""
 
 
@@ -100,12 +99,13 @@ class Fitted:
     arm: Arm
     model: Model
     data: Any
-    measured: list[Evaluation] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
     left: list[dict[str, Any]] = field(default_factory=list)
 
     def row(self, name: str) -> dict[str, Any]:
         """Its line of the comparison, called ``name``."""
-        return figures.row(name, self.arm.role, self.measured, self.model)
+        like = figures.like_of(self.model, self.data)
+        return figures.showing(figures.row(name, self.arm.role, self.measured, self.model, like), self.left)
 
 
 class Session:
@@ -176,21 +176,30 @@ class Session:
             if self.setting.resume:
                 require_same_config(self.out / "config.yaml", self.config())
 
-    def method(self, **given: Any) -> Any:
-        """The method with its options, on these networks and what else it is given."""
-        return self.cls(**given, **self.own)
+    def method(self, data: Any = None, **given: Any) -> Any:
+        """The method with its options, on these networks and what else it is given.
+
+        Args:
+            data: where one forward answers all of them, they are a batch, unless another size of it was asked for.
+        """
+        own = dict(self.own)
+        if data is not None and data.train.together and "recipe" in self.cls.options():
+            recipe = own.get("recipe", usual := default_of(self.cls, "recipe"))
+            if recipe.batch_size == usual.batch_size:
+                own["recipe"] = dataclasses.replace(recipe, batch_size=0)
+        return self.cls(**given, **own)
 
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images at the side asked for; see :func:`load_for`."""
         setting = self.setting
-        reading = setting.reading(like.reading)
-        return load_for(like, reference, setting.sides, reading=reading, columns=setting.columns, other_task=other_task)
+        asked = {"reading": setting.reading(like.reading), "columns": setting.columns, "other_task": other_task}
+        return as_images(load_for(like, reference, setting.sides, **asked))
 
     def augmented(self, data: Images) -> Images:
         """``data`` with the augmentation of the setting."""
         return augmented(data, self.setting.augment)
 
-    def show(self, role: str, model: Model, data: Images) -> None:
+    def show(self, role: str, model: Model, data: Collection) -> None:
         """Say how good a network is on these data; see :func:`figures.show_accuracy`."""
         figures.show_accuracy(self.say, role, model, data, self.setting.device)
 
@@ -214,8 +223,8 @@ class Session:
             UserError: the method cannot run on these data.
         """
         method, data = make(self.setting.seed)
-        method.require(data, choose(self.setting.precision, self.setting.device))
-        for note in _notes_of(method):
+        method.require(data, self.precision(data))
+        for note in _notes_of(method, data):
             self.say(f"note     {note}")
         main = Arm(make=make, **product)
         if not getattr(self.setting, "control", True):
@@ -231,6 +240,10 @@ class Session:
         ]
         return main, beside
 
+    def precision(self, data: Any) -> str:
+        """The number format that runs on these data train in."""
+        return choose(self.setting.precision, self.setting.device, data.takes.kind)
+
     def estimate(
         self, arms: Sequence[Arm], model: Model, *, teacher: int | None = None, student: int | None = None
     ) -> Result:
@@ -243,14 +256,14 @@ class Session:
             student: likewise, of the network that is trained.
         """
         setting, work, updates = self.setting, 0.0, []
-        macs = count(model.module, model.input_shape).macs
+        macs = figures.macs(model)
         teacher, student = (macs if given is None else given for given in (teacher, student))
         for arm in arms:
             method, data = arm.make(setting.seed)
             tasks = [data.task(t) for t in range(len(data))] if isinstance(data, Stream) else [data]
             updates.append(sum(method.steps(len(task.train)) for task in tasks))
             work += sum(method.work(len(task.train), teacher, student) for task in tasks)
-        mixed = setting.precision == "bf16-mixed" or (setting.precision == "auto" and fast_bf16())
+        mixed = self.precision(data) == "bf16-mixed"
         # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are.
         floor = 2 * len(self.seeds) * work / matmul_rate(torch.bfloat16 if mixed else torch.float32)
         runs, bounds = len(self.seeds) * len(arms), f"between {duration(1.25 * floor)} and {duration(8 * floor)}"
@@ -291,9 +304,9 @@ class Session:
         found: Fitted | None = None
         for seed in self.seeds:
             method, data = arm.make(seed)
-            run = self._open(arm, seed, options)
+            run = self._open(arm, seed, data, options)
             with self._closing(run), run.interruptible():
-                for note in _notes_of(method):
+                for note in _notes_of(method, data):
                     run.note(note)
                 method.begin(run, data, *self._beside)
                 module = method.fit(run, data).float()
@@ -304,7 +317,7 @@ class Session:
             found.left.append(run.left)
             for evaluation in measure(model, data):
                 found.measured.append(evaluation)
-                self.say(f"{arm.name}, seed {seed}: {self.figure} {evaluation.accuracy:.1%}")
+                self.say(f"{arm.name}, seed {seed}: {self.figure} {figures.scored([evaluation.score], model.task)}")
             if run is not self._main:
                 run.close()
         assert found is not None  # there is at least one seed
@@ -321,7 +334,7 @@ class Session:
                     opened.close()
             raise
 
-    def _open(self, arm: Arm, seed: int, options: dict[str, Any]) -> Run:
+    def _open(self, arm: Arm, seed: int, data: Any, options: dict[str, Any]) -> Run:
         """The run of an arm with a seed: in the directory itself, or in ``more/`` beside it."""
         config, place, setting = self.config(), self.out, self.setting
         if self._main is not None:
@@ -333,6 +346,8 @@ class Session:
                 config = {"arm": arm.name, **config}
         resume = setting.resume and (place / "config.yaml").exists()
         same = {name: getattr(setting, name) for name in ("devices", "accelerator", "precision", "save_every", "quiet")}
+        if data.takes.kind != "images" and setting.precision == "auto":
+            same["precision"] = "32-true"
         run = Run(place, seed=seed, resume=resume, config=config, **same, **options)
         self._main = self._main or run
         return run
@@ -346,7 +361,7 @@ class Session:
         sentence: str,
         *,
         parents: Sequence[Node],
-        data: Images,
+        data: Collection,
         notes: Sequence[str] = (),
         pictures: Mapping[str, dict[str, Any]] | None = None,
         more: dict[str, Any] | None = None,
@@ -364,8 +379,7 @@ class Session:
         run, product, config = self._main, made.model, self.config()
         assert run is not None
         result = Result(directory=self.out, model=product, rows=rows, sentence=sentence)
-        done = [f"{reshaped_words(data.reshaped, data.reading)} (--resize)."] if data.reshaped else []
-        for note in (*data.notes, *done, *notes):
+        for note in (*data.notes, *data.remarks, *notes):
             run.note(note)
         for name, picture in (pictures or {}).items():
             run.picture(name, picture)
@@ -424,8 +438,11 @@ class Session:
         return default_of(self.cls, key) if key in self.cls.options() else getattr(self.kind(), key, None)
 
 
-def _notes_of(method: Method) -> list[str]:
-    """Collect the notes on how a method's networks are used."""
+def _notes_of(method: Any, data: Any) -> list[str]:
+    """Collect the notes on how a method's networks and data are used."""
     given = [getattr(method, role) for role in method.roles]
     networks = [network for found in given for network in (found if isinstance(found, tuple | list) else [found])]
-    return [note for network in networks if isinstance(network, Model) for note in network.notes]
+    notes = [note for network in networks if isinstance(network, Model) for note in network.notes]
+    if data.train.together and getattr(getattr(method, "recipe", None), "batch_size", 1) == 0:
+        notes.append(f"All {data.takes.noun} are one batch, since one forward answers them all.")
+    return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from torch import nn
 from upcycle.core import lineage
 from upcycle.core.errors import UserError, unknown
 from upcycle.core.models import Model
+from upcycle.core.takes import Takes
 from upcycle.core.weights import load_weights
-from upcycle.zoo import densenet, mobilenetv2, vgg
+from upcycle.zoo import densenet, from_pyg, mobilenetv2, vgg
 from upcycle.zoo.convnet import MLP, ConvNet
 from upcycle.zoo.from_torchvision import torchvision
 from upcycle.zoo.lenet import LeNet
@@ -191,20 +193,36 @@ def _entries() -> dict[str, Entry]:
 
 
 ENTRIES = _entries()
+# Over graphs, in zoo/gnn.py, which is imported when one is made: it needs PyTorch Geometric.
+GRAPH_NETWORKS = (
+    *(f"gcn_{size}" for size in ("5_64", "5_32", "3_64", "3_32", "2_16")),
+    *(f"gin_{size}" for size in ("5_64", "5_32", "3_64", "3_32")),
+    "gat",
+    "sage",
+)
 
 
 def names() -> list[str]:
-    """The zoo, trained networks first."""
-    return list(ENTRIES)
+    """The zoo, trained networks first and those over graphs last."""
+    return [*ENTRIES, *GRAPH_NETWORKS]
 
 
 def check(name: str) -> None:
-    """Raise UserError for a name that is not in the zoo."""
-    if name not in ENTRIES:
-        raise unknown("zoo model", name, ENTRIES)
+    """Raise UserError for a name that is not in the zoo, or that needs a library which is missing."""
+    if name in GRAPH_NETWORKS:
+        from_pyg.require_installed()
+    elif name not in ENTRIES:
+        raise unknown("zoo model", name, names())
 
 
-def build(name: str, *, pretrained: bool, num_classes: int | None = None, input_shape: Shape | None = None) -> Model:
+def build(
+    name: str,
+    *,
+    pretrained: bool,
+    num_classes: int | None = None,
+    input_shape: Shape | None = None,
+    takes: Takes | None = None,
+) -> Model:
     """A network of the zoo.
 
     Args:
@@ -212,11 +230,17 @@ def build(name: str, *, pretrained: bool, num_classes: int | None = None, input_
         pretrained: with trained weights, from this package, a checkout's ``weights`` or ``$UPCYCLE_DATA/weights``.
         num_classes: outputs of a fresh network; 10 when not given. Trained ones keep theirs.
         input_shape: (c, h, w); the network's own when not given. ResNets and conv nets take any size.
+        takes: what the graphs are like, for a network over graphs; 2 classes when not given.
 
     Raises:
         UserError: unknown name, no trained weights to be had, or channels that those weights don't fit.
     """
     check(name)
+    if name in GRAPH_NETWORKS:
+        described, k = from_pyg.graphs_for(f"zoo:{name}", pretrained, takes), num_classes or 2
+        from_pyg.torch_geometric()
+        network = importlib.import_module("upcycle.zoo.gnn").make(name, described.features, k, described.level)
+        return from_pyg.graph_model(f"zoo:{name}", network, described, k)
     entry = ENTRIES[name]
     shape, trained = input_shape or entry.shape, entry.trained
     if pretrained and trained is None:

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require, unknown
-from upcycle.core.evaluate import margin
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
 from upcycle.core.portions import portions
+from upcycle.core.task import margin
 from upcycle.surgery.channels import Channels
 from upcycle.surgery.resizing import shrink
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
-from upcycle.data.augment import uniform
+from upcycle.core.seeds import uniform
+from upcycle.core.task import CLASSIFICATION, Task
 from upcycle.data.images import ImageSplit
 
 Objective = Literal["barlow", "simsiam"]
@@ -98,6 +99,10 @@ class Views:
         scale: the smallest share of the area; 1 for no window.
     """
 
+    augment: ClassVar[tuple[str, ...]] = ("window",)
+    together: ClassVar[bool] = False
+    task: ClassVar[Task] = CLASSIFICATION
+
     split: ImageSplit
     scale: float
 
@@ -109,6 +114,11 @@ class Views:
         """Whether the images come in the order in which they lie."""
         return self.split.ordered
 
+    @property
+    def labels(self) -> Tensor:
+        """Those of the images."""
+        return self.split.labels
+
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
         """Images (b, 2, c, h, w)."""
         seed, epoch = view or (0, 0)
@@ -117,7 +127,7 @@ class Views:
             own = (seed, 2 * epoch + k)
             batch = self.split.batch(index, device=device, view=own)
             made.append(batch.images if self.scale == 1 else resized_crop(batch.images, windows(own, ids, self.scale)))
-        return batch._replace(images=torch.stack(made, 1))
+        return batch._replace(inputs=torch.stack(made, 1))
 
 
 def windows(view: tuple[int, int], ids: Int[Tensor, " b"], scale: float) -> Float[Tensor, "b 4"]:

@@ -21,8 +21,8 @@ from upcycle.core.errors import UserError, require
 from upcycle.core.models import copy_of
 from upcycle.core.outputs import called
 from upcycle.core.portions import portions
+from upcycle.core.seeds import uniform
 from upcycle.core.undisturbed import undisturbed
-from upcycle.data.augment import uniform
 from upcycle.data.images import ImageSplit
 from upcycle.data.streams import Stream
 

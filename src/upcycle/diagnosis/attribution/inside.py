@@ -29,7 +29,7 @@ def gradcam(network: nn.Module, x: Tensor, target: Tensor | None, *, chunk: int,
     """
     inner = network.network if isinstance(network, Around | Frozen) else network
     place, few, cams = FeatureMap(layer), 0, []
-    if not layer or not isinstance(dict(inner.named_modules()).get(layer), nn.Conv2d):
+    if not layer or not _is_convolution(inner, layer):
         few = min(chunk, 2)  # of these the whole graph is kept, to find the map; of others what follows it
         flow = Flow(network, x[:few], within=inner)
         found = flow.named(layer) if layer else next(flow.maps(), None)
@@ -48,6 +48,13 @@ def gradcam(network: nn.Module, x: Tensor, target: Tensor | None, *, chunk: int,
     if len(x) > few:
         cams.append(in_parts(one, x[few:], None if target is None else target[few:], chunk))
     return torch.cat(cams), [f"Grad-CAM at layer '{place.name}'."]
+
+
+def _is_convolution(network: nn.Module, layer: str) -> bool:
+    try:
+        return isinstance(network.get_submodule(layer), nn.Conv2d)
+    except AttributeError:  # no such name
+        return False
 
 
 def _enlarged(a: Float[Tensor, "b c h w"], g: Float[Tensor, "b c h w"], x: Tensor) -> Float[Tensor, "b hh ww"]:

@@ -15,6 +15,7 @@ from upcycle.core.errors import UserError, one_line, require, unknown
 from upcycle.core.frozen import Precision
 from upcycle.core.models import Model
 from upcycle.core.outputs import unwrapped
+from upcycle.core.portions import portion
 from upcycle.diagnosis.attribution.checks import (
     AsItIs,
     Raw,
@@ -101,6 +102,7 @@ def explain(
         if name not in known:
             raise unknown(f"option of {method}", name, known)
     require(chunk is None or chunk >= 1, f"chunk must be at least 1, not {chunk}.")
+    by_default = chunk is None
     chunk = chunk or (batch_of(x) if x.ndim == 4 else 1)
     # A caller's no_grad or inference_mode must not reach the gradients here, nor a tensor made in the latter.
     with torch.inference_mode(False), torch.enable_grad():
@@ -114,6 +116,8 @@ def explain(
             if gradients:
                 with _passing(method):
                     gradient(network, x[:1], target[:1])
+            elif by_default:
+                chunk = portion(network, x)
             signed, notes = function(network, x, target, chunk=chunk, **options)
     signed = signed.detach().float()
     positive = signed.clamp_min(0)

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require
-from upcycle.core.evaluate import Evaluation, judged, margin, predict_logits
+from upcycle.core.evaluate import predict_logits
 from upcycle.core.feature_maps import FeatureMap, Flow
 from upcycle.core.models import Model
+from upcycle.core.task import Evaluation, judged, margin
 from upcycle.diagnosis.errors.class_channels import (
     Act,
     Support,
@@ -170,7 +171,7 @@ def familiar(seen: Float[Tensor, " n"], held: Float[Tensor, " m"]) -> bool:
     alike, because they learnt nothing by heart, are familiar with all.
 
     Args:
-        seen: :func:`~upcycle.core.evaluate.margin` of each training image.
+        seen: :func:`~upcycle.core.task.margin` of each training image.
         held: the same of each validation image.
     """
     error = (seen.var() / len(seen) + held.var() / len(held)).sqrt()

@@ -171,7 +171,7 @@ class Synthesis:
             found = self.run.evaluate(student, self.data.validation)
             if found is not None:
                 self._tick()
-                self.curve.append((self.seconds, self.total, found.accuracy))
+                self.curve.append((self.seconds, self.total, found.score))
 
     def finish(self, student: nn.Module) -> nn.Module:
         """Leave the pool, the pictures and the seconds; returns the student as an ordinary module."""

@@ -1,0 +1,264 @@
+"""Sets of graphs in text: the TU layout of several files, and the form of one file that GIN and DGCNN use.
+
+The TU layout: https://chrsmrrs.github.io/datasets/docs/format. One file: the number of graphs; then for each graph a
+line ``nodes label`` and for each of its nodes a line ``tag k`` with k numbers of neighbours and, where there are any,
+attributes (Zhang et al., AAAI 2018, ``muhanzhang/pytorch_DGCNN``).
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upcycle.core.errors import UserError, require
+from upcycle.data.graph_checks import Parts, degree_note, degrees
+from upcycle.data.planetoid import undirected
+
+MOST = 2**26
+"""Nodes that a file may announce."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Found:
+    """What files hold.
+
+    Args:
+        parts: the graphs.
+        labels: int64 (n,), places in ``classes``.
+        classes: the labels as they stand in the file, in ascending order.
+        notes: what was put in the place of features that there are none of.
+    """
+
+    parts: Parts
+    labels: Tensor
+    classes: tuple[str, ...]
+    notes: list[str]
+
+
+def read_graphs(folder: Path, name: str) -> Found:
+    """Read a folder in TU layout or with one text file, or such a file.
+
+    Args:
+        folder: see above.
+        name: of the set, for notes.
+
+    Raises:
+        UserError: neither is there, or a file that is damaged or contradicts itself, with the line.
+    """
+    if folder.is_file():
+        return read_text(folder, name)
+    require(folder.is_dir(), f"There is no folder {folder}; graphs:PATH names a folder of graphs or one text file.")
+    indicators = sorted(folder.glob("*_graph_indicator.txt"))
+    if len(indicators) == 1:
+        return read_tu(folder, indicators[0].name.removesuffix("_graph_indicator.txt"), name)
+    texts = sorted(file for file in folder.iterdir() if file.name.endswith((".txt", ".txt.gz")))
+    if len(indicators) > 1 or len(texts) != 1:
+        sets = ", ".join(file.name for file in (indicators or texts)[:3])
+        raise UserError(
+            f"{folder} holds no set of graphs, which would be NAME_A.txt, NAME_graph_indicator.txt and "
+            "NAME_graph_labels.txt or one text file" + (f", but {sets}." if sets else ".")
+        )
+    return read_text(texts[0], name)
+
+
+# -- one file ---------------------------------------------------------------------------------------------------------
+
+
+def read_text(file: Path, name: str) -> Found:
+    """Read the form of one file; neighbours are neighbours in both directions.
+
+    Args:
+        file: text, or gzipped text.
+        name: of the set, for notes.
+    """
+    lines = text_of(file).split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    place = 0
+
+    def numbers(what: str) -> list[int]:
+        nonlocal place
+        if place >= len(lines):
+            raise UserError(f"{file} is damaged: it ends where {what} should come.")
+        place += 1
+        try:
+            return [int(word) for word in lines[place - 1].split()]
+        except ValueError:
+            raise UserError(
+                f"{file} is damaged: line {place} should be {what}, not '{lines[place - 1][:40]}'."
+            ) from None
+
+    (count, *more) = numbers("the number of graphs") or [0]
+    require(count > 0 and not more, f"{file} is damaged: line 1 should be the number of graphs.")
+    sizes: list[int] = []
+    labels, tags = [], []
+    attributes: list[list[float]] = []
+    pairs: list[list[int]] = [[], []]
+    nodes = 0
+    for i in range(count):
+        header = numbers(f"the number of nodes and the label of graph {i}")
+        require(
+            len(header) == 2 and 0 <= header[0] <= MOST,
+            f"{file} is damaged: line {place} should be the number of nodes and the label of graph {i}.",
+        )
+        size, label = header
+        for node in range(size):
+            if place >= len(lines):
+                raise UserError(
+                    f"{file} is damaged: it ends at node {node} of graph {i}, which should have {size} nodes."
+                )
+            place += 1
+            words = lines[place - 1].split()
+            try:
+                tag, k = int(words[0]), int(words[1])
+                neighbours = [int(word) for word in words[2 : 2 + k]]
+                attribute = [float(word) for word in words[2 + k :]]
+            except (ValueError, IndexError):
+                raise UserError(
+                    f"{file} is damaged: line {place} is not a tag, a number of neighbours and these."
+                ) from None
+            if k < 0 or len(neighbours) != k or (attributes and len(attribute) != len(attributes[0])):
+                raise UserError(
+                    f"{file} contradicts itself: line {place} announces {k} neighbours, and "
+                    f"{len(words) - 2} numbers follow."
+                )
+            if wrong := [j for j in neighbours if not 0 <= j < size]:
+                raise UserError(f"{file} has an edge from node {node} to node {wrong[0]} in graph {i}, "
+                                f"whose nodes are 0 to {size - 1} (line {place}).")  # fmt: skip
+            tags.append(tag)
+            attributes.append(attribute)
+            pairs[0] += [nodes + node] * k
+            pairs[1] += [nodes + j for j in neighbours]
+        sizes.append(size)
+        labels.append(label)
+        nodes += size
+    require(
+        place == len(lines),
+        f"{file} contradicts itself: it announces {count} graphs, and more follow (line {place + 1}).",
+    )
+    return _found(name, torch.tensor(sizes), undirected(torch.tensor(pairs, dtype=torch.long), max(nodes, 1)),
+                  np.array(labels), np.array(tags), torch.tensor(attributes).view(nodes, -1))  # fmt: skip
+
+
+def text_of(file: Path) -> str:
+    """The text of a file, unpacked where it is gzipped.
+
+    Args:
+        file: its path.
+
+    Raises:
+        UserError: missing, cut off, damaged, or no text.
+    """
+    try:
+        content = file.read_bytes()
+        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+    except FileNotFoundError:
+        raise UserError(f"There is no file {file}.") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged: {str(error).rstrip('.')}.") from error
+
+
+# -- TU layout --------------------------------------------------------------------------------------------------------
+
+
+def read_tu(folder: Path, stem: str, name: str) -> Found:
+    """Read ``STEM_A.txt`` and its companions; labels and attributes of nodes and edges where they are.
+
+    Args:
+        folder: where they lie.
+        stem: of their names.
+        name: of the set, for notes.
+    """
+
+    def table(part: str, needed: bool = False) -> np.ndarray | None:
+        file = folder / f"{stem}_{part}.txt"
+        return _table(file) if needed or file.is_file() else None
+
+    edges, owners, labels = table("A", True), table("graph_indicator", True), table("graph_labels", True)
+    assert edges is not None and owners is not None and labels is not None
+    graph = owners[:, 0].astype(np.int64) - 1
+    n, nodes = len(labels), len(graph)
+    file = folder / f"{stem}_graph_indicator.txt"
+    require(bool((np.diff(graph) >= 0).all()) and nodes > 0 and graph[0] >= 0 and graph[-1] < n,
+            f"{file} must name the graphs 1 to {n} in ascending order.")  # fmt: skip
+    file = folder / f"{stem}_A.txt"
+    require(edges.shape[1] == 2, f"{file} must have two numbers in each line, not {edges.shape[1]}.")
+    pairs = torch.from_numpy(edges.astype(np.int64)).T - 1
+    if (wrong := ((pairs < 0) | (pairs >= nodes)).any(0).nonzero().flatten()).numel():
+        i = int(wrong[0])
+        source, target = (pairs[:, i] + 1).tolist()
+        raise UserError(
+            f"{file} has an edge from node {source} to node {target} (line {i + 1}), and there are 1 to {nodes:,}."
+        )
+    of = torch.from_numpy(graph)
+    if (apart := (of[pairs[0]] != of[pairs[1]]).nonzero().flatten()).numel():
+        raise UserError(f"{file} has an edge between two graphs (line {int(apart[0]) + 1}).")
+    for part, count in (("node_labels", nodes), ("node_attributes", nodes), ("edge_labels", len(edges)),
+                        ("edge_attributes", len(edges))):  # fmt: skip
+        found = table(part)
+        require(found is None or len(found) == count, f"{folder / f'{stem}_{part}.txt'} has "
+                f"{0 if found is None else len(found):,} lines and not {count:,}.")  # fmt: skip
+    tags, attributes, kinds, more = map(table, ("node_labels", "node_attributes", "edge_labels", "edge_attributes"))
+    made = _found(name, torch.bincount(of, minlength=n), pairs, labels[:, 0],
+                  np.zeros(nodes) if tags is None else tags[:, 0],
+                  torch.empty(nodes, 0) if attributes is None else torch.from_numpy(attributes).float(),
+                  None if kinds is None else kinds[:, 0],
+                  None if more is None else torch.from_numpy(more).float())  # fmt: skip
+    return made
+
+
+def _table(file: Path) -> np.ndarray:
+    """Numbers separated by commas or blanks, as many in each line; float64 (n, k)."""
+    rows = [line.replace(",", " ").split() for line in text_of(file).split("\n") if line.strip()]
+    require(bool(rows), f"{file} is empty.")
+    if len({len(row) for row in rows}) > 1:
+        odd = next(i for i, row in enumerate(rows) if len(row) != len(rows[0]))
+        raise UserError(
+            f"{file} is damaged: line {odd + 1} has {len(rows[odd])} numbers and line 1 has {len(rows[0])}."
+        )
+    try:
+        return np.array(rows, dtype=np.float64)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {str(error).rstrip('.')}.") from error
+
+
+# -- both -------------------------------------------------------------------------------------------------------------
+
+
+def _found(
+    name: str, sizes: Tensor, pairs: Tensor, labels: np.ndarray, tags: np.ndarray, attributes: Tensor,
+    kinds: np.ndarray | None = None, edge_attributes: Tensor | None = None,
+) -> Found:  # fmt: skip
+    """Sets of graphs from edges that count through all nodes, tags and attributes.
+
+    Features are attributes and the one-hot tag; degrees where there are no attributes and all tags are the same.
+    """
+    starts = sizes.cumsum(0)
+    first = torch.cat([starts.new_zeros(1), starts])
+    owners = torch.searchsorted(starts, pairs[1].contiguous(), right=True)
+    order = owners.argsort(stable=True)
+    edge_index, edges = (pairs - first[owners])[:, order], torch.bincount(owners, minlength=len(sizes))
+    notes, features = [], [attributes]
+    if len(np.unique(tags)) > 1:
+        features.append(_one_hot(tags))
+    elif not attributes.shape[1]:
+        features = [degrees(edge_index, sizes, edges)]
+        notes.append(degree_note(name, features[0]))
+    of_edges = [] if kinds is None else [_one_hot(kinds)]
+    of_edges += [] if edge_attributes is None else [edge_attributes]
+    edge_attr = torch.cat(of_edges, 1)[order] if of_edges else None
+    values, places = np.unique(labels, return_inverse=True)
+    parts = Parts(x=torch.cat(features, 1), edge_index=edge_index, sizes=sizes, edges=edges, edge_attr=edge_attr)
+    classes = tuple(f"{value:g}" for value in values)
+    return Found(parts=parts, labels=torch.from_numpy(places.reshape(-1)).long(), classes=classes, notes=notes)
+
+
+def _one_hot(tags: np.ndarray) -> Tensor:
+    values, places = np.unique(tags, return_inverse=True)
+    return torch.nn.functional.one_hot(torch.from_numpy(places.reshape(-1)).long(), len(values)).float()
