@@ -3,7 +3,8 @@
 Measured are a step of distillation beside the plain loop, loading beside torchvision, and one whole command on 5,000
 images beside the tuned script. Compared are ratios of times of one run on one machine, so that a slower machine changes
 nothing as long as it is alike. It exits with 1 where a ratio is worse than the committed one by more than its band, and
-with 2 where CIFAR-10 is not at hand or the machine does something else. A ratio that was never committed is shown and decides nothing.
+with 2 where CIFAR-10 is not at hand or the machine does something else. A ratio that was never committed is shown and
+decides nothing.
 """
 
 from __future__ import annotations
