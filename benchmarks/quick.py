@@ -3,7 +3,8 @@
 Measured are a step of distillation beside the plain loop, loading beside torchvision, and one whole command on 5,000
 images beside the tuned script. Compared are ratios of times of one run on one machine, so that a slower machine changes
 nothing as long as it is alike. It exits with 1 where a ratio is worse than the committed one by more than its band, and
-with 2 where CIFAR-10 is not at hand. A ratio that was never committed is shown and decides nothing.
+with 2 where CIFAR-10 is not at hand or the machine does something else. A ratio that was never committed is shown and
+decides nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from benchmarks.common import RESULTS, alternate
 
 REPETITIONS = 5
+BUSY = 0.8  # load average of the last minute above which something else runs
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.parse_args(argv)
     if not (Path(os.environ.get("UPCYCLE_DATA", "data")) / "cifar10").is_dir():
         print("CIFAR-10 is needed: set UPCYCLE_DATA to the folder that has it.", file=sys.stderr)
+        return 2
+    if (load := os.getloadavg()[0]) > BUSY:
+        print(
+            f"The machine is busy (load {load:.1f}), so that ratios would say nothing: wait until it is idle.",
+            file=sys.stderr,
+        )
         return 2
     words = []
     for ratio in RATIOS:

@@ -25,6 +25,7 @@ from scripts.matrix import matrix
 from scripts.tables import figures_table, number, percent, provenance, table, words
 from upcycle.claims import all_claims, find
 from upcycle.claims.found import FILE as FOUND
+from upcycle.claims.found import found as shipped
 from upcycle.claims.found import short
 from upcycle.cli import SUMMARY
 from upcycle.core.licences import TERMS
@@ -422,6 +423,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
     arguments = parser.parse_args(argv)
     stale = []
+    for file, made in files().items():  # the verdicts first: pages repeat them
+        if not file.is_file() or file.read_text() != made:
+            stale.append(str(file.relative_to(ROOT)))
+            if not arguments.check:
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(made)
+    shipped.cache_clear()
     for file in documents():
         text = file.read_text()
         try:
@@ -433,12 +441,6 @@ def main(argv: list[str] | None = None) -> int:
             stale.append(str(file.relative_to(ROOT)))
             if not arguments.check:
                 file.write_text(new)
-    for file, made in files().items():
-        if not file.is_file() or file.read_text() != made:
-            stale.append(str(file.relative_to(ROOT)))
-            if not arguments.check:
-                file.parent.mkdir(exist_ok=True)
-                file.write_text(made)
     if stale:
         print(("out of date: " if arguments.check else "written: ") + ", ".join(stale))
     return 1 if stale and arguments.check else 0

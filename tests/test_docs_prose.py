@@ -109,10 +109,13 @@ def test_the_quick_benchmark_fails_where_a_ratio_is_worse(
     (tmp_path / "kept.json").write_text('{"figures": {"ratio": 2.0}}')
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path))
     monkeypatch.setattr(quick, "RESULTS", tmp_path)
+    monkeypatch.setattr(quick.os, "getloadavg", lambda: (0.1, 0.1, 0.1))
     one = quick.Ratio("a job", "kept", lambda f: f["ratio"], lambda: found, 0.2)
     other = quick.Ratio("a job without a record", "none", lambda f: f["ratio"], lambda: found, 0.2)
     monkeypatch.setattr(quick, "RATIOS", (one, other))
     assert quick.main([]) == (1 if found < 2 else 0)
     assert "none committed" in capsys.readouterr().out
+    monkeypatch.setattr(quick.os, "getloadavg", lambda: (3.0, 3.0, 3.0))
+    assert quick.main([]) == 2 and "busy (load 3.0)" in capsys.readouterr().err
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path / "nothing"))
     assert quick.main([]) == 2
