@@ -83,6 +83,8 @@ def test_graphs_go_through_the_commands(rings: Path, capsys: pytest.CaptureFixtu
         ],
         capsys,
     )
+    streams = ["extend", "zoo:gat", "--stream", "splits:digits/5", "--method", "finetune", "--out", "other"]
+    assert "zoo:gat is a network over graphs" in refused(streams, capsys)
     assert not (rings / "other").exists()
 
 

@@ -68,7 +68,7 @@ def assert_round_trip(model: Model, directory: Path) -> None:
         assert torch.equal(model.module.eval()(model.example()), back.module(back.example()))
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", zoo.ENTRIES)
 def test_every_network_round_trips(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = resolve(f"zoo:{name}", pretrained=False, num_classes=7, input_shape=(1, 20, 18))
@@ -79,7 +79,7 @@ def test_every_network_round_trips(name: str, tmp_path: Path) -> None:
     assert_round_trip(model, tmp_path / "m")
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", zoo.ENTRIES)
 def test_every_network_can_be_traced_and_learns_in_all_its_weights(name: str) -> None:
     torch.manual_seed(0)
     model = resolve(f"zoo:{name}", pretrained=False)

@@ -231,7 +231,8 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
 def _is_untrained(reference: Any) -> bool:
     """Whether there are no trained weights to start from."""
     if isinstance(reference, str) and reference.startswith("zoo:"):
-        return zoo.ENTRIES[reference.removeprefix("zoo:")].trained is None
+        entry = zoo.ENTRIES.get(reference.removeprefix("zoo:"))
+        return entry is None or entry.trained is None  # those over graphs are not trained
     return references.is_bare(str(reference) if isinstance(reference, Path) else reference)
 
 
