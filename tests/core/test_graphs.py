@@ -128,6 +128,14 @@ def test_dropout_of_sparse_features_is_that_of_their_values() -> None:
     assert torch.equal(dense[dense != 0], 2 * x[dense != 0]) and 0 < int((dense != 0).sum()) < int((x != 0).sum())
 
 
+def test_under_autocast_sparse_features_become_a_table() -> None:
+    graphs = NODE.example(3)
+    sparse = Graphs(table(graphs.x), graphs.edge_index, graphs.batch, n=1, at=graphs.at)
+    made = NODE.adapted(Net(False))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(made(sparse), made(graphs))
+
+
 class Dropping(Net):
     """Drops features out as a person would, which sparse tensors do not take."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -561,3 +563,11 @@ def test_load_takes_objects_of_pyg() -> None:
     assert data.noun == "nodes" and len(data.train) == 30
     back = data.test.batch(torch.arange(2), device=CPU).inputs.data()
     assert back.num_nodes == 60 and back.at.tolist() == [40, 41]
+
+
+def test_graphs_are_loaded_without_the_library_of_networks() -> None:
+    """It takes seconds to import, and so does what only the rule of similar rows needs."""
+    code = "import sys; from upcycle.data import GraphSet, load; from upcycle.zoo import from_pyg\n"
+    code += "from_pyg.check('GAT'); assert not {'torch_geometric', 'scipy'} & set(sys.modules)"
+    pytest.importorskip("torch_geometric", reason="torch_geometric is not installed (extra graphs)")
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -112,7 +112,7 @@ def test_timm_beside_a_broken_torchvision_is_mended_by_torchvisions_line(monkeyp
 @pytest.mark.parametrize("module", OPTIONAL)
 def test_an_optional_package_that_is_not_installed_is_absent_and_no_fault(monkeypatch, module):
     dist, least, without = OPTIONAL[module]
-    absent(monkeypatch, module)
+    absent(monkeypatch, *{module, dist})
     check = doctor_module._package(module, dist, least, without)
     assert check == Check(dist, "absent", f"not installed: {without}", f'pip install --upgrade "{dist}>={least}"')
     assert Report((check,)).ok

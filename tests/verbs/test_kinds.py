@@ -101,3 +101,11 @@ def test_verbs_of_images_refuse_it_in_a_sentence(tmp_path: Path) -> None:
         adapt("zoo:digits_teacher", method="lora", data=prices(), out=tmp_path, say=lambda text: None)
     with pytest.raises(UserError, match="prices holds rows, and this works on images alone"):
         as_images(prices())
+
+
+def test_what_is_said_of_images_is_not_said_of_it(tmp_path: Path) -> None:
+    for said, word in (({"size": 8}, "size"), ({"teacher_mean": (0.5,)}, "mean")):
+        with pytest.raises(UserError, match=f"rows of 3 numbers, which have no {word}"):
+            told(out=tmp_path, **said)
+    with pytest.raises(UserError, match="no augmentation of rows"):
+        told(out=tmp_path, augment=("crop",))

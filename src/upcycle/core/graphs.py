@@ -169,7 +169,7 @@ class OnGraphs(Around):
 
     def forward(self, graphs: Graphs) -> Tensor:  # type: ignore[override]  # no images
         """Logits (len(graphs), k)."""
-        if self.dense:
+        if self.dense or torch.is_autocast_enabled(graphs.device.type):  # there are no sparse products in bf16
             graphs = graphs.dense()
         if self.data:
             answer = self.network(graphs.data())

@@ -19,7 +19,7 @@ from upcycle.core.task import Task
 from upcycle.core.weights import load_weights
 
 FORMS = (
-    "zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, package.module:callable "
+    "zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, pyg:NAME, package.module:callable "
     "or the directory of a saved upcycle model"
 )
 
@@ -45,7 +45,7 @@ def resolve(
     is.
 
     Args:
-        reference: ``zoo:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``hf:ORG/NAME``,
+        reference: ``zoo:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``hf:ORG/NAME``, ``pyg:NAME``,
             ``package.module:callable``, the directory of a saved upcycle model or of a run, an ``nn.Module``
             (that answers with logits or probabilities, an object with ``.logits``, a dict or a tuple) or a
             :class:`Model`.

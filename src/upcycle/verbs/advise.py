@@ -31,10 +31,10 @@ from upcycle.verbs.methods import all_methods
 
 PLACEHOLDERS = (
     "TEACHER, STUDENT, MODEL, PART and ZOO stand for a reference: zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, "
-    "package.module:callable or a saved model; to be asked, MODEL may also be http://HOST:PORT/PATH or FILE.onnx. "
-    "DATA and SOURCE stand for a data set's name, a folder of images, a Parquet folder, pool:PATH or hub:ORG/NAME. "
-    "STREAM stands for splits:DATA/5 (its classes in 5 tasks), permuted:DATA/10, rotated:DATA/10, parts:DATA/5, "
-    "drifting:DATA, or folders:PATH (TASK/CLASS/IMAGE in it)."
+    "pyg:NAME, package.module:callable or a saved model; to be asked, MODEL may also be http://HOST:PORT/PATH or "
+    "FILE.onnx. DATA and SOURCE stand for a data set's name, a folder of images, a Parquet folder, pool:PATH, "
+    "hub:ORG/NAME or graphs:PATH. STREAM stands for splits:DATA/5 (its classes in 5 tasks), permuted:DATA/10, "
+    "rotated:DATA/10, parts:DATA/5, drifting:DATA, or folders:PATH (TASK/CLASS/IMAGE in it)."
 )
 
 

@@ -43,8 +43,8 @@ class Setting(options.Setting):
 
     Args:
         data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
-            folder, pool:PATH, or hub:ORG/NAME. Not given, it is digits, and none for methods that make their own
-            images.
+            folder, pool:PATH, hub:ORG/NAME, or graphs (cora, mutag, ..., graphs:PATH). Not given, it is digits, and
+            none for methods that make their own samples.
         test_data: measure on the validation and test images of this set instead; nothing else is done with it.
         size: resize images to SIDE or HEIGHT,WIDTH pixels; CHANNELS,HEIGHT,WIDTH also says how many channels a network
             of one's own takes. Without data, the size of the images to make.
@@ -162,7 +162,7 @@ def distill(
     cost = _show(session, guide, net, seen)
     if setting.dry_run:
         guiding = count(guide.module, like_of(guide, seen)).macs if guide else 0
-        forwards = len(seen.test or seen.train) if seen.train.together else 1  # samples that one forward answers
+        forwards = max(len(seen.train), 1) if seen.train.together else 1  # samples that one forward answers
         return session.estimate([product, *beside], net, teacher=guiding // forwards, student=cost // forwards)
     made, others = session.run(
         product, beside, measure, compile=setting.compile, teacher_precision=setting.teacher_precision

@@ -46,6 +46,7 @@ OPTIONAL = {
     "timm": ("timm", "1.0", "no timm:NAME models"),
     "transformers": ("transformers", "4.45", "no hf:ORG/NAME models"),
     "datasets": ("datasets", "3", "no hub:ORG/NAME data"),
+    "torch_geometric": ("torch-geometric", "2.6", "no networks over graphs"),
     "onnx": ("onnx", "1.17", "no export to ONNX"),
     "onnxscript": ("onnxscript", "0.5", "no export to ONNX"),
     "onnxruntime": ("onnxruntime", "1.20", "no export to ONNX, which is compared with its network"),

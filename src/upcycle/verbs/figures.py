@@ -48,7 +48,8 @@ def show_accuracy(
     count = f"{found.count:,}" if found.count == len(known) else f"{found.count:,} of {len(known):,}"
     say(f"{role.ljust(8)} {model.name}: {scored([found.score], data.task)} on {count} validation {data.noun}")
     if isinstance(found, Evaluation) and found.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
-        say(f"         That is near chance. Is its normalisation right, and the order of its classes?{hint}")
+        of_images = f"Is its normalisation right, and the order of its classes?{hint}"
+        say(f"         That is near chance. {'Is the order of its classes right?' if model.inputs else of_images}")
 
 
 def row(name: str, role: str, arms: Sequence[Measured], model: Model, like: Any = None) -> dict[str, Any]:

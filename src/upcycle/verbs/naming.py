@@ -263,7 +263,7 @@ def any_network(
         trust=naming.trust,
     )
     of_images = [name for name in ("size", "mean", "std") if model.inputs and getattr(naming, name, None) is not None]
-    require(not of_images, f"{model.name} takes {model.takes}; leave out --{', --'.join(of_images)}.")
+    require(not of_images, f"{model.name} takes {model.takes}, which have no {' and no '.join(of_images)} to be said.")
     usual = like.reading if built and like is not None else model.reading
     model = dataclasses.replace(model, reading=naming.reading(usual))
     if naming.sides is None or built:

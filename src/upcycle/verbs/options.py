@@ -84,7 +84,8 @@ class DataSetting:
 
     Args:
         data: digits, mnist, fashion_mnist, fashion_mnist_local, usps, cifar10, a folder of images, a Parquet
-            folder, or hub:ORG/NAME. To assemble, also several with commas between them, one for each part, or none.
+            folder, hub:ORG/NAME, or graphs. To assemble, also several with commas between them, one for each part, or
+            none.
     """
 
     data: str | None = None
