@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ import torch
 
 from tests.settings_graphs import tiny_nodes
 from tests.settings_groups import group_networks, tiny_groups
+from upcycle.claims.graphs import fresh_for, trained_on
 from upcycle.core import saved
 from upcycle.core.errors import UserError
 from upcycle.core.losses import Terms
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
+from upcycle.data.graph_sources import load_graphs
 from upcycle.data.graphs import GraphSet
 from upcycle.distillation import KD, RELIANT
 from upcycle.distillation.reliant import PHI, bias, fairness, phi
 from upcycle.surgery.constants import Constants, beside
 from upcycle.surgery.widening import widened
 
+REAL = Path(os.environ.get("UPCYCLE_DATA", "none")) / "graphs"
 WHOLE = Recipe(epochs=4, batch_size=0, optimizer="adam", lr=0.01, schedule="constant")
 
 
@@ -187,3 +191,20 @@ def test_a_bare_student_cannot_be_widened() -> None:
     networks["student"] = dataclasses.replace(networks["student"], reference=None)
     with pytest.raises(UserError, match="is a bare module, which cannot be built again with 2 features more"):
         RELIANT(**networks, sensitive="group").require(tiny_groups())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="UPCYCLE_DATA is not set, so real graphs are not at hand")
+def test_persons_of_two_groups_are_decided_on_more_alike() -> None:
+    data = load_graphs("credit", split=11)
+    recipe = dataclasses.replace(WHOLE, epochs=60)
+    teacher = trained_on("zoo:gcn_3_64", data, 11, recipe, balanced=True)
+    found = {}
+    for name, options in {"plain": {"alpha": 0.0, "proxy": 0}, "fair": {}}.items():
+        student = fresh_for("zoo:gcn_2_16", data, 11)
+        made = RELIANT(teacher=teacher, student=student, sensitive="Age", balanced=True, recipe=recipe, **options)  # type: ignore[arg-type]
+        run = Run(None, seed=11, quiet=True)
+        made.require(data)
+        made.fit(run, data)
+        found[name] = run.left["shown"]["Δ_SP"]
+    assert found["fair"] < 0.7 * found["plain"]

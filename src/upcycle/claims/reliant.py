@@ -36,7 +36,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
             recipe=recipe, **options,
         )  # fmt: skip
         networks[name] = train(method, data, seed)  # type: ignore[arg-type]
-    figures = {}
+    figures: dict[str, float] = {}
     s, y = data.columns["Age"].long()[data.test.ids], data.test.labels
     for name, network in networks.items():
         decided = predict_logits(network, data.test).argmax(1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import require
+from upcycle.core.graphs import GraphTakes
 from upcycle.core.losses import kd_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
@@ -130,6 +131,7 @@ class GFKD(Method):
         """Teacher and student must classify whole graphs with the same features and classes."""
         teacher, student = self.model("teacher", data), self.model("student", data)
         problems = same_classes(teacher, student)
+        assert isinstance(teacher.takes, GraphTakes)
         if teacher.takes.level != "graph":
             problems.append("the teacher answers about single nodes, and gfkd makes whole graphs")
         if teacher.takes.edges:
@@ -150,7 +152,7 @@ class GFKD(Method):
         if not answers.layers:
             run.note("The teacher has no BatchNorm with statistics, so graphs are made for its answers alone.")
         random = run.generator("graphs")
-        low, high = self.sizes or answers.model.takes.nodes
+        low, high = self.sizes or answers.takes.nodes
         sizes = torch.randint(low, high + 1, (self.graphs,), generator=random)
         classes = balanced(self.graphs, len(data.classes), random)
         made = []
@@ -177,8 +179,8 @@ class GFKD(Method):
         """Graphs of the classes ``y``, all descended together: steps 1 and 2."""
         start = run.generator("start")
         made = Made(places, answers.d, self.features, symmetric=self.symmetric, random=start, dtype=run.dtype)
-        made, optimizer = run.setup(made, lambda made: torch.optim.Adam([made.V], self.lr_features))
-        optimizer_phi = torch.optim.Adam([made.phi], self.lr_structure)
+        made, optimizer = run.setup(made, lambda made: torch.optim.Adam([made.V], self.lr_features, fused=True))
+        optimizer_phi = torch.optim.Adam([made.phi], self.lr_structure, fused=True)
         run.register("structure", optimizer_phi)
         for i in run.epochs(self.iterations):
             for one, lr in ((optimizer, self.lr_features), (optimizer_phi, self.lr_structure)):

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.references import resolve
 from upcycle.core.seeds import seed_everything
@@ -32,7 +33,8 @@ def widened(model: Model, more: int, seed: int) -> Model:
             f"{model.name} is a bare module, which cannot be built again with {more} features more; give a reference, "
             "such as zoo:gcn_2_16 or package.module:callable."
         )
-    takes = dataclasses.replace(model.takes, features=model.takes.features + more)  # type: ignore[type-var]
+    assert isinstance(model.takes, GraphTakes)
+    takes = dataclasses.replace(model.takes, features=model.takes.features + more)
     seed_everything(seed, "widened")
     try:
         made = resolve(model.reference, pretrained=False, num_classes=len(model.classes), takes=takes)
@@ -46,5 +48,6 @@ def widened(model: Model, more: int, seed: int) -> Model:
         with torch.no_grad():
             place = tensor if not grown else tensor.narrow(grown[0], 0, old[key].shape[grown[0]])
             place.copy_(old[key])
-    kept = {"name": model.name, "classes": model.classes, "licence": model.licence, "lineage": model.lineage}
-    return dataclasses.replace(made, **kept)
+    return dataclasses.replace(
+        made, name=model.name, classes=model.classes, licence=model.licence, lineage=model.lineage
+    )

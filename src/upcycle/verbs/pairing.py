@@ -212,7 +212,7 @@ def on_its_pool(teacher: Model, data: Collection, directory: Path, device: torch
     """Without any data, what a student is measured on: samples of the pool it learnt from, the teacher's answers."""
     pool: Collection = (load_pool if isinstance(data, Images) else load_graph_pool)(directory / "pool")
     held = dataclasses.replace(data, validation=pool.validation, test=pool.test, measured=pool.name)
-    if isinstance(held, Images):
+    if isinstance(data, Images) and isinstance(held, Images):
         held = held.normalised(data.train.mean, data.train.std)
     answered = answered_by(teacher, held, device)
     note = (

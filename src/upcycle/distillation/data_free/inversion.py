@@ -126,6 +126,12 @@ class _Moments(torch.autograd.Function):
         return F.batch_norm(x, *neutral, scale, grads[0] / ctx.n - scale * mean, eps=1e-30)  # 0 is refused
 
 
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of (b, c, ...) over all axes but the second, in float32 or better, with gradients."""
+    mean, var = _Moments.apply(x)
+    return mean, var
+
+
 class Statistics:
     """The mean and variance of the inputs of each BatchNorm of a frozen teacher, batch by batch.
 
@@ -153,7 +159,7 @@ class Statistics:
         """(mean, biased variance) of each layer's input, with gradients to the images."""
         found = []
         for name in self.layers:
-            mean, var = _Moments.apply(self._taps[name])
+            mean, var = moments(self._taps[name])
             means, variances = self._gather(mean[None]), self._gather(var[None])
             mean = means.mean(0)
             found.append((mean, variances.mean(0) + (means - mean).square().mean(0)))

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from upcycle.core.graphs import Graphs
+from upcycle.core.graphs import Graphs, GraphTakes
 from upcycle.core.models import copy_of
 from upcycle.core.taps import Taps
-from upcycle.distillation.data_free.inversion import bn_loss, norms
+from upcycle.distillation.data_free.inversion import bn_loss, moments, norms
 from upcycle.distillation.graph_free.blocks import Blocks, Places, blocked
 
 if TYPE_CHECKING:
@@ -27,17 +27,26 @@ class Answers:
         model: the teacher.
 
     Attributes:
+        takes: what it takes.
         d: features of a node.
         dense: whether messages go through blocks.
     """
 
     def __init__(self, run: Run, model: Model) -> None:
-        self.model, self.d = model, model.takes.features
+        assert isinstance(model.takes, GraphTakes)
+        self.model, self.takes, self.d = model, model.takes, model.takes.features
         self.teacher = copy_of(model.module).to(run.device, run.dtype).eval().requires_grad_(False)
-        dense = blocked(self.teacher, model.takes.example(4).to(run.device).to(run.dtype))
+        self._ask(blocked(self.teacher, model.takes.example(4).to(run.device).to(run.dtype)))
+
+    def _ask(self, dense: nn.Module | None) -> None:
+        """Ask this copy from now on, or, where there is none, the teacher itself over lists of edges."""
         self.dense, self.network = dense is not None, dense or self.teacher
         self.layers = norms(self.network)
         self._taps = Taps(self.network, self.layers, kind="input")
+
+    def over_edges(self) -> None:
+        """Let messages go over lists of edges, whatever the layers allow; to compare both."""
+        self._ask(None)
 
     def __call__(
         self, A: Float[Tensor, "b n n"], X: Float[Tensor, "m d"], places: Places
@@ -54,8 +63,7 @@ class Answers:
             z = self.network(Graphs(x=X, edge_index=edges, batch=places.batch, n=len(places.sizes)))
         if not self.layers:
             return z, z.new_zeros(())
-        seen = [self._taps[name] for name in self.layers]
-        found = [(x.mean(0), x.var(0, correction=0)) for x in seen]
+        found = [moments(self._taps[name]) for name in self.layers]
         running = [(m.running_mean, m.running_var) for m in self.layers.values()]
         return z, bn_loss(found, running)  # type: ignore[arg-type]  # of layers that keep them
 

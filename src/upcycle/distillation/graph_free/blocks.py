@@ -138,8 +138,10 @@ class _GCN(nn.Module):
     def forward(self, x: Tensor, edges: Blocks, edge_weight: None = None) -> Tensor:
         degrees = edges.degrees.to(x) + self.loops
         scale = torch.where(degrees > 0, degrees.rsqrt(), 0)[:, None]
-        h = self.lin(x) * scale
+        narrow = self.lin.in_channels < self.lin.out_channels  # messages are as wide as the narrower side
+        h = scale * (x if narrow else self.lin(x))
         h = scale * (edges.sum(h) + h if self.loops else edges.sum(h))
+        h = self.lin(h) if narrow else h
         return h if self.bias is None else h + self.bias
 
 
