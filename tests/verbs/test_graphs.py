@@ -157,3 +157,29 @@ def test_a_method_of_images_says_so(tmp_path: Path) -> None:
             data=tiny_graphs(),
             quiet=True,
         )
+
+
+@pytest.mark.parametrize("nodes", [False, True], ids=["graphs", "nodes"])
+def test_a_diagnosis_of_graphs_is_by_class_and_degree(nodes: bool, tmp_path: Path) -> None:
+    pytest.importorskip("torch_geometric", reason=WITHOUT)
+    import upcycle
+    from upcycle.core.references import resolve
+
+    data = tiny_nodes() if nodes else tiny_graphs()
+    name = "zoo:gcn_2_16"
+    made = resolve(name, pretrained=False, num_classes=len(data.classes), takes=data.takes, classes=data.classes)
+    found = upcycle.diagnose(made, data=data, out=tmp_path / "looked", say=lambda line: None)
+    expected = evaluate(made.module, data.test)
+    assert found.inside is None and found.evaluation == expected
+    picture = json.loads((tmp_path / "looked" / "pictures" / "1-degrees.json").read_text())
+    assert picture["rows"] == [*data.classes, "all classes"]
+    degrees = data.test.degrees()
+    of_all = [share for share in picture["values"][-1] if share is not None]
+    assert len(of_all) == len(picture["columns"]) and min(of_all) <= expected.accuracy <= max(of_all)
+    one = int(degrees.argmin())
+    graph = data.test.batch(torch.tensor([one]), device=torch.device("cpu")).inputs
+    edges = (graph.edge_index[1] == graph.at).sum() if nodes else graph.edge_index.shape[1] / len(graph.batch)
+    assert float(degrees[one]) == pytest.approx(float(edges))
+    assert f"right on {expected.accuracy:.1%} of the" in found.sentence
+    with pytest.raises(UserError, match="--layer is about images"):
+        upcycle.diagnose(made, data=data, out=tmp_path / "again", layer="conv1")

@@ -37,6 +37,12 @@ class GraphSplit(Samples):
         graphs = self.union[self.ids.index_select(0, index)].to(device, non_blocking=True)
         return Batch(graphs, self.labels.index_select(0, index).to(device), index.to(device))
 
+    def degrees(self) -> Tensor:
+        """How many neighbours a node of each graph has on average, float32 (n,)."""
+        edges = torch.bincount(self.union.batch[self.union.edge_index[1]], minlength=self.union.n)
+        nodes = torch.bincount(self.union.batch, minlength=self.union.n)
+        return (edges / nodes)[self.ids]
+
     def contents(self) -> tuple[Tensor, ...]:
         """The graphs of the whole set; which of them these are, ``ids`` says."""
         return _tensors_of(self.union)
@@ -67,6 +73,10 @@ class NodeSplit(Samples):
             self.placed[there] = self.graph.to(device)
         graph = replace(self.placed[there], at=self.ids.index_select(0, index).to(device))
         return Batch(graph, self.labels.index_select(0, index).to(device), index.to(device))
+
+    def degrees(self) -> Tensor:
+        """How many neighbours each node has, float32 (n,)."""
+        return torch.bincount(self.graph.edge_index[1], minlength=len(self.graph.batch)).float()[self.ids]
 
     def contents(self) -> tuple[Tensor, ...]:
         """The whole graph; which of its nodes these are, ``ids`` says."""

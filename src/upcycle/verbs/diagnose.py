@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +19,11 @@ from upcycle.core.devices import device_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
+from upcycle.core.outputs import Columns
 from upcycle.core.task import Evaluation, judged
-from upcycle.data import Images, check_reference, describe
+from upcycle.data import Collection, Images, check_reference, describe
+from upcycle.data.images import as_images
+from upcycle.data.labels import match_classes
 from upcycle.diagnosis.errors.class_channels import channel_order
 from upcycle.diagnosis.errors.findings import Diagnosis
 from upcycle.diagnosis.errors.findings import diagnose as look_inside
@@ -26,11 +31,16 @@ from upcycle.measure.machine import machine
 from upcycle.measure.units import counted, times
 from upcycle.reports import write_report
 from upcycle.verbs import DEFAULT_METHOD
+from upcycle.verbs.degrees import by_class_and_degree
+from upcycle.verbs.degrees import sentence as of_graphs
 from upcycle.verbs.directory import claim_directory
-from upcycle.verbs.figures import row, show_accuracy
+from upcycle.verbs.figures import like_of, row, show_accuracy
 from upcycle.verbs.heatmaps import known, maps_of, overlay
-from upcycle.verbs.naming import Naming, Reference, in_classes_of, network_and_images, options_as
+from upcycle.verbs.naming import Naming, Reference, in_classes_of, network_and_data, options_as
 from upcycle.verbs.options import Say, command_of
+
+if TYPE_CHECKING:
+    from upcycle.data.graphs import GraphSet
 
 DEFAULT = ("gradcam", "saliency", "integrated_gradients")
 NAMED = 8
@@ -39,13 +49,16 @@ NAMED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosed:
-    """What :func:`diagnose` leaves: the directory with its report, the accuracy on test images, and what it saw."""
+    """What :func:`diagnose` leaves: the directory with its report, the accuracy on test images, and what it saw.
+
+    Of a network over graphs nothing is looked at inside.
+    """
 
     directory: Path
     report: Path
     sentence: str
     evaluation: Evaluation
-    inside: Diagnosis
+    inside: Diagnosis | None
 
 
 def diagnose(
@@ -64,10 +77,12 @@ def diagnose(
 ) -> Diagnosed:
     """Where a classifier errs, what it looks at, and which channels speak for which class; nothing is changed.
 
+    Of a network over graphs, or their nodes: where it errs, by class and degree, and how sure it is.
+
     Args:
         model: a reference, or the path of a saved model or run; in Python also a module or a
             Model. A trained classifier.
-        data: labelled images of its classes: a data set, as for distill; digits if not given.
+        data: labelled images, or graphs, of its classes: a data set, as for distill; digits if not given.
         out: the directory; if not given, runs/diagnose-MODEL.
         images: how many right answers, and how many wrong ones, are shown with heat maps.
         methods: of the heat maps: gradcam, saliency, gradient_x_input, smoothgrad, integrated_gradients, learned,
@@ -93,20 +108,26 @@ def diagnose(
         references.check_reference(model)
     if isinstance(reference, str):
         check_reference(reference)
-    net, raw = network_and_images(model, reference, said)
+    net, found = network_and_data(model, reference, said)
+    place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
+    looked = {"images": images, "methods": methods, "layer": layer, "samples": samples, "theta": theta}
+    named = {"model": model, "data": reference}
+    typed = {**named, "out": out, **looked, **naming, "accelerator": accelerator}
+    command = command_of("diagnose", diagnose, typed, positional=("model",), always=("data",))
+    if found.takes.kind == "graphs":
+        usual = {name: inspect.signature(diagnose).parameters[name].default for name in looked}
+        for name, value in looked.items():
+            require(value == usual[name], f"--{name} is about images, and {found.name} holds {found.noun}.")
+        return _of_graphs(net, found, place, command, device_of(accelerator), start, say)  # type: ignore[arg-type]
+    raw = as_images(found)
     seen = in_classes_of(net, raw, said).normalised(net.mean, net.std)
     require(len(seen.test) > 0, f"{seen.name} has no test images to diagnose {net.name} on.")
-    place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
     device = device_of(accelerator)
     claim_directory(place, resume=False)
     inside = look_inside(net, seen, layer=layer, n=samples, theta=theta, device=device)  # refuses what it cannot do
     say(f"data     {describe(seen)}")
     show_accuracy(say, "model", net, seen, inside.evaluation)
 
-    looked = {"images": images, "methods": methods, "layer": layer, "samples": samples, "theta": theta}
-    named = {"model": model, "data": reference}
-    typed = {**named, "out": out, **looked, **naming, "accelerator": accelerator}
-    command = command_of("diagnose", diagnose, typed, positional=("model",), always=("data",))
     mending = command_of("treat", diagnose, {**named, **naming}, positional=("model",), always=("data",))
     z = predict_logits(net.module, seen.test, device=device)
     measured = judged(z, seen.test.labels, name=net.name)
@@ -133,26 +154,102 @@ def diagnose(
             part = split.subset(which)
             maps = maps_of(net, part, methods or DEFAULT, strict=methods is not None)
             pictures[name] = overlay(title, caption, net, part, *maps)
-    held = claim_directory(place, resume=False, hold=True)
-    for name, picture in pictures.items():
-        store.write_json(place / "pictures" / f"{name}.json", picture)
     sentence = _sentence(net, seen, measured, inside, doubted)
-    store.write_json(place / "diagnosis.json", inside.to_json())
-    store.write_json(place / "result.json", {
-        "format": 1, "verb": "diagnose", "method": DEFAULT_METHOD["treat"], "title": f"{net.name}, looked into",
-        "command": command, "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - start, 2),
-        "sentence": sentence, "shows": "Inside the network",
-        "data": {"name": seen.title, "train": len(seen.train), "validation": len(seen.validation),
-                 "test": len(seen.test), "classes": list(net.classes), "notes": seen.notes},
-        "rows": [line], "seeds": [], "machine": machine(), "notes": list(net.notes),
-        "versions": lineage.versions(),
-    })  # fmt: skip
-    report = write_report(place)
-    if held is not None:
-        held.release()
+    report = _leave(
+        net,
+        seen,
+        place,
+        command,
+        start,
+        sentence=sentence,
+        row=line,
+        pictures=pictures,
+        diagnosis=inside.to_json(),
+        shows="Inside the network",
+    )
     say(sentence)
     say(f"Report:  {report}")
     return Diagnosed(directory=place, report=report, sentence=sentence, evaluation=measured, inside=inside)
+
+
+def _of_graphs(
+    net: Model, data: GraphSet, place: Path, command: str, device: torch.device, start: float, say: Say
+) -> Diagnosed:
+    """Where a network over graphs errs."""
+    require(len(data.test) > 0, f"{data.name} has no test {data.noun} to diagnose {net.name} on.")
+    claim_directory(place, resume=False)
+    say(f"data     {describe(data)}")
+    columns, note = match_classes(net.classes, data.classes, between=(net.name, data.name))
+    z = predict_logits(Columns(net.module, columns), data.test, device=device)
+    measured = judged(z, data.test.labels, num_classes=len(data.classes), name=net.name)
+    picture = by_class_and_degree(data, z)
+    sentence = of_graphs(net, data, measured, picture)
+    report = _leave(
+        net,
+        data,
+        place,
+        command,
+        start,
+        sentence=sentence,
+        row=row(net.name, "source", [measured], net, like_of(net, data)),
+        pictures={"1-degrees": picture},
+        notes=[note] if note else [],
+        diagnosis={"classes": list(data.classes), "evaluation": dataclasses.asdict(measured), "degrees": picture},
+        shows="Where it errs",
+    )
+    say(sentence)
+    say(f"Report:  {report}")
+    return Diagnosed(directory=place, report=report, sentence=sentence, evaluation=measured, inside=None)
+
+
+def _leave(
+    net: Model,
+    data: Collection,
+    place: Path,
+    command: str,
+    start: float,
+    *,
+    sentence: str,
+    row: dict[str, Any],
+    pictures: dict[str, dict[str, Any]],
+    diagnosis: dict[str, Any],
+    shows: str,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write everything into the directory; the report's path."""
+    held = claim_directory(place, resume=False, hold=True)
+    for name, picture in pictures.items():
+        store.write_json(place / "pictures" / f"{name}.json", picture)
+    store.write_json(place / "diagnosis.json", diagnosis)
+    result = {
+        "format": 1,
+        "verb": "diagnose",
+        "method": DEFAULT_METHOD["treat"],
+        "title": f"{net.name}, looked into",
+        "command": command,
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(time.time() - start, 2),
+        "sentence": sentence,
+        "shows": shows,
+        "data": {
+            "name": data.title,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "classes": list(data.classes),
+            "notes": data.notes,
+        },
+        "rows": [row],
+        "seeds": [],
+        "machine": machine(),
+        "notes": [*net.notes, *notes],
+        "versions": lineage.versions(),
+    }
+    store.write_json(place / "result.json", result)
+    report = write_report(place)
+    if held is not None:
+        held.release()
+    return report
 
 
 # -- which images -------------------------------------------------------------------------------------------------
