@@ -129,8 +129,10 @@ def read_text(file: Path, name: str) -> Found:
                     f"{len(words) - 2} numbers follow."
                 )
             if wrong := [j for j in neighbours if not 0 <= j < size]:
-                raise UserError(f"{file} has an edge from node {node} to node {wrong[0]} in graph {i}, "
-                                f"whose nodes are 0 to {size - 1} (line {place}).")  # fmt: skip
+                raise UserError(
+                    f"{file} has an edge from node {node} to node {wrong[0]} in graph {i}, "
+                    f"whose nodes are 0 to {size - 1} (line {place})."
+                )
             tags.append(tag)
             attributes.append(attribute)
             pairs[0] += [nodes + node] * k
@@ -142,8 +144,14 @@ def read_text(file: Path, name: str) -> Found:
         place == len(lines),
         f"{file} contradicts itself: it announces {count} graphs, and more follow (line {place + 1}).",
     )
-    return _found(name, torch.tensor(sizes), undirected(torch.tensor(pairs, dtype=torch.long), max(nodes, 1)),
-                  np.array(labels), np.array(tags), torch.tensor(attributes).view(nodes, -1))  # fmt: skip
+    return _found(
+        name,
+        torch.tensor(sizes),
+        undirected(torch.tensor(pairs, dtype=torch.long), max(nodes, 1)),
+        np.array(labels),
+        np.array(tags),
+        torch.tensor(attributes).view(nodes, -1),
+    )
 
 
 def text_of(file: Path) -> str:
@@ -185,8 +193,10 @@ def read_tu(folder: Path, stem: str, name: str) -> Found:
     graph = owners[:, 0].astype(np.int64) - 1
     n, nodes = len(labels), len(graph)
     file = folder / f"{stem}_graph_indicator.txt"
-    require(bool((np.diff(graph) >= 0).all()) and nodes > 0 and graph[0] >= 0 and graph[-1] < n,
-            f"{file} must name the graphs 1 to {n} in ascending order.")  # fmt: skip
+    require(
+        bool((np.diff(graph) >= 0).all()) and nodes > 0 and graph[0] >= 0 and graph[-1] < n,
+        f"{file} must name the graphs 1 to {n} in ascending order.",
+    )
     file = folder / f"{stem}_A.txt"
     require(edges.shape[1] == 2, f"{file} must have two numbers in each line, not {edges.shape[1]}.")
     pairs = torch.from_numpy(edges.astype(np.int64)).T - 1
@@ -199,17 +209,28 @@ def read_tu(folder: Path, stem: str, name: str) -> Found:
     of = torch.from_numpy(graph)
     if (apart := (of[pairs[0]] != of[pairs[1]]).nonzero().flatten()).numel():
         raise UserError(f"{file} has an edge between two graphs (line {int(apart[0]) + 1}).")
-    for part, count in (("node_labels", nodes), ("node_attributes", nodes), ("edge_labels", len(edges)),
-                        ("edge_attributes", len(edges))):  # fmt: skip
+    for part, count in (
+        ("node_labels", nodes),
+        ("node_attributes", nodes),
+        ("edge_labels", len(edges)),
+        ("edge_attributes", len(edges)),
+    ):
         found = table(part)
-        require(found is None or len(found) == count, f"{folder / f'{stem}_{part}.txt'} has "
-                f"{0 if found is None else len(found):,} lines and not {count:,}.")  # fmt: skip
+        require(
+            found is None or len(found) == count,
+            f"{folder / f'{stem}_{part}.txt'} has {0 if found is None else len(found):,} lines and not {count:,}.",
+        )
     tags, attributes, kinds, more = map(table, ("node_labels", "node_attributes", "edge_labels", "edge_attributes"))
-    made = _found(name, torch.bincount(of, minlength=n), pairs, labels[:, 0],
-                  np.zeros(nodes) if tags is None else tags[:, 0],
-                  torch.empty(nodes, 0) if attributes is None else torch.from_numpy(attributes).float(),
-                  None if kinds is None else kinds[:, 0],
-                  None if more is None else torch.from_numpy(more).float())  # fmt: skip
+    made = _found(
+        name,
+        torch.bincount(of, minlength=n),
+        pairs,
+        labels[:, 0],
+        np.zeros(nodes) if tags is None else tags[:, 0],
+        torch.empty(nodes, 0) if attributes is None else torch.from_numpy(attributes).float(),
+        None if kinds is None else kinds[:, 0],
+        None if more is None else torch.from_numpy(more).float(),
+    )
     return made
 
 
@@ -232,9 +253,15 @@ def _table(file: Path) -> np.ndarray:
 
 
 def _found(
-    name: str, sizes: Tensor, pairs: Tensor, labels: np.ndarray, tags: np.ndarray, attributes: Tensor,
-    kinds: np.ndarray | None = None, edge_attributes: Tensor | None = None,
-) -> Found:  # fmt: skip
+    name: str,
+    sizes: Tensor,
+    pairs: Tensor,
+    labels: np.ndarray,
+    tags: np.ndarray,
+    attributes: Tensor,
+    kinds: np.ndarray | None = None,
+    edge_attributes: Tensor | None = None,
+) -> Found:
     """Sets of graphs from edges that count through all nodes, tags and attributes.
 
     Features are attributes and the one-hot tag; degrees where there are no attributes and all tags are the same.

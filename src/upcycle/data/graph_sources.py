@@ -171,8 +171,16 @@ def _persons(name: str, split: int) -> GraphSet:
         notes.append(
             f"The edges of {name} join persons whose similarity is above {table.share} of the largest of either."
         )
-    return GraphSet.of_nodes(name, of_parts(name, found.parts), found.labels, known.classes, orders,
-                             licence=known.licence, notes=notes, columns=found.columns)  # fmt: skip
+    return GraphSet.of_nodes(
+        name,
+        of_parts(name, found.parts),
+        found.labels,
+        known.classes,
+        orders,
+        licence=known.licence,
+        notes=notes,
+        columns=found.columns,
+    )
 
 
 def _text(name: str) -> Path:

@@ -82,10 +82,13 @@ def read_citations(folder: Path, name: str) -> Citations:
     n = int(test.max()) + 1
     agree = len(allx) == len(ally) and len(tx) == len(ty) == len(test) and allx.shape[1] == tx.shape[1]
     require(
-        agree and int(test.min()) >= len(allx) and len(test.unique()) == len(test) and n <= 2 * (len(allx) + len(tx))
+        agree
+        and int(test.min()) >= len(allx)
+        and len(test.unique()) == len(test)
+        and n <= 2 * (len(allx) + len(tx))
         and len(y) + VALIDATION <= len(allx),
         f"The files {stem}.* do not belong together: their numbers of nodes differ.",
-    )  # fmt: skip
+    )
     x, labels = torch.zeros(n, allx.shape[1]), torch.full((n,), -1)
     x[: len(allx)], x[test] = allx, tx
     labels[: len(ally)], labels[test] = ally, ty
@@ -128,9 +131,12 @@ def _table(file: Path) -> Tensor:
     require(numbers and sized, f"{file} is no table of features.")
     rows, width = shape
     inside = (
-        len(starts) == rows + 1 and starts[0] == 0 and starts[-1] == len(data) == len(columns)
-        and bool((np.diff(starts) >= 0).all()) and (not len(columns) or 0 <= columns.min() <= columns.max() < width)
-    )  # fmt: skip
+        len(starts) == rows + 1
+        and starts[0] == 0
+        and starts[-1] == len(data) == len(columns)
+        and bool((np.diff(starts) >= 0).all())
+        and (not len(columns) or 0 <= columns.min() <= columns.max() < width)
+    )
     require(inside, f"{file} is damaged: its values do not lie in its table.")
     owners = torch.repeat_interleave(torch.arange(rows), torch.from_numpy(np.diff(starts).astype(np.int64)))
     made = torch.zeros(rows, width)
