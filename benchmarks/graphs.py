@@ -2,8 +2,7 @@
 
 - Collating 131 graphs of MUTAG: a batch of a split, against ``Batch.from_data_list`` of the same graphs.
 - A training step of GAT (8 heads of 8, dropout 0.6, Adam) on Cora: a batch of a split, whose features are sparse,
-against a
-  loop as PyG's examples have it, on the dense table that its reader gives. And ours on that table too.
+  against a loop as PyG's examples have it, on the dense table that its reader gives. And ours on that table too.
 - The edges of Credit, by the rule of the papers: seconds, and the peak memory of a process that does nothing else.
 
 Each figure is the minimum of many rounds, in which all functions take turns. Run from the repository:

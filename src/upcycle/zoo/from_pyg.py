@@ -89,7 +89,7 @@ def graphs_for(reference: str, pretrained: bool, takes: Takes | None) -> GraphTa
         raise UserError(f"{reference} has no trained weights; name a file as its weights.")
     if not isinstance(takes, GraphTakes):
         raise UserError(
-            f"{reference} is a network over graphs: it needs data that are graphs (takes=data.takes in Python)"
+            f"{reference} is a network over graphs: it needs data that are graphs"
             + (f", not {takes}." if takes is not None else ".")
         )
     return takes
