@@ -196,7 +196,7 @@ def baselines() -> str:
 
 def _split_mnist(claim: dict[str, Any]) -> str:
     """The first of the tables, from the claim that measures it."""
-    protocol, seeds = claim["setting"].split(";")[0], len(claim["measured"]["ER (%)"])
+    protocol, seeds = claim["setting"].split(". ")[0], len(claim["measured"]["ER (%)"])
     columns = {"class (%)": " (%)", "forgetting, class (points)": ", forgetting (points)",
                "task (%)": ", told the task (%)"}  # fmt: skip
     rows = []
