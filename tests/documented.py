@@ -77,6 +77,12 @@ BARS: dict[str, dict[str, Bar]] = {
         "runs/mixed": Bar(0.9),
     },
     "docs/without-data.md": {"runs/without-data": Bar(0.85), "runs/from-the-pool": Bar(0.85)},
+    "docs/graphs.md": {
+        "runs/large": Bar(0.75),
+        "runs/small": Bar(0.75),
+        "runs/looked-into": Bar(0.75),
+        "found": Bar(0.75),
+    },
     "docs/look-inside.md": {"runs/looked-into": Bar(0.95)},
     "docs/adapt.md": {
         "runs/five": Bar(0.95),

@@ -117,14 +117,18 @@ def test_every_command_on_the_page_parses(page: Path, desk: Path, monkeypatch: p
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "<!-- test: " in p.read_text()], ids=page_id)
 def test_what_is_marked_on_the_page_runs_and_shows_success(
-    page: Path, desk: Path, capsys: pytest.CaptureFixture[str]
+    page: Path, desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if page.name == "graphs.md":
+        pytest.importorskip("torch_geometric", reason="torch_geometric is not installed (extra graphs)")
     figures: dict[str, documented.Rows] = {}
     names: dict[str, Any] = {"__name__": "__main__"}
     for what, name, language, text in blocks(page):
         if what == "file":
             (desk / name).write_text(text)
-            documented.train(importlib.import_module(Path(name).stem).large(), desk / "photos", desk / "large.pt")
+            monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
+            if name == "my_models.py":  # over photographs
+                documented.train(importlib.import_module("my_models").large(), desk / "photos", desk / "large.pt")
         elif what == "run" and language == "console":
             for words in upcycle_commands(text):
                 words = documented.offline(words, desk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from upcycle.core.evaluate import evaluate
 from upcycle.core.recipe import Recipe
 from upcycle.verbs.distill import distill
 
+needs_data = pytest.mark.skipif(
+    not (Path(os.environ.get("UPCYCLE_DATA", "none")) / "graphs").is_dir(),
+    reason="UPCYCLE_DATA is not set, so real graphs are not at hand",
+)
 WITHOUT = "torch_geometric is not installed (extra graphs)"
 
 
@@ -159,15 +164,16 @@ def test_a_method_of_images_says_so(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("nodes", [False, True], ids=["graphs", "nodes"])
-def test_a_diagnosis_of_graphs_is_by_class_and_degree(nodes: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["graphs", "nodes", pytest.param("mutag", marks=needs_data)])
+def test_a_diagnosis_of_graphs_is_by_class_and_degree(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch_geometric", reason=WITHOUT)
     import upcycle
     from upcycle.core.references import resolve
 
-    data = tiny_nodes() if nodes else tiny_graphs()
-    name = "zoo:gcn_2_16"
-    made = resolve(name, pretrained=False, num_classes=len(data.classes), takes=data.takes, classes=data.classes)
+    nodes = name == "nodes"
+    data = upcycle.load_data("mutag") if name == "mutag" else tiny_nodes() if nodes else tiny_graphs()
+    reference = "zoo:gcn_2_16"
+    made = resolve(reference, pretrained=False, num_classes=len(data.classes), takes=data.takes, classes=data.classes)
     found = upcycle.diagnose(made, data=data, out=tmp_path / "looked", say=lambda line: None)
     expected = evaluate(made.module, data.test)
     assert found.inside is None and found.evaluation == expected
