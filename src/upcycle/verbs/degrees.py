@@ -78,8 +78,8 @@ def sentence(net: Model, data: GraphSet, measured: Evaluation, picture: dict[str
     names, shares = picture["columns"], picture["values"][-1]
     if len(names) > 1:
         having = "with" if noun == "nodes" else "whose nodes have"
-        text += f" Of the {noun} {having} the fewest neighbours ({names[0]}) {shares[0]:.1%} are right, of those {having} "
-        text += f"the most ({names[-1]}) {shares[-1]:.1%}."
+        text += f" Of the {noun} {having} the fewest neighbours ({names[0]}) {shares[0]:.1%} are right, of "
+        text += f"those {having} the most ({names[-1]}) {shares[-1]:.1%}."
     bins = measured.confidence
     sure = sum(c * n for c, n in zip(bins["confidence"], bins["count"], strict=True)) / measured.count
     if measured.ece > SURE:
