@@ -1,5 +1,8 @@
 """Claims are found by the names of their files."""
 
+import dataclasses
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ import pytest
 from upcycle import claims
 from upcycle.claims import all_claims, find
 from upcycle.core.errors import UserError
+from upcycle.core.method import Method
 from upcycle.verbs.methods import all_methods
 
 
@@ -39,3 +43,13 @@ def test_an_own_claim_is_found_without_the_others() -> None:
 def test_what_is_no_claim_is_named(name: str) -> None:
     with pytest.raises(UserError, match=f"There is no claim '{name}'"):
         find(name)
+
+
+def test_baselines_of_claims_have_the_networks_that_they_name() -> None:
+    """A role without a field would end in a traceback when the method is checked."""
+    for file in Path(claims.__file__).parent.glob("*.py"):
+        module = importlib.import_module(f"upcycle.claims.{file.stem}")
+        for kind in vars(module).values():
+            if inspect.isclass(kind) and issubclass(kind, Method) and kind.__module__ == module.__name__:
+                named = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+                assert set(kind.roles) <= named, kind

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class LabelSmoothing(Method):
     """The baseline that the paper compares with: targets 1 - ε on the label and ε/(K - 1) on each other class."""
 
+    roles = ("student",)
+
     student: Model | nn.Module
     epsilon: float = 0.1
     recipe: Recipe = field(default_factory=Recipe)
