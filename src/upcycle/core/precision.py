@@ -36,7 +36,7 @@ def autocast(device: str, tensors: bool = False) -> Callable[..., Any]:
     """
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        fit = not tensors or all(isinstance(a, Tensor) for a in args)
+        fit = not tensors or any(isinstance(a, Tensor) for a in args)
         with torch.autocast(device, torch.bfloat16, enabled=fit):
             output = type(self).forward(self, *args, **kwargs)
         return mapped(Tensor.float, output)
@@ -47,7 +47,8 @@ def autocast(device: str, tensors: bool = False) -> Callable[..., Any]:
 
 def double(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """A ``forward`` that takes inputs of any float type in float64."""
-    return type(self).forward(self, *(a.double() if hasattr(a, "double") else a for a in args), **kwargs)
+    inputs = (a.double() if hasattr(a, "double") and not isinstance(a, nn.Module) else a for a in args)
+    return type(self).forward(self, *inputs, **kwargs)
 
 
 double.upcycle = True  # type: ignore[attr-defined]
