@@ -22,7 +22,7 @@ CONFIGURATION = f"{INPUTS}::test_a_damaged_configuration_is_named"
 FORGERY = f"{FORGED}::test_whatever_a_file_says_is_read_or_named"
 REFUSED = f"{PROBE}::test_what_cannot_be_taken_is_refused_by_its_name"
 TAKEN = f"{PROBE}::test_what_can_be_taken_trains_teaches_and_reloads"
-THROUGH = f"{DOCS}::test_what_is_marked_on_the_page_runs[docs/your-model-your-data.md]"
+THROUGH = f"{DOCS}::test_what_is_marked_on_the_page_runs_and_shows_success[docs/your-model-your-data.md]"
 DISK = f"{PROBE}::test_saved_number_formats_come_back"
 SPLITS = f"{LAYOUTS}::test_usual_names_of_splits_in_any_case"
 ONE_CLASS = "tests/verbs/test_one_class_a_task.py::test_one_class_a_task"
@@ -138,9 +138,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "Every verb is a Python function that returns what the command prints": {
         "evaluate, predict, lineage and report": THROUGH,
-        "the reference of Python lists every verb": (
-            f"{DOCS}::test_the_python_page_has_every_verb_and_every_name_on_it_exists"
-        ),
+        "the reference of Python lists every verb": (f"{DOCS}::test_the_python_page_has_every_public_name"),
         "report is the function, whatever was imported before": (
             f"{NAMING}::test_a_report_is_the_function_whatever_was_imported_before"
         ),

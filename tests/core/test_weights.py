@@ -316,3 +316,21 @@ def test_each_role_has_a_key_of_its_own(tmp_path: Path) -> None:
     assert (teacher.weights_key, student.weights_key) == ("raw", None)
     model = resolve(body(0), input_shape=SHAPE, weights=teacher.file, weights_key=teacher.weights_key)
     assert same(model.module.state_dict(), state(1)) and "'raw'" in model.notes[0]
+
+
+class Elsewhere:
+    """A class that another library tells torch's reader to trust."""
+
+
+def test_names_that_other_libraries_trust_are_not_known(tmp_path: Path) -> None:
+    foreign = [Elsewhere, list, (dict, "collections.defaultdict")]
+    with torch.serialization.safe_globals(foreign):
+        before = set(torch.serialization.get_safe_globals())
+        file, network = tmp_path / "w.pt", body(0)
+        torch.save({"state_dict": state(1), "args": collections.defaultdict(list, {"loss": [1.0]})}, file)
+        load_weights(network, file)
+        assert same(network.state_dict(), state(1))
+        torch.save({"state_dict": state(1), "args": Elsewhere()}, file)
+        with pytest.raises(UserError, match="Elsewhere"):
+            load_weights(network, file)
+        assert set(torch.serialization.get_safe_globals()) == before

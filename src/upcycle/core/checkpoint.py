@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import re
@@ -100,6 +101,19 @@ _STAND_INS: list[Any] = [
 """Names that a checkpoint may hold, each with what is made in place of its object: what it names is never called."""
 
 
+@contextlib.contextmanager
+def _only(names: list[Any]) -> Iterator[None]:
+    """Let torch's reader of weights know these names alone, and none that an imported library has added for itself."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(names)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def read_checkpoint(path: Path, content: bytes) -> Any:
     """Give what ``torch.save`` wrote, by torch's reader of weights, with a stand-in for every object beside them.
 
@@ -107,7 +121,7 @@ def read_checkpoint(path: Path, content: bytes) -> Any:
         UserError: it holds code or is damaged.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_STAND_INS):
+        with warnings.catch_warnings(action="ignore"), _only(_STAND_INS):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         refused = isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error)
