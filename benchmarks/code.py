@@ -52,6 +52,13 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/core/checkpoint.py",
         f"{SRC}/core/store.py",
     ),
+    "graphs": (
+        f"{SRC}/core/graph_inputs.py",
+        f"{SRC}/data/graphs.py",
+        f"{SRC}/data/fair_tables.py",
+        f"{SRC}/zoo/gnn.py",
+    ),
+    "gfkd_step": (f"{SRC}/distillation/graph_free",),
     "heat_maps": (f"{SRC}/diagnosis/attribution",),
     "attribution": (f"{SRC}/diagnosis/attribution",),
     "data_free_step": (

@@ -258,6 +258,27 @@ JOBS = (
         _ms("replay", "er_ms"),
         _ms("replay", "bare_64_ms"),
     ),
+    Job(
+        "gather 131 molecules as one batch",
+        "PyTorch Geometric",
+        "graphs",
+        _ms("collating", "upcycle"),
+        _ms("collating", "torch_geometric"),
+    ),
+    Job(
+        "a training step of GAT on Cora",
+        "the same layers on a dense table",
+        "graphs",
+        _ms("gat_step", "upcycle, sparse"),
+        _ms("gat_step", "torch_geometric, dense"),
+    ),
+    Job(
+        "an iteration of GFKD",
+        "the same over lists of edges",
+        "gfkd_step",
+        _ms("milliseconds", "dense blocks"),
+        _ms("milliseconds", "lists of edges"),
+    ),
 )
 
 

@@ -68,6 +68,8 @@ BENCHMARKS = (
     "ssf",
     "dine_cache",
     "continual",
+    "graphs",
+    "gfkd_step",
     "shortcut",
 )  # those with a block of their own
 PAGES = {"attribution": "[`attribution`](look-inside.md)"}  # claims of what is no method
