@@ -34,6 +34,17 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("upcycle", deadline=None)
 hypothesis.settings.load_profile("upcycle")
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the rows of the gauntlet whose package is not installed."""
+    from tests.settings import ROWS
+
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    for row in (ROWS.get(value) for value in params.values() if isinstance(value, str)):
+        if row is not None and row.extra:
+            pytest.importorskip(row.extra, reason=f"{row.extra} is not installed (extra graphs)")
+
+
 DATA = Path(os.environ["UPCYCLE_DATA"]) if os.environ.get("UPCYCLE_DATA") else None
 
 

@@ -216,6 +216,7 @@ class Row:
     """A method's options for the gauntlet, its networks, and the command line that runs it.
 
     ``spoil`` makes training samples of its data NaN, in place; ``other`` gives a split with another first sample.
+    Without the package ``extra`` its tests are skipped.
     """
 
     method: type[Method]
@@ -228,6 +229,7 @@ class Row:
     data: Callable[[int], Any] = tiny_data
     spoil: Callable[[Any], None] = spoil_images
     other: Callable[[Any], Any] = other_images
+    extra: str = ""
 
     def make(self, seed: int = 0) -> Method:
         if self.networks is not None:
@@ -238,6 +240,7 @@ class Row:
         return self.method(**roles, **self.options)
 
 
+PYG = "torch_geometric"
 _RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
 _TUNE = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=0.01)
 _LEARN = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
@@ -322,7 +325,13 @@ ROWS = {
         (*_GENERATE_WORDS, "--g_steps=3"),
     ),
     "gfkd": Row(
-        GFKD, {"recipe": _RECIPE, **_FREE}, ("--iterations=3",), networks=layer_networks, data=tiny_graphs, **_GRAPHS
+        GFKD,
+        {"recipe": _RECIPE, **_FREE},
+        ("--iterations=3",),
+        networks=layer_networks,
+        data=tiny_graphs,
+        extra=PYG,
+        **_GRAPHS,
     ),
     "gfkd-edges": Row(
         GFKD,
@@ -330,6 +339,7 @@ ROWS = {
         ("--iterations=3", "--symmetric"),
         networks=lambda: networks("graph"),
         data=tiny_graphs,
+        extra=PYG,
         **_GRAPHS,
     ),
     "gfkd-degrees": Row(
@@ -338,6 +348,7 @@ ROWS = {
         ("--iterations=3", "--features=degree"),
         networks=layer_networks,
         data=tiny_graphs,
+        extra=PYG,
         **_GRAPHS,
     ),
     "reliant": Row(
@@ -346,6 +357,7 @@ ROWS = {
         ("--sensitive=group",),
         networks=group_networks,
         data=tiny_groups,
+        extra=PYG,
         **_GRAPHS,
     ),
     "reliant-eo": Row(
@@ -355,6 +367,7 @@ ROWS = {
         networks=group_networks,
         data=tiny_groups,
         draws=False,
+        extra=PYG,
         **_GRAPHS,
     ),
     "mda": Row(

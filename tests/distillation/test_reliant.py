@@ -26,6 +26,7 @@ from upcycle.distillation.reliant import PHI, bias, fairness, phi
 from upcycle.surgery.constants import Constants, beside
 from upcycle.surgery.widening import widened
 
+pytest.importorskip("torch_geometric", reason="torch_geometric is not installed (extra graphs)")
 REAL = Path(os.environ.get("UPCYCLE_DATA", "none")) / "graphs"
 WHOLE = Recipe(epochs=4, batch_size=0, optimizer="adam", lr=0.01, schedule="constant")
 
