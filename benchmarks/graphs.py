@@ -153,8 +153,14 @@ def main() -> None:
     }
     for gate, holds in figures["holds"].items():
         print("holds" if holds else "does not hold", gate, sep=": ")
-    path = record("graphs", figures, graphs=GRAPHS, rounds={"collating": COLLATIONS, "gat_step": STEPS},
-                  threads=torch.get_num_threads(), statistic="minimum, milliseconds")  # fmt: skip
+    path = record(
+        "graphs",
+        figures,
+        graphs=GRAPHS,
+        rounds={"collating": COLLATIONS, "gat_step": STEPS},
+        threads=torch.get_num_threads(),
+        statistic="minimum, milliseconds",
+    )
     print(f"\n{path.relative_to(path.parents[2])}")
 
 

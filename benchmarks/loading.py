@@ -56,12 +56,15 @@ def measured(repetitions: int) -> dict[str, list[float]]:
         for _ in peer:
             pass
 
-    return alternate({
-        "upcycle, crop and flip": lambda: ours(("crop", "flip")),
-        "upcycle, crop, flip and colour": lambda: ours(("crop", "flip", "color")),
-        "upcycle, as they are": lambda: ours(()),
-        f"torchvision, {WORKERS} workers, crop and flip": theirs,
-    }, repetitions)  # fmt: skip
+    return alternate(
+        {
+            "upcycle, crop and flip": lambda: ours(("crop", "flip")),
+            "upcycle, crop, flip and colour": lambda: ours(("crop", "flip", "color")),
+            "upcycle, as they are": lambda: ours(()),
+            f"torchvision, {WORKERS} workers, crop and flip": theirs,
+        },
+        repetitions,
+    )
 
 
 def main() -> None:

@@ -298,9 +298,17 @@ def tutorial() -> str:
     record = result("tutorial")
     if record is None:
         return MISSING
-    rows = [(line["name"], f"{100 * statistics.fmean(line['accuracy']):.1f} %" if line["accuracy"] else "",
-             si(line["parameters"]), si(line["macs"]), duration(line["latency"]),
-             duration(line["seconds"]) if "seconds" in line else "") for line in record["figures"]["rows"]]  # fmt: skip
+    rows = [
+        (
+            line["name"],
+            f"{100 * statistics.fmean(line['accuracy']):.1f} %" if line["accuracy"] else "",
+            si(line["parameters"]),
+            si(line["macs"]),
+            duration(line["latency"]),
+            duration(line["seconds"]) if "seconds" in line else "",
+        )
+        for line in record["figures"]["rows"]
+    ]
     headings = ("", "test accuracy", "parameters", "multiply-adds", "latency", "the command took")
     return f"{table(headings, rows)}\n{provenance(record, 'python -m benchmarks.tutorial')}"
 

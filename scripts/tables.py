@@ -103,8 +103,11 @@ def figures_table(figures: dict[str, Any]) -> str:
             rows = [(words(k), *(number(row[k]) for row in group.values())) for k in keys]
             parts.append(table(("", *map(words, group)), rows))
     if single:
-        parts.append(table(("", "figure"), [(words(k), interval(v) if k == "interval" else number(v))
-                                            for k, v in single.items()]))  # fmt: skip
+        parts.append(
+            table(
+                ("", "figure"), [(words(k), interval(v) if k == "interval" else number(v)) for k, v in single.items()]
+            )
+        )
     return "\n".join(parts)
 
 

@@ -26,8 +26,10 @@ AT_EDGE = {
 
 def with_grids() -> dict[str, ModuleType]:
     """The claims that say which values they tried."""
-    found = {file.name: importlib.import_module(f"upcycle.claims.{file.name}")
-             for file in pkgutil.iter_modules(claims.__path__)}  # fmt: skip
+    found = {
+        file.name: importlib.import_module(f"upcycle.claims.{file.name}")
+        for file in pkgutil.iter_modules(claims.__path__)
+    }
     return {name: module for name, module in found.items() if hasattr(module, "TRIED")}
 
 

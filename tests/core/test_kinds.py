@@ -143,8 +143,18 @@ def test_it_trains_is_saved_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "validation_mae" in {line[3] for line in run.journal.rows}
 
     rows = [row("net", "student", [after], product)]
-    write_result(tmp_path / "run", Plain, product, [], data, run, rows=rows, config={}, figure="mean error",
-                 facts={"sentence": "It errs little.", "seeds": [1], "seconds": 1.0})  # fmt: skip
+    write_result(
+        tmp_path / "run",
+        Plain,
+        product,
+        [],
+        data,
+        run,
+        rows=rows,
+        config={},
+        figure="mean error",
+        facts={"sentence": "It errs little.", "seeds": [1], "seconds": 1.0},
+    )
     run.close()
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"{after.score:.4g}" in page and "%" not in page.partition("Mean error")[2][:200]
@@ -190,8 +200,16 @@ def test_methods_of_other_tasks_refuse_it_before_any_work() -> None:
 
 def test_a_method_of_images_names_one_that_would_serve() -> None:
     class OfImages(Plain):
-        card = Card(name="pixels", title="", paper="", verb="distill", summary="", cost="", published="",
-                    needs=Needs(data="labelled", teacher="none"))  # fmt: skip
+        card = Card(
+            name="pixels",
+            title="",
+            paper="",
+            verb="distill",
+            summary="",
+            cost="",
+            published="",
+            needs=Needs(data="labelled", teacher="none"),
+        )
 
     data = prices()
     data.train.task = data.validation.task = data.test.task = CLASSIFICATION  # type: ignore[misc]

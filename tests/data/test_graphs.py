@@ -57,8 +57,11 @@ def nodes(n: int = 60, **other: Any) -> SimpleNamespace:
 
 def masks(n: int, train: int, validation: int) -> dict[str, Tensor]:
     place = torch.arange(n)
-    return {"train_mask": place < train, "val_mask": (place >= train) & (place < train + validation),
-            "test_mask": place >= train + validation}  # fmt: skip
+    return {
+        "train_mask": place < train,
+        "val_mask": (place >= train) & (place < train + validation),
+        "test_mask": place >= train + validation,
+    }
 
 
 # -- sets of graphs ---------------------------------------------------------------------------------------------------
@@ -118,8 +121,11 @@ def test_a_subset_and_a_digest_follow_the_samples() -> None:
 
 
 def test_a_set_is_described_in_a_line() -> None:
-    data = GraphSet.of(several(), name="rings", split={"train": torch.arange(30), "validation": torch.arange(30, 34),
-                                                       "test": torch.arange(34, 40)})  # fmt: skip
+    data = GraphSet.of(
+        several(),
+        name="rings",
+        split={"train": torch.arange(30), "validation": torch.arange(30, 34), "test": torch.arange(34, 40)},
+    )
     assert describe(data) == "rings: 30 train, 4 validation, 6 test graphs, 2 classes, 4 features a node"
     assert describe(GraphSet.of(nodes(**masks(60, 30, 10)), name="ring")) == (
         "ring: 30 train, 10 validation, 20 test nodes, 3 classes, 4 features a node, in a graph of 60 nodes and "
@@ -210,7 +216,7 @@ def edge(source: Any, target: Any) -> Tensor:
         (one(0, 5, y=None), "Graph 3 of rings has no label y"),
         (one(0, 5, edge_attr=torch.rand(10, 2)), "0 features an edge and graph 3 has 2"),
     ],
-)  # fmt: skip
+)
 def test_a_graph_that_is_wrong_is_named(wrong: SimpleNamespace, said: str) -> None:
     with pytest.raises(UserError, match=said):
         GraphSet.of([*several()[:3], wrong, *several()[3:]], name="rings", classes=("a", "b"))
@@ -408,8 +414,16 @@ def papers(folder: Path, **changed: Any) -> Path:
     labels = np.eye(2, dtype=np.int32)[np.arange(540) % 2]
     x = sp.csr_matrix(np.eye(4, dtype=np.float32)[np.arange(540) % 4])
     graph = defaultdict(list, {i: [(i + 1) % 540] for i in range(540)})
-    parts: dict[str, Any] = {"x": x[:10], "tx": x[530:], "allx": x[:530], "y": labels[:10], "ty": labels[530:],
-                             "ally": labels[:530], "graph": graph, **changed}  # fmt: skip
+    parts: dict[str, Any] = {
+        "x": x[:10],
+        "tx": x[530:],
+        "allx": x[:530],
+        "y": labels[:10],
+        "ty": labels[530:],
+        "ally": labels[:530],
+        "graph": graph,
+        **changed,
+    }
     for part, value in parts.items():
         (folder / f"ind.cora.{part}").write_bytes(
             value if isinstance(value, bytes) else pickle.dumps(value, protocol=4)

@@ -39,9 +39,13 @@ def test_it_is_distillation_without_the_teacher(labelled: int, views: int) -> No
     net = tiny_model("student", 3)
     before = tensor_digest(net.module.state_dict())
     same = KD(
-        teacher=tiny_model("teacher", 4), student=net, terms=Terms(w_kd=0.0, w_ce=1.0), cache="off", views=views,
+        teacher=tiny_model("teacher", 4),
+        student=net,
+        terms=Terms(w_kd=0.0, w_ce=1.0),
+        cache="off",
+        views=views,
         recipe=RECIPE,
-    )  # fmt: skip
+    )
     (weights, rows), (others, other_rows) = fit(plain(views=views), data), fit(same, data)
     assert tensor_digest(weights) == tensor_digest(others) != before
     assert rows == other_rows  # the same losses and accuracies

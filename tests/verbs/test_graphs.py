@@ -118,8 +118,14 @@ def test_a_network_and_graphs_of_ones_own_in_python(level: Any, tmp_path: Path) 
     said: list[str] = []
     teacher = networks(level)["teacher"]
     student = tiny_graph_model("student", 3, level).module.network  # as a person wrote it
-    result = distill(teacher=teacher, student=student, data=data, out=tmp_path / "run", say=said.append,
-                     recipe=Recipe(epochs=2, lr=0.05))  # fmt: skip
+    result = distill(
+        teacher=teacher,
+        student=student,
+        data=data,
+        out=tmp_path / "run",
+        say=said.append,
+        recipe=Recipe(epochs=2, lr=0.05),
+    )
     assert result.student.takes == data.takes
     noted = "All nodes are one batch" in "\n".join(said)
     assert noted is (level == "node")

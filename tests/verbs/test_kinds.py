@@ -55,8 +55,14 @@ def told(together: bool = False, **options: Any) -> tuple[Any, list[str]]:
         optimizer.zero_grad()
         CLASSIFICATION.loss(teacher.module(inputs.inputs), inputs.labels).backward()
         optimizer.step()
-    found = distill(student=network(2), teacher=dataclasses.replace(teacher, name="big"), data=data, say=said.append,
-                    recipe=Recipe(epochs=12, lr=0.1), **options)  # fmt: skip
+    found = distill(
+        student=network(2),
+        teacher=dataclasses.replace(teacher, name="big"),
+        data=data,
+        say=said.append,
+        recipe=Recipe(epochs=12, lr=0.1),
+        **options,
+    )
     return found, said
 
 
@@ -85,11 +91,22 @@ def test_what_lies_together_is_one_batch_unless_a_size_is_named(tmp_path: Path) 
 
 def test_scores_are_distilled_by_no_method_and_trained_by_labels(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="kd cannot run here: it is for classification"):
-        distill(student=network(1), teacher=resolve(network(1, 32), takes=Table(3), task=Scores()), data=prices(),
-                out=tmp_path / "run", say=lambda text: None)  # fmt: skip
+        distill(
+            student=network(1),
+            teacher=resolve(network(1, 32), takes=Table(3), task=Scores()),
+            data=prices(),
+            out=tmp_path / "run",
+            say=lambda text: None,
+        )
     said: list[str] = []
-    found = distill(student=network(1), method=Plain, data=prices(), out=tmp_path / "alone", say=said.append,
-                    recipe=Recipe(epochs=8, batch_size=8, lr=0.02, weight_decay=0.0))  # fmt: skip
+    found = distill(
+        student=network(1),
+        method=Plain,
+        data=prices(),
+        out=tmp_path / "alone",
+        say=said.append,
+        recipe=Recipe(epochs=8, batch_size=8, lr=0.02, weight_decay=0.0),
+    )
     assert "the mean error is" in found.sentence and "%" not in found.sentence
     assert any("seed 0: test mean error" in line for line in said)
 

@@ -37,15 +37,22 @@ def arms(seed: int, split: int, quick: bool) -> dict[str, float]:
     def student(**options: float) -> float:
         made: dict[str, Any] = {"iterations": 5 if quick else 1000, "decay_every": 400, **options}
         method = GFKD(
-            teacher=teacher, student=fresh_for("zoo:gcn_3_32", data, seed), graphs=GRAPHS, batch=GRAPHS, sizes=SIZES,
-            recipe=learning, **made,
-        )  # fmt: skip
+            teacher=teacher,
+            student=fresh_for("zoo:gcn_3_32", data, seed),
+            graphs=GRAPHS,
+            batch=GRAPHS,
+            sizes=SIZES,
+            recipe=learning,
+            **made,
+        )
         return accuracy(train(method, none, seed), data)  # type: ignore[arg-type]
 
     kd = KD(
-        teacher=teacher, student=fresh_for("zoo:gcn_3_32", data, seed), recipe=learning,
+        teacher=teacher,
+        student=fresh_for("zoo:gcn_3_32", data, seed),
+        recipe=learning,
         terms=Terms(temperature=2.0, w_kd=1.0, w_ce=0.0),
-    )  # fmt: skip
+    )
     return {
         "teacher (%)": accuracy(teacher.module, data),
         "GFKD (%)": student(),
@@ -84,7 +91,10 @@ CLAIM = Claim(
         says="graphs made out of the teacher over random ones, same student and updates",
     ),
     checks=(
-        Check(text="GFKD beats the student of random graphs by 10 points",
-              value=gain("GFKD (%)", "random graphs (%)"), bound=10.0),
+        Check(
+            text="GFKD beats the student of random graphs by 10 points",
+            value=gain("GFKD (%)", "random graphs (%)"),
+            bound=10.0,
+        ),
     ),
-)  # fmt: skip
+)

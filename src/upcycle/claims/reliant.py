@@ -32,9 +32,13 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     networks = {"teacher": teacher.module}
     for name, options in ARMS.items():
         method = RELIANT(
-            teacher=teacher, student=fresh_for("zoo:gcn_2_16", data, seed), sensitive="Age", balanced=True,
-            recipe=recipe, **options,
-        )  # fmt: skip
+            teacher=teacher,
+            student=fresh_for("zoo:gcn_2_16", data, seed),
+            sensitive="Age",
+            balanced=True,
+            recipe=recipe,
+            **options,
+        )
         networks[name] = train(method, data, seed)  # type: ignore[arg-type]
     figures: dict[str, float] = {}
     s, y = data.columns["Age"].long()[data.test.ids], data.test.labels
@@ -75,7 +79,10 @@ CLAIM = Claim(
     ),
     checks=(
         Check(text="its mean Δ_SP is at most half of plain distillation's", value=halved, bound=0.0),
-        Check(text="it loses at most 1 point of accuracy",
-              value=gain("RELIANT, accuracy (%)", "KD, accuracy (%)"), bound=-1.0),
+        Check(
+            text="it loses at most 1 point of accuracy",
+            value=gain("RELIANT, accuracy (%)", "KD, accuracy (%)"),
+            bound=-1.0,
+        ),
     ),
-)  # fmt: skip
+)

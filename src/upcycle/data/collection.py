@@ -190,8 +190,14 @@ class Collection:
 
         train, validation, test = map(of, self.splits().values())
         note = f"Only the classes {listed(list(classes), 'classes')} of {self.name}."
-        return replace(self, classes=tuple(classes), train=train, validation=validation, test=test,
-                       notes=self.notes if set(classes) == set(self.classes) else [*self.notes, note])  # fmt: skip
+        return replace(
+            self,
+            classes=tuple(classes),
+            train=train,
+            validation=validation,
+            test=test,
+            notes=self.notes if set(classes) == set(self.classes) else [*self.notes, note],
+        )
 
     def few(self, per_class: int, seed: int) -> Self:
         """Only ``per_class`` training samples of each class, drawn with ``seed``.
