@@ -1,4 +1,4 @@
-"""What the learning rates and weights in the claims were chosen by: a value of an arm, judged by validation images.
+"""Grids that learning rates and weights in the claims were chosen from: a value of an arm, judged by validation images.
 
 Run from the repository's root, for example `python -m benchmarks.claim_grids ssf LoRA 0.003 0.01 0.03`. It prints the
 accuracies in per cent, of a seed that no claim has and without a look at test images. The claims keep them as `TRIED`.

@@ -1,4 +1,4 @@
-"""What save points cost a run whose state is large: their share of its time, and what they hold beside `torch.save`.
+"""Costs of save points in a run whose state is large: their share of its time, and what they hold beside `torch.save`.
 
 Run from the repository's root: `python -m benchmarks.save_points` (about three minutes on an idle machine). A fully
 connected network of 25 million weights and its momentum, 200 MB in all, takes small steps for as long as a few save

@@ -287,14 +287,14 @@ def plots() -> dict[Path, str]:
 
 
 def verdict_line(name: str) -> str:
-    """What was measured of a method, in a line for a page whose example is too small to show it."""
+    """Give what was measured of a method, in a line for a page whose example is too small to show it."""
     found = verdicts().get(name)
     told = f"{short(found)}, {found['says']}" if found else "not measured yet in its present setting"
     return f"The record of [`{name}`](methods/{name}.md) says: {told}.\n"
 
 
 def tutorial() -> str:
-    """What the tutorial's commands printed when they were measured."""
+    """Give what the tutorial's commands printed when they were measured."""
     record = result("tutorial")
     if record is None:
         return MISSING

@@ -233,7 +233,7 @@ _BASE: dict[str, Any] = {"seeds": 1, "shots": 0, "devices": 1, "save_every": 15.
 
 
 def valid_configurations() -> list[dict[str, Any]]:
-    """What is mutated: the recipes of images, with some ordinary options written out.
+    """Configurations that are mutated: the recipes of images, with some ordinary options written out.
 
     Those of graphs are refused where their files are not at hand, before anything else is looked at.
     """

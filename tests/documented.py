@@ -29,7 +29,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Bar:
-    """What an example has to show.
+    """A bar that an example has to reach.
 
     Args:
         least: accuracy of what it makes or measures, from 0 to 1.

@@ -206,7 +206,7 @@ def test_the_example_method_leaves_the_teacher_alone(plugins: None) -> None:
 
 
 def entries() -> list[str]:
-    """What the page of Python shows."""
+    """Entries of the page of Python."""
     return re.findall(r"^::: (.+)$", (ROOT / "docs" / "python-api.md").read_text(), re.MULTILINE)
 
 

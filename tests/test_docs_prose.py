@@ -1,4 +1,4 @@
-"""What the pages say in words is what the records hold: the verdict, and every figure; every record is shown."""
+"""Words of the pages against the records: the verdict, and every figure; every record is shown."""
 
 from __future__ import annotations
 

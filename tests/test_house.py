@@ -87,7 +87,7 @@ def test_a_verb_knows_no_method() -> None:
 def test_formatter_off_is_no_habit() -> None:
     """The number only falls."""
     count = sum(len(re.findall(r"# fmt: skip", file.read_text())) for file in SRC.rglob("*.py"))
-    assert count <= 179
+    assert count <= 152
 
 
 # -- help -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What claims choose before their seeds, and that their miniatures run."""
+"""Choices that claims make before their seeds, and their miniatures, which run."""
 
 import dataclasses
 import importlib

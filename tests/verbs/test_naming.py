@@ -263,7 +263,7 @@ def test_parts_of_ones_own_are_named_in_their_order(here: Path) -> None:
 
 
 def test_a_mapping_changes_a_group_of_options_as_the_command_line_does() -> None:
-    """What it does not name keeps the method's default, which is not that of the group."""
+    """An option that it does not name keeps the method's default, which is not that of the group."""
     method = find_method("ssf", "adapt")
     _, own = split_options(method, Setting, {"recipe": {"epochs": 3}})
     usual = default_of(method, "recipe")

@@ -1,4 +1,4 @@
-"""What claims about graphs share: networks of the zoo for a set of graphs, and their training."""
+"""Shared parts of claims about graphs: networks of the zoo for a set of graphs, and their training."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class Inputs(Protocol):
-    """What goes into a network, as far as anything but the network looks at it. A tensor is such."""
+    """Inputs of a network, as far as anything but the network looks at them. A tensor is such."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,7 +81,7 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Any:
-        """What the task asks for, of every sample: of classes int64 (n,), -1 unknown."""
+        """Targets of every sample, as the task has them: of classes int64 (n,), -1 unknown."""
         ...
 
     @property
@@ -96,7 +96,7 @@ class Split(Protocol):
 
     @property
     def task(self) -> Task:
-        """What its labels are, and how answers are judged by them."""
+        """The task that its labels are of, by which answers are judged."""
         ...
 
     def __len__(self) -> int:

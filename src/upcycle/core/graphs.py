@@ -1,4 +1,4 @@
-"""What networks take of graphs, and how any network over graphs is called."""
+"""Descriptions of the graphs that a network takes, and a wrapper that calls any network over graphs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Level = Literal["graph", "node"]
 
 @dataclass(frozen=True)
 class GraphTakes:
-    """What a network takes of graphs.
+    """A description of the graphs that a network takes.
 
     Args:
         features: of a node.
@@ -42,7 +42,7 @@ class GraphTakes:
 
     @property
     def noun(self) -> str:
-        """What its samples are called: graphs, or the nodes of one."""
+        """The name of its samples: graphs, or the nodes of one."""
         return "nodes" if self.level == "node" else "graphs"
 
     def check(self) -> None:

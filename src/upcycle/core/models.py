@@ -53,7 +53,7 @@ class Model:
 
     @property
     def takes(self) -> Takes:
-        """What the network takes."""
+        """A description of what the network takes."""
         return self.inputs or Pictures(self.input_shape, self.mean, self.std)
 
     @property

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -104,8 +102,6 @@ def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
         UserError: the directory holds something else, or cannot be written.
     """
     directory = Path(directory)
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not _is_saved(directory)):
-        raise UserError(f"{directory} exists and is no saved model; choose another place.")
     state = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in own(model.module).state_dict().items()
@@ -123,10 +119,7 @@ def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
         "weights": store.tensor_digest(state),
         **({"reading": read} if (read := model.reading.record()) else {}),
     }
-    fresh = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+    with store.new_directory(directory, "saved model", _is_saved) as fresh:
         record = store.save_tensors(fresh / WEIGHTS, state)
         store.write_json(fresh / ARCHITECTURE, architecture)
         if model.lineage is not None:
@@ -134,11 +127,6 @@ def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
         if readme is not None:
             store.write_atomic(fresh / CARD, readme.encode())
         store.write_manifest(fresh, {WEIGHTS: record})
-        store.replace_directory(directory, fresh)
-    except OSError as error:
-        raise UserError(f"Cannot write the model to {directory}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[str, ...] = ()) -> Model:

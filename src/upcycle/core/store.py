@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -83,7 +83,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(tmp|old)")
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a name is one that :func:`write_atomic` or :func:`replace_directory` gives to what is not whole yet."""
+    """Whether a name is one that :func:`write_atomic` or :func:`new_directory` gives to what is not whole yet."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
@@ -302,7 +302,33 @@ def unsealed(path: Path, shape: type[Shape]) -> Shape:
     return checked(body, shape, path)
 
 
-def replace_directory(directory: Path, fresh: Path) -> None:
+@contextlib.contextmanager
+def new_directory(directory: Path, what: str, known: Callable[[Path], bool]) -> Iterator[Path]:
+    """Give an empty directory to fill, which takes the place of ``directory`` when the block ends, whole or not at all.
+
+    Args:
+        directory: where it shall be; one of the same kind that is there already is replaced.
+        what: what is written, in words.
+        known: whether a directory holds such a thing.
+
+    Raises:
+        UserError: ``directory`` holds something else, or cannot be written.
+    """
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not known(directory)):
+        raise UserError(f"{directory} exists and is no {what}; choose another place.")
+    fresh = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        _replace_directory(directory, fresh)
+    except OSError as error:
+        raise UserError(f"Cannot write the {what} to {directory}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace_directory(directory: Path, fresh: Path) -> None:
     """Put ``fresh`` in the place of ``directory``; the old one goes when the new one stands.
 
     What a person has put into the old one, which no manifest names, goes over into the new one.

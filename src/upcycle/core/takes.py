@@ -1,4 +1,4 @@
-"""What networks take: descriptions of their inputs, which are stored with a network and compared with data."""
+"""Descriptions of the inputs of networks, which are stored with a network and compared with data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from upcycle.core.errors import require, unknown
 
 
 class Takes(Protocol):
-    """What a network takes. Written to ``architecture.json``, asked for examples, compared with data.
+    """A description of what a network takes. Written to ``architecture.json``, asked for examples, compared with data.
 
     A frozen dataclass, so that two that say the same are equal.
 
@@ -26,7 +26,7 @@ class Takes(Protocol):
 
     @property
     def noun(self) -> str:
-        """What the samples are called, in the plural: images, graphs, nodes."""
+        """The name of the samples, in the plural: images, graphs, nodes."""
         ...
 
     def example(self, n: int) -> Any:

@@ -16,7 +16,7 @@ BINS = 15
 
 
 class Measured(Protocol):
-    """What a judge measured on a split."""
+    """Figures that a judge measured on a split."""
 
     @property
     def score(self) -> float:
@@ -25,7 +25,7 @@ class Measured(Protocol):
 
     @property
     def figures(self) -> dict[str, float]:
-        """What a run logs of it, by name."""
+        """The figures that a run logs, by name."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class Judge(Protocol):
         ...
 
     def result(self) -> Measured:
-        """What was measured.
+        """Give what was measured.
 
         Raises:
             UserError: answers that are not finite or do not fit the targets, or no sample whose target is known.
@@ -51,7 +51,7 @@ class Judge(Protocol):
 
 
 class Task(Protocol):
-    """What a network answers and how it is judged; a frozen dataclass, whose fields are what :meth:`plain` gives.
+    """A network's kind of answers and their judge; a frozen dataclass, whose fields are what :meth:`plain` gives.
 
     Attributes:
         name: its key in :data:`TASKS`.
@@ -90,7 +90,7 @@ class Task(Protocol):
         ...
 
     def loss(self, answers: Any, targets: Any) -> Tensor:
-        """What plain training descends: a scalar, divided by the number of samples of the batch, known or not."""
+        """Give what plain training descends: a scalar, divided by the number of samples of the batch, known or not."""
         ...
 
     def known(self, targets: Any) -> Tensor:
@@ -104,7 +104,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a classifier was measured by, as plain data. Only samples whose label is known count.
+    """Figures of a classifier, as plain data. Only samples whose label is known count.
 
     Args:
         accuracy: share of samples whose highest logit is at their label, in [0, 1].
@@ -133,7 +133,7 @@ class Evaluation:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What a run logs: accuracy and loss."""
+        """The figures that a run logs: accuracy and loss."""
         return {"accuracy": self.accuracy, "loss": self.loss}
 
 

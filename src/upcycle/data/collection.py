@@ -46,7 +46,7 @@ class Samples:
 
     @property
     def task(self) -> Task:
-        """What the labels are."""
+        """The task that the labels are of."""
         return CLASSIFICATION
 
     @property
@@ -104,12 +104,12 @@ class Collection:
 
     @property
     def takes(self) -> Takes:
-        """What a network takes that takes these data."""
+        """A description of what a network for these data takes."""
         raise NotImplementedError
 
     @property
     def form(self) -> str:
-        """What a sample is like, for a line about the set: ``3 x 32 x 32``."""
+        """The form of a sample, for a line about the set: ``3 x 32 x 32``."""
         return str(self.takes)
 
     @property
@@ -135,12 +135,12 @@ class Collection:
 
     @property
     def task(self) -> Task:
-        """What the labels are."""
+        """The task that the labels are of."""
         return self.train.task
 
     @property
     def noun(self) -> str:
-        """What its samples are called, in the plural: images, graphs, nodes."""
+        """The name of its samples, in the plural: images, graphs, nodes."""
         return self.takes.noun
 
     @property

@@ -1,4 +1,4 @@
-"""What makes a set of graphs of parts, and refuses by its name what is wrong with them."""
+"""Sets of graphs made of parts, each of which is refused by its name where it is wrong."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ MOST = 2**26
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Found:
-    """What files hold.
+    """Contents of files with graphs.
 
     Args:
         parts: the graphs.

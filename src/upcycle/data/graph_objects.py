@@ -122,7 +122,7 @@ def nodes_of(graph: Any) -> int:
 
 
 def _column(graphs: list[Any], key: str, each: str, name: str) -> Tensor | None:
-    """What graphs have of one kind, (number, width), or ``None`` where none has it."""
+    """Give what graphs have of one kind, (number, width), or ``None`` where none has it."""
     found = [getattr(g, key, None) for g in graphs]
     if all(t is None for t in found):
         return None

@@ -6,8 +6,6 @@ the names, ``lineage.json``, and ``manifest.json`` with the digest of each.
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -16,7 +14,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from upcycle.core import lineage, store
-from upcycle.core.errors import UserError, require
+from upcycle.core.errors import require
 from upcycle.core.graphs import Graphs, GraphTakes
 from upcycle.core.read import checked, parsed
 from upcycle.core.seeds import uniform
@@ -68,23 +66,12 @@ def save_graph_pool(
     Raises:
         UserError: the directory holds something else, or it cannot be written.
     """
-    directory = Path(directory)
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not (directory / TENSORS).is_file()):
-        raise UserError(f"{directory} exists and is no pool of graphs; choose another place.")
-    fresh = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     names: dict[str, Any] = {"name": name, "classes": list(classes), "graphs": graphs.n, "note": note}
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+    with store.new_directory(Path(directory), "pool of graphs", is_graph_pool) as fresh:
         record = store.save_tensors(fresh / TENSORS, tensors_of(graphs, labels))
         store.write_json(fresh / NAMES, names)
         store.write_json(fresh / LINEAGE, lineage)
         store.write_manifest(fresh, {TENSORS: record})
-        store.replace_directory(directory, fresh)
-    except OSError as error:
-        raise UserError(f"Cannot write the pool of graphs to {directory}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def is_graph_pool(directory: str | Path) -> bool:

@@ -183,16 +183,7 @@ class GraphSet(Collection):
 
         sizes = graphs.starts[0].diff()
         takes = GraphTakes(_width(graphs.x), _width(graphs.edge_attr), (int(sizes.min()), int(sizes.max())), "graph")
-        return cls(
-            name=name,
-            classes=classes,
-            train=of(orders["train"]),
-            validation=of(orders["validation"]),
-            test=of(orders["test"]),
-            described=takes,
-            licence=licence,
-            notes=[*notes, *said],
-        )
+        return cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
 
     @classmethod
     def of_nodes(
@@ -228,16 +219,30 @@ class GraphSet(Collection):
             return NodeSplit(graph=graph, labels=labels[order], ids=order, placed=placed)
 
         takes = GraphTakes(_width(graph.x), _width(graph.edge_attr), (len(labels), len(labels)), "node")
+        made = cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
+        return replace(made, columns=columns or {})
+
+    @classmethod
+    def _divided(
+        cls,
+        name: str,
+        of: Callable[[Tensor], GraphSplit | NodeSplit],
+        orders: dict[str, Tensor],
+        takes: GraphTakes,
+        classes: tuple[str, ...],
+        licence: str,
+        notes: list[str],
+    ) -> GraphSet:
+        train, validation, test = (of(orders[part]) for part in ("train", "validation", "test"))
         return cls(
             name=name,
             classes=classes,
-            train=of(orders["train"]),
-            validation=of(orders["validation"]),
-            test=of(orders["test"]),
+            train=train,
+            validation=validation,
+            test=test,
             described=takes,
             licence=licence,
-            notes=[*notes, *said],
-            columns=columns or {},
+            notes=notes,
         )
 
     @classmethod

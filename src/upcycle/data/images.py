@@ -165,7 +165,7 @@ class Images(Collection):
 
     @property
     def remarks(self) -> list[str]:
-        """What was done to images of other proportions."""
+        """Sentences on what was done to images of other proportions."""
         return [f"{reshaped_words(self.reshaped, self.reading)} (--resize)."] if self.reshaped else []
 
     @property

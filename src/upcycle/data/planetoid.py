@@ -98,7 +98,7 @@ def read_citations(folder: Path, name: str) -> Citations:
 
 
 def unpickled(file: Path) -> Any:
-    """What a pickle of arrays, tables and lists of numbers holds.
+    """Read a pickle of arrays, tables and lists of numbers.
 
     Args:
         file: written by Python 2 or 3.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,21 +136,11 @@ def save_pool(
     """
     directory = Path(directory)
     require(len(pool) > 0, f"The pool holds no image, so {directory} is not written.")
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not (directory / TABLE).is_file()):
-        raise UserError(f"{directory} exists and is no image pool; choose another place.")
-    fresh = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+    with store.new_directory(directory, "image pool", lambda there: (there / TABLE).is_file()) as fresh:
         store.write_atomic(fresh / TABLE, _table(pool, classes))
         store.write_json(fresh / LINEAGE, lineage)
         store.write_atomic(fresh / CARD, _card(pool, classes, name, lineage, note).encode())
         store.write_manifest(fresh)
-        store.replace_directory(directory, fresh)
-    except OSError as error:
-        raise UserError(f"Cannot write the image pool to {directory}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _table(pool: Pool, classes: Sequence[str]) -> bytes:

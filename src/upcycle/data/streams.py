@@ -79,7 +79,7 @@ class Stream:
 
     @property
     def takes(self) -> Pictures:
-        """What a network takes that takes these images."""
+        """A description of what a network for these images takes."""
         return self.base.takes
 
     @property

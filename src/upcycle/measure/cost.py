@@ -137,7 +137,7 @@ def _forward(module: nn.Module, sample: Any) -> Any:
 
 
 def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
-    """What a tensor lies in: three others where it is sparse in CSR layout."""
+    """Give the tensors that one lies in: three others where it is sparse in CSR layout."""
     if tensor.layout == torch.sparse_csr:
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
     return (tensor,)

@@ -109,7 +109,7 @@ def write_export(model: Model, path: Path, format: str, *, overwrite: bool = Fal
 
 
 def _described(model: Model) -> dict[str, Any]:
-    """What the network takes and answers, as JSON data."""
+    """Describe what the network takes and answers, as JSON data."""
     if model.ordinary:
         return {"input_shape": list(model.input_shape), "mean": list(model.mean), "std": list(model.std)}
     return {"takes": described(model.takes), "task": {"name": model.task.name, **model.task.plain()}}

@@ -39,7 +39,7 @@ class OfTensors(nn.Module):
 
 
 def names(takes: GraphTakes) -> tuple[str, ...]:
-    """What the program is called with, in order."""
+    """Give the tensors that the program is called with, in order."""
     of_graphs = ("batch", "first") if takes.level == "graph" else ()
     return ("x", "edge_index", *of_graphs, *(("edge_attr",) if takes.edges else ()))
 

@@ -49,7 +49,7 @@ NAMED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosed:
-    """What :func:`diagnose` leaves: the directory with its report, the accuracy on test images, and what it saw.
+    """Results of :func:`diagnose`: the directory with its report, the accuracy on test images, and what it saw.
 
     Of a network over graphs nothing is looked at inside.
     """

@@ -279,7 +279,7 @@ def _student(session: Session, teacher: Model | None, data: Collection, seed: in
 
 
 def _asked(data: Collection) -> dict[str, Any]:
-    """What a student shall take and answer."""
+    """Say what a student shall take and answer."""
     return {"input_shape": data.shape} if isinstance(data, Images) else {"takes": data.takes, "task": data.task}
 
 

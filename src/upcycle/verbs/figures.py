@@ -75,7 +75,7 @@ def row(name: str, role: str, arms: Sequence[Measured], model: Model, like: Any 
 
 
 def like_of(model: Model, data: Any) -> Any:
-    """What costs are measured on: the shape of an image, or the first test sample; all that are answered together."""
+    """Give what costs are measured on: an image's shape, or the first test sample; all that are answered together."""
     if model.input_shape:
         return model.input_shape
     split = data.test if len(data.test) else data.train

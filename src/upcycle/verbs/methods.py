@@ -112,7 +112,7 @@ def methods_list(methods: Iterable[type[Method]] | None = None) -> str:
 
 
 def _beyond_images(method: type[Method]) -> str:
-    """What a method works on, where that is not images alone."""
+    """Say what a method works on, where that is not images alone."""
     inputs = method.card.needs.inputs
     if inputs == ("images",):
         return ""

@@ -75,7 +75,7 @@ def build(
 
 
 def graphs_for(reference: str, pretrained: bool, takes: Takes | None) -> GraphTakes:
-    """What a fresh graph network shall take.
+    """Give what a fresh graph network shall take.
 
     Args:
         reference: its own, for errors.

@@ -1,4 +1,4 @@
-"""What a teacher says of graphs that are being made: its logits, and how far the statistics of its layers are."""
+"""Answers of a teacher to graphs that are being made: its logits, and how far the statistics of its layers are."""
 
 from __future__ import annotations
 

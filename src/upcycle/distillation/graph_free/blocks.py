@@ -50,7 +50,7 @@ class Places:
         return Graphs(x=x, edge_index=edge_index, batch=self.batch.to(x.device), n=len(self.sizes))
 
     def pattern(self, d: int) -> dict[str, Any]:
-        """What the features and edges of such graphs are like; see :mod:`upcycle.core.patterns`."""
+        """The pattern of features and edges of such graphs; see :mod:`upcycle.core.patterns`."""
         return {"x": Values((len(self.rows), d)), "edge_index": Values((2, None), 0, len(self.rows) - 1, whole=True)}
 
     def edges(self, A: Float[Tensor, "b n n"]) -> Int[Tensor, "2 e"]:
