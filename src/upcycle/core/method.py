@@ -270,10 +270,14 @@ class Method:
         return f"{type(self).__name__}({options})"
 
 
+def built_in() -> tuple[type[Method], ...]:
+    """Every method of the package, in the order of the docs."""
+    return tuple(method for room in ROOMS for method in importlib.import_module(f"upcycle.{room}").METHODS)
+
+
 def serving(verb: str, inputs: str, task: str, data: Data | None = None) -> list[str]:
     """The names of a verb's methods that work on inputs of a kind, for a task; first those that need as much data."""
-    methods = [m for room in ROOMS for m in importlib.import_module(f"upcycle.{room}").METHODS]
-    able = [m.card for m in methods if m.card.verb == verb and m.card.needs.admits(inputs, task)]
+    able = [m.card for m in built_in() if m.card.verb == verb and m.card.needs.admits(inputs, task)]
     return [card.name for card in sorted(able, key=lambda card: card.needs.data != data)]
 
 

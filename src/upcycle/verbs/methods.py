@@ -10,11 +10,10 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from upcycle import adaptation, assembly, continual, diagnosis, distillation
 from upcycle.claims.found import found
 from upcycle.core import building
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.core.method import ANY, Method
+from upcycle.core.method import ANY, Method, built_in
 from upcycle.verbs import BASELINE
 from upcycle.verbs.method_page import page
 
@@ -23,8 +22,7 @@ _plugins: dict[type[Method], str] = {}  # with the file that each comes from
 
 def all_methods() -> tuple[type[Method], ...]:
     """Every method, in the order of the docs; those of plugins last."""
-    packages = (distillation, assembly, diagnosis, adaptation, continual)
-    return (*(method for package in packages for method in package.METHODS), *_plugins)
+    return (*built_in(), *_plugins)
 
 
 def find_method(name: str, verb: str) -> type[Method]:
