@@ -36,6 +36,9 @@ INGREDIENTS = {
 }
 """What a method may say that it admits, each with what that asks of it."""
 
+PARTS = {"dropping": "keep", "selection": "select"}
+"""The field of the recipe that asks for a part of esam; 1 does without that."""
+
 EVERY = frozenset(INGREDIENTS)
 """For a method whose loss is a mean over samples of something that compares answers and labels, and nothing else."""
 
@@ -72,8 +75,11 @@ def asked(recipe: Recipe) -> dict[str, str]:
     if recipe.sharpness != "none":
         found["sharpness"] = f"--recipe.sharpness {recipe.sharpness}"
     if recipe.sharpness == "esam":
-        found |= {"dropping": f"--recipe.keep {recipe.keep}"} if recipe.keep < 1 else {}
-        found |= {"selection": f"--recipe.select {recipe.select}"} if recipe.select < 1 else {}
+        found |= {
+            what: f"--recipe.{field} {getattr(recipe, field)}"
+            for what, field in PARTS.items()
+            if getattr(recipe, field) < 1
+        }
     if recipe.mix != "none":
         found["mix"] = f"--recipe.mix {recipe.mix}"
     if recipe.sampler != "instance":
@@ -100,11 +106,12 @@ def _who(method: Method, ingredient: str) -> str:
     """The methods that do admit an ingredient, those of the same verb where there are any."""
     from upcycle.core.method import built_in
 
-    if ingredient in ("dropping", "selection") and "sharpness" in method.admits:
-        return "set it to 1" + (", or take sam" if ingredient == "selection" else "")
     able = [m.card for m in built_in() if ingredient in m.admits]
     near = [card for card in able if card.verb == method.card.verb] or able
-    return f"{', '.join(card.name for card in near)} do" if near else "no method does"
+    names = f"{', '.join(card.name for card in near)} do" if near else "no method does"
+    if ingredient in PARTS and "sharpness" in method.admits:
+        return f"{names}, and {method.card.name} takes --recipe.{PARTS[ingredient]} 1"
+    return names
 
 
 def problems(method: Method, data: Any) -> list[str]:
