@@ -15,14 +15,28 @@ arXiv:1905.04899; Huang, Wang, Tao, "SnapMix", AAAI 2021, arXiv:2012.04846.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from upcycle.core.batches import Batch
+from upcycle.core.errors import UserError
+from upcycle.core.frozen import Normalisation, frozen
+from upcycle.core.models import Model
+from upcycle.core.outputs import tensors_of
 from upcycle.core.seeds import uniform
+from upcycle.core.undisturbed import undisturbed
+from upcycle.training.mix_pictures import Shown, picture
+from upcycle.training.percent_maps import PercentMaps, evidence, uncompiled
+
+if TYPE_CHECKING:
+    from upcycle.core.method import Method
+    from upcycle.core.recipe import Recipe
 
 
 class Box(NamedTuple):
@@ -214,3 +228,141 @@ def snapmix(
     rho_a = (1 - S[:, *A.part].sum((1, 2))).nan_to_num(1 - share).clamp(0, 1)
     rho_b = S_pool[:, *B.part].sum((1, 2)).nan_to_num(share).clamp(0, 1)[rows]
     return paste(x, pool, rows, A, B, y >= 0), targets(y, labels[rows], rho_a, rho_b, k)
+
+
+# -- in a run ---------------------------------------------------------------------------------------------------
+
+
+class Mixer:
+    """What mixes the batches of a stage, made once for it; kept by :class:`~upcycle.core.run.Run` while it lasts.
+
+    Every number is drawn from (seed, view, samples of the batch over all processes), so nothing has to be saved, and
+    several processes mix as one does: a partner that lies in another's share is read from memory, and where SnapMix
+    needs its map, that is made here once more.
+
+    Departures from the authors' code of SnapMix: maps are made in evaluation mode, two images of one class count once.
+
+    Args:
+        recipe: its ``mix``, ``mix_prob``, ``mix_beta`` and ``mix_map``.
+        network: the one being trained, on its device, in whatever mode; left as it is found, and so is randomness.
+        teacher: the model that :meth:`Run.frozen` made its last teacher of, untouched: on the CPU, neither folded nor
+            in bf16, with the ``mean`` and ``std`` of its own inputs; ``None`` where the method has none.
+        normalisation: mean and standard deviation that the batches are normalised with; ``None`` if they do not say.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        network: nn.Module,
+        teacher: Model | None,
+        normalisation: Normalisation | None,
+    ) -> None:
+        self.recipe, self.network, self.teacher, self.normalisation = recipe, network, teacher, normalisation
+        self.shown: Shown | None = None  # of the last batch that SnapMix mixed
+        self._maps: PercentMaps | None = None
+        self._k = 0
+
+    def __call__(
+        self,
+        batch: Batch,
+        samples: Int[Tensor, " n"],
+        labels: Int[Tensor, " n"],
+        mine: Int[Tensor, " b"],
+        read: Callable[[Tensor], Batch],
+        key: tuple[int, int],
+    ) -> Batch:
+        """Mix a process' share of a batch; its labels become targets, float (b, k).
+
+        Called once a batch, before it is met. Draws from nothing but ``key`` and the samples.
+
+        Args:
+            batch: this process' share, as :meth:`Run.batches` has read it.
+            samples: of the *global* batch, positions in the split, on the CPU.
+            labels: of the global batch, on the CPU; -1 where there is none.
+            mine: where this process' share lies in ``samples``: ``samples[mine]`` is ``batch.index``.
+            read: fetches samples by their positions in the split as ``batch`` was read: on the device, with the
+                augmentation of this epoch, in the precision of the run.
+            key: seed and view, another one in every epoch.
+
+        Returns:
+            a batch of the same length and index; ``batch`` itself where it is not mixed.
+        """
+        recipe, x, y = self.recipe, batch.images, batch.labels
+        h, w = x.shape[2:]
+        drawn = draw(*key, int(samples[0]), recipe.mix_prob, recipe.mix_beta, h, w)
+        if not drawn.mixes:
+            return batch
+        self._k = self._k or outputs(self.network, x)
+        rows = partners(*key, samples, labels >= 0)[mine]
+        pool = batch
+        if len(mine) < len(samples):  # some lie with other processes
+            pool, rows = read(samples[rows]), torch.arange(len(mine))
+        rows = rows.to(x.device)
+        pairs = (x, y, pool.images, pool.labels, rows)
+        if recipe.mix == "mixup":
+            mixed, T = mixup(*pairs, drawn.lam, self._k)
+        elif recipe.mix == "cutmix":
+            mixed, T = cutmix(*pairs, drawn.target, self._k)
+        else:
+            maps = self._maps = self._maps or self._looking(x)
+            S = maps(x, y)
+            S_pool = S if pool is batch else maps(pool.images, pool.labels)
+            mixed, T = snapmix(*pairs, drawn.target, drawn.source, S, S_pool, self._k)
+            self.shown = Shown(x, S, pool.images, S_pool, rows, mixed, T, drawn.target, drawn.source)
+        return batch._replace(inputs=mixed, labels=T)
+
+    def picture(self, classes: tuple[str, ...]) -> dict[str, Any] | None:
+        """A picture of the last batch that SnapMix mixed, for a report; ``None`` where there is none."""
+        return None if self.shown is None else picture(self.shown, self.normalisation, classes)
+
+    def _looking(self, x: Tensor) -> PercentMaps:
+        """The maps of the network that ``mix_map`` says."""
+        shape = tuple(x.shape[1:])
+        mean, std = self.normalisation or ((0.0,) * len(x[0]), (1.0,) * len(x[0]))
+        own = Model(module=self.network, input_shape=shape, mean=mean, std=std, name=type(self.network).__name__)  # type: ignore[arg-type]
+        if self.recipe.mix_map == "self":
+            return PercentMaps(own)
+        # A copy of its own, in float32 and not traced, so that it has its layers by name and the same maps everywhere.
+        teacher = self.teacher
+        assert teacher is not None, "problems() refuses it"
+        copy = frozen(
+            teacher.module,
+            x,
+            input_grad=True,
+            keep_modules=True,
+            precision="64-true" if x.dtype == torch.float64 else "32-true",
+            renormalise=((mean, std), (teacher.mean, teacher.std)) if self.normalisation else None,
+        )
+        return PercentMaps(dataclasses.replace(own, module=copy, name=teacher.name))
+
+
+def outputs(network: nn.Module, x: Tensor) -> int:
+    """The number of classes k that a network answers with, asked by one image, without a trace on it."""
+    with undisturbed(network), uncompiled(network):
+        return int(tensors_of(network(x[:1]))[0].shape[1])
+
+
+def problems(method: Method, data: Any) -> list[str]:
+    """Why a method's networks and data cannot be mixed as its recipe asks, in words; empty if they can.
+
+    Called before any work, where the method admits mixing and the task is classification.
+    """
+    recipe: Recipe = method.recipe  # type: ignore[attr-defined]
+    if not (data.train.labels >= 0).any():
+        return [f"mix={recipe.mix} mixes labels, and there are none"]
+    if recipe.mix != "snapmix":
+        return []
+    if recipe.mix_map == "self":
+        # A network that is made on the way, as by DeRy, is looked at when it is there.
+        looked_at = [method.model(role, data) for role in method.roles if role in method.trains]
+    elif getattr(method, "teacher", None) is None:
+        return ["mix_map=teacher needs a teacher, and there is none; take mix_map=self"]
+    else:
+        looked_at = [method.model("teacher", data)]
+    found = []
+    for model in looked_at:
+        try:
+            evidence(model)
+        except UserError as error:
+            found.append(str(error).rstrip("."))
+    return found
