@@ -71,8 +71,12 @@ BENCHMARKS = (
     "graphs",
     "gfkd_step",
     "shortcut",
+    "mixing",
 )  # those with a block of their own
-PAGES = {"attribution": "[`attribution`](look-inside.md)"}  # claims of what is no method
+PAGES = {
+    "attribution": "[`attribution`](look-inside.md)",
+    "snapmix": "[`snapmix`](ingredients.md)",
+}  # claims of what is no method
 
 
 def documents(root: Path = ROOT) -> list[Path]:
@@ -350,6 +354,23 @@ def method_table() -> str:
     return table(("method", "command", "you get", "needs data", "verdict here"), rows)
 
 
+def ingredients() -> str:
+    """What each method takes of a recipe's ingredients, and why it does not take one, where it says so."""
+    headings = {"sharpness": "sam, asam", "selection": "esam", "mix": "mix", "sampler": "sampler"}
+    methods = all_methods()
+    rows = [
+        (
+            f"[`{m.card.name}`](methods/{m.card.name}.md)",
+            *("yes" if name in m.admits else "" for name in headings),
+            "; ".join(f"no {headings.get(name, name)}: {why}" for name, why in m.refuses.items()),
+        )
+        for m in methods
+        if m.admits
+    ]
+    others = ", ".join(f"`{m.card.name}`" for m in methods if not m.admits)
+    return f"{table(('method', *headings.values(), 'why not'), rows)}\nNone is taken by {others}.\n"
+
+
 def commands() -> str:
     """The verbs of the command line."""
     return table(("command", "what it does"), [(f"`upcycle {verb}`", text) for verb, text in SUMMARY.items()])
@@ -415,7 +436,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "situations": lambda: pages.situations(verdicts()),
     "situations-site": lambda: pages.situations(verdicts(), "methods"),
-    "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
+    **{f"claim-{name}": functools.partial(claim_page, name, "assets") for name in PAGES},
+    "ingredients": ingredients,
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     **{f"verdict-{m.card.name}": functools.partial(verdict_line, m.card.name) for m in all_methods()},
     "tutorial": tutorial,

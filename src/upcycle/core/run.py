@@ -160,7 +160,7 @@ class Run:
         self.left[name] = thing
 
     def register(self, name: str, thing: Any) -> None:
-        """Add state to save points, before the stage loops: anything with ``state_dict``, or a tensor (filled in place)."""
+        """Add state to save points, before the stage loops: with ``state_dict``, or a tensor (filled in place)."""
         self._stage.register(name, thing)
 
     def _end(self, result: Any) -> Any:

@@ -129,9 +129,7 @@ def partners(seed: int, epoch: int, ids: Int[Tensor, " n"], known: Tensor) -> In
     return found
 
 
-def targets(
-    y: Int[Tensor, " b"], y_b: Int[Tensor, " b"], rho_a: Tensor, rho_b: Tensor, k: int
-) -> Float[Tensor, "b k"]:
+def targets(y: Int[Tensor, " b"], y_b: Int[Tensor, " b"], rho_a: Tensor, rho_b: Tensor, k: int) -> Float[Tensor, "b k"]:
     """T = ρ_a e_y + ρ_b e_{y_b}, not normalised; a row of zeros where the label is -1.
 
     Where both labels are one class it gets ρ_a + ρ_b. The code of SnapMix counts such a pair twice.
@@ -304,7 +302,7 @@ class Mixer:
         elif recipe.mix == "cutmix":
             mixed, T = cutmix(*pairs, drawn.target, self._k)
         else:
-            maps = self._maps = self._maps or self._looking(x)
+            maps = self._maps = self._maps or self.looking(x)
             S = maps(x, y)
             S_pool = S if pool is batch else maps(pool.images, pool.labels)
             mixed, T = snapmix(*pairs, drawn.target, drawn.source, S, S_pool, self._k)
@@ -315,7 +313,7 @@ class Mixer:
         """A picture of the last batch that SnapMix mixed, for a report; ``None`` where there is none."""
         return None if self.shown is None else picture(self.shown, self.normalisation, classes)
 
-    def _looking(self, x: Tensor) -> PercentMaps:
+    def looking(self, x: Tensor) -> PercentMaps:
         """The maps of the network that ``mix_map`` says."""
         shape = tuple(x.shape[1:])
         mean, std = self.normalisation or ((0.0,) * len(x[0]), (1.0,) * len(x[0]))

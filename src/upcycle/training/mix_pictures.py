@@ -63,8 +63,8 @@ def picture(
         "layout": "rows",
         "title": "What SnapMix mixed",
         "caption": "An image and where its class is seen in it, its partner and the same, and the mixture, in the last "
-        "epoch. What lies in the second frame takes the place of what lay in the first. Beside each row stand the shares "
-        "of the target: evidence that is left, and evidence that came. They need not sum to 1.",
+        "epoch. What lies in the second frame takes the place of what lay in the first. Beside each row stand the "
+        "shares of the target: evidence that is left, and evidence that came. They need not sum to 1.",
         "items": items,
     }
 
