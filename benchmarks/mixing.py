@@ -1,51 +1,58 @@
 """Mixing: a mixed batch against timm's and torchvision's, and what SnapMix adds to a training step.
 
-The same batch for all, 128 images of 3 x 32 x 32; targets included. timm's ``Mixup`` and torchvision's ``v2.MixUp`` and
-``v2.CutMix`` mix the whole batch with one box or one λ, as ours do. The step is that of a ResNet-20: forward, backward,
-SGD. Each figure is the minimum of many rounds, in which all take turns, on one thread. Run from the repository:
-``python -m benchmarks.mixing``.
+The same batch for all, targets included: 128 images of 3 x 32 x 32, and 32 of 3 x 224 x 224. timm's ``Mixup`` and
+torchvision's ``v2.MixUp`` and ``v2.CutMix`` mix the whole batch with one box or one λ, as ours do. Boxes differ from
+round to round, so their figures are medians. The step is that of a ResNet-20: forward, backward, SGD; its figures are
+minima. All take turns, on one thread. Run from the repository: ``python -m benchmarks.mixing``.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import alternate, record
 from upcycle.core.batches import Batch
 from upcycle.core.losses import ce_loss
+from upcycle.core.memory import keep_freed
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.training.mix import Mixer
 
-BATCH, SIZE, CLASSES, ROUNDS = 128, 32, 10, 40
+SIZES = {32: 128, 224: 32}
+"""Images in a batch, by their side."""
+CLASSES, ROUNDS = 10, 40
 GATES = {
-    "cutmix over timm's": 1.0,
-    "cutmix over torchvision's": 1.0,
-    "mixup over timm's": 1.0,
-    "mixup over torchvision's": 1.0,
+    **{
+        f"{kind} over {peer}'s, {side} pixels": 1.0
+        for kind in ("cutmix", "mixup")
+        for peer in ("timm", "torchvision")
+        for side in SIZES
+    },
     "a step with snapmix over a plain one": 1.4,
     "a step with the map's forward over a plain one": 1.35,
 }
 """The most that each ratio may be."""
 
 
-def images() -> Batch:
+def images(side: int) -> Batch:
     """A batch as splits give it."""
-    x = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-    return Batch(x, torch.arange(BATCH) % CLASSES, torch.arange(BATCH))
+    index = torch.arange(SIZES[side])
+    x = torch.randn(len(index), 3, side, side).contiguous(memory_format=torch.channels_last)
+    return Batch(x, index % CLASSES, index)
 
 
-def ours(kind: str, batch: Batch, network: torch.nn.Module) -> Callable[[], Batch]:
+def ours(kind: str, batch: Batch, network: nn.Module) -> Callable[[], Batch]:
     """A function that mixes the batch with the next random numbers."""
     # A β at which boxes are as large as those of timm and torchvision at their α of 1.
     mixer = Mixer(Recipe(mix=kind, mix_beta=1.0), network, None, None)  # type: ignore[arg-type]
-    samples, labels, number = torch.arange(BATCH), batch.labels, itertools.count()
+    samples, labels, number = batch.index, batch.labels, itertools.count()
 
     def read(index: Tensor) -> Batch:
         raise AssertionError("one process has all partners")
@@ -54,14 +61,13 @@ def ours(kind: str, batch: Batch, network: torch.nn.Module) -> Callable[[], Batc
 
 
 def theirs(batch: Batch) -> dict[str, Callable[[], Any]]:
-    """Both libraries' functions; timm's writes over its input, so it gets the same copy again and again."""
+    """Both libraries' functions; timm's writes over its input, a copy that is its own and mixed again and again."""
     from timm.data.mixup import Mixup
     from torchvision.transforms import v2
 
     own = batch.images.clone(memory_format=torch.preserve_format)
     timm_cutmix = Mixup(0.0, 1.0, label_smoothing=0.0, num_classes=CLASSES)
     timm_mixup = Mixup(1.0, 0.0, label_smoothing=0.0, num_classes=CLASSES)
-    timm_cutmix(own, batch.labels)  # a device other than that of the labels is told at once
     cutmix, mixup = v2.CutMix(num_classes=CLASSES), v2.MixUp(num_classes=CLASSES)
     return {
         "cutmix, timm": lambda: timm_cutmix(own, batch.labels),
@@ -74,8 +80,8 @@ def theirs(batch: Batch) -> dict[str, Callable[[], Any]]:
 def steps(batch: Batch) -> dict[str, Callable[[], Any]]:
     """A plain training step, one on a batch that SnapMix mixed, and one with the forward for the map alone."""
 
-    def network() -> torch.nn.Module:
-        module = resolve("zoo:resnet20", pretrained=False, num_classes=CLASSES, input_shape=(3, SIZE, SIZE)).module
+    def network() -> nn.Module:
+        module = resolve("zoo:resnet20", pretrained=False, num_classes=CLASSES, input_shape=(3, 32, 32)).module
         return module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload,no-any-return]
 
     nets = {name: network() for name in ("plain", "snapmix", "map")}
@@ -101,22 +107,27 @@ def main() -> None:
     """Time all, and write the record."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    batch = images()
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE**2, CLASSES))
-    mixing = {kind: ours(kind, batch, network) for kind in ("cutmix", "mixup")} | theirs(batch)
-    best = {name: min(seconds) for name, seconds in alternate(mixing, 10 * ROUNDS).items()}
-    best |= {name: min(seconds) for name, seconds in alternate(steps(batch), ROUNDS).items()}
-    ratios = {f"{kind} over {peer}'s": best[kind] / best[f"{kind}, {peer}"]
-              for kind in ("cutmix", "mixup") for peer in ("timm", "torchvision")}  # fmt: skip
-    ratios |= {f"{name} over a plain one": best[name] / best["a plain step"] for name in best if " with " in name}
+    keep_freed()  # as every run does
+    best, ratios = {}, {}
+    for side in SIZES:
+        batch = images(side)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * side**2, CLASSES))
+        mixing = {kind: ours(kind, batch, network) for kind in ("cutmix", "mixup")} | theirs(batch)
+        found = {name: statistics.median(seconds) for name, seconds in alternate(mixing, 10 * ROUNDS).items()}
+        best |= {f"{name}, {side} pixels": seconds for name, seconds in found.items()}
+        for kind, peer in itertools.product(("cutmix", "mixup"), ("timm", "torchvision")):
+            ratios[f"{kind} over {peer}'s, {side} pixels"] = found[kind] / found[f"{kind}, {peer}"]
+    found = {name: min(seconds) for name, seconds in alternate(steps(images(32)), ROUNDS).items()}
+    best |= found
+    ratios |= {f"{name} over a plain one": found[name] / found["a plain step"] for name in found if " with " in name}
     failed = [name for name, ratio in ratios.items() if ratio > GATES[name]]
     figures = {
         "milliseconds": {name: round(1e3 * value, 3) for name, value in best.items()},
         "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
         "gates held": not failed,
     }
-    file = record("mixing", figures, batch=BATCH, image=f"3 x {SIZE} x {SIZE}", network="resnet20", rounds=ROUNDS,
-                  threads=1)  # fmt: skip
+    batches = ", ".join(f"{n} of 3 x {side} x {side}" for side, n in SIZES.items())
+    file = record("mixing", figures, images=batches, network="resnet20", rounds=ROUNDS, threads=1)
     print(figures, file)
     if failed:
         raise SystemExit("; ".join(f"{name}: {ratios[name]:.2f}, {GATES[name]} is allowed" for name in failed))

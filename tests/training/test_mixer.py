@@ -18,6 +18,7 @@ from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
+from upcycle.core.seeds import uniform
 from upcycle.data import Images
 from upcycle.distillation import KD, Plain
 from upcycle.training.mix import Mixer, cutmix, draw, partners
@@ -149,8 +150,9 @@ def test_shares_of_processes_make_up_the_whole(kind: str, parts: int) -> None:
 
 def test_a_batch_is_mixed_by_what_is_drawn_for_it() -> None:
     split, samples = tiny_data().train, torch.arange(12).flip(0)
-    drawn = draw(0, 0, 11, 1.0, 5.0, 8, 8)
-    rows = partners(0, 0, samples, torch.ones(12, dtype=torch.bool))
+    u = uniform(0, 0, samples, "mix", 8)
+    drawn = draw(u[0, 1:].tolist(), 1.0, 5.0, 8, 8)
+    rows = partners(u[:, 0], torch.ones(12, dtype=torch.bool))
     x, y, _ = split.batch(samples, device=torch.device("cpu"))
     expected = cutmix(x, y, x, y, rows, drawn.target, 10)
     found = mixed(mixer("cutmix"))

@@ -16,7 +16,7 @@ arXiv:1905.04899; Huang, Wang, Tao, "SnapMix", AAAI 2021, arXiv:2012.04846.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -31,7 +31,7 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import tensors_of
 from upcycle.core.seeds import uniform
 from upcycle.core.undisturbed import undisturbed
-from upcycle.training.mix_pictures import Shown, picture
+from upcycle.training.mix_pictures import ROWS, Shown, picture
 from upcycle.training.percent_maps import PercentMaps, evidence, uncompiled
 
 if TYPE_CHECKING:
@@ -96,57 +96,60 @@ class Draw(NamedTuple):
     source: Box
 
 
-def draw(seed: int, epoch: int, first: int, prob: float, beta: float, height: int, width: int) -> Draw:
-    """Draw what a batch is mixed by, from nothing but the arguments; the same for every method of mixing.
+def draw(u: Sequence[float], prob: float, beta: float, height: int, width: int) -> Draw:
+    """Make what a batch is mixed by of seven random numbers; the same for every way of mixing.
 
     Args:
-        seed, epoch: of the run.
-        first: id of the first sample of the batch, of that over all processes.
+        u: in [0, 1), independent.
         prob: probability that it is mixed.
-        beta: β; both λ are drawn from Beta(β, β), independently.
+        beta: β; both λ are of Beta(β, β), independently.
         height, width: of the images.
     """
-    from scipy.special import betaincinv
+    from scipy.special import betaincinv  # the inverse of the distribution function
 
-    u = uniform(seed, epoch, torch.tensor([first]), "mix", 7)[0].tolist()
     lam, other = (float(betaincinv(beta, beta, v)) for v in u[1:3])
     target, source = box(lam, (u[3], u[4]), height, width), box(other, (u[5], u[6]), height, width)
     return Draw(u[0] < prob, lam, target, source)
 
 
-def partners(seed: int, epoch: int, ids: Int[Tensor, " n"], known: Tensor) -> Int[Tensor, " n"]:
+def partners(u: Float[Tensor, " n"], known: Tensor) -> Int[Tensor, " n"]:
     """A random permutation of the places in a batch that have a label; the others are their own partner.
 
     Args:
-        seed, epoch: of the run.
-        ids: of the samples, of those over all processes.
+        u: a random number in [0, 1) for each sample.
         known: bool (n,), which have a label.
     """
+    if bool(known.all()):
+        return u.argsort(stable=True)
     places = known.nonzero().squeeze(1)
-    order = uniform(seed, epoch, ids[places], "mix partner")[:, 0].argsort(stable=True)
-    found = torch.arange(len(ids))
-    found[places] = places[order]
+    found = torch.arange(len(u))
+    found[places] = places[u[places].argsort(stable=True)]
     return found
 
 
-def targets(y: Int[Tensor, " b"], y_b: Int[Tensor, " b"], rho_a: Tensor, rho_b: Tensor, k: int) -> Float[Tensor, "b k"]:
+def targets(
+    y: Int[Tensor, " b"], y_b: Int[Tensor, " b"], rho_a: Tensor | float, rho_b: Tensor | float, k: int, like: Tensor
+) -> Float[Tensor, "b k"]:
     """T = ρ_a e_y + ρ_b e_{y_b}, not normalised; a row of zeros where the label is -1.
 
     Where both labels are one class it gets ρ_a + ρ_b. The code of SnapMix counts such a pair twice.
 
     Args:
         y, y_b: labels of the images and of their partners.
-        rho_a, rho_b: (b,) or scalar.
+        rho_a, rho_b: (b,), or one for all.
         k: the number of classes.
+        like: a tensor of the type that T shall have, on its device.
     """
-    T = rho_a.new_zeros(len(y), k)
+    T = like.new_zeros(len(y), k)
     for label, rho in ((y, rho_a), (y_b, rho_b)):
-        T.scatter_add_(1, label.clamp_min(0)[:, None], (rho * (label >= 0))[:, None])
+        T.scatter_add_(1, label.clamp_min(0)[:, None], ((label >= 0) * rho)[:, None].to(T.dtype))
     return T
 
 
-def paste(x: Tensor, pool: Tensor, rows: Int[Tensor, " b"], target: Box, source: Box, known: Tensor) -> Tensor:
-    """A copy of x with the box ``source`` of images ``pool[rows]``, resized (bilinear) to ``target``, pasted there.
+def paste(
+    x: Tensor, pool: Tensor, rows: Int[Tensor, " b"], target: Box, source: Box, known: Tensor, inplace: bool = False
+) -> Tensor:
+    """The images x with the box ``source`` of images ``pool[rows]``, resized (bilinear) to ``target``, pasted there.
 
     Args:
         x: (b, c, h, w).
@@ -154,14 +157,20 @@ def paste(x: Tensor, pool: Tensor, rows: Int[Tensor, " b"], target: Box, source:
         rows: of the pool, one for each image of x.
         target, source: where to, where from.
         known: bool (b,), which images are pasted over; asked for where an image that is its own partner would change.
+        inplace: write into x; if not, into a copy.
     """
-    cut = pool[:, :, *source.part][rows]
+    cut = _taken(pool[:, :, *source.part], rows)
     if source != target:
         cut = F.interpolate(cut, target.size, mode="bilinear", align_corners=True)
         cut = torch.where(known[:, None, None, None], cut, x[:, :, *target.part])
-    out = x.clone()
+    out = x if inplace else x.clone()
     out[:, :, *target.part] = cut
     return out
+
+
+def _taken(images: Tensor, rows: Int[Tensor, " b"]) -> Tensor:
+    """``images[rows]``, a copy; of images that lie in memory with their channels last, as those of splits do, fast."""
+    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
 def mixup(
@@ -182,8 +191,7 @@ def mixup(
         lam: λ.
         k: the number of classes.
     """
-    rho = torch.tensor(lam, dtype=x.dtype, device=x.device)
-    return torch.lerp(x, pool[rows], 1 - lam), targets(y, labels[rows], rho, 1 - rho, k)
+    return _taken(pool, rows).lerp_(x, lam), targets(y, labels[rows], lam, 1 - lam, k, x)
 
 
 def cutmix(
@@ -194,10 +202,16 @@ def cutmix(
     rows: Int[Tensor, " b"],
     A: Box,
     k: int,
+    inplace: bool = False,
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
-    """x_a with the box A of x_b, and targets by area; arguments as of :func:`mixup`."""
-    share = torch.tensor(A.area / (x.shape[2] * x.shape[3]), dtype=x.dtype, device=x.device)
-    return paste(x, pool, rows, A, A, y >= 0), targets(y, labels[rows], 1 - share, share, k)
+    """x_a with the box A of x_b, and targets by area; other arguments as of :func:`mixup`.
+
+    Args:
+        A: the box.
+        inplace: write into x; if not, into a copy.
+    """
+    share = A.area / (x.shape[2] * x.shape[3])
+    return paste(x, pool, rows, A, A, y >= 0, inplace), targets(y, labels[rows], 1 - share, share, k, x)
 
 
 def snapmix(
@@ -211,21 +225,22 @@ def snapmix(
     S: Float[Tensor, "b h w"],
     S_pool: Float[Tensor, "n h w"],
     k: int,
+    inplace: bool = False,
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
-    """x_a with the box B of x_b resized into A, and targets by class evidence; arguments as of :func:`mixup`.
+    """x_a with the box B of x_b resized into A, and targets by class evidence; other arguments as of :func:`mixup`.
 
     Args:
         A, B: the boxes; where one is empty nothing is mixed.
         S: percent maps of x; one that is NaN counts by area.
         S_pool: percent maps of the pool.
+        inplace: write into x; if not, into a copy.
     """
     if not A.area or not B.area:
-        one = S.new_ones(())
-        return x, targets(y, y, one, 0 * one, k)
+        return x, targets(y, y, 1.0, 0.0, k, S)
     share = A.area / (x.shape[2] * x.shape[3])
     rho_a = (1 - S[:, *A.part].sum((1, 2))).nan_to_num(1 - share).clamp(0, 1)
     rho_b = S_pool[:, *B.part].sum((1, 2)).nan_to_num(share).clamp(0, 1)[rows]
-    return paste(x, pool, rows, A, B, y >= 0), targets(y, labels[rows], rho_a, rho_b, k)
+    return paste(x, pool, rows, A, B, y >= 0, inplace), targets(y, labels[rows], rho_a, rho_b, k, S)
 
 
 # -- in a run ---------------------------------------------------------------------------------------------------
@@ -274,7 +289,7 @@ class Mixer:
         Called once a batch, before it is met. Draws from nothing but ``key`` and the samples.
 
         Args:
-            batch: this process' share, as :meth:`Run.batches` has read it.
+            batch: this process' share, as :meth:`Run.batches` has read it; its images are written over.
             samples: of the *global* batch, positions in the split, on the CPU.
             labels: of the global batch, on the CPU; -1 where there is none.
             mine: where this process' share lies in ``samples``: ``samples[mine]`` is ``batch.index``.
@@ -286,12 +301,12 @@ class Mixer:
             a batch of the same length and index; ``batch`` itself where it is not mixed.
         """
         recipe, x, y = self.recipe, batch.images, batch.labels
-        h, w = x.shape[2:]
-        drawn = draw(*key, int(samples[0]), recipe.mix_prob, recipe.mix_beta, h, w)
+        u = uniform(*key, samples, "mix", 8)
+        drawn = draw(u[0, 1:].tolist(), recipe.mix_prob, recipe.mix_beta, *x.shape[2:])
         if not drawn.mixes:
             return batch
         self._k = self._k or outputs(self.network, x)
-        rows = partners(*key, samples, labels >= 0)[mine]
+        rows = partners(u[:, 0], labels >= 0)[mine]
         pool = batch
         if len(mine) < len(samples):  # some lie with other processes
             pool, rows = read(samples[rows]), torch.arange(len(mine))
@@ -300,13 +315,15 @@ class Mixer:
         if recipe.mix == "mixup":
             mixed, T = mixup(*pairs, drawn.lam, self._k)
         elif recipe.mix == "cutmix":
-            mixed, T = cutmix(*pairs, drawn.target, self._k)
+            mixed, T = cutmix(*pairs, drawn.target, self._k, inplace=True)
         else:
             maps = self._maps = self._maps or self.looking(x)
             S = maps(x, y)
             S_pool = S if pool is batch else maps(pool.images, pool.labels)
-            mixed, T = snapmix(*pairs, drawn.target, drawn.source, S, S_pool, self._k)
-            self.shown = Shown(x, S, pool.images, S_pool, rows, mixed, T, drawn.target, drawn.source)
+            shown = rows[:ROWS]
+            before = x[:ROWS].clone(), S[:ROWS], pool.images[shown], S_pool[shown]
+            mixed, T = snapmix(*pairs, drawn.target, drawn.source, S, S_pool, self._k, inplace=True)
+            self.shown = Shown(*before, mixed[:ROWS].clone(), T[:ROWS], drawn.target, drawn.source)
         return batch._replace(inputs=mixed, labels=T)
 
     def picture(self, classes: tuple[str, ...]) -> dict[str, Any] | None:

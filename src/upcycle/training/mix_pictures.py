@@ -22,13 +22,19 @@ EDGE = (230, 60, 30)
 
 
 class Shown(NamedTuple):
-    """A batch that SnapMix mixed: the arguments and the results of :func:`upcycle.training.mix.snapmix`."""
+    """Some images that SnapMix mixed.
+
+    Args:
+        x, S: the images (n, c, h, w) and their percent maps (n, h, w).
+        partners, S_partners: the same of their partners.
+        mixed, T: what became of them, and the targets (n, k).
+        target, source: the boxes that were pasted over and cut out.
+    """
 
     x: Tensor
     S: Tensor
-    pool: Tensor
-    S_pool: Tensor
-    rows: Tensor
+    partners: Tensor
+    S_partners: Tensor
     mixed: Tensor
     T: Tensor
     target: Box
@@ -38,7 +44,7 @@ class Shown(NamedTuple):
 def picture(
     shown: Shown, normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None, classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """A picture of the kind ``images``, a row for each of the first images.
+    """A picture of the kind ``images``, a row for each image.
 
     Args:
         shown: what was mixed.
@@ -46,13 +52,13 @@ def picture(
         classes: their names; their numbers if there are none.
     """
     items = []
-    for i, row in enumerate(shown.rows[:ROWS].tolist()):
-        a, b, m = (_pixels(image, normalisation) for image in (shown.x[i], shown.pool[row], shown.mixed[i]))
+    for i in range(len(shown.x)):
+        a, b, m = (_pixels(image, normalisation) for image in (shown.x[i], shown.partners[i], shown.mixed[i]))
         parts = [
             _framed(a, shown.target),
             _framed(_heated(a, shown.S[i])),
             _framed(b, shown.source),
-            _framed(_heated(b, shown.S_pool[row])),
+            _framed(_heated(b, shown.S_partners[i])),
             _framed(m, shown.target),
         ]
         shares = [(classes[c] if classes else f"class {c}", float(shown.T[i, c])) for c in range(shown.T.shape[1])]
