@@ -28,13 +28,14 @@ from upcycle.claims.found import FILE as FOUND
 from upcycle.claims.found import found as shipped
 from upcycle.claims.found import short
 from upcycle.cli import SUMMARY
+from upcycle.core.ingredients import INGREDIENTS
 from upcycle.core.licences import TERMS
 from upcycle.core.method import Method
 from upcycle.core.references import resolve
 from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.method_page import page
-from upcycle.verbs.methods import all_methods
+from upcycle.verbs.methods import all_methods, why_not
 from upcycle.zoo import ENTRIES
 
 ROOT = Path(__file__).parents[1]
@@ -73,10 +74,11 @@ BENCHMARKS = (
     "shortcut",
     "mixing",
 )  # those with a block of their own
-PAGES = {
+PAGES = {  # claims of what is no method
     "attribution": "[`attribution`](look-inside.md)",
-    "snapmix": "[`snapmix`](ingredients.md)",
-}  # claims of what is no method
+    "esam": "[`esam`](ingredients.md#sharpness)",
+    "snapmix": "[`snapmix`](ingredients.md#mixing)",
+}
 
 
 def documents(root: Path = ROOT) -> list[Path]:
@@ -338,6 +340,17 @@ def measured_methods() -> frozenset[str]:
 # -- facts of the code ------------------------------------------------------------------------------------------
 
 
+def ingredients() -> str:
+    """Which method takes which ingredient, and why not."""
+    rows = [
+        (f"[`{m.card.name}`](methods/{m.card.name}.md)", ", ".join(w for w in INGREDIENTS if w in m.admits), why_not(m))
+        for m in all_methods()
+        if "recipe" in m.options()
+    ]
+    words = "\n".join(f"- *{what}*: {asks}" for what, asks in INGREDIENTS.items())
+    return f"{table(('method', 'takes', 'and not'), rows)}\n{words}\n"
+
+
 def method_table() -> str:
     """One row a method: its page, what one gets, and the verdict."""
     found = verdicts()
@@ -352,23 +365,6 @@ def method_table() -> str:
         for m in all_methods()
     ]
     return table(("method", "command", "you get", "needs data", "verdict here"), rows)
-
-
-def ingredients() -> str:
-    """What each method takes of a recipe's ingredients, and why it does not take one, where it says so."""
-    headings = {"sharpness": "sam, asam", "selection": "esam", "mix": "mix", "sampler": "sampler"}
-    methods = all_methods()
-    rows = [
-        (
-            f"[`{m.card.name}`](methods/{m.card.name}.md)",
-            *("yes" if name in m.admits else "" for name in headings),
-            "; ".join(f"no {headings.get(name, name)}: {why}" for name, why in m.refuses.items()),
-        )
-        for m in methods
-        if m.admits
-    ]
-    others = ", ".join(f"`{m.card.name}`" for m in methods if not m.admits)
-    return f"{table(('method', *headings.values(), 'why not'), rows)}\nNone is taken by {others}.\n"
 
 
 def commands() -> str:

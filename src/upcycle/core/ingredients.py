@@ -29,12 +29,15 @@ MADE_BY = {
 
 INGREDIENTS = {
     "sharpness": "a batch is met again at weights that ascended",
-    "dropping": "in the first meeting some weights have no gradient: esam with keep below 1",
-    "selection": "the loss of each sample is known: esam with select below 1",
+    "dropping": "some weights have no gradient when a batch is met first: esam with keep below 1",
+    "selection": "the loss of each sample, and a meeting without gradients: esam with select below 1",
     "mix": "images and labels of a batch are mixed",
-    "sampler": "classes are drawn as often as one likes",
+    "sampler": "samples are drawn by their class, some more than once",
 }
 """What a method may say that it admits, each with what that asks of it."""
+
+PARTS = {"dropping": "keep", "selection": "select"}
+"""The field of the recipe that asks for a part of esam; 1 does without that."""
 
 EVERY = frozenset(INGREDIENTS)
 """For a method whose loss is a mean over samples of something that compares answers and labels, and nothing else."""
@@ -72,8 +75,11 @@ def asked(recipe: Recipe) -> dict[str, str]:
     if recipe.sharpness != "none":
         found["sharpness"] = f"--recipe.sharpness {recipe.sharpness}"
     if recipe.sharpness == "esam":
-        found |= {"dropping": f"--recipe.keep {recipe.keep}"} if recipe.keep < 1 else {}
-        found |= {"selection": f"--recipe.select {recipe.select}"} if recipe.select < 1 else {}
+        found |= {
+            what: f"--recipe.{field} {getattr(recipe, field)}"
+            for what, field in PARTS.items()
+            if getattr(recipe, field) < 1
+        }
     if recipe.mix != "none":
         found["mix"] = f"--recipe.mix {recipe.mix}"
     if recipe.sampler != "instance":
@@ -92,7 +98,7 @@ def refuse(method: Method) -> None:
     recipe = getattr(method, "recipe", None)
     for ingredient, option in asked(recipe).items() if isinstance(recipe, Recipe) else ():
         if ingredient not in method.admits:
-            because = f", because {why}" if (why := method.refuses.get(ingredient)) else ""
+            because = f", because {why}" if (why := method.refuses.get(ingredient) or method.refuses.get("any")) else ""
             raise UserError(f"{method.card.name} takes no {option}{because}; {_who(method, ingredient)}.")
 
 
@@ -100,11 +106,12 @@ def _who(method: Method, ingredient: str) -> str:
     """The methods that do admit an ingredient, those of the same verb where there are any."""
     from upcycle.core.method import built_in
 
-    if ingredient in ("dropping", "selection") and "sharpness" in method.admits:
-        return "set it to 1" + (", or take sam" if ingredient == "selection" else "")
     able = [m.card for m in built_in() if ingredient in m.admits]
     near = [card for card in able if card.verb == method.card.verb] or able
-    return f"{', '.join(card.name for card in near)} do" if near else "no method does"
+    names = f"{', '.join(card.name for card in near)} do" if near else "no method does"
+    if ingredient in PARTS and "sharpness" in method.admits:
+        return f"{names}, and {method.card.name} takes --recipe.{PARTS[ingredient]} 1"
+    return names
 
 
 def problems(method: Method, data: Any) -> list[str]:
