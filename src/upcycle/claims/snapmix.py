@@ -57,10 +57,21 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
         networks[name] = train(arm, data, seed)
         figures[f"{name} (%)"] = 100 * test(networks[name], data).accuracy
     # The network without mixing shows where the evidence is; nothing else of it is learned from.
-    teacher = Model(module=networks["none"], input_shape=data.shape, mean=data.train.mean, std=data.train.std,
-                    classes=data.classes, name="trained without mixing")  # fmt: skip
-    made = KD(teacher=teacher, student=fresh("zoo:resnet8", data, seed), terms=Terms(w_kd=0.0, w_ce=1.0), cache="off",
-              recipe=recipe(quick, mix="snapmix", mix_map="teacher"))  # fmt: skip
+    teacher = Model(
+        module=networks["none"],
+        input_shape=data.shape,
+        mean=data.train.mean,
+        std=data.train.std,
+        classes=data.classes,
+        name="trained without mixing",
+    )
+    made = KD(
+        teacher=teacher,
+        student=fresh("zoo:resnet8", data, seed),
+        terms=Terms(w_kd=0.0, w_ce=1.0),
+        cache="off",
+        recipe=recipe(quick, mix="snapmix", mix_map="teacher"),
+    )
     return figures | {"SnapMix, the teacher's map (%)": 100 * test(train(made, data, seed), data).accuracy}
 
 
