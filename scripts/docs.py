@@ -72,10 +72,12 @@ BENCHMARKS = (
     "graphs",
     "gfkd_step",
     "shortcut",
+    "mixing",
 )  # those with a block of their own
 PAGES = {  # claims of what is no method
     "attribution": "[`attribution`](look-inside.md)",
     "esam": "[`esam`](ingredients.md#sharpness)",
+    "snapmix": "[`snapmix`](ingredients.md#mixing)",
 }
 
 
@@ -430,8 +432,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "situations": lambda: pages.situations(verdicts()),
     "situations-site": lambda: pages.situations(verdicts(), "methods"),
-    "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
-    "claim-esam": functools.partial(claim_page, "esam", "assets"),
+    **{f"claim-{name}": functools.partial(claim_page, name, "assets") for name in PAGES},
     "ingredients": ingredients,
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     **{f"verdict-{m.card.name}": functools.partial(verdict_line, m.card.name) for m in all_methods()},

@@ -285,6 +285,28 @@ ROWS = {
         (*_WORDS, "--recipe.sharpness=sam"),
         teacher=False,
     ),
+    "kd+snapmix": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, mix="snapmix"), "cache": "off"},
+        (*_WORDS, "--recipe.mix=snapmix", "--cache=off"),
+    ),
+    "kd+snapmix-teacher": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, mix="snapmix", mix_map="teacher", mix_prob=0.5), "cache": "off"},
+        (*_WORDS, "--recipe.mix=snapmix", "--recipe.mix_map=teacher", "--recipe.mix_prob=0.5", "--cache=off"),
+    ),
+    "plain+cutmix": Row(
+        Plain,
+        {"recipe": dataclasses.replace(_RECIPE, mix="cutmix", mix_beta=1.0)},
+        (*_WORDS, "--recipe.mix=cutmix", "--recipe.mix_beta=1"),
+        teacher=False,
+    ),
+    "plain+mixup": Row(
+        Plain,
+        {"recipe": dataclasses.replace(_RECIPE, mix="mixup", mix_beta=0.4)},
+        (*_WORDS, "--recipe.mix=mixup", "--recipe.mix_beta=0.4"),
+        teacher=False,
+    ),
     "kd-graphs": Row(KD, {"recipe": _RECIPE}, _WORDS, networks=lambda: networks("graph"), data=tiny_graphs, **_GRAPHS),
     "kd-nodes": Row(
         KD,
@@ -493,6 +515,12 @@ ROWS = {
         {"recipe": dataclasses.replace(_TUNE, sharpness="sam")},
         (*_WORDS, "--recipe.sharpness=sam"),
         networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "ssf+snapmix": Row(
+        SSF,
+        {"recipe": dataclasses.replace(_TUNE, mix="snapmix")},
+        (*_WORDS, "--recipe.mix=snapmix"),
+        networks=lambda: {"source": dataclasses.replace(fitted("source", 7), classes=tuple("abcdefghij"))},
     ),
     "ssf-all": Row(
         SSF,

@@ -121,6 +121,8 @@ def problems(method: Method, data: Any) -> list[str]:
     recipe, train = getattr(method, "recipe", None), getattr(data, "train", None)
     if not isinstance(recipe, Recipe) or train is None or not (asks := asked(recipe)):
         return []
+    if "mix" in asks and (takes := getattr(data, "takes", None)) is not None and takes.kind != "images":
+        return [f"mixing is for pictures, and these are {takes.noun}"]
     found = []
     for ingredient in ("selection", "mix", "sampler"):
         if ingredient not in asks:

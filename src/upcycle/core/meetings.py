@@ -28,6 +28,7 @@ from upcycle.core.updates import Updates
 
 if TYPE_CHECKING:
     from upcycle.core.models import Model
+    from upcycle.core.run import Run
 
 Met = tuple[Batch, float, int]
 """A batch, this process' share in it times the number of processes, and its samples over all processes."""
@@ -175,6 +176,13 @@ class Meetings:
             normalisation = (split.mean, split.std) if known else None  # type: ignore[attr-defined]
             stage.mixer = ingredients.maker(recipe.mix).Mixer(recipe, network, self.teacher, normalisation)
         return stage.mixer
+
+    def show(self, stage: Stage, run: Run) -> None:
+        """Leave a picture of what was mixed, once: at the end of a stage's last epoch."""
+        if stage.mixer is None or self.rank or run.directory is None or stage.epoch + 1 < stage.length:
+            return
+        if (picture := stage.mixer.picture(run.classes)) is not None:
+            run.picture("mixing" if stage.name == "main" else f"mixing-{stage.name}", picture)
 
     def _again(self, stage: Stage, met: Met, step: int) -> Iterator[Met]:
         with contextlib.ExitStack() as still:

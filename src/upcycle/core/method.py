@@ -254,6 +254,7 @@ class Method:
             UserError: a need that is not met, or an input that is not what the run was begun with.
         """
         self.require(data, run.precision)
+        run.classes = tuple(getattr(data, "classes", ()))
         run.begin({**self.inputs(data), **(beside or {})}, code)
 
     def _untrainable(self, data: Any, mixed: bool) -> list[str]:

@@ -330,6 +330,7 @@ def _alone(method: Any, data: Collection) -> tuple[Method, Collection]:
         batch_size=batch,
         warmup=recipe.warmup / recipe.epochs * epochs,
         milestones=tuple(round(m / recipe.epochs * epochs) for m in recipe.milestones),
+        mix_map="self",  # it has no teacher to ask
     )
     data = dataclasses.replace(data, train=data.train.subset(known))
     return baseline()(student=method.student, recipe=recipe), data
