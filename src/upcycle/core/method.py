@@ -61,7 +61,7 @@ class Card:
         summary: one sentence, what a person gets.
         cost: one phrase, relative to training the student alone.
         published: the paper's headline result, with its source.
-        rare: it is for classes with far fewer training samples than others, and has nothing to mend where there are none.
+        rare: it is for classes with far fewer training samples than others; without such it has nothing to mend.
     """
 
     name: str
