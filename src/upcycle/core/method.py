@@ -111,7 +111,7 @@ class Method:
     admits: ClassVar[frozenset[str]] = frozenset()
     """The ingredients of a recipe that its loop takes, of :data:`upcycle.core.ingredients.INGREDIENTS`."""
     refuses: ClassVar[Mapping[str, str]] = {}
-    """Why it does not admit an ingredient, as a clause behind "because"; by the ingredient."""
+    """Why it does not admit an ingredient, as a clause behind "because"; by the ingredient, or "any" for those left."""
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
