@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from upcycle.core import ingredients
 from upcycle.core.advice import VERB_GOALS, Access, Data, Fit, Situation
 from upcycle.core.errors import UserError
 
@@ -60,6 +61,7 @@ class Card:
         summary: one sentence, what a person gets.
         cost: one phrase, relative to training the student alone.
         published: the paper's headline result, with its source.
+        rare: it is for classes with far fewer training samples than others, and has nothing to mend where there are none.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Card:
     summary: str
     cost: str
     published: str
+    rare: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,10 @@ class Method:
     given: ClassVar[tuple[str, ...]] = ()
     runs_on: ClassVar[tuple[Data, ...]] = ()
     """The data on which it runs too, though its card asks for more: ``advise`` may name it there."""
+    admits: ClassVar[frozenset[str]] = frozenset()
+    """The ingredients of a recipe that its loop takes, of :data:`upcycle.core.ingredients.INGREDIENTS`."""
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Why it does not admit an ingredient, as a clause behind "because"; by the ingredient."""
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -183,8 +190,13 @@ class Method:
         return {**{role: nn.Identity() for role in cls.roles}, **dict.fromkeys(cls.given)}
 
     def require(self, data: Any, precision: str = "32-true") -> None:
-        """Raise :class:`UserError` with what keeps its networks from training in ``precision``, or :meth:`fit`."""
-        problems = self.misfits(data) or self._untrainable(data, precision == "bf16-mixed") or self.check(data)
+        """Raise :class:`UserError` with what keeps its networks from training in ``precision``, or :meth:`fit`.
+
+        An ingredient of the recipe that the method does not admit comes first.
+        """
+        ingredients.refuse(self)
+        problems = self.misfits(data) or ingredients.problems(self, data)
+        problems = problems or self._untrainable(data, precision == "bf16-mixed") or self.check(data)
         if problems:
             raise UserError(f"{self.card.name} cannot run here: " + "; ".join(problems))
 

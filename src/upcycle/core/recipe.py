@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from upcycle.core import optimizers
+from upcycle.core import ingredients, optimizers
 from upcycle.core.errors import require
 
 
@@ -27,6 +27,20 @@ class Recipe:
         warmup: epochs of linear warm-up from zero.
         milestones: epochs at which the step schedule decays.
         decay: the factor of the step schedule at each milestone.
+        decayed: the parameters that ``weight_decay`` reaches: all of them, or matrices alone, that is those of two axes
+            or more (neither biases nor the scales of normalisations).
+        sharpness: look for flat minima: sam, asam (its radius follows the size of each weight) or esam (a part of the
+            weights and of the samples, so that it costs less); twice the time of none.
+        rho: radius of the ascent of sam, asam and esam; ASAM's paper has ten times as much as SAM's.
+        keep: share β of the parameter tensors that esam perturbs, above 0.
+        select: share γ of the samples, those whose loss rises most, that esam descends on, above 0.
+        local: let each process ascend along its own gradient, as ESAM's authors do; several then differ from one.
+        mix: train on mixtures of two images: mixup, cutmix, or snapmix, which weighs labels by class activation.
+        mix_prob: share of the batches that are mixed.
+        mix_beta: both parameters of the Beta distribution that mixtures are drawn from. SnapMix's; CutMix has 1.
+        mix_map: the network whose class activation snapmix reads: the trained one itself, or its teacher.
+        sampler: the order of samples: each once (instance); or drawn, so that classes come equally often (class), as
+            the root of their sizes (sqrt), or first by size and in the end equally often (progressive).
     """
 
     epochs: int = 30
@@ -39,6 +53,17 @@ class Recipe:
     warmup: float = 0.0
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
+    decayed: Literal["all", "matrices"] = "all"
+    sharpness: Literal["none", "sam", "asam", "esam"] = "none"
+    rho: float = 0.05
+    keep: float = 0.6
+    select: float = 0.5
+    local: bool = False
+    mix: Literal["none", "mixup", "cutmix", "snapmix"] = "none"
+    mix_prob: float = 1.0
+    mix_beta: float = 5.0
+    mix_map: Literal["self", "teacher"] = "self"
+    sampler: Literal["instance", "class", "sqrt", "progressive"] = "instance"
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}.")
@@ -53,22 +78,37 @@ class Recipe:
         require(0 <= self.warmup <= self.epochs, f"warmup must lie between 0 and epochs, not {self.warmup}.")
         require(0 < self.decay <= 1, f"decay must lie in (0, 1], not {self.decay}.")
         self.milestones = tuple(self.milestones)
+        ingredients.check(self)
 
     def steps(self, n: int) -> int:
         """The number of updates on ``n`` samples."""
         return self.epochs * max(math.ceil(n / (self.batch_size or max(n, 1))), 1)
 
     def make(self, params: nn.Module | Iterable[Any]) -> torch.optim.Optimizer:
-        """The optimiser over a module's parameters or over parameter groups."""
+        """The optimiser over a module's parameters or over parameter groups; with ``sharpness`` it ascends first."""
         if isinstance(params, nn.Module):
             params = [p for p in params.parameters() if p.requires_grad]
         groups = list(params)
         require(bool(groups), "There is nothing to train: no parameter requires a gradient.")
+        if self.decayed == "matrices":
+            groups = _undecayed(groups)
+        made: torch.optim.Optimizer
         if self.optimizer == "sgd":
-            return optimizers.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
-                                   nesterov=self.momentum > 0, fused=True)  # fmt: skip
-        adam = optimizers.Adam if self.optimizer == "adam" else optimizers.AdamW
-        return adam(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+            made = optimizers.SGD(
+                groups,
+                lr=self.lr,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                nesterov=self.momentum > 0,
+                fused=True,
+            )
+        else:
+            adam = optimizers.Adam if self.optimizer == "adam" else optimizers.AdamW
+            made = adam(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        if self.sharpness == "none":
+            return made
+        sharp: torch.optim.Optimizer = ingredients.maker(self.sharpness).sharp(made, self)
+        return sharp
 
     def rate(self, progress: float) -> float:
         """The factor on ``lr`` after a share ``progress`` of the epochs, from 0 to 1."""
@@ -87,3 +127,13 @@ class Recipe:
         factor = self.rate(progress)
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def _undecayed(groups: list[Any]) -> list[dict[str, Any]]:
+    """Parameter groups in which nothing decays but what has two axes or more."""
+    found = []
+    for group in groups if isinstance(groups[0], dict) else [{"params": groups}]:
+        params = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
+        found.append({**group, "params": [p for p in params if p.ndim >= 2]})
+        found.append({**group, "params": [p for p in params if p.ndim < 2], "weight_decay": 0.0})
+    return [group for group in found if group["params"]]

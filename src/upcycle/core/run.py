@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import collective, store
-from upcycle.core.batches import Batch, Split, divide, endless, view_of
+from upcycle.core.batches import Batch, Split, endless
 from upcycle.core.devices import launch, make_deterministic, place, plain
 from upcycle.core.errors import require
 from upcycle.core.evaluate import measured
@@ -38,6 +38,7 @@ from upcycle.core.guide import frozen_for
 from upcycle.core.interrupt import Interrupted, catching
 from upcycle.core.journal import Journal
 from upcycle.core.log import Log
+from upcycle.core.meetings import Meetings
 from upcycle.core.precision import Precision, choose
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_of
@@ -101,6 +102,7 @@ class Run:
         self._index = torch.empty(0, dtype=torch.int64)  # of its samples on this process
         self._share = 1.0  # of this process in it, times the number of processes
         self._updates = Updates(self.device, self.world_size, self._place)
+        self._meetings = Meetings(self.rank, self.world_size)
         self._stages = Stages(self.journal, self._updates, self.fabric, seed, save_every)
         self._stages.enter(ROOT)
 
@@ -207,7 +209,7 @@ class Run:
     def batches(
         self,
         split: Split,
-        batch_size: int,
+        batch_size: int | Recipe,
         *,
         augment: bool = True,
         shuffle: bool | None = None,
@@ -220,7 +222,8 @@ class Run:
         Args:
             split: see :class:`upcycle.core.batches.Split`.
             batch_size: over all processes together; 0 for all at once. A last batch of one sample, or smaller than the
-                number of processes, is dropped.
+                number of processes, is dropped. A recipe in its place brings its ingredients: its
+                sampler, its mixtures, and its optimiser may meet a batch again.
             augment: let the split augment its samples, keyed by (seed, epoch, sample).
             shuffle: in an order drawn from (seed, stage, epoch). If not given, unless the split says that it is
                 ``ordered``.
@@ -240,22 +243,20 @@ class Run:
             if stage.epoch:  # a resumed run that had finished it
                 return
         self._stages.synchronise(split)
-        if shuffle is None:
-            shuffle = not getattr(split, "ordered", False)
-        order = partial(self._stages.order, stage.epoch, "") if shuffle else lambda n, number: torch.arange(n)
-        batches = divide(len(split), batch_size, steps, max(2, self.world_size), order)
+        recipe, size = (batch_size, batch_size.batch_size) if isinstance(batch_size, Recipe) else (None, batch_size)
+        batches = self._stages.batches(split, size, steps, shuffle, recipe.sampler if recipe else "instance", views)
         save_within = stage.start_batches(outermost, save_within)
         first = 0
         if save_within:
             first, stage.resume_step, stage.steps = stage.resume_step, 0, len(batches)
         try:
-            for step, (number, samples) in enumerate(batches[first:], first):
+            for step, (self.view, samples) in enumerate(batches[first:], first):
                 stage.step = step if save_within else stage.step
                 self._stages.seed(stage.epoch, step, self.rank)
                 mine = self._index = self._mine(samples)
                 self._share, self.count = len(mine) * self.world_size / len(samples), len(samples)
-                self.view = view_of(stage.epoch, number, views)
-                yield self._read(split, mine, (self.seed, self.view) if augment else None)
+                read = partial(self._read, split, view=(self.seed, self.view) if augment else None)
+                yield self._meetings.mix(stage, recipe, split, read(mine), samples, read, (self.seed, self.view))
                 if save_within and step + 1 < len(batches):
                     stage.step = step + 1
                     self.interrupt = self._stages.save_if_due(self.interrupt, every=16)
@@ -348,7 +349,7 @@ class Run:
         """
         precision = "64-true" if self.precision == "64-true" else self.teacher_precision
         made = frozen_for(split, model, self.device, precision, input_grad=input_grad, keep_bn=keep_bn)
-        self.machine[model.name] = made.summary()
+        self.machine[model.name], self._meetings.teacher = made.summary(), model
         return made
 
     def step(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from upcycle.core import seeds
-from upcycle.core.batches import Split
+from upcycle.core import sampling, seeds
+from upcycle.core.batches import Split, divide, view_of
 from upcycle.core.collective import leave_batchnorm
 from upcycle.core.devices import Processes, match_layout
 from upcycle.core.errors import UserError, one_line, require
@@ -44,6 +44,7 @@ class Stage:
         self.within = False  # it has save points of its own
         self.clean = True  # no update and no batch loop since this epoch began
         self.resume_step = 0
+        self.mixer: Any = None  # of its batches, see upcycle.core.meetings
         self._marks: Any = None  # of the state when this epoch began
         self._tracked: dict[str, tuple[Tensor, int]] = {}  # sums since this epoch began
 
@@ -158,6 +159,32 @@ class Stages:
         """A permutation of ``n`` samples for pass ``number`` over them in this epoch; ``name`` tells streams apart."""
         parts = (epoch, number, name, "order") if name else (epoch, number, "order") if number else (epoch, "order")
         return torch.randperm(n, generator=self.generator(*parts))
+
+    def batches(
+        self, split: Split, batch_size: int, steps: int | None, shuffle: bool | None, sampler: str, views: int
+    ) -> list[tuple[int, Tensor]]:
+        """The batches of a loop in this epoch, each with its view; see :meth:`upcycle.core.run.Run.batches`.
+
+        Args:
+            sampler: see :class:`upcycle.core.recipe.Recipe`. All but "instance" draw a sample more than once in a pass,
+                so every batch has a view of its own, unless views repeat.
+        """
+        stage, drawn = self.top, sampler != "instance"
+        if shuffle is None:
+            shuffle = not getattr(split, "ordered", False)
+        done = stage.epoch / stage.length  # when the epoch began, so that a resumed one draws alike
+
+        def order(n: int, number: int) -> Tensor:
+            if not shuffle:
+                return torch.arange(n)
+            if not drawn:
+                return self.order(stage.epoch, "", n, number)
+            generator = self.generator(stage.epoch, number, sampler, "order")
+            return sampling.order(split.labels, sampler, done, generator)
+
+        found = divide(len(split), batch_size, steps, max(2, self._fabric.world_size), order)
+        each = drawn and not views
+        return [(view_of(stage.epoch, step if each else number, views), b) for step, (number, b) in enumerate(found)]
 
     def synchronise(self, split: Split) -> None:
         """Leave BatchNorm to each process where every one sees all samples of a split, which would be counted twice."""

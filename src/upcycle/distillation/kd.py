@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from upcycle.core.advice import Fit, Situation, imitates
 from upcycle.core.batches import Batch
 from upcycle.core.checks import same_classes
+from upcycle.core.ingredients import EVERY
 from upcycle.core.losses import Terms
 from upcycle.core.method import ANY, Card, Method, Needs
 from upcycle.core.models import Model
@@ -106,6 +107,7 @@ class KD(Method):
     )
 
     runs_on = ("few",)
+    admits = EVERY
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -158,7 +160,7 @@ class KD(Method):
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
         for epoch in run.epochs(self.recipe.epochs):
             student.train()
-            for batch in run.batches(data.train, self.recipe.batch_size, views=self.views):
+            for batch in run.batches(data.train, self.recipe, views=self.views):
                 z_s = student(batch.inputs)
                 loss = self.terms(z_s, z_t(batch, epoch), batch.labels)
                 run.step(loss, optimizer, self.recipe)

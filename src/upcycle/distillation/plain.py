@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from upcycle.core.advice import Fit, Situation
+from upcycle.core.ingredients import EVERY
 from upcycle.core.losses import balanced_targets, ce_loss
 from upcycle.core.method import ANY, Card, Method, Needs
 from upcycle.core.models import Model
@@ -60,6 +61,8 @@ class Plain(Method):
         published="none: it is what others are compared with",
     )
 
+    admits = EVERY
+
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
         """As the baseline, after everything that takes more than labels."""
@@ -88,7 +91,7 @@ class Plain(Method):
         student, optimizer = run.setup(self.model("student", data).module, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for inputs, labels, index in run.batches(data.train, self.recipe.batch_size, views=self.views):
+            for inputs, labels, index in run.batches(data.train, self.recipe, views=self.views):
                 target = labels if weighted is None else weighted[index.to(run.device)]
                 z, smoothing = student(inputs), self.label_smoothing
                 loss = ce_loss(z, target, smoothing) if smoothing or self.balanced else task.loss(z, target)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from upcycle.core import references
 from upcycle.core.devices import device_of
 from upcycle.core.evaluate import evaluate as measure
+from upcycle.core.frequency import Groups, counts_of, groups
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
 from upcycle.core.task import Evaluation
@@ -17,6 +18,7 @@ from upcycle.data.labels import match_classes
 from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.figures import like_of
+from upcycle.verbs.frequency import group_lines
 from upcycle.verbs.naming import Naming, Reference, answering, network_and_data, options_as
 
 
@@ -32,6 +34,7 @@ class Evaluated(Evaluation):
         notes: what a person must know of how it was measured.
         like: what its size and speed are measured on.
         noun: what the samples are called.
+        groups: its classes by the number of their training samples, where some are rare or borders were given.
     """
 
     model: Model
@@ -41,6 +44,7 @@ class Evaluated(Evaluation):
     notes: tuple[str, ...] = ()
     like: Any = None
     noun: str = "images"
+    groups: Groups | None = None
 
     def record(self) -> dict[str, Any]:
         """The figures as JSON data."""
@@ -58,6 +62,7 @@ class Evaluated(Evaluation):
             "parameters": cost.parameters,
             "macs": cost.macs,
             "notes": list(self.notes),
+            **(self.groups.plain() | {"groups": self.groups.means(self.per_class)} if self.groups else {}),
         }
 
     def text(self) -> str:
@@ -77,6 +82,9 @@ class Evaluated(Evaluation):
             "",
             "  by class",
         ]
+        if self.groups is not None:
+            lines[-1:] = [f"  by number of training {self.noun}"]
+            lines += [*(f"    {line}" for line in group_lines(self.per_class, self.groups)), "", "  by class"]
         width = max(map(len, self.classes))
         for name, share in zip(self.classes, self.per_class, strict=True):
             lines.append(f"    {name.ljust(width)}  {f'no {self.noun}' if share is None else f'{share:.1%}'}")
@@ -88,6 +96,7 @@ def evaluate(
     data: Any = "digits",
     split: Literal["train", "validation", "test"] = "test",
     *,
+    borders: tuple[int, ...] | None = None,
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     **naming: Any,
 ) -> Evaluated:
@@ -98,6 +107,8 @@ def evaluate(
             Model.
         data: a data set, as for distill.
         split: which part of it.
+        borders: two numbers of training samples, LOW,HIGH: classes with fewer are few, with more many. If not given, they
+            divide the way from the rarest to the most frequent class, where some are rare.
         accelerator: the kind of device, as in Lightning Fabric.
         naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
 
@@ -113,6 +124,7 @@ def evaluate(
         found = dataclasses.replace(found, classes=net.classes)
     net = answering(net, said)
     columns, note = match_classes(net.classes, found.classes, between=(net.name, found.name))
+    by = groups(counts_of(found.train.labels, len(found.classes)), borders, name=found.name)
     part = getattr(found.seen_by(net), split)
     measured = measure(Columns(net.module, columns), part, device=device_of(accelerator), name=net.name)
     figures = {f.name: getattr(measured, f.name) for f in dataclasses.fields(measured)}
@@ -126,4 +138,5 @@ def evaluate(
         notes=notes,
         like=like_of(net, found),
         noun=found.noun,
+        groups=by,
     )

@@ -192,4 +192,5 @@ def _option(key: str, value: Any) -> list[str]:
         text = ",".join(value) if value and simple else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     else:
         text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        text = str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else text
     return [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]

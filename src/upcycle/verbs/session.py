@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from upcycle.core import references, store
+from upcycle.core import ingredients, references, store
 from upcycle.core.building import code_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import evaluate
@@ -170,7 +170,7 @@ class Session:
         for reference in [self.data_ref] if sets is None else sets:
             if isinstance(reference, str):
                 look(reference)
-        self.cls(**self.cls.stand_ins(), **self.own)  # its __post_init__ checks the values
+        ingredients.refuse(self.cls(**self.cls.stand_ins(), **self.own))  # its __post_init__ checks the values
         if not self.setting.dry_run and first_process():
             claim_directory(self.out, resume=self.setting.resume)
             if self.setting.resume:
@@ -192,8 +192,16 @@ class Session:
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images at the side asked for; see :func:`load_for`."""
         setting = self.setting
-        asked = {"reading": setting.reading(like.reading), "columns": setting.columns, "other_task": other_task}
-        return as_images(load_for(like, reference, setting.sides, **asked))
+        found = load_for(
+            like,
+            reference,
+            setting.sides,
+            reading=setting.reading(like.reading),
+            columns=setting.columns,
+            other_task=other_task,
+            long_tail=setting.long_tail,
+        )
+        return as_images(found)
 
     def augmented(self, data: Images) -> Images:
         """``data`` with the augmentation of the setting."""

@@ -1,0 +1,133 @@
+"""Ingredients of a recipe: what training takes beside its optimiser, who makes it, and which methods take it.
+
+An ingredient is asked for by a field of :class:`~upcycle.core.recipe.Recipe`. What makes it is imported by name where
+it is asked for, so that core depends on nothing above it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from upcycle.core.errors import UserError, require
+from upcycle.core.ranges import ranges
+
+if TYPE_CHECKING:
+    from upcycle.core.method import Method
+    from upcycle.core.recipe import Recipe
+
+MADE_BY = {
+    "sam": "upcycle.training.esam",
+    "asam": "upcycle.training.esam",
+    "esam": "upcycle.training.esam",
+    "mixup": "upcycle.training.mix",
+    "cutmix": "upcycle.training.mix",
+    "snapmix": "upcycle.training.mix",
+}
+"""The module that makes what a field of the recipe names."""
+
+INGREDIENTS = {
+    "sharpness": "a batch is met again at weights that ascended",
+    "dropping": "in the first meeting some weights have no gradient: esam with keep below 1",
+    "selection": "the loss of each sample is known: esam with select below 1",
+    "mix": "images and labels of a batch are mixed",
+    "sampler": "classes are drawn as often as one likes",
+}
+"""What a method may say that it admits, each with what that asks of it."""
+
+EVERY = frozenset(INGREDIENTS)
+"""For a method whose loss is a mean over samples of something that compares answers and labels, and nothing else."""
+
+
+def maker(name: str) -> Any:
+    """The module that makes the ingredient that a field of the recipe calls ``name``."""
+    return importlib.import_module(MADE_BY[name])
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse values that are out of range, and those that nothing would read.
+
+    Raises:
+        UserError: naming the field and its value.
+    """
+    ranges(recipe, not_negative=("rho",), share=("keep", "select", "mix_prob"), positive=("keep", "select", "mix_beta"))
+    sharp, mixes = recipe.sharpness != "none", recipe.mix != "none"
+    _idle(recipe, {"rho": 0.05, "local": False}, sharp, "sharpness sam, asam or esam")
+    _idle(recipe, {"keep": 0.6, "select": 0.5}, recipe.sharpness == "esam", "sharpness esam")
+    _idle(recipe, {"mix_prob": 1.0, "mix_beta": 5.0}, mixes, "mix mixup, cutmix or snapmix")
+    _idle(recipe, {"mix_map": "self"}, recipe.mix == "snapmix", "mix snapmix")
+    _idle(recipe, {"decayed": "all"}, recipe.weight_decay > 0, "a weight_decay above 0")
+
+
+def _idle(recipe: Recipe, defaults: Mapping[str, Any], read: bool, by: str) -> None:
+    for name, default in defaults.items():
+        value = getattr(recipe, name)
+        require(read or value == default, f"{name} {value} has no effect without {by}; leave it out.")
+
+
+def asked(recipe: Recipe) -> dict[str, str]:
+    """The ingredients that a recipe asks for, each with the option that does."""
+    found = {}
+    if recipe.sharpness != "none":
+        found["sharpness"] = f"--recipe.sharpness {recipe.sharpness}"
+    if recipe.sharpness == "esam":
+        found |= {"dropping": f"--recipe.keep {recipe.keep}"} if recipe.keep < 1 else {}
+        found |= {"selection": f"--recipe.select {recipe.select}"} if recipe.select < 1 else {}
+    if recipe.mix != "none":
+        found["mix"] = f"--recipe.mix {recipe.mix}"
+    if recipe.sampler != "instance":
+        found["sampler"] = f"--recipe.sampler {recipe.sampler}"
+    return found
+
+
+def refuse(method: Method) -> None:
+    """Refuse an ingredient that a method does not admit, in a sentence that names some that do.
+
+    Raises:
+        UserError: its recipe asks for such a one.
+    """
+    from upcycle.core.recipe import Recipe
+
+    recipe = getattr(method, "recipe", None)
+    for ingredient, option in asked(recipe).items() if isinstance(recipe, Recipe) else ():
+        if ingredient not in method.admits:
+            because = f", because {why}" if (why := method.refuses.get(ingredient)) else ""
+            raise UserError(f"{method.card.name} takes no {option}{because}; {_who(method, ingredient)}.")
+
+
+def _who(method: Method, ingredient: str) -> str:
+    """The methods that do admit an ingredient, those of the same verb where there are any."""
+    from upcycle.core.method import built_in
+
+    if ingredient in ("dropping", "selection") and "sharpness" in method.admits:
+        return "set it to 1" + (", or take sam" if ingredient == "selection" else "")
+    able = [m.card for m in built_in() if ingredient in m.admits]
+    near = [card for card in able if card.verb == method.card.verb] or able
+    return f"{', '.join(card.name for card in near)} do" if near else "no method does"
+
+
+def problems(method: Method, data: Any) -> list[str]:
+    """Why the ingredients that a method admits cannot be had on these data or networks, in words; empty if they can."""
+    from upcycle.core.recipe import Recipe
+
+    recipe, train = getattr(method, "recipe", None), getattr(data, "train", None)
+    if not isinstance(recipe, Recipe) or train is None or not (asks := asked(recipe)):
+        return []
+    found = []
+    for ingredient in ("selection", "mix", "sampler"):
+        if ingredient not in asks:
+            continue
+        option = asks[ingredient]
+        if train.task.name != "classification":
+            found.append(f"{option} is for classes, and the task is {train.task.name}")
+        elif train.together:
+            found.append(f"{option} needs batches, and these samples all lie in one thing and are answered at once")
+    if "mix" in asks and not found:
+        cache, views = getattr(method, "cache", "off"), getattr(method, "views", 0)
+        if cache == "on" or (cache == "auto" and (views or not train.augment)):
+            found.append(
+                f"{asks['mix']} mixes anew in every epoch, so the teacher's outputs cannot be kept: --cache off"
+            )
+        found += maker(recipe.mix).problems(method, data)
+    return found
