@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.code import WHOLE
 
-from scripts import pages
+from scripts import long_tail_figures, pages
 from scripts.benchmark_table import benchmark_table
 from scripts.matrix import matrix
 from scripts.tables import figures_table, number, percent, provenance, table, words
@@ -72,7 +72,11 @@ BENCHMARKS = (
     "gfkd_step",
     "shortcut",
 )  # those with a block of their own
-PAGES = {"attribution": "[`attribution`](look-inside.md)"}  # claims of what is no method
+PAGES = {
+    "attribution": "[`attribution`](look-inside.md)",
+    "longtail": "[`longtail`](rare-classes.md)",
+    "longtailcifar10": "[`longtailcifar10`](rare-classes.md)",
+}  # claims of what is no method
 
 
 def documents(root: Path = ROOT) -> list[Path]:
@@ -421,6 +425,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "situations": lambda: pages.situations(verdicts()),
     "situations-site": lambda: pages.situations(verdicts(), "methods"),
     "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
+    "claim-longtail": lambda: long_tail_figures.page(claim_record("longtail"), claim_record("longtailcifar10")),
     "claim-longtail": functools.partial(claim_block, "longtail"),
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     **{f"verdict-{m.card.name}": functools.partial(verdict_line, m.card.name) for m in all_methods()},

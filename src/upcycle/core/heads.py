@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from upcycle.core.models import Model, copy_of
 from upcycle.core.taps import Taps, observed
 
 if TYPE_CHECKING:
-    from upcycle.core.batches import Split
     from upcycle.core.run import Run
 
 MOST = 4
@@ -176,13 +175,14 @@ def headless(model: Model) -> Model:
     return dataclasses.replace(model, module=module, classes=(), name=f"{model.name} without its classifier")
 
 
-def features(run: Run, model: Model, *splits: Split) -> list[Float[Tensor, "n d"]]:
+def features(run: Run, model: Model, *splits: Any) -> list[Float[Tensor, "n d"]]:
     """What the classifier of ``model`` is given for each sample of some splits: float32 on the CPU, once, for training.
 
     In evaluation mode and without augmentation, by the fast copy that ``run.frozen`` makes, each process its share.
 
     Args:
-        splits: of one collection, so of one normalisation; the first one has samples.
+        splits: of one collection, so of one normalisation; the first one has samples. Those of a run of several processes
+            have ``subset``.
 
     Raises:
         UserError: features that are not finite; see also :func:`classifier`.

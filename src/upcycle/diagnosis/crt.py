@@ -13,8 +13,8 @@ from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, fresh_copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.further import further
-from upcycle.diagnosis.long_tail.trunk import Trunk, counts_of, drawn, named, notes, problems
+from upcycle.diagnosis.long_tail.further import SAMPLED, further
+from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -39,10 +39,11 @@ class CRT(Method):
     """
 
     source: Model | nn.Module
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=10))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=10, sampler="class"))
 
     roles: ClassVar[tuple[str, ...]] = ("source",)
     trains: ClassVar[tuple[str, ...]] = ()
+    admits = SAMPLED
     card = Card(
         name="crt",
         title="Decoupling Representation and Classifier for Long-Tailed Recognition: classifier re-training",
@@ -52,6 +53,7 @@ class CRT(Method):
         summary="The same network with a new classifier, trained on batches that show rare classes as often as others.",
         cost="one forward of each image",
         published="ImageNet-LT, ResNeXt-50: all classes 49.6, few-shot 27.4, against 44.4 and 7.7 (README of the code)",
+        rare=True,
     )
 
     @classmethod
@@ -73,10 +75,6 @@ class CRT(Method):
         """A forward of each image, beside which a linear layer counts for nothing."""
         return float(n * max(teacher, student))
 
-    def notes(self, data: Images) -> list[str]:
-        """A sentence where nothing is rare."""
-        return notes(counts_of(data.train.labels, len(data.classes)).tolist(), data.name)
-
     def check(self, data: Images) -> list[str]:
         """Labelled images of every class, and a classifier to replace."""
         return problems(self, data)
@@ -87,7 +85,7 @@ class CRT(Method):
         rows, held = trunk.rows(run, "train", "validation")
         head, optimizer = run.setup(fresh_copy_of(trunk.layer).requires_grad_(True), self.recipe)
         for _ in run.epochs(self.recipe.epochs):
-            for f, y, _ in run.batches(drawn(run, rows, "class"), self.recipe.batch_size):
+            for f, y, _ in run.batches(rows, self.recipe):
                 run.step(ce_loss(head(f), y), optimizer, self.recipe)
             run.evaluate(head, held)
         return trunk.ended(run, head)

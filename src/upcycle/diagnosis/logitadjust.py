@@ -14,7 +14,7 @@ from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
 from upcycle.diagnosis.long_tail.further import further
-from upcycle.diagnosis.long_tail.trunk import Trunk, counts_of, named, notes, problems
+from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -59,6 +59,7 @@ class LogitAdjust(Method):
         summary="The same network, its logits lowered by how frequent their classes were in training.",
         cost="nothing but counting",
         published="no figure of ours to compare with: the paper's are of CIFAR-10-LT and others, from memory unchecked",
+        rare=True,
     )
 
     @classmethod
@@ -86,10 +87,6 @@ class LogitAdjust(Method):
     def work(self, n: int, teacher: int, student: int) -> float:
         """A forward of each validation image, which are not more than those to train on."""
         return float(n * max(teacher, student))
-
-    def notes(self, data: Images) -> list[str]:
-        """A sentence where nothing is rare."""
-        return notes(counts_of(data.train.labels, len(data.classes)).tolist(), data.name)
 
     def check(self, data: Images) -> list[str]:
         """Labelled images of every class, and a classifier with a bias."""

@@ -15,8 +15,8 @@ from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.further import further
-from upcycle.diagnosis.long_tail.trunk import Trunk, counts_of, drawn, named, notes, problems
+from upcycle.diagnosis.long_tail.further import SAMPLED, further
+from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -60,10 +60,11 @@ class LWS(Method):
     """
 
     source: Model | nn.Module
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=10, weight_decay=0.0))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=10, weight_decay=0.0, sampler="class"))
 
     roles: ClassVar[tuple[str, ...]] = ("source",)
     trains: ClassVar[tuple[str, ...]] = ()
+    admits = SAMPLED
     card = Card(
         name="lws",
         title="Decoupling Representation and Classifier for Long-Tailed Recognition: learnable weight scaling",
@@ -73,6 +74,7 @@ class LWS(Method):
         summary="The same network, each of its logits scaled by a number learnt where all classes are as frequent.",
         cost="one forward of each image",
         published="ImageNet-LT, ResNeXt-50: all classes 49.9, few-shot 30.3, against 44.4 and 7.7 (README of the code)",
+        rare=True,
     )
 
     @classmethod
@@ -94,10 +96,6 @@ class LWS(Method):
         """A forward of each image, beside which k numbers count for nothing."""
         return float(n * max(teacher, student))
 
-    def notes(self, data: Images) -> list[str]:
-        """A sentence where nothing is rare."""
-        return notes(counts_of(data.train.labels, len(data.classes)).tolist(), data.name)
-
     def check(self, data: Images) -> list[str]:
         """Labelled images of every class, and a classifier to scale."""
         return problems(self, data)
@@ -107,10 +105,11 @@ class LWS(Method):
         trunk = Trunk.of(self, data)
         W, b = trunk.layer.weight.detach().cpu(), trunk.bias().cpu()
         logits, held = (replace(rows, x=rows.x @ W.T + b) for rows in trunk.rows(run, "train", "validation"))
-        scales, optimizer = run.setup(Scales(len(W)), replace(self.recipe, weight_decay=0.0))
-        for _ in run.epochs(self.recipe.epochs):
-            for z, y, _ in run.batches(drawn(run, logits, "class"), self.recipe.batch_size):
-                run.step(ce_loss(scales(z), y), optimizer, self.recipe)
+        recipe = replace(self.recipe, weight_decay=0.0, decayed="all")
+        scales, optimizer = run.setup(Scales(len(W)), recipe)
+        for _ in run.epochs(recipe.epochs):
+            for z, y, _ in run.batches(logits, recipe):
+                run.step(ce_loss(scales(z), y), optimizer, recipe)
             run.evaluate(scales, held)
         s = run.plain(scales).s.detach()  # type: ignore[union-attr]
         return trunk.ended(run, trunk.head(s[:, None] * W, s * b))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
@@ -16,6 +16,9 @@ from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
+
+SAMPLED = frozenset({"sampler"})
+"""The ingredient that repairs take which train a head on kept features; the control shows each image as often."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -64,7 +67,7 @@ class FurtherTraining(Method):
             return trunk.ended(run, head, held)
         head, optimizer = run.setup(head, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
-            for f, y, _ in run.batches(rows, self.recipe.batch_size):
+            for f, y, _ in run.batches(rows, self.recipe):
                 run.step(ce_loss(head(f), y), optimizer, self.recipe)
             run.evaluate(head, held)
         return trunk.ended(run, head)
@@ -76,5 +79,6 @@ class FurtherTraining(Method):
 
 def further(source: Model | nn.Module, recipe: Recipe | None = None) -> dict[str, Control]:
     """Give a repair its control: as many updates of the old classifier, or, without any, the network as it was."""
-    made = FurtherTraining(source=own_copy(source), recipe=recipe)
+    same = None if recipe is None else replace(recipe, sampler="instance")
+    made = FurtherTraining(source=own_copy(source), recipe=same)
     return {"control": Control(method=made, words="as it was" if recipe is None else "classifier trained on")}

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from upcycle.core.batches import Batch
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, unknown
+from upcycle.core.frequency import counts_of
 from upcycle.core.heads import classifier, features, linear
 from upcycle.core.models import Model, copy_of, source_of
 from upcycle.core.patterns import Values
 from upcycle.core.run import Run
-from upcycle.core.sampling import order
 from upcycle.data.collection import Samples
 from upcycle.diagnosis.errors.class_channels import aligned, labelled
 
@@ -46,10 +45,6 @@ class Rows(Samples):
         """The rows ``index``, in that order, also some of them several times."""
         return replace(self, x=self.x[index], labels=self.labels[index], ids=self.ids[index])
 
-    def of(self, classes: Tensor) -> Self:
-        """The rows of some classes alone, bool (k,)."""
-        return self.subset(classes[self.labels].nonzero()[:, 0])
-
     def contents(self) -> tuple[Tensor, ...]:
         """The features."""
         return (self.x,)
@@ -77,7 +72,8 @@ class Trunk(NamedTuple):
         """The trunk of the network that a method repairs."""
         source = method.model("source", data)
         data, name = aligned(source, data), classifier(source)
-        return cls(source, data, name, linear(source.module, name), counts_of(data.train.labels, len(source.classes)))
+        n = torch.tensor(counts_of(data.train.labels, len(source.classes)))
+        return cls(source, data, name, linear(source.module, name), n)
 
     def rows(self, run: Run, *names: str) -> list[Rows]:
         """The features of the labelled images of some splits, from the stage ``features`` of the run."""
@@ -111,29 +107,32 @@ class Trunk(NamedTuple):
         return run.plain(module).requires_grad_(True)
 
 
-def counts_of(labels: Int[Tensor, " n"], k: int) -> Int[Tensor, " k"]:
-    """n_j, the number of samples of each of k classes; label -1 is none."""
-    return torch.bincount(labels[labels >= 0], minlength=k)
+def number(source: Model, name: str | None) -> int | None:
+    """The number of the class of that name, if there is a name.
+
+    Raises:
+        UserError: the network has no such class.
+    """
+    if name is None:
+        return None
+    if name not in source.classes:
+        raise unknown(f"class of {source.name}", name, source.classes)
+    return source.classes.index(name)
 
 
-def drawn(run: Run, rows: Rows, sampler: str) -> Rows:
-    """The rows of one epoch: as they are for the sampler ``instance``, else drawn (:mod:`upcycle.core.sampling`)."""
-    if sampler == "instance":
-        return rows
-    return rows.subset(order(rows.labels, sampler, run.progress, run.generator("sampler")))
-
-
-def problems(method: Method, data: Images, *, bias: str = "") -> list[str]:
+def problems(method: Method, data: Images, *, bias: str = "", background: str | None = None) -> list[str]:
     """The reasons why the classifier of a network cannot be repaired, in words.
 
     Args:
         bias: what would serve where the classifier has no bias, for a method that changes it; "" for others.
+        background: a class that must be there.
     """
     source = method.model("source", data)
     if source.input_shape[0] != data.shape[0]:
         return [f"{source.name} takes {source.input_shape[0]} input channels and the images have {data.shape[0]}"]
     try:
         layer = (trunk := Trunk.of(method, data)).layer
+        number(source, background)
     except UserError as error:
         return [str(error).rstrip(".")]
     if is_parametrized(layer):
@@ -164,10 +163,3 @@ def recorded(method: Method, module: nn.Module, data: Images, operation: str, op
     if origin is None:
         return replace(made, options={})
     return replace(made, reference=f"diagnosis:{operation}", options={"source": origin, "layer": layer, **options})
-
-
-def notes(n: Sequence[int], name: str) -> list[str]:
-    """A sentence where nothing is rare: every class has as many images, but for a tenth."""
-    if min(n) >= 0.9 * max(n):
-        return [f"Nothing is rare in {name}: its classes have {min(n):,} to {max(n):,} training images."]
-    return []
