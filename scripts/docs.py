@@ -323,11 +323,6 @@ def claim_page(name: str, assets: str = "../assets") -> str:
     return pages.figures(claim, claim_record(claim.method), name, assets)
 
 
-def claim_block(name: str) -> str:
-    """The figures of a claim that is of several methods, for a page of its own; there may be no such claim yet."""
-    return claim_page(name, "assets") if name in all_claims() else MISSING
-
-
 def method_page(method: type[Method]) -> str:
     """The page of a method, and below it the figures of its claim."""
     name = method.card.name
@@ -426,7 +421,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "situations-site": lambda: pages.situations(verdicts(), "methods"),
     "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
     "claim-longtail": lambda: long_tail_figures.page(claim_record("longtail"), claim_record("longtailcifar10")),
-    "claim-longtail": functools.partial(claim_block, "longtail"),
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     **{f"verdict-{m.card.name}": functools.partial(verdict_line, m.card.name) for m in all_methods()},
     "tutorial": tutorial,

@@ -14,9 +14,11 @@ SECOND = "*The second setting, CIFAR-10 and a ResNet-20, is not measured yet.*\n
 
 
 def groups_table(measured: dict[str, list[float]]) -> str:
-    """One row an arm: mean and sample standard deviation of the mean recall over all classes, and means of each group."""
+    """One row an arm: mean and standard deviation of the recall of all classes, and the mean of each group."""
     arms = [name.removesuffix(", all (%)") for name in measured if name.endswith(", all (%)")]
-    rows = [(arm, *(_cell(measured.get(f"{arm}, {group} (%)"), spread=group == "all") for group in GROUPS)) for arm in arms]
+    rows = [
+        (arm, *(_cell(measured.get(f"{arm}, {group} (%)"), spread=group == "all") for group in GROUPS)) for arm in arms
+    ]
     return table(("", *(f"{group} (%)" for group in GROUPS)), rows)
 
 

@@ -435,7 +435,10 @@ ROWS = {
     "crt": Row(CRT, {"recipe": _HEAD}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
     "lws": Row(LWS, {"recipe": _HEAD}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
     "bags": Row(
-        BAGS, {"recipe": _HEAD, "edges": (16, 17)}, (*_WORDS, "--edges=[90,100]"), networks=lambda: {"source": fitted("source", 7)}
+        BAGS,
+        {"recipe": _HEAD, "edges": (16, 17)},
+        (*_WORDS, "--edges=[90,100]"),
+        networks=lambda: {"source": fitted("source", 7)},
     ),
     "bags-background": Row(
         BAGS,

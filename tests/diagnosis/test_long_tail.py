@@ -1,4 +1,4 @@
-"""Repairs of rare classes: the invariants of their papers, what they leave alone, and what a product is rebuilt from."""
+"""Repairs of rare classes: the invariants of their papers, what they leave alone, how a product is rebuilt."""
 
 from __future__ import annotations
 
@@ -204,7 +204,9 @@ def test_the_answer_does_not_change_with_a_factor_on_the_classifier() -> None:
 
 
 def test_tau_is_not_chosen_without_images_held_out_of_each_class() -> None:
-    with pytest.raises(UserError, match=r"50 images of each class that were held out .* give --tau, or take logitadjust"):
+    with pytest.raises(
+        UserError, match=r"50 images of each class that were held out .* give --tau, or take logitadjust"
+    ):
         Tau(source=source()).require(tail())
     Tau(source=source(), tau=1.0).require(tail())
 
@@ -387,7 +389,7 @@ def test_one_group_of_all_classes_is_a_plain_softmax_with_a_dead_output() -> Non
 # -- simcal -----------------------------------------------------------------------------------------------------
 
 
-def test_the_calibrated_head_answers_below_T_and_the_old_one_elsewhere() -> None:
+def test_the_calibrated_head_answers_below_t_and_the_old_one_elsewhere() -> None:
     data = tail()
     _, z = kept(data)
     n = data.train.labels.bincount(minlength=10)

@@ -20,11 +20,12 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
 CLAIM = Claim(
     method="longtailcifar10",
     sentence="What `longtail` says of a small network holds for a ResNet-20 and colour images.",
-    published="Long-tailed CIFAR-10, ResNet-32, 100 to 1: no figure of these repairs in their papers.",
-    setting="CIFAR-10, 4,500 training images of the most frequent class and 45 of the rarest (11,167 in all), in an order that "
-    "the seed draws; ResNet-20, 30 epochs of SGD at 0.1, cosine, crop and flip. Repairs, control and figures as in "
-    "`longtail`, on features of images without augmentation, and one sampler; many: more than 1,000 images, few: fewer than "
-    "200; T = 1,000.",
+    published="Long-tailed CIFAR-10, ResNeXt-50, 30 + 10 epochs: joint training 40.5, cRT 45.3, τ-normalised 45.0 "
+    "(README of a replication by others).",
+    setting="CIFAR-10, 4,500 training images of the most frequent class and 45 of the rarest (11,167 in "
+    "all), in an order that the seed draws; ResNet-20, 30 epochs of SGD at 0.1, cosine, crop and flip. "
+    "Repairs, control and figures as in `longtail`, on features of images without augmentation, and one "
+    "sampler; many: more than 1,000 images, few: fewer than 200; T = 1,000.",
     data=("cifar10",),
     measure=measure,
     headline=over("cRT"),

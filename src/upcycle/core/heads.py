@@ -181,8 +181,8 @@ def features(run: Run, model: Model, *splits: Any) -> list[Float[Tensor, "n d"]]
     In evaluation mode and without augmentation, by the fast copy that ``run.frozen`` makes, each process its share.
 
     Args:
-        splits: of one collection, so of one normalisation; the first one has samples. Those of a run of several processes
-            have ``subset``.
+        splits: of one collection, so of one normalisation; the first one has samples. Those of a run of several
+            processes have ``subset``.
 
     Raises:
         UserError: features that are not finite; see also :func:`classifier`.

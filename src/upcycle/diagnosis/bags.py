@@ -53,12 +53,12 @@ def chosen(own: Bool[Tensor, "b g"], u: Float[Tensor, "b g"], beta: float) -> Bo
         u: a random number for each sample and group.
         beta: β.
     """
-    place = u.masked_fill(own, torch.inf).argsort(0, stable=True).argsort(0)
+    place = u.masked_fill(own, torch.inf).argsort(dim=0, stable=True).argsort(dim=0)
     return own | (place < beta * own.sum(0))
 
 
 def group_loss(
-    logits: Sequence[Float[Tensor, "b m"]], target: Int[Tensor, "b g"], weight: Float[Tensor, "b g"]
+    logits: Sequence[Float[Tensor, "b _"]], target: Int[Tensor, "b g"], weight: Float[Tensor, "b g"]
 ) -> Float[Tensor, ""]:
     """Σ_i Σ_b w_bi CE(z_i, t_bi) / max(Σ_b w_bi, 1), over groups i.
 
@@ -78,14 +78,15 @@ def group_loss(
 class BAGS(Method):
     """Balanced group softmax (Li et al.; CVPR 2020; arXiv:2006.10408).
 
-    Classes are divided into groups G_i by their numbers of training images. The network stays as it is, in evaluation mode;
-    on its features a new linear layer is trained, with a softmax for each group, of its classes and of "others". A sample
-    of G_i counts in the loss of its group, and as "others" in those of the other groups, of which a batch gives each group
-    at most β times as many as samples of its own, drawn anew; see :func:`group_loss`. So no class is pushed down by
-    classes far more frequent than itself.
+    Classes are divided into groups G_i by their numbers of training images. The network stays as it is, in evaluation
+    mode; on its features a new linear layer is trained, with a softmax for each group, of its classes and of "others".
+    A sample of G_i counts in the loss of its group, and as "others" in those of the other groups. Of others a batch
+    gives each group at most β times as many as samples of its own, drawn anew; see :func:`group_loss`. So no class is
+    pushed down by classes far more frequent than itself.
 
-    To answer, each class has its probability in its group; "others" are dropped. With a ``background`` class there is G₀ of
-    background and foreground, by whose foreground all others are multiplied. The scores of an image do not sum to one.
+    To answer, each class has its probability in its group; "others" are dropped. With a ``background`` class there is
+    G₀ of background and foreground, by whose foreground all others are multiplied. The scores of an image do not sum to
+    one.
 
     The paper repairs detectors, with batches as they come (``recipe.sampler instance``). With few classes that does not
     help, since the "others" swamp small groups; batches in which every class comes as often are the default here.
@@ -115,7 +116,7 @@ class BAGS(Method):
         needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
         summary="The same network with a classifier in which only classes of like frequency compete.",
         cost="one forward of each image",
-        published="LVIS v0.5, Faster R-CNN R50: mAP 25.96 against 20.98 (README of the code); nothing on classification",
+        published="LVIS v0.5, Faster R-CNN R50: mAP 25.96 against 20.98 (README of the code); no classification",
         rare=True,
     )
 
@@ -125,8 +126,8 @@ class BAGS(Method):
         if have.goal != "mend":
             return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): a new classifier on the network's features, in which "
-            "only classes of like frequency compete; its scores are no probabilities."
+            "if rare classes go wrong (see upcycle diagnose MODEL): a new classifier on the network's features, in "
+            "which only classes of like frequency compete; its scores are no probabilities."
         )
         return Fit(15, reason)
 

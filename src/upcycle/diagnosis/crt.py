@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 class CRT(Method):
     """The retrained classifier of Decoupling Representation and Classifier (Kang et al.; arXiv:1910.09217).
 
-    The network stays as it is, in evaluation mode. Its classifier W, b begins anew and is trained by cross-entropy on the
-    features f of the training images. An image is drawn by its class first, each class as often, then among the images of
-    the class, alike. The finding of the paper: features learn best from images as they come, and only the classifier has
-    to be balanced.
+    The network stays as it is, in evaluation mode. Its classifier W, b begins anew and is trained by cross-entropy on
+    the features f of the training images. An image is drawn by its class first, each class as often, then among the
+    images of the class, alike. The finding of the paper: features learn best from images as they come, and only the
+    classifier has to be balanced.
 
     Departures: features are computed once, from images without augmentation, where the authors' code augments; so a
-    repair takes seconds. That code freezes weights alone, and leaves BatchNorm in training mode, whose statistics drift;
-    here they stay. It shows four images of a class in a row, see :func:`upcycle.core.sampling.order`.
+    repair takes seconds. That code freezes weights alone, and leaves BatchNorm in training mode, whose statistics
+    drift; here they stay. It shows four images of a class in a row, see :func:`upcycle.core.sampling.order`.
 
     Args:
         source: a trained classifier that ends in a linear layer.
@@ -62,8 +62,8 @@ class CRT(Method):
         if have.goal != "mend":
             return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): a new classifier on the network's features, trained "
-            "in seconds on batches that show every class as often."
+            "if rare classes go wrong (see upcycle diagnose MODEL): a new classifier on the network's features, "
+            "trained in seconds on batches that show every class as often."
         )
         return Fit(13, reason)
 

@@ -48,15 +48,16 @@ class LWS(Method):
     and only s, one number for each class, is learnt by cross-entropy on batches that show every class as often. It is
     τ-normalisation with a free factor in place of 1 / |w_j|^τ, which needs no images held out.
 
-    s begins at 1 and scales the bias too, as in the authors' code. Weight decay would pull s to 0 and not to 1, so there
-    is none, whatever ``recipe`` says. Features are computed once, without augmentation, and BatchNorm stays as it is, as
-    for ``crt``.
+    s begins at 1 and scales the bias too, as in the authors' code. Weight decay would pull s to 0 and not to 1, so
+    there is none, whatever ``recipe`` says. Features are computed once, without augmentation, and BatchNorm stays as it
+    is, as for ``crt``.
 
     The network that is returned has the architecture of the source, with s multiplied into its classifier.
 
     Args:
         source: a trained classifier that ends in a linear layer.
-        recipe: training of s, without its weight decay (ImageNet-LT in the paper: 5 epochs, rate 0.2 for batches of 512).
+        recipe: training of s, without its weight decay (ImageNet-LT in the paper: 5 epochs, rate 0.2 for batches of
+            512).
     """
 
     source: Model | nn.Module
@@ -83,8 +84,8 @@ class LWS(Method):
         if have.goal != "mend":
             return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): one factor a class on the logits, learnt in seconds "
-            "on batches that show every class as often; the directions of the classifier stay."
+            "if rare classes go wrong (see upcycle diagnose MODEL): one factor a class on the logits, learnt in "
+            "seconds on batches that show every class as often; the directions of the classifier stay."
         )
         return Fit(14, reason)
 

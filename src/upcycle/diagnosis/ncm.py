@@ -43,12 +43,12 @@ class NCM(Method):
 
         z_j = -|u - c_j|²,
 
-    in which u is the feature f itself (``raw``), f / |f| (``l2n``), or (f - μ) / |f - μ| with the mean μ of all training
-    features (``cl2n``, the default of the authors' code); c_j are means of u and not normalised again. A class of few
-    images has a mean like any other. No weight is trained.
+    in which u is the feature f itself (``raw``), f / |f| (``l2n``), or (f - μ) / |f - μ| with the mean μ of all
+    training features (``cl2n``, the default of the authors' code); c_j are means of u and not normalised again. A class
+    of few images has a mean like any other. No weight is trained.
 
-    The network that is returned has the architecture of the source for ``raw``. For the others, where u is no linear map
-    of f, it has a small module in place of the classifier, and its scores lie between -4 and 0: no probabilities.
+    The network that is returned has the architecture of the source for ``raw``. For the others, where u is no linear
+    map of f, it has a small module in place of the classifier, and its scores lie between -4 and 0: no probabilities.
 
     Args:
         source: a trained classifier that ends in a linear layer.
@@ -78,8 +78,8 @@ class NCM(Method):
         if have.goal != "mend":
             return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): an image belongs to the class whose mean feature is "
-            "nearest; nothing is trained, and it is as good as the features are for these classes."
+            "if rare classes go wrong (see upcycle diagnose MODEL): an image belongs to the class whose mean feature "
+            "is nearest; nothing is trained, and it is as good as the features are for these classes."
         )
         return Fit(12, reason)
 

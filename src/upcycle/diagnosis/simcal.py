@@ -33,8 +33,8 @@ class SimCal(Method):
 
         p'_j  where n_j < T,    p_j  elsewhere,
 
-    so frequent classes keep the answers of the classifier that saw them as often as they are. The scores of an image come
-    from two softmaxes, and do not sum to one.
+    so frequent classes keep the answers of the classifier that saw them as often as they are. The scores of an image
+    come from two softmaxes, and do not sum to one.
 
     The paper repairs segmenters: it draws classes, then images with that class, and adds as many regions of background.
     Here an image is one sample. With a ``background`` class, batches take its samples in equal number beside those that
@@ -78,8 +78,8 @@ class SimCal(Method):
         if have.goal != "mend":
             return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): a second classifier answers for classes of fewer than T "
-            "training images, and the old one for all others; the scores are no probabilities."
+            "if rare classes go wrong (see upcycle diagnose MODEL): a second classifier answers for classes of fewer "
+            "than T training images, and the old one for all others; the scores are no probabilities."
         )
         return Fit(16, reason)
 
@@ -105,8 +105,10 @@ class SimCal(Method):
             return found
         trunk = Trunk.of(self, data)
         if self.T and not self.rare(trunk):
-            return [f"no class of {data.name} has fewer than T = {self.T:,} training images, so the calibrated head would "
-                    f"answer for none; the rarest has {int(trunk.n.min()):,}: set a higher --T, or null for all classes"]  # fmt: skip
+            return [
+                f"no class of {data.name} has fewer than T = {self.T:,} training images, so the calibrated head would "
+                f"answer for none; the rarest has {int(trunk.n.min()):,}: set a higher --T, or null for all classes"
+            ]
         return []
 
     def fit(self, run: Run, data: Images) -> nn.Module:

@@ -1,4 +1,4 @@
-"""τ-normalisation: the rows of a classifier brought to one length, so that rare classes are no longer answered too low."""
+"""τ-normalisation: the rows of a classifier brought nearer to one length, so that rare classes are not held back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ GRID = tuple(i / 10 for i in range(21))
 
 def tau_normalised(W: Float[Tensor, "k d"], tau: float) -> Float[Tensor, "k d"]:
     """w̃_j = w_j / |w_j|^τ: the rows themselves at τ = 0, rows of length 1 at τ = 1. A row of zeros stays."""
-    return W / W.norm(dim=1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny) ** tau
+    norms = W.norm(dim=1, keepdim=True)
+    return W / norms.where(norms > 0, 1.0) ** tau
 
 
 def mean_recall(z: Float[Tensor, "n k"], y: Int[Tensor, " n"]) -> float:
@@ -45,9 +46,9 @@ class Tau(Method):
 
         z_j = w_j · f / |w_j|^τ,
 
-    without the bias, which holds back rare classes too. τ is that of 0, 0.1, ... 2 at which the mean recall over classes
-    is highest on validation images, of equals the smallest. These must be held out: on images that the network was
-    trained on every class looks recognised. No weight is trained.
+    without the bias, which holds back rare classes too. τ is that of 0, 0.1, ... 2 at which the mean recall over
+    classes is highest on validation images, of equals the smallest. These must be held out: on images that the network
+    was trained on every class looks recognised. No weight is trained.
 
     The network that is returned has the architecture of the source, its classifier's bias at 0.
 
@@ -69,7 +70,7 @@ class Tau(Method):
         paper="Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis; ICLR 2020; arXiv:1910.09217",
         verb="treat",
         needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
-        summary="The same network, the rows of its classifier brought nearer to one length, so that rare classes are found.",
+        summary="The same network, the rows of its classifier nearer to one length, so that rare classes are found.",
         cost="one forward of each validation image",
         published="ImageNet-LT, ResNeXt-50: all classes 49.4, few-shot 30.7, against 44.4 and 7.7 (README of the code)",
         rare=True,
@@ -108,9 +109,11 @@ class Tau(Method):
         held = counts_of(data.validation.labels, len(data.classes))
         worst = held.index(min(held))
         if self.tau is None and held[worst] < self.held:
-            return [f"τ is chosen on {self.held} images of each class that were held out before the network was trained, "
-                    f"and {data.name} has {held[worst]} validation images of {data.classes[worst]}; give --tau, or "
-                    "take logitadjust, which needs none"]  # fmt: skip
+            return [
+                f"τ is chosen on {self.held} images of each class that were held out before the network was trained, "
+                f"and {data.name} has {held[worst]} validation images of {data.classes[worst]}; give --tau, or "
+                "take logitadjust, which needs none"
+            ]
         return []
 
     def fit(self, run: Run, data: Images) -> nn.Module:

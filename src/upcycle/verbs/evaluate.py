@@ -22,7 +22,6 @@ from upcycle.verbs.figures import like_of
 from upcycle.verbs.frequency import group_lines
 from upcycle.verbs.naming import Naming, Reference, answering, network_and_data, options_as
 
-
 NOT = "not probabilities"
 """Stands for figures of probabilities, where the answers of a network are scores alone."""
 
@@ -112,8 +111,8 @@ def evaluate(
             Model.
         data: a data set, as for distill.
         split: which part of it.
-        borders: two numbers of training samples, LOW,HIGH: classes with fewer are few, with more many. If not given, they
-            divide the way from the rarest to the most frequent class, where some are rare.
+        borders: two numbers of training samples, LOW,HIGH: classes with fewer are few, with more many. If not given,
+            they divide the way from the rarest to the most frequent class, where some are rare.
         accelerator: the kind of device, as in Lightning Fabric.
         naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
 

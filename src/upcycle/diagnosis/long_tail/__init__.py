@@ -1,1 +1,1 @@
-"""The parts of repairs of a classifier whose rare classes go wrong: kept features, counts, and heads that are recorded."""
+"""Parts that repairs of rare classes share: features that are kept, counts of classes, and heads that are recorded."""

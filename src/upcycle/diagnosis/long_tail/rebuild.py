@@ -1,4 +1,4 @@
-"""Networks whose classifier a repair replaced, built again from what was recorded: the references ``diagnosis:OPERATION``.
+"""Networks whose classifier was repaired, built again from what was recorded: the references ``diagnosis:OPERATION``.
 
 Each takes the record of the source, the name of its classifier, and ``rebuild``, which builds the source; weights come
 after.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class Rows(Samples):
         x, y = self.x.index_select(0, index), self.labels.index_select(0, index)
         return Batch(x.to(device), y.to(device), index.to(device))
 
-    def subset(self, index: Tensor) -> Self:
+    def subset(self, index: Tensor) -> Rows:  # type: ignore[override]
         """The rows ``index``, in that order, also some of them several times."""
         return replace(self, x=self.x[index], labels=self.labels[index], ids=self.ids[index])
 
@@ -99,7 +99,7 @@ class Trunk(NamedTuple):
         return W.new_zeros(len(W)) if b is None else b.detach()
 
     def ended(self, run: Run, head: nn.Module, held: Rows | None = None) -> nn.Module:
-        """A copy of the network that ends in ``head``, which is measured on the features ``held`` of images held out."""
+        """A copy of the network that ends in ``head``; this is measured on the features ``held`` of held-out images."""
         if held is not None:
             run.evaluate(head.to(run.device), held)
         module = copy_of(self.source.module)
