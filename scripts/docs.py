@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.code import WHOLE
 
-from scripts import pages
+from scripts import long_tail_figures, pages
 from scripts.benchmark_table import benchmark_table
 from scripts.matrix import matrix
 from scripts.tables import figures_table, number, percent, provenance, table, words
@@ -76,6 +76,8 @@ BENCHMARKS = (
 PAGES = {  # claims of what is no method
     "attribution": "[`attribution`](look-inside.md)",
     "esam": "[`esam`](ingredients.md#sharpness)",
+    "longtail": "[`longtail`](rare-classes.md)",
+    "longtailcifar10": "[`longtailcifar10`](rare-classes.md)",
 }
 
 
@@ -323,11 +325,6 @@ def claim_page(name: str, assets: str = "../assets") -> str:
     return pages.figures(claim, claim_record(claim.method), name, assets)
 
 
-def claim_block(name: str) -> str:
-    """The figures of a claim that is of several methods, for a page of its own; there may be no such claim yet."""
-    return claim_page(name, "assets") if name in all_claims() else MISSING
-
-
 def method_page(method: type[Method]) -> str:
     """The page of a method, and below it the figures of its claim."""
     name = method.card.name
@@ -436,9 +433,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "situations": lambda: pages.situations(verdicts()),
     "situations-site": lambda: pages.situations(verdicts(), "methods"),
     "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
-    "claim-longtail": functools.partial(claim_block, "longtail"),
     "claim-esam": functools.partial(claim_page, "esam", "assets"),
     "ingredients": ingredients,
+    "claim-longtail": lambda: long_tail_figures.page(claim_record("longtail"), claim_record("longtailcifar10")),
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     **{f"verdict-{m.card.name}": functools.partial(verdict_line, m.card.name) for m in all_methods()},
     "tutorial": tutorial,

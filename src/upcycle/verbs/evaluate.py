@@ -10,6 +10,7 @@ from upcycle.core import references
 from upcycle.core.devices import device_of
 from upcycle.core.evaluate import evaluate as measure
 from upcycle.core.frequency import Groups, counts_of, groups
+from upcycle.core.heads import gives_probabilities
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
 from upcycle.core.task import Evaluation
@@ -20,6 +21,9 @@ from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.figures import like_of
 from upcycle.verbs.frequency import group_lines
 from upcycle.verbs.naming import Naming, Reference, answering, network_and_data, options_as
+
+NOT = "not probabilities"
+"""Stands for figures of probabilities, where the answers of a network are scores alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +52,14 @@ class Evaluated(Evaluation):
 
     def record(self) -> dict[str, Any]:
         """The figures as JSON data."""
-        cost = count(self.model.module, self.like)
+        cost, sure = count(self.model.module, self.like), gives_probabilities(self.model.module)
         return {
             "model": self.model.name,
             "data": self.data,
             "split": self.split,
             "accuracy": self.accuracy,
-            "loss": self.loss,
-            "ece": self.ece,
+            "loss": self.loss if sure else None,
+            "ece": self.ece if sure else None,
             "per_class": self.per_class,
             "classes": list(self.classes),
             "count": self.count,
@@ -68,13 +72,13 @@ class Evaluated(Evaluation):
     def text(self) -> str:
         """The figures for a terminal, with those of size and speed."""
         module, like = self.model.module, self.like
-        cost = count(module, like)
+        cost, sure = count(module, like), gives_probabilities(module)
         lines = [
             f"{self.model.name} on {self.count:,} {self.split} {self.noun} of {self.data}",
             "",
             f"  accuracy           {self.accuracy:.2%}",
-            f"  loss               {self.loss:.4f}",
-            f"  calibration error  {self.ece:.2%}",
+            f"  loss               {f'{self.loss:.4f}' if sure else NOT}",
+            f"  calibration error  {f'{self.ece:.2%}' if sure else NOT}",
             f"  parameters         {si(cost.parameters)}",
             f"  multiply-adds      {si(cost.macs)}",
             f"  latency            {duration(latency(module, like))}",
