@@ -84,6 +84,12 @@ BARS: dict[str, dict[str, Bar]] = {
         "found": Bar(0.75),
     },
     "docs/look-inside.md": {"runs/looked-into": Bar(0.95)},
+    "docs/rare-classes.md": {
+        "runs/tail": Bar(0.7),
+        "evaluate runs/tail": Bar(0.7),
+        "runs/looked-into": Bar(0.7),
+        "runs/mended": Bar(0.8, over="control", by=0.01),
+    },
     "docs/adapt.md": {
         "runs/five": Bar(0.95),
         "runs/tuned": Bar(0.95, over="control", by=0.01),

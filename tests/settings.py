@@ -30,7 +30,7 @@ from upcycle.core.run import Run
 from upcycle.data import Images, ImageSplit, load
 from upcycle.data.stream_kinds import stream
 from upcycle.data.streams import Stream
-from upcycle.diagnosis import ModelDoctor
+from upcycle.diagnosis import BAGS, CRT, LWS, NCM, LogitAdjust, ModelDoctor, SimCal, Tau
 from upcycle.distillation import (
     CMI,
     GFKD,
@@ -204,6 +204,13 @@ def spoil_images(data: Any) -> None:
     data.train.images = bad.contiguous()
 
 
+def spoil_validation(data: Any) -> None:
+    """Make validation images NaN, in place, for a method that looks at no others."""
+    bad = data.validation.images.permute(0, 3, 1, 2).float() / 255
+    bad[17:25] = float("nan")
+    data.validation.images = bad.contiguous()
+
+
 def other_images(split: ImageSplit) -> ImageSplit:
     """A split of which the first image has another first pixel."""
     images = split.images.clone()
@@ -246,6 +253,7 @@ _TUNE = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=0.01)
 _LEARN = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 _PRETRAIN = Recipe(epochs=2, batch_size=16, optimizer="adam", lr=1e-3, weight_decay=0.0)
 _BETA = Recipe(epochs=3, batch_size=16, lr=0.05)  # small batches, so that there are some of hard images
+_HEAD = Recipe(epochs=3, batch_size=32, lr=0.05, sampler="class")
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
 _MAKING = Making(rounds=4, batch=32, kd_steps=4, capacity=128)
 _WARMING = dataclasses.replace(_MAKING, warmup=1)
@@ -306,6 +314,17 @@ ROWS = {
         {"recipe": dataclasses.replace(_RECIPE, mix="mixup", mix_beta=0.4)},
         (*_WORDS, "--recipe.mix=mixup", "--recipe.mix_beta=0.4"),
         teacher=False,
+    ),
+    "plain+class": Row(
+        Plain,
+        {"recipe": dataclasses.replace(_RECIPE, sampler="class")},
+        (*_WORDS, "--recipe.sampler=class"),
+        teacher=False,
+    ),
+    "kd+progressive": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, sampler="progressive")},
+        (*_WORDS, "--recipe.sampler=progressive"),
     ),
     "kd-graphs": Row(KD, {"recipe": _RECIPE}, _WORDS, networks=lambda: networks("graph"), data=tiny_graphs, **_GRAPHS),
     "kd-nodes": Row(
@@ -440,6 +459,44 @@ ROWS = {
         ModelDoctor,
         {"recipe": _RECIPE, "b": 0.05, "n": 8, "noise": 0.5, "masks": "gradcam"},
         (*_WORDS, "--b=0.05", "--masks=gradcam"),
+        networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "tau": Row(
+        Tau,
+        {"held": 2},
+        ("--held=2",),
+        networks=lambda: {"source": fitted("source", 7)},
+        draws=False,
+        spoil=spoil_validation,
+    ),
+    "logitadjust": Row(
+        LogitAdjust, {}, (), networks=lambda: {"source": fitted("source", 7)}, draws=False, spoil=spoil_validation
+    ),
+    "ncm": Row(NCM, {}, (), networks=lambda: {"source": fitted("source", 7)}, draws=False),
+    "ncm-raw": Row(
+        NCM, {"features": "raw"}, ("--features=raw",), networks=lambda: {"source": fitted("source", 7)}, draws=False
+    ),
+    "crt": Row(CRT, {"recipe": _HEAD}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
+    "lws": Row(LWS, {"recipe": _HEAD}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
+    "bags": Row(
+        BAGS,
+        {"recipe": _HEAD, "edges": (16, 17)},
+        (*_WORDS, "--edges=[90,100]"),
+        networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "bags-background": Row(
+        BAGS,
+        {"recipe": dataclasses.replace(_HEAD, sampler="instance"), "edges": (16, 17), "beta": 2.0, "background": "3"},
+        (*_WORDS, "--background=3", "--recipe.sampler=instance"),
+        networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "simcal": Row(
+        SimCal, {"recipe": _HEAD, "T": 17}, (*_WORDS, "--T=100"), networks=lambda: {"source": fitted("source", 7)}
+    ),
+    "simcal-background": Row(
+        SimCal,
+        {"recipe": _HEAD, "T": None, "hidden": 0, "background": "3"},
+        (*_WORDS, "--T=null", "--hidden=0", "--background=3"),
         networks=lambda: {"source": fitted("source", 7)},
     ),
     "dine": Row(

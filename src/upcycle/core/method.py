@@ -61,6 +61,7 @@ class Card:
         summary: one sentence, what a person gets.
         cost: one phrase, relative to training the student alone.
         published: the paper's headline result, with its source.
+        rare: it is for classes with far fewer training samples than others; without such it has nothing to mend.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Card:
     summary: str
     cost: str
     published: str
+    rare: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,7 @@ def stream(
     channels: int | None = None,
     reading: Reading | None = None,
     columns: tuple[str, str] = ("", ""),
+    long_tail: float | None = None,
 ) -> Stream:
     """A stream from its name, or splits of images that are loaded already.
 
@@ -75,22 +76,30 @@ def stream(
         shuffle: draws another order of classes (splits) or tasks (folders) from this seed.
         few: only so many training images of each class in each task, drawn with a fixed seed.
         size, channels, reading, columns: as in :func:`upcycle.data.load`.
+        long_tail: keep only such a tail of the training images, see :meth:`Images.long_tailed`; not of folders.
 
     Raises:
         UserError: for what is unknown, not found, or cannot be split so.
     """
     if isinstance(reference, Collection):
         reference = as_images(reference)
+        if long_tail is not None:
+            reference = reference.long_tailed(long_tail, 0)
         made = _splits(f"splits:{reference.name}/{tasks}", reference, tasks, scenario or "class", shuffle)
         return _few(made, few)
     kind, data, count = _parts(reference)
     if kind == "folders":
         require(not count, f"Each folder in {data} is a task, so leave out /{count}.")
+        require(
+            long_tail is None, f"Each folder in {data} is a task with the images that are in it; leave out long_tail."
+        )
         read = partial(load, size=size, channels=channels, columns=columns, least_classes=1)
         root, reading = Path(data).expanduser(), reading or Reading()
         return _few(folder_stream(reference, root, scenario or "class", shuffle, read, reading), few)
     images = as_images(load(data, size=size, channels=channels, reading=reading, columns=columns))
     require(bool(images.classes), f"{images.name} has no labels, so there are no classes to make a stream of.")
+    if long_tail is not None:
+        images, reference = images.long_tailed(long_tail, 0), f"{reference}, a long tail of {long_tail:g}"
     if kind == "splits":
         return _few(_splits(reference, images, count, scenario or "class", shuffle), few)
     require(

@@ -116,6 +116,7 @@ class _Scatter(_Picture):
     y: str
     items: Annotated[list[_Point], Meta(min_length=1)]
     log: NotRequired[bool]
+    noun: NotRequired[str]
 
 
 class _Block(TypedDict):

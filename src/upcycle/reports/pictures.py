@@ -152,7 +152,7 @@ def _scatter(data: dict[str, Any]) -> tuple[Markup, Table]:
     items = [i for i in data["items"] if is_number(i["x"]) and is_number(i["y"])]
     if log and any(i["x"] <= 0 for i in items):
         raise ValueError("a logarithmic axis has no room for zero or less")
-    large = max(abs(i["x"]) for i in items) >= 10_000
+    large = max(abs(i["x"]) for i in items) > 5_000  # whose axis may end at 10,000
     show = si if large else svg.number
     groups = list(dict.fromkeys(str(i.get("group", "")) for i in items))
     tones = {group: HUES[i % len(HUES)] for i, group in enumerate(groups)}
@@ -170,12 +170,14 @@ def _scatter(data: dict[str, Any]) -> tuple[Markup, Table]:
         points.append(Point(name, item["x"], item["y"], tones[group], front, hint))
         cells.append([name, group, show(item["x"]), svg.number(item["y"]), "yes" if front else ""])
     best = [p.name for p in sorted(points, key=lambda p: p.x) if p.front]
-    label = f"{_label(data)}: {y} against {x} of {len(points)} networks" + (
+    label = f"{_label(data)}: {y} against {x} of {len(points)} {data.get('noun', 'networks')}" + (
         f"; on the front {', '.join(best)}" if best else ""
     )
     key = svg.legend([(group, tone) for group, tone in tones.items() if group])
     body = key + scatter_plot(points, label=label, x=x, y=y, show_x=_round if large else show, log=log)
-    return body, (["name", "group", x, y, "on the front"], cells)
+    heads = ["name", "group", x, y, "on the front"]
+    told = [i for i in range(len(heads)) if i in (0, 2, 3) or any(line[i] for line in cells)]
+    return body, ([heads[i] for i in told], [[line[i] for i in told] for line in cells])
 
 
 def _round(value: float) -> str:

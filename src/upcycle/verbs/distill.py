@@ -226,8 +226,8 @@ def _check_data(session: Session) -> None:
         f"--test_data {reference if isinstance(reference, str) else 'DATA'}.",
     )
     require(
-        not setting.shots and setting.labels < 0,
-        f"{name} takes no data, so there is nothing for --shots and --labels to choose from.",
+        not setting.shots and setting.labels < 0 and setting.long_tail is None,
+        f"{name} takes no data, so there is nothing for --shots, --labels and --long_tail to choose from.",
     )
     require(
         setting.label_map is None or setting.test_data is not None,

@@ -239,7 +239,8 @@ def _is_untrained(reference: Any) -> bool:
 def _stream(session: Session, like: Model | None) -> Stream:
     """The stream, its images brought to what a trained network takes."""
     setting = session.setting
-    asked = {"scenario": scenario_of(setting.scenario), "shuffle": setting.shuffle, "few": setting.few}
+    asked: dict[str, Any] = {"scenario": scenario_of(setting.scenario), "shuffle": setting.shuffle, "few": setting.few}
+    asked["long_tail"] = setting.long_tail
     if isinstance(session.data_ref, Stream):
         given = [name for name, value in {**asked, "size": setting.size}.items() if value is not None]
         require(not given, f"A stream that is given as an object is as it is; leave out {', '.join(given)}.")

@@ -76,12 +76,13 @@ def _nothing(teacher: Model) -> Collection:
 
 def _pair(setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any) -> tuple[Model | None, Collection]:
     """The teacher and the data that both are given."""
-    naming = naming_of(setting, "teacher")
+    naming, tail = naming_of(setting, "teacher"), setting.long_tail
     if reference is None and isinstance(taught, Model) and not isinstance(data_ref, Images):
         reading = setting.reading(taught.reading)
-        return None, load_for(taught, data_ref, setting.sides, reading=reading, columns=setting.columns)
+        columns = setting.columns
+        return None, load_for(taught, data_ref, setting.sides, reading=reading, columns=columns, long_tail=tail)
     if reference is None:
-        return None, loaded(data_ref, size=setting.sides, channels=setting.planes, **setting.asked)
+        return None, loaded(data_ref, size=setting.sides, channels=setting.planes, long_tail=tail, **setting.asked)
     if takes_any(reference, naming):  # what it takes is what the data are
         data = data_for(data_ref, naming)
         teacher = any_network(reference, naming, data)
