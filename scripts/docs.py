@@ -28,13 +28,14 @@ from upcycle.claims.found import FILE as FOUND
 from upcycle.claims.found import found as shipped
 from upcycle.claims.found import short
 from upcycle.cli import SUMMARY
+from upcycle.core.ingredients import INGREDIENTS
 from upcycle.core.licences import TERMS
 from upcycle.core.method import Method
 from upcycle.core.references import resolve
 from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.method_page import page
-from upcycle.verbs.methods import all_methods
+from upcycle.verbs.methods import all_methods, why_not
 from upcycle.zoo import ENTRIES
 
 ROOT = Path(__file__).parents[1]
@@ -72,11 +73,12 @@ BENCHMARKS = (
     "gfkd_step",
     "shortcut",
 )  # those with a block of their own
-PAGES = {
+PAGES = {  # claims of what is no method
     "attribution": "[`attribution`](look-inside.md)",
+    "esam": "[`esam`](ingredients.md#sharpness)",
     "longtail": "[`longtail`](rare-classes.md)",
     "longtailcifar10": "[`longtailcifar10`](rare-classes.md)",
-}  # claims of what is no method
+}
 
 
 def documents(root: Path = ROOT) -> list[Path]:
@@ -338,6 +340,17 @@ def measured_methods() -> frozenset[str]:
 # -- facts of the code ------------------------------------------------------------------------------------------
 
 
+def ingredients() -> str:
+    """Which method takes which ingredient, and why not."""
+    rows = [
+        (f"[`{m.card.name}`](methods/{m.card.name}.md)", ", ".join(w for w in INGREDIENTS if w in m.admits), why_not(m))
+        for m in all_methods()
+        if "recipe" in m.options()
+    ]
+    words = "\n".join(f"- *{what}*: {asks}" for what, asks in INGREDIENTS.items())
+    return f"{table(('method', 'takes', 'and not'), rows)}\n{words}\n"
+
+
 def method_table() -> str:
     """One row a method: its page, what one gets, and the verdict."""
     found = verdicts()
@@ -420,6 +433,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "situations": lambda: pages.situations(verdicts()),
     "situations-site": lambda: pages.situations(verdicts(), "methods"),
     "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
+    "claim-esam": functools.partial(claim_page, "esam", "assets"),
+    "ingredients": ingredients,
     "claim-longtail": lambda: long_tail_figures.page(claim_record("longtail"), claim_record("longtailcifar10")),
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     **{f"verdict-{m.card.name}": functools.partial(verdict_line, m.card.name) for m in all_methods()},

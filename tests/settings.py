@@ -282,6 +282,28 @@ ROWS = {
         KD, {"recipe": _RECIPE, "views": 2, "cache": "on", "terms": Terms(w_ce=0.0, w_kd=1.0)}, (*_WORDS, "--views=2")
     ),
     "plain": Row(Plain, {"recipe": _RECIPE, "label_smoothing": 0.1}, (*_WORDS, "--label_smoothing=0.1"), teacher=False),
+    "kd+esam": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, sharpness="esam")},
+        (*_WORDS, "--recipe.sharpness=esam"),
+    ),
+    "plain+sam": Row(
+        Plain,
+        {"recipe": dataclasses.replace(_RECIPE, sharpness="sam")},
+        (*_WORDS, "--recipe.sharpness=sam"),
+        teacher=False,
+    ),
+    "plain+class": Row(
+        Plain,
+        {"recipe": dataclasses.replace(_RECIPE, sampler="class")},
+        (*_WORDS, "--recipe.sampler=class"),
+        teacher=False,
+    ),
+    "kd+progressive": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, sampler="progressive")},
+        (*_WORDS, "--recipe.sampler=progressive"),
+    ),
     "kd-graphs": Row(KD, {"recipe": _RECIPE}, _WORDS, networks=lambda: networks("graph"), data=tiny_graphs, **_GRAPHS),
     "kd-nodes": Row(
         KD,
@@ -523,6 +545,12 @@ ROWS = {
         _WORDS,
         networks=lambda: {"source": dataclasses.replace(fitted("source", 7), classes=tuple("abcdefghij"))},
     ),
+    "ssf+sam": Row(
+        SSF,
+        {"recipe": dataclasses.replace(_TUNE, sharpness="sam")},
+        (*_WORDS, "--recipe.sharpness=sam"),
+        networks=lambda: {"source": fitted("source", 7)},
+    ),
     "ssf-all": Row(
         SSF,
         {"recipe": _TUNE, "sites": ("conv*", "bn2")},
@@ -542,6 +570,13 @@ ROWS = {
         networks=lambda: {"student": tiny_model("student", 100), "source_data": tiny_data()},
     ),
     "finetune": Row(Finetune, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
+    "finetune+asam": Row(
+        Finetune,
+        {"recipe": dataclasses.replace(_LEARN, sharpness="asam", rho=0.5)},
+        (*_WORDS, "--recipe.sharpness=asam", "--recipe.rho=0.5"),
+        teacher=False,
+        data=tiny_stream(),
+    ),
     "finetune-task": Row(Finetune, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream("2+4", "task")),
     "joint": Row(Joint, {"recipe": _LEARN}, _WORDS, teacher=False, data=tiny_stream()),
     "er": Row(

@@ -70,7 +70,10 @@ def test_an_exact_statement_holds_in_every_seed() -> None:
 @pytest.mark.parametrize("name", all_claims())
 def test_a_record_says_what_the_code_says(name: str) -> None:
     """Sentence, setting, verdicts and conditions of a committed record follow from the code and its own figures."""
-    claim, record = all_claims()[name], json.loads((RESULTS / f"prove_{name}.json").read_text())
+    file = RESULTS / f"prove_{name}.json"
+    if not file.is_file():
+        pytest.skip("not measured yet, and shown so")
+    claim, record = all_claims()[name], json.loads(file.read_text())
     if record["setting"] != claim.setting:
         pytest.skip("measured in an earlier setting, and shown as not measured yet")
     made = json.loads(json.dumps(Proof(claim=claim, measured=record["measured"], seeds=record["seeds"]).record()))

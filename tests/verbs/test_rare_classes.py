@@ -18,7 +18,15 @@ from upcycle.diagnosis.errors.frequency import Following
 from upcycle.verbs.frequency import recall_by_count, sentence
 
 TAIL = ["--data=digits", "--long_tail=20"]
-PLAIN = ["distill", "--method=plain", "--student=zoo:convnet_small", *TAIL, "--recipe.epochs=4", "--quiet"]
+PLAIN = [
+    "distill",
+    "--method=plain",
+    "--student=zoo:convnet_small",
+    *TAIL,
+    "--recipe.epochs=12",
+    "--recipe.batch_size=32",
+    "--quiet",
+]
 TEACHER = "zoo:digits_teacher"
 
 
@@ -85,9 +93,9 @@ def test_evaluate_shows_groups_by_training_counts(trained: Path) -> None:
 
 def test_balanced_data_look_as_before(trained: Path) -> None:
     found = upcycle.evaluate(trained, "digits")
-    assert found.groups is None and "training" not in found.text()
+    assert found.groups is None and "by number of training" not in found.text()
     assert not {"groups", "borders", "counts"} & set(found.record())
-    assert upcycle.evaluate(trained, "digits", borders=(99, 102)).groups is not None
+    assert upcycle.evaluate(trained, "digits", borders=(99, 101)).groups is not None
 
 
 def test_a_treatment_shows_groups_and_recall_before_and_after(trained: Path, tmp_path: Path) -> None:
@@ -95,7 +103,7 @@ def test_a_treatment_shows_groups_and_recall_before_and_after(trained: Path, tmp
     words = ["treat", str(trained), *TAIL, "--borders=6,40", "--recipe.epochs=1", "--recipe.batch_size=64"]
     assert cli.main([*words, "--quiet", "--out", str(out)]) == 0
     result, picture = read(out / "result.json"), read(out / "pictures" / "recall-by-count.json")
-    assert result["borders"] == [6, 40] and "--borders 6,40" in result["command"]
+    assert result["borders"] == [6, 40] and "--borders '[6,40]'" in result["command"]
     for row in result["rows"]:
         assert {"many", "medium", "few", "all"} == set(row["groups"]) == set(row["shown"])
         assert row["shown"]["few"] == f"{100 * row['groups']['few'][0]:.1f} %"
@@ -137,7 +145,7 @@ def test_a_diagnosis_of_a_long_tail(trained: Path, tmp_path: Path, capsys: pytes
     words = ["diagnose", str(trained), *TAIL, "--images=2", "--methods=gradcam", "--out", str(out)]
     assert cli.main(words) == 0
     said, found = capsys.readouterr().out, read(out / "diagnosis.json")["frequency"]
-    assert found["recall"] > 0.6 and found["norms"] is not None
+    assert found["recall"] > 0.6 and found["norms"] > 0.6
     told = f"Recall follows the number of training images (rho {found['recall']:.2f})"
     assert told in said and f"by {found['norms']:.2f}" in said
     assert f"upcycle treat {trained} --data digits --long_tail 20 --method crt." in said
@@ -177,8 +185,11 @@ def test_the_picture_leaves_out_what_has_no_images() -> None:
         ([*PLAIN, "--long_tail=0.5"], "long_tail must be more than 1"),
         ([*PLAIN, "--long_tail=.nan"], "long_tail must be more than 1"),
         ([*PLAIN, "--long_tail=steep"], "--long_tail must be a number"),
-        ([*PLAIN, "--long_tail=1000"], "leaves '9' of digits without a training image"),
-        (["distill", "--method=cmi", "--teacher", TEACHER, "--student=zoo:convnet_small", "--long_tail=9"], "takes no data"),
+        ([*PLAIN, "--long_tail=1000"], "leaves '7' of digits without a training image"),
+        (
+            ["distill", "--method=cmi", "--teacher", TEACHER, "--student=zoo:convnet_small", "--long_tail=9"],
+            "takes no data",
+        ),
         (["evaluate", TEACHER, "--data=digits", "--borders=300"], "two numbers"),
         (["evaluate", TEACHER, "--data=digits", "--borders=300,20"], "must ascend"),
         (["evaluate", TEACHER, "--data=digits", "--borders=300,1500"], "leave no class in 'many'"),

@@ -248,6 +248,7 @@ class AttentionDiversification(Method):
         cost="two trainings of the network (one for each domain alone, one for all) and a short third",
         published="state of the art on PACS, Office-Home and others (abstract; no table could be read)",
     )
+    refuses = {"any": "several networks train in turn, on losses of attention"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

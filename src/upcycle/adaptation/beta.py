@@ -227,6 +227,7 @@ class BETA(Method):
         cost="one query an image; two networks, each three to four times DINE's work an epoch",
         published="Office-Home, mean of 12 tasks: about 72, DINE 69.7 (from memory, unchecked)",
     )
+    refuses = {"any": "two networks divide each batch between them"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -99,6 +99,7 @@ class DINE(Method):
         published="Office-Home, ResNet-50 to ResNet-50, mean of 12 tasks: 60.6 → 69.7, with all probabilities 70.6 "
         "(table 2)",
     )
+    refuses = {"any": "each batch updates its memory of the predictor's answers"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -23,6 +23,7 @@ from upcycle.adaptation.probe import probed
 from upcycle.core.advice import Fit, Situation, if_labelled
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier, for_classes
+from upcycle.core.ingredients import EVERY
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -85,6 +86,7 @@ class IA3(Method):
         cost="fine-tuning without most gradients of weights",
         published="T-Few with T0-11B: 6 % absolute over the state of the art on RAFT (abstract)",
     )
+    admits = EVERY
 
     runs_on = ("few",)
 

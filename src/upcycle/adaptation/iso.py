@@ -102,6 +102,7 @@ class ISO(Method):
         cost="four times plain training on the source, then T steps of 16 copies a sample",
         published="MPI-INF-3DHP 83.6 % 3D-PCK across scenarios, 9.7 points above the best before (abstract)",
     )
+    refuses = {"any": "its loss turns each image, which two tasks share"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

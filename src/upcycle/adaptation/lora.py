@@ -24,6 +24,7 @@ from upcycle.adaptation.probe import probed
 from upcycle.core.advice import Fit, Situation, if_labelled
 from upcycle.core.errors import require
 from upcycle.core.heads import classifier, for_classes
+from upcycle.core.ingredients import EVERY
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
@@ -91,6 +92,7 @@ class LoRA(Method):
         cost="fine-tuning without most gradients of weights",
         published="GPT-3 175B: 10,000 times fewer trained numbers and a third of the memory of fine-tuning (abstract)",
     )
+    admits = EVERY
 
     runs_on = ("few",)
 

@@ -6,12 +6,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-import torch.nn.functional as F
 from torch import nn
 
 from upcycle.core.advice import Fit, Situation, if_labelled
 from upcycle.core.errors import UserError
 from upcycle.core.heads import classifiers, for_classes, linear
+from upcycle.core.ingredients import EVERY
+from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, own_copy
 from upcycle.core.recipe import Recipe
@@ -49,6 +50,7 @@ class LinearProbe(Method):
         cost="a third of fine-tuning: no backward through the network",
         published="CIFAR-100 ViT-B/16 88.70, against 93.99 with SSF (secondary notes, unchecked)",
     )
+    admits = EVERY
 
     runs_on = ("few",)
 
@@ -89,8 +91,8 @@ class LinearProbe(Method):
         student, optimizer = run.setup(start.module, self.recipe)
         student.eval()  # dropout and BatchNorm as in use
         for _ in run.epochs(self.recipe.epochs):
-            for images, y, _ in run.batches(data.train, self.recipe.batch_size):
-                run.step(F.cross_entropy(student(images), y), optimizer, self.recipe)
+            for images, y, _ in run.batches(data.train, self.recipe):
+                run.step(ce_loss(student(images), y, reduction=run.reduction), optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student).requires_grad_(True)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from upcycle.adaptation.adapters.scale_shift import Adapter, attach, save_adapter
@@ -15,6 +14,8 @@ from upcycle.adaptation.probe import probed
 from upcycle.core.advice import Fit, Situation, if_labelled
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.heads import classifier, for_classes
+from upcycle.core.ingredients import EVERY
+from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.norms import use_running
@@ -76,6 +77,7 @@ class SSF(Method):
         published="ViT-B/16, mean of 5 fine-grained sets 90.72 (full fine-tuning 88.54), of 19 VTAB-1k tasks 73.10 "
         "(65.57) (abstract)",
     )
+    admits = EVERY
 
     runs_on = ("few",)
 
@@ -131,9 +133,8 @@ class SSF(Method):
         for _ in run.epochs(self.recipe.epochs):
             student.train()
             use_running(student)
-            for images, y, _ in run.batches(data.train, self.recipe.batch_size):
-                z = student(images)
-                loss = F.cross_entropy(z if z.dtype == torch.float64 else z.float(), y)
+            for images, y, _ in run.batches(data.train, self.recipe):
+                loss = ce_loss(student(images), y, reduction=run.reduction)
                 run.step(loss, optimizer, self.recipe)
             run.evaluate(student, data.validation)
         if run.directory is not None and run.rank == 0:

@@ -26,6 +26,7 @@ from upcycle.assembly.reassembly.zoo import Mix, block_table, score_candidates, 
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
+from upcycle.core.ingredients import EVERY
 from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
@@ -122,6 +123,7 @@ class DeRy(Method):
         published="ImageNet, blocks frozen, 100 epochs: 78.6 with 1.27 M of 80.7 M parameters trained; all tuned for "
         "300 epochs: 83.2 (Swin-B 83.1) (paper, table 7)",
     )
+    admits = EVERY
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -300,8 +302,8 @@ class DeRy(Method):
         for _ in run.epochs(self.recipe.epochs):
             network.train()
             network.blocks.train(self.tune == "all")
-            for images, labels, _ in run.batches(data.train, self.recipe.batch_size):
-                run.step(ce_loss(network(images), labels, self.label_smoothing), optimizer, self.recipe)
+            for images, labels, _ in run.batches(data.train, self.recipe):
+                run.step(ce_loss(network(images), labels, self.label_smoothing, run.reduction), optimizer, self.recipe)
             run.evaluate(network, data.validation)
         return run.plain(network.requires_grad_(True))
 

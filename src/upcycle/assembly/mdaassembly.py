@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import UserError, require
+from upcycle.core.losses import ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.patterns import Values
@@ -60,6 +60,8 @@ class MDAAssembly(Method):
         cost="one forward over some training images; with tune, that training",
         published="close to the source without fine-tuning, above it after one epoch (abstract of v1)",
     )
+    admits = frozenset({"sharpness", "mix", "sampler"})
+    refuses = {"any": "it masks gradients before each update, so it needs them all in every meeting"}
 
     runs_on = ("none", "few", "unlabelled")
 
@@ -139,9 +141,9 @@ class MDAAssembly(Method):
         between = [(p, zeros[name].to(run.device)) for name, p in network.named_parameters() if name in zeros]
         for _ in run.epochs(self.recipe.epochs):
             network.train()
-            for images, labels, _ in run.batches(data.train, self.recipe.batch_size):
+            for images, labels, _ in run.batches(data.train, self.recipe):
                 self.recipe.schedule_rate(optimizer, run.progress)
-                loss = F.cross_entropy(network(images), labels)
+                loss = ce_loss(network(images), labels)
                 run.backward(loss)
                 for p, mask in between:
                     assert p.grad is not None

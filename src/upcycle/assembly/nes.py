@@ -82,6 +82,11 @@ class NES(Method):
         cost="1.5 to 2 times the student training, for the learners (tile: less than it)",
         published="ImageNet MobileNetV2: +1.47 points over the full model with 25 % fewer multiply-adds (abstract)",
     )
+    admits = frozenset({"sampler"})
+    refuses = {
+        "sharpness": "each forward moves the average of its offsets, so a second one of a batch would move it twice",
+        "mix": "its offsets are averages over images, and mixtures are none",
+    }
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -136,7 +141,7 @@ class NES(Method):
         network, optimizer = run.setup(network, self._optimizer)
         for _ in run.epochs(self.recipe.epochs):
             network.train()
-            for images, y, _ in run.batches(data.train, self.recipe.batch_size):
+            for images, y, _ in run.batches(data.train, self.recipe):
                 z = network(images)
                 if teacher is None:
                     loss = ce_loss(z, y)

@@ -50,6 +50,8 @@ class Finetune(Method):
         cost="plain training",
         published="Split CIFAR-10, class-/task-incremental: 19.62 / 61.02 % (arXiv:2004.07211)",
     )
+    admits = frozenset({"sharpness", "dropping", "sampler"})
+    refuses = {"selection": "its loss is a sum over images", "mix": "its labels are those of one task"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -73,7 +75,7 @@ class Finetune(Method):
             student, optimizer = run.setup(net.module, self.recipe)
             for _ in run.epochs(self.recipe.epochs):
                 student.train()
-                for images, labels, _ in run.batches(task.train, self.recipe.batch_size):
+                for images, labels, _ in run.batches(task.train, self.recipe):
                     loss = cross_entropy(*of_task(student(images), labels, data, t), run.count)
                     run.step(loss, optimizer, self.recipe, "sum")
         return run.plain(net.module)
@@ -108,6 +110,8 @@ class Joint(Method):
         cost="plain training on all images",
         published="Split CIFAR-10, class-/task-incremental: 92.20 / 98.31 % (arXiv:2004.07211)",
     )
+    admits = frozenset({"sharpness", "dropping", "sampler"})
+    refuses = {"selection": "its loss is a sum over images", "mix": "its labels are those of one task"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -133,7 +137,7 @@ class Joint(Method):
         student, optimizer = run.setup(net.module, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for images, labels, _ in run.batches(joint.train, self.recipe.batch_size):
+            for images, labels, _ in run.batches(joint.train, self.recipe):
                 run.step(cross_entropy(student(images), labels, run.count), optimizer, self.recipe, "sum")
         leave_joint(self, run, data, student)
         return run.plain(student)

@@ -139,6 +139,7 @@ class BLIP(Method):
         cost="plain training + gradients of 8,000 single images a task",
         published="near-zero forgetting at constant memory overhead (abstract, which gives no figure)",
     )
+    refuses = {"any": "each update is cut to what bits of earlier tasks leave"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

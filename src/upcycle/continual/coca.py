@@ -249,6 +249,7 @@ class CoCa(Method):
         published="no figure at hand; what it builds on, Split CIFAR-10, class-/task-incremental, memory 200: DER++ "
         "64.88 / 91.92 % (arXiv:2004.07211)",
     )
+    refuses = {"any": "each batch also fills and reads its memory, once"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -65,6 +65,7 @@ class DERpp(Method):
         published="Split CIFAR-10, class-/task-incremental, memory 200: 64.88 / 91.92 %, DER 61.93 / 91.40 "
         "(arXiv:2004.07211)",
     )
+    refuses = {"any": "each batch also fills and reads its memory, once"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -55,6 +55,7 @@ class ER(Method):
         cost="2 × plain training",
         published="Split CIFAR-10, class-/task-incremental, memory 200: 44.79 / 91.19 % (arXiv:2004.07211)",
     )
+    refuses = {"any": "each batch also fills and reads its memory, once"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -93,6 +93,7 @@ class LwF(Method):
         cost="plain training + one forward of each task",
         published="Split CIFAR-10, class-/task-incremental: 19.61 / 63.29 % (arXiv:2004.07211)",
     )
+    refuses = {"any": "its loss compares answers with those before the task"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

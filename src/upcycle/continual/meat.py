@@ -132,6 +132,7 @@ class MEAT(Method):
         published="4.0 to 6.0 points over CNN counterparts (abstract); CIFAR-100 85.93, CUB 81.53 % (a public list of "
         "results, backbone not stated)",
     )
+    refuses = {"any": "each batch draws new gates"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -71,6 +71,7 @@ class EWC(Method):
         cost="plain training + one pass over each task",
         published="Split CIFAR-10, class-/task-incremental: 19.49 / 68.29 % (arXiv:2004.07211)",
     )
+    refuses = {"any": "a pull towards the weights after earlier tasks is added to gradients, in no loss"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

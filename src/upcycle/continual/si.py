@@ -65,6 +65,7 @@ class SI(Method):
         cost="plain training",
         published="Split CIFAR-10, class-/task-incremental: 19.48 / 68.05 % (arXiv:2004.07211)",
     )
+    refuses = {"any": "it sums what each update does to the loss"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -93,6 +93,7 @@ class SimpleCIL(Method):
         published="CIFAR-100, 20 tasks of 5 classes, ViT-B/16 of ImageNet-21k: 81.26 % after the last (from memory, "
         "unchecked)",
     )
+    refuses = {"any": "only its first task trains weights"}
     runs_on = ("few",)
 
     @classmethod

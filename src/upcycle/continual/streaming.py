@@ -174,6 +174,7 @@ class StreamingSSL(Method):
         published="with replay or MAS mostly on par with joint training; forgets much less than supervised training "
         "(abstract, which gives no figure)",
     )
+    refuses = {"any": "each image comes once, in two views"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

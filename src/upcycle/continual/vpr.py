@@ -133,6 +133,7 @@ class VPR(Method):
         published="no figure could be read; compared with iCaRL and others on permuted MNIST, split CIFAR-10 and "
         "mini-ImageNet (code of the authors)",
     )
+    refuses = {"any": "it trains on prototypes that it draws anew"}
 
     runs_on = ("few",)
 

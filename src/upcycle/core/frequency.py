@@ -51,14 +51,16 @@ class Groups:
     def means(self, per_class: Sequence[float | None]) -> dict[str, float | None]:
         """The mean recall of each group's classes, and of all classes as ``all``.
 
-        ``None`` for a group without a class that was measured; the released code of Kang et al. (arXiv:1910.09217) gives
-        0 there, which pulls means down.
+        ``None`` for a group without a class that was measured; the released code of Kang et al. (arXiv:1910.09217)
+        gives 0 there, which pulls means down.
 
         Args:
             per_class: recall of each class, ``None`` for a class without test samples.
         """
         groups = {**self.members(), "all": list(range(len(self.counts)))}
-        return {name: _mean([r for k in classes if (r := per_class[k]) is not None]) for name, classes in groups.items()}
+        return {
+            name: _mean([r for k in classes if (r := per_class[k]) is not None]) for name, classes in groups.items()
+        }
 
     def words(self) -> dict[str, str]:
         """What each name means, for a heading."""
@@ -78,8 +80,8 @@ class Groups:
 def groups(counts: Sequence[int], borders: Sequence[int] | None = None, *, name: str = "The data") -> Groups | None:
     """Classes in groups by ``borders``; ``None`` where these are not given and no class is rare.
 
-    Where they are not given, they are a third and two thirds of the way from the rarest class to the most frequent one on
-    a logarithmic scale. Departure: Kang et al. have 20 and 100, below which small sets of images have no class.
+    Where they are not given, they are a third and two thirds of the way from the rarest class to the most frequent one
+    on a logarithmic scale. Departure: Kang et al. have 20 and 100, below which small sets of images have no class.
 
     Args:
         counts: training samples of each class.
@@ -100,8 +102,8 @@ def groups(counts: Sequence[int], borders: Sequence[int] | None = None, *, name:
     empty = next((group for group, classes in found.members().items() if not classes), None)
     require(
         empty is None,
-        f"The borders {text} leave no class in '{empty}': classes of {name} have from {min(counts):,} to {max(counts):,} "
-        "training samples; choose borders between.",
+        f"The borders {text} leave no class in '{empty}': classes of {name} have from {min(counts):,} to "
+        f"{max(counts):,} training samples; choose borders between.",
     )
     return found
 

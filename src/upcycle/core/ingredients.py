@@ -29,10 +29,10 @@ MADE_BY = {
 
 INGREDIENTS = {
     "sharpness": "a batch is met again at weights that ascended",
-    "dropping": "in the first meeting some weights have no gradient: esam with keep below 1",
-    "selection": "the loss of each sample is known: esam with select below 1",
+    "dropping": "some weights have no gradient when a batch is met first: esam with keep below 1",
+    "selection": "the loss of each sample, and a meeting without gradients: esam with select below 1",
     "mix": "images and labels of a batch are mixed",
-    "sampler": "classes are drawn as often as one likes",
+    "sampler": "samples are drawn by their class, some more than once",
 }
 """What a method may say that it admits, each with what that asks of it."""
 
@@ -92,7 +92,7 @@ def refuse(method: Method) -> None:
     recipe = getattr(method, "recipe", None)
     for ingredient, option in asked(recipe).items() if isinstance(recipe, Recipe) else ():
         if ingredient not in method.admits:
-            because = f", because {why}" if (why := method.refuses.get(ingredient)) else ""
+            because = f", because {why}" if (why := method.refuses.get(ingredient) or method.refuses.get("any")) else ""
             raise UserError(f"{method.card.name} takes no {option}{because}; {_who(method, ingredient)}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor
 from upcycle.core.errors import require
 from upcycle.core.ranges import ranges
 
+Reduction = Literal["mean", "none"]
+"""What becomes of the losses of the samples of a batch: their mean, or nothing (b,), of which it is the mean."""
 EPS = 1e-5
 """Inside the logarithm of entropies, as in the code of SHOT and DINE."""
 
@@ -40,8 +43,11 @@ def divergence(p: Float[Tensor, "n k"], z: Float[Tensor, "n k"]) -> Float[Tensor
 
 
 def kd_loss(
-    z_s: Float[Tensor, "b k *pixels"], z_t: Float[Tensor, "b k *pixels"], temperature: float
-) -> Float[Tensor, ""]:
+    z_s: Float[Tensor, "b k *pixels"],
+    z_t: Float[Tensor, "b k *pixels"],
+    temperature: float,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, " b"]:
     """L_kd = T² mean_b KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes, mean over batch and pixels.
 
     The factor T² keeps the gradient's size independent of T: dL/dz_s = (T/B)(p_s - p_t).
@@ -50,19 +56,26 @@ def kd_loss(
         z_s: logits of the student.
         z_t: logits of the teacher; no gradient goes there.
         temperature: T > 0.
+        reduction: see :data:`Reduction`.
 
     Hinton, Vinyals and Dean, arXiv:1503.02531, section 2. Computed in float32 or better.
     """
     wide = torch.float64 if z_s.dtype == torch.float64 else torch.float32
     log_p_s = F.log_softmax(z_s.to(wide) / temperature, dim=1)
     log_p_t = F.log_softmax(z_t.detach().to(wide) / temperature, dim=1)
+    if reduction == "none":
+        each = F.kl_div(log_p_s, log_p_t, reduction="none", log_target=True).flatten(1).sum(1)
+        return temperature**2 * each * (z_s.shape[0] * z_s.shape[1] / z_s.numel())
     divergence = F.kl_div(log_p_s, log_p_t, reduction="sum", log_target=True)
     return temperature**2 * divergence / (z_s.numel() // z_s.shape[1])
 
 
 def ce_loss(
-    z: Float[Tensor, "b k"], target: Int[Tensor, " b"] | Float[Tensor, "b k"], smoothing: float = 0.0
-) -> Float[Tensor, ""]:
+    z: Float[Tensor, "b k"],
+    target: Int[Tensor, " b"] | Float[Tensor, "b k"],
+    smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, " b"]:
     """Cross-entropy, summed over the labelled samples and divided by the batch size b.
 
     A sample without a label adds nothing, so the loss is defined when no label is there and several processes
@@ -73,12 +86,17 @@ def ce_loss(
         target: labels, -1 where there is none; or targets T, whose loss is -Σ T log p, a row of zeros where there is
             none. T is taken as it is: its rows need not sum to one.
         smoothing: share of the target that is spread over all classes; of T, that share of each row's sum.
+        reduction: see :data:`Reduction`.
     """
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
     if not target.is_floating_point():
-        summed = F.cross_entropy(z.to(wide), target, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
-        return summed / len(target)
+        how = "none" if reduction == "none" else "sum"
+        loss = F.cross_entropy(z.to(wide), target, ignore_index=-1, label_smoothing=smoothing, reduction=how)
+        return loss if reduction == "none" else loss / len(target)
     log_p, T = z.to(wide).log_softmax(1), target.to(wide)
+    if reduction == "none":
+        each = -(T * log_p).sum(1)
+        return (1 - smoothing) * each - smoothing / z.shape[1] * T.sum(1) * log_p.sum(1) if smoothing else each
     # torch's own loss of probabilities smooths rows of zeros too. Its nll_loss sums over samples as it does for labels.
     first = -(T == 0).all(1).long()  # -1 without a target, and is left out; else 0, the only column
     summed = F.nll_loss((T * log_p).sum(1, keepdim=True), first, ignore_index=-1, reduction="sum")
@@ -101,15 +119,23 @@ def balanced_targets(y: Int[Tensor, " n"], k: int) -> Float[Tensor, "n k"]:
 
 
 def kd_objective(
-    z_s: Tensor, z_t: Tensor, y: Tensor, *, temperature: float, w_kd: float, w_ce: float, smoothing: float = 0.0
+    z_s: Tensor,
+    z_t: Tensor,
+    y: Tensor,
+    *,
+    temperature: float,
+    w_kd: float,
+    w_ce: float,
+    smoothing: float = 0.0,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """L = w_ce L_ce + w_kd L_kd. A term with weight zero is not computed, so ``w_ce = 0`` needs no labels."""
     terms = []
     if w_ce:
-        terms.append(w_ce * ce_loss(z_s, y, smoothing))
+        terms.append(w_ce * ce_loss(z_s, y, smoothing, reduction))
     if w_kd:
-        terms.append(w_kd * kd_loss(z_s, z_t, temperature))
-    return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+        terms.append(w_kd * kd_loss(z_s, z_t, temperature, reduction))
+    return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
 
 @dataclass(kw_only=True)
@@ -131,7 +157,9 @@ class Terms:
         ranges(self, positive=("temperature",), not_negative=("w_kd", "w_ce"))
         require(self.w_kd + self.w_ce > 0, "w_kd and w_ce must not both be zero.")
 
-    def __call__(self, z_s: Tensor, z_t: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+    def __call__(
+        self, z_s: Tensor, z_t: Tensor, y: Tensor, smoothing: float = 0.0, reduction: Reduction = "mean"
+    ) -> Tensor:
         """L of a batch.
 
         Args:
@@ -139,9 +167,17 @@ class Terms:
             z_t: logits of the teacher; not looked at where ``w_kd`` is 0.
             y: labels, -1 where there is none.
             smoothing: share of the target of L_ce that is spread over all classes.
+            reduction: see :data:`Reduction`.
         """
         return kd_objective(
-            z_s, z_t, y, temperature=self.temperature, w_kd=self.w_kd, w_ce=self.w_ce, smoothing=smoothing
+            z_s,
+            z_t,
+            y,
+            temperature=self.temperature,
+            w_kd=self.w_kd,
+            w_ce=self.w_ce,
+            smoothing=smoothing,
+            reduction=reduction,
         )
 
 

@@ -61,7 +61,7 @@ class Card:
         summary: one sentence, what a person gets.
         cost: one phrase, relative to training the student alone.
         published: the paper's headline result, with its source.
-        rare: it is for classes with far fewer training samples than others, and has nothing to mend where there are none.
+        rare: it is for classes with far fewer training samples than others; without such it has nothing to mend.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Method:
     admits: ClassVar[frozenset[str]] = frozenset()
     """The ingredients of a recipe that its loop takes, of :data:`upcycle.core.ingredients.INGREDIENTS`."""
     refuses: ClassVar[Mapping[str, str]] = {}
-    """Why it does not admit an ingredient, as a clause behind "because"; by the ingredient."""
+    """Why it does not admit an ingredient, as a clause behind "because"; by the ingredient, or "any" for those left."""
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -99,11 +99,10 @@ class Run:
         self.left: dict[str, Any] = {}  # see leave
         self.interrupt: int | None = None  # the signal that asked for an end
         self.view = self.count = 0  # of the batch at hand: see batches; its samples, over all processes
-        self._index = torch.empty(0, dtype=torch.int64)  # of its samples on this process
         self._share = 1.0  # of this process in it, times the number of processes
-        self._updates = Updates(self.device, self.world_size, self._place)
-        self._meetings = Meetings(self.rank, self.world_size)
+        self._updates = Updates(self.device, self.world_size, lambda: self._stages.place())
         self._stages = Stages(self.journal, self._updates, self.fabric, seed, save_every)
+        self._meetings = Meetings(self._stages, self._updates, self.fabric, seed)
         self._stages.enter(ROOT)
 
     def begin(self, inputs: Mapping[str, str], code: Mapping[str, str] | None = None) -> None:
@@ -116,10 +115,6 @@ class Run:
     @property
     def _stage(self) -> Stage:
         return self._stages.top
-
-    @property
-    def _path(self) -> str:
-        return self._stages.path
 
     def stage(self, name: str, fn: Callable[[], Any], like: Any = None) -> Any:
         """Run ``fn`` once and store what it returns; on resume return that. Tensors come back detached, on the CPU.
@@ -188,6 +183,11 @@ class Run:
         return self._updates.count
 
     @property
+    def reduction(self) -> Literal["mean", "none"]:
+        """The loss that :meth:`backward` is to get: "mean", or "none" where single samples are selected by it."""
+        return self._meetings.reduction
+
+    @property
     def progress(self) -> float:
         """The share of this stage's outermost loop that is done, from 0 to below 1."""
         return self._stage.progress
@@ -199,11 +199,11 @@ class Run:
         for epoch in range(stage.epoch, n):
             stage.start_epoch(epoch)
             self._stages.seed(epoch, "epoch", self.rank)
-            self._log.show(self._path, epoch, n)
+            self._log.show(self._stages.path, epoch, n)
             yield epoch
             self._end_epoch()
         self._updates.check()
-        if self._path == ROOT:  # so that a run that comes back finds itself done
+        if self._stages.path == ROOT:  # so that a run that comes back finds itself done
             self._stages.save()
 
     def batches(
@@ -222,8 +222,7 @@ class Run:
         Args:
             split: see :class:`upcycle.core.batches.Split`.
             batch_size: over all processes together; 0 for all at once. A last batch of one sample, or smaller than the
-                number of processes, is dropped. A recipe in its place brings its ingredients: its
-                sampler, its mixtures, and its optimiser may meet a batch again.
+                number of processes, is dropped. A recipe in its place brings what it asks for.
             augment: let the split augment its samples, keyed by (seed, epoch, sample).
             shuffle: in an order drawn from (seed, stage, epoch). If not given, unless the split says that it is
                 ``ordered``.
@@ -236,27 +235,22 @@ class Run:
 
         Outside :meth:`epochs` it is the outermost loop itself.
         """
-        stage = self._stage
-        outermost = not stage.looping
+        stage, outermost = self._stage, not self._stage.looping
         if outermost:
             self._stages.start_loop(1)
             if stage.epoch:  # a resumed run that had finished it
                 return
         self._stages.synchronise(split)
-        recipe, size = (batch_size, batch_size.batch_size) if isinstance(batch_size, Recipe) else (None, batch_size)
-        batches = self._stages.batches(split, size, steps, shuffle, recipe.sampler if recipe else "instance", views)
-        save_within = stage.start_batches(outermost, save_within)
-        first = 0
-        if save_within:
-            first, stage.resume_step, stage.steps = stage.resume_step, 0, len(batches)
+        batches = self._stages.batches(split, batch_size, steps, shuffle, views)
+        save_within, first = stage.start_batches(outermost, save_within, len(batches))
         try:
             for step, (self.view, samples) in enumerate(batches[first:], first):
                 stage.step = step if save_within else stage.step
-                self._stages.seed(stage.epoch, step, self.rank)
-                mine = self._index = self._mine(samples)
-                self._share, self.count = len(mine) * self.world_size / len(samples), len(samples)
-                read = partial(self._read, split, view=(self.seed, self.view) if augment else None)
-                yield self._meetings.mix(stage, recipe, split, read(mine), samples, read, (self.seed, self.view))
+                read = partial(self._read, split)
+                met = self._meetings.of(batch_size, split, samples, read, self.view, augment, step)
+                for batch, self._share, self.count in met:
+                    self._stage.index = batch.index
+                    yield batch
                 if save_within and step + 1 < len(batches):
                     stage.step = step + 1
                     self.interrupt = self._stages.save_if_due(self.interrupt, every=16)
@@ -291,7 +285,8 @@ class Run:
 
     def _read(self, split: Split, samples: Tensor, view: tuple[int, int] | None) -> Batch:
         if not self._stage.batch_loop:
-            self._index = samples
+            self._stage.index = samples
+        self._meetings.draw()
         batch = split.batch(samples, device=self.device, view=view)
         return batch._replace(inputs=batch.inputs.double()) if self.precision == "64-true" else batch
 
@@ -309,8 +304,8 @@ class Run:
         """This process' share of ``n`` things that every process holds: positions, int64; equally many on each."""
         problem = f"{n} samples do not divide among {self.world_size} processes; take a multiple."
         require(n % self.world_size == 0, problem)
-        self._index = self._mine(torch.arange(n))
-        return self._index
+        self._stage.index = self._mine(torch.arange(n))
+        return self._stage.index
 
     def _end_epoch(self) -> None:
         means = self._stage.means()
@@ -339,6 +334,7 @@ class Run:
             return module, None
         made = optimizer.make(module) if isinstance(optimizer, Recipe) else optimizer(module)
         self.register(f"optimizer{number}", made)
+        self._meetings.welcome(made, self.compile, self.note)
         return module, made
 
     def frozen(self, model: Model, split: Split | None, *, input_grad: bool = False, keep_bn: bool = False) -> Frozen:
@@ -363,7 +359,7 @@ class Run:
         """One ordinary step: set the learning rate, :meth:`backward`, :meth:`update`, and track ``loss``.
 
         Args:
-            loss: scalar.
+            loss: see :meth:`backward`.
             optimizer: what :meth:`setup` made.
             recipe: whose schedule sets the learning rate by :attr:`progress`; ``None`` leaves it as it is.
             reduction: see :meth:`backward`.
@@ -379,29 +375,27 @@ class Run:
         """Accumulate gradients of ``loss``.
 
         Args:
-            loss: scalar.
+            loss: scalar; or one loss a sample, (b,), which stands for their mean.
             reduction: how ``loss`` treats this process' samples, so that several processes equal one: their mean,
                 their sum, or a value of the gathered global batch that is the same on every process.
         """
-        if self.world_size > 1:
-            loss = loss * {"mean": self._share, "sum": float(self.world_size), "global": 1.0}[reduction]
-        loss.backward()
+        weights = {"mean": self._share, "sum": float(self.world_size), "global": 1.0}
+        self._meetings.backward(loss, weights[reduction] if self.world_size > 1 else 1.0)
         self._stage.clean = False
 
     def update(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
         """Average gradients over processes, stop before one that is not a number, step, and clear them.
+
+        An optimiser that asks for it meets the same batch again, with the same random numbers; only the last meeting
+        counts as an update.
 
         Args:
             clip: largest allowed norm of the whole gradient.
         """
         if self.interrupt is not None and not self._stage.within:  # the last save point is what there is
             raise Interrupted(self.interrupt)
-        self._updates.step(optimizer, clip)
+        self._meetings.update(optimizer, clip)
         self._stage.clean = False
-
-    def _place(self) -> str:
-        samples = ", ".join(str(int(i)) for i in self._index[:4])
-        return f"{self._path}, epoch {self._stage.epoch}, step {self._stage.step} (samples {samples}, ...)"
 
     def gather(self, x: Tensor) -> Tensor:
         """Concatenate ``x`` (b, ...) of all processes, differentiably; use with ``backward(..., "global")``."""
@@ -415,11 +409,13 @@ class Run:
 
     def log(self, **values: float | Tensor) -> None:
         """Record scalars at the current epoch in ``metrics.csv`` and TensorBoard."""
-        self._log.add(self._path, self._stage.epoch, self.updates, {n: float(value) for n, value in values.items()})
+        self._log.add(
+            self._stages.path, self._stage.epoch, self.updates, {n: float(value) for n, value in values.items()}
+        )
 
     def track(self, **values: Tensor) -> None:
         """Add to each value's mean over the epoch, which is logged when the epoch ends; no host synchronisation."""
-        for name, value in values.items():
+        for name, value in values.items() if not self._meetings.again else ():
             self._stage.track(name, value)
 
     def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Measured | None:

@@ -20,8 +20,8 @@ _SHARES: dict[str, Callable[[Tensor, float], Tensor]] = {
 def probabilities(counts: Int[Tensor, " k"], sampler: str, progress: float) -> Float[Tensor, " k"]:
     """p_j, the probability that the next sample is of class j; float64, sums to 1.
 
-    With n_j samples of class j of N in k classes, and t from 0 to 1, p_j is proportional to 1 for ``class``, to sqrt(n_j)
-    for ``sqrt``, and is (1 - t) n_j / N + t / k for ``progressive`` (Kang et al., arXiv:1910.09217, section 4.1).
+    With n_j samples of class j of N in k classes, and t from 0 to 1, p_j is proportional to 1 for ``class``, to
+    sqrt(n_j) for ``sqrt``, and is (1 - t) n_j / N + t / k for ``progressive`` (Kang et al., arXiv:1910.09217).
 
     Args:
         counts: n_j, all positive.
@@ -40,8 +40,8 @@ def probabilities(counts: Int[Tensor, " k"], sampler: str, progress: float) -> F
 def order(labels: Int[Tensor, " n"], sampler: str, progress: float, generator: torch.Generator) -> Int[Tensor, " n"]:
     """Positions of an epoch's samples, as many as there are, drawn with replacement.
 
-    First a class is drawn by :func:`probabilities`, then one of its samples, all alike. Samples without a label (-1) are
-    a class of their own.
+    First a class is drawn by :func:`probabilities`, then one of its samples, all alike. Samples without a label (-1)
+    are a class of their own.
 
     Departure: the authors' code shows four samples of a class in a row, and each before any comes again; here the draws
     are independent. Their t reaches 1 in the last epoch, ours is the share that is done before the epoch.

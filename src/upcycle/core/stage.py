@@ -16,6 +16,7 @@ from upcycle.core.devices import Processes, match_layout
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.interrupt import Interrupted
 from upcycle.core.journal import Journal
+from upcycle.core.recipe import Recipe
 from upcycle.core.updates import Updates
 
 LEAST = 15.0
@@ -44,6 +45,7 @@ class Stage:
         self.within = False  # it has save points of its own
         self.clean = True  # no update and no batch loop since this epoch began
         self.resume_step = 0
+        self.index = torch.empty(0, dtype=torch.int64)  # of the samples at hand on this process
         self.mixer: Any = None  # of its batches, see upcycle.core.meetings
         self._marks: Any = None  # of the state when this epoch began
         self._tracked: dict[str, tuple[Tensor, int]] = {}  # sums since this epoch began
@@ -79,24 +81,32 @@ class Stage:
         """End a pass of the outermost loop."""
         self._tracked, self.epoch, self.step = {}, self.epoch + 1, 0
 
-    def start_batches(self, outermost: bool, save_within: bool | None) -> bool:
-        """Whether a batch loop that starts here has save points within; see :meth:`upcycle.core.run.Run.batches`."""
+    def start_batches(self, outermost: bool, save_within: bool | None, steps: int) -> tuple[bool, int]:
+        """Start a batch loop of so many steps.
+
+        Returns:
+            whether it has save points within, see :meth:`upcycle.core.run.Run.batches`, and its first step.
+        """
         if self.batch_loop:
             raise RuntimeError("a batch loop runs inside another: read the second split with split.batch(...)")
         clean = outermost or (self.clean and (save_within is False or self._marks == _marks(self.state)))
         if save_within and not clean:
             raise RuntimeError("save_within needs a batch loop that nothing before it in the epoch changes state")
         self.batch_loop, self.within = True, outermost or (clean if save_within is None else save_within)
-        return self.within
+        if not self.within:
+            return False, 0
+        first, self.resume_step, self.steps = self.resume_step, 0, steps
+        return True, first
 
     def end_batches(self) -> None:
         """End the batch loop."""
         self.batch_loop, self.within, self.clean = False, False, False
 
     def track(self, name: str, value: Tensor) -> None:
-        """Add to the mean of ``name`` over this epoch."""
+        """Add to the mean of ``name`` over this epoch; of several values, one a sample, their mean."""
         total, n = self._tracked.get(name, (torch.zeros((), device=self.device), 0))
-        self._tracked[name] = (total + value.detach(), n + 1)
+        value = value.detach()
+        self._tracked[name] = (total + (value.mean() if value.ndim else value), n + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """The registered state and what was tracked, for a save point."""
@@ -147,6 +157,11 @@ class Stages:
         """The names of all, joined by slashes."""
         return "/".join(stage.name for stage in self._stack)
 
+    def place(self) -> str:
+        """Where the run is, in words."""
+        samples = ", ".join(str(int(i)) for i in self.top.index[:4])
+        return f"{self.path}, epoch {self.top.epoch}, step {self.top.step} (samples {samples}, ...)"
+
     def seed(self, *parts: object) -> None:
         """Seed everything for this place: ``parts`` in this stage."""
         seeds.seed_everything(self._seed, self.path, *parts)
@@ -161,15 +176,17 @@ class Stages:
         return torch.randperm(n, generator=self.generator(*parts))
 
     def batches(
-        self, split: Split, batch_size: int, steps: int | None, shuffle: bool | None, sampler: str, views: int
+        self, split: Split, batch_size: int | Recipe, steps: int | None, shuffle: bool | None, views: int
     ) -> list[tuple[int, Tensor]]:
         """The batches of a loop in this epoch, each with its view; see :meth:`upcycle.core.run.Run.batches`.
 
-        Args:
-            sampler: see :class:`upcycle.core.recipe.Recipe`. All but "instance" draw a sample more than once in a pass,
-                so every batch has a view of its own, unless views repeat.
+        A sampler but "instance" draws a sample more than once in a pass. So every batch has a view of its own, unless
+        views repeat.
         """
-        stage, drawn = self.top, sampler != "instance"
+        stage, size, sampler = self.top, batch_size, "instance"
+        if isinstance(batch_size, Recipe):
+            size, sampler = batch_size.batch_size, batch_size.sampler
+        drawn = sampler != "instance"
         if shuffle is None:
             shuffle = not getattr(split, "ordered", False)
         done = stage.epoch / stage.length  # when the epoch began, so that a resumed one draws alike
@@ -182,7 +199,7 @@ class Stages:
             generator = self.generator(stage.epoch, number, sampler, "order")
             return sampling.order(split.labels, sampler, done, generator)
 
-        found = divide(len(split), batch_size, steps, max(2, self._fabric.world_size), order)
+        found = divide(len(split), size, steps, max(2, self._fabric.world_size), order)
         each = drawn and not views
         return [(view_of(stage.epoch, step if each else number, views), b) for step, (number, b) in enumerate(found)]
 

@@ -236,19 +236,21 @@ class Images(Collection):
         require(sorted(order) == list(range(k)), f"order must name each of the {k} classes of {self.name} once.")
         have, share = counts_of(self.train.labels, k), [ratio ** (-j / (k - 1)) for j in range(k)]
         if 0 in have:
-            raise UserError(f"{self.name} has no labelled training image of '{self.classes[have.index(0)]}', so no long tail.")
+            raise UserError(
+                f"{self.name} has no labelled training image of '{self.classes[have.index(0)]}', so no long tail."
+            )
         most = int(min(have[c] / s for c, s in zip(order, share, strict=True)))
         counts = [0] * k
         for c, s in zip(order, share, strict=True):
             counts[c] = round(most * s)
             if not counts[c]:
                 raise UserError(
-                    f"A long tail of {ratio:g} leaves '{self.classes[c]}' of {self.name} without a training image, since "
-                    f"the most frequent class has {most:,}; choose a smaller one."
+                    f"A long tail of {ratio:g} leaves '{self.classes[c]}' of {self.name} without a training image, "
+                    f"since the most frequent class has {most:,}; choose a smaller one."
                 )
         index = draw(self.train.labels, self.train.ids, counts, seed, "few")
         first, last = (f"{counts[c]:,} training images of '{self.classes[c]}'" for c in (order[0], order[-1]))
-        note = f"A long tail of {self.name}: from {first} to {last}, drawn with seed {seed}; held-out images are all there."
+        note = f"A long tail of {self.name}: from {first} to {last}, drawn with seed {seed}."
         chosen = {"ratio": ratio, "seed": seed, "order": list(order), "ids": self.train.ids[index].tolist()}
         return replace(
             self.subset(index),

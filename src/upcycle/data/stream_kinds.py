@@ -90,7 +90,9 @@ def stream(
     kind, data, count = _parts(reference)
     if kind == "folders":
         require(not count, f"Each folder in {data} is a task, so leave out /{count}.")
-        require(long_tail is None, f"Each folder in {data} is a task with the images that are in it; leave out long_tail.")
+        require(
+            long_tail is None, f"Each folder in {data} is a task with the images that are in it; leave out long_tail."
+        )
         read = partial(load, size=size, channels=channels, columns=columns, least_classes=1)
         root, reading = Path(data).expanduser(), reading or Reading()
         return _few(folder_stream(reference, root, scenario or "class", shuffle, read, reading), few)

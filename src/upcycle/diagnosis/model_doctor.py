@@ -162,6 +162,8 @@ class ModelDoctor(Method):
         cost="plain training + two passes a step through what follows the last convolution",
         published="+1 to +5 points on 16 CNNs (abstract); CIFAR-10 ResNet-50 94.89 → 95.48 (log of a fork of the code)",
     )
+    admits = frozenset({"sharpness", "sampler"})
+    refuses = {"any": "it differentiates inside the loss", "mix": "its loss needs the class of each image"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -243,7 +245,7 @@ class ModelDoctor(Method):
         student, optimizer = run.setup(network.requires_grad_(True), self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for images, y, index in run.batches(data.train, self.recipe.batch_size):
+            for images, y, index in run.batches(data.train, self.recipe):
                 self.recipe.schedule_rate(optimizer, run.progress)
                 view = (run.seed, run.view)
                 with record_layer(student, layer, noise=self._noise(data.train, index, view)) as seen:

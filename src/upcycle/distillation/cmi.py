@@ -159,6 +159,7 @@ class CMI(Method):
         published="CIFAR-10 WRN-40-2 → WRN-16-1 88.82 from scratch, 90.01 on top of 50,000 images inverted before; "
         "teacher 94.87 (official README)",
     )
+    refuses = {"any": "it makes its images itself, by other optimisers in the same loop"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -108,6 +108,7 @@ class DeepInversion(Method):
         published="CIFAR-10 WRN-40-2 → WRN-16-1 83.04 in 16.9 h of synthesis; FastDFKD 88.90 in 0.08 h (FastDFKD's "
         "official README)",
     )
+    refuses = {"any": "it makes its images itself, by other optimisers in the same loop"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -144,6 +144,7 @@ class FastDFKD(Method):
         published="CIFAR-10 WRN-40-2 → WRN-16-1 88.90 with k = 5, 89.29 with k = 10; CMI 90.01, teacher 94.87 "
         "(official README)",
     )
+    refuses = {"any": "it makes its images itself, by other optimisers in the same loop"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -106,6 +106,7 @@ class GFKD(Method):
         cost="student training + thousands of forwards of the teacher over all graphs at once",
         published="no figure at hand; the best of the data-free baselines, random graphs among them (abstract)",
     )
+    refuses = {"any": "it makes its samples itself, and their labels with them"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

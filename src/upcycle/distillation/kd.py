@@ -162,7 +162,7 @@ class KD(Method):
             student.train()
             for batch in run.batches(data.train, self.recipe, views=self.views):
                 z_s = student(batch.inputs)
-                loss = self.terms(z_s, z_t(batch, epoch), batch.labels)
+                loss = self.terms(z_s, z_t(batch, epoch), batch.labels, reduction=run.reduction)
                 run.step(loss, optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student)

@@ -15,6 +15,7 @@ from upcycle.core.advice import Fit, Situation
 from upcycle.core.batches import Batch
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError, require
+from upcycle.core.ingredients import asked
 from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
@@ -124,6 +125,8 @@ class KDExplainer(Method):
         published="CIFAR-10: KD gains about 3.8 points over ordinary training of the same tree (secondary notes, "
         "unchecked)",
     )
+    admits = frozenset({"sharpness", "dropping", "sampler"})
+    refuses = {"any": "its first stage, in which classes find their experts, would learn without"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -176,10 +179,12 @@ class KDExplainer(Method):
             S.requires_grad_(False)
         self._show(run, tree, data.classes, soft["entropies"])
         tree.harden()
+        if asked(self.recipe):
+            run.note("Sharpness and sampler act in the second stage alone; the first has an optimiser of its own.")
         student, optimizer = run.setup(tree, lambda m: self.recipe.make(m.weights()))
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for batch in run.batches(data.train, self.recipe.batch_size):
+            for batch in run.batches(data.train, self.recipe):
                 run.step(self._loss(student, teacher, batch), optimizer, self.recipe)
             run.evaluate(student, data.validation)
         for S in tree.branching:

@@ -95,6 +95,7 @@ class OneStageGAN(Method):
         cost="student training + a step of generator, teacher and student for each of its updates",
         published="GANs about 1.5 times faster at comparable quality (abstract); no figure of its distillation seen",
     )
+    refuses = {"any": "it makes its images itself, by other optimisers in the same loop"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

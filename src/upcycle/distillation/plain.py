@@ -81,6 +81,8 @@ class Plain(Method):
             return ["there are no labels, and nothing else is learned from; kd works without labels"]
         if (self.label_smoothing or self.balanced) and task.name != "classification":
             return [f"label_smoothing and balanced are for classes, and the task is {task.name}"]
+        if self.balanced and self.recipe.mix != "none":
+            return ["balanced weighs labels, and those of mixed images are none: take --recipe.sampler class with it"]
         return []
 
     def fit(self, run: Run, data: Collection) -> nn.Module:
@@ -93,8 +95,8 @@ class Plain(Method):
             student.train()
             for inputs, labels, index in run.batches(data.train, self.recipe, views=self.views):
                 target = labels if weighted is None else weighted[index.to(run.device)]
-                z, smoothing = student(inputs), self.label_smoothing
-                loss = ce_loss(z, target, smoothing) if smoothing or self.balanced else task.loss(z, target)
+                z, classes = student(inputs), task.name == "classification"
+                loss = ce_loss(z, target, self.label_smoothing, run.reduction) if classes else task.loss(z, target)
                 run.step(loss, optimizer, self.recipe)
             run.evaluate(student, data.validation)
         return run.plain(student)

@@ -157,6 +157,7 @@ class RELIANT(Method):
         published="Credit, GraphAKD with a GCN: accuracy 77.4 → 77.8, Δ_SP 13.3 → 2.6 against the teacher, one seed "
         "(official README, which has no plain student)",
     )
+    refuses = {"any": "two optimisers take turns on each batch"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import same_classes
+from upcycle.core.ingredients import EVERY
 from upcycle.core.losses import Terms, ce_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, fresh_copy_of
@@ -89,6 +90,8 @@ class TfKD(Method):
         cost="self: two trainings; reg: one",
         published="CIFAR-100 ResNet-18 75.9 → 77.1 (self) and 77.4 (reg) (official README)",
     )
+    admits = EVERY - {"selection"}
+    refuses = {"selection": "the regularised loss of --variant reg is one number a batch"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -117,6 +120,10 @@ class TfKD(Method):
     def check(self, data: Images) -> list[str]:
         """Every training image needs its label; a given teacher needs the student's classes."""
         problems = []
+        if self.variant == "reg" and self.recipe.mix != "none":
+            problems.append(
+                "variant=reg makes its target from one class an image, so it takes no mix; variant=self does"
+            )
         if unknown := int((data.train.labels < 0).sum()):
             problems.append(f"it learns from labels, and {unknown} of {len(data.train)} training images have none; "
                             "kd works without labels")  # fmt: skip
@@ -150,7 +157,7 @@ class TfKD(Method):
         network, optimizer = run.setup(network, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             network.train()
-            for images, y, _ in run.batches(data.train, self.recipe.batch_size):
+            for images, y, _ in run.batches(data.train, self.recipe):
                 z = network(images)
                 if t is not None:
                     loss = terms(z, t(images), y)

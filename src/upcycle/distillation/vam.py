@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from upcycle.core.advice import Fit, Situation, imitates
 from upcycle.core.checks import same_classes
 from upcycle.core.errors import UserError
+from upcycle.core.ingredients import EVERY
 from upcycle.core.losses import Terms
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
@@ -120,6 +121,8 @@ class VAM(Method):
         cost="KD + a few per cent",
         published="CIFAR-10 ResNet-18 +0.25, CIFAR-100 WRN-16-2 +0.57 over KD (secondary notes, unchecked)",
     )
+    admits = EVERY - {"selection"}
+    refuses = {"selection": "its loss has a term without samples"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
@@ -159,7 +162,7 @@ class VAM(Method):
         student, optimizer = run.setup(network, self._optimizer)
         for _ in run.epochs(self.recipe.epochs):
             student.train()
-            for images, y, _ in run.batches(data.train, self.recipe.batch_size):
+            for images, y, _ in run.batches(data.train, self.recipe):
                 self.recipe.schedule_rate(optimizer, run.progress)
                 loss = self.terms(student(images), teacher(images), y)
                 entropy = torch.stack([a.entropy() for a in attentions]).mean()

@@ -1,5 +1,6 @@
 """Ingredients of training that serve several verbs and stand on their own in a training loop of yours."""
 
+from upcycle.training.esam import Sharp, perturbation, sharpest
 from upcycle.training.simultaneous import (
     HINGE,
     LSGAN,
@@ -23,7 +24,10 @@ __all__ = [
     "WGAN",
     "OneStage",
     "Pair",
+    "Sharp",
     "one_stage",
+    "perturbation",
     "ratio",
     "scale_backward",
+    "sharpest",
 ]

@@ -97,8 +97,8 @@ def diagnose(
             none, the last feature map that all logits pass through.
         samples: confident training images of a class that its channels are found from.
         theta: what a channel's score must exceed to belong to a class.
-        borders: two numbers of training images, LOW,HIGH: classes with fewer are few, with more many. If not given, they
-            divide the way from the rarest to the most frequent class, where some are rare.
+        borders: two numbers of training images, LOW,HIGH: classes with fewer are few, with more many. If not given,
+            they divide the way from the rarest to the most frequent class, where some are rare.
         accelerator: the kind of device, as in Lightning Fabric.
         say: where progress lines go.
         naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
@@ -117,7 +117,14 @@ def diagnose(
         check_reference(reference)
     net, found = network_and_data(model, reference, said)
     place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
-    looked = {"images": images, "methods": methods, "layer": layer, "samples": samples, "theta": theta, "borders": borders}
+    looked = {
+        "images": images,
+        "methods": methods,
+        "layer": layer,
+        "samples": samples,
+        "theta": theta,
+        "borders": borders,
+    }
     named = {"model": model, "data": reference}
     typed = {**named, "out": out, **looked, **naming, "accelerator": accelerator}
     command = command_of("diagnose", diagnose, typed, positional=("model",), always=("data",))

@@ -59,7 +59,7 @@ def recall_by_count(
         "caption": caption,
         "x": "training images",
         "y": "recall (%)",
-        "noun": "classes",
+        "noun": "points" if len(arms) > 1 else "classes",
         "log": True,
         "items": items,
     }

@@ -13,6 +13,7 @@ from typing import Any
 from upcycle.claims.found import found
 from upcycle.core import building
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.ingredients import INGREDIENTS
 from upcycle.core.method import ANY, Method, built_in
 from upcycle.verbs import BASELINE
 from upcycle.verbs.method_page import page
@@ -117,13 +118,56 @@ def _beyond_images(method: type[Method]) -> str:
     return f" ({'any inputs' if inputs == ANY else ' and '.join(inputs)})"
 
 
-def command(name: str = "", verb: str = "", plugin: Path | None = None, json: bool = False) -> int:
+def ingredients_list(methods: Iterable[type[Method]] | None = None) -> str:
+    """A line a method, by verb: the ingredients of a recipe that it takes, and why not the others.
+
+    Args:
+        methods: those to list; all, plugins included, if not given.
+    """
+    methods = all_methods() if methods is None else list(methods)
+    takes = {m: ", ".join(what for what in INGREDIENTS if what in m.admits) or "none" for m in methods}
+    names = max((len(m.card.name) for m in methods), default=0)
+    width = max(map(len, takes.values()), default=0)
+    lines: list[str] = []
+    for verb in dict.fromkeys(m.card.verb for m in methods):
+        lines += ["", verb] if lines else [verb]
+        lines += [
+            f"  {m.card.name.ljust(names)}  {takes[m].ljust(width)}  {why_not(m)}".rstrip()
+            for m in methods
+            if m.card.verb == verb
+        ]
+    return "\n".join(lines)
+
+
+def why_not(method: type[Method]) -> str:
+    """Why a method does not take the ingredients that it does not, in words."""
+    if "recipe" not in method.options():
+        return "it has no recipe"
+    reasons: dict[str, list[str]] = {}
+    for what in INGREDIENTS:
+        if what not in method.admits:
+            why = method.refuses.get(what) or method.refuses.get("any", "it does not say that it does")
+            reasons.setdefault(why, []).append(what)
+    if len(reasons) == 1 and not method.admits:
+        return next(iter(reasons))
+    return "; ".join(f"no {' or '.join(whats)}: {why}" for why, whats in reasons.items())
+
+
+def _as_data(method: type[Method]) -> dict[str, Any]:
+    verdict = found().get(method.card.name)
+    return {**dataclasses.asdict(method.card), "admits": sorted(method.admits), "verdict": verdict}
+
+
+def command(
+    name: str = "", verb: str = "", plugin: Path | None = None, ingredients: bool = False, json: bool = False
+) -> int:
     """List the methods, with the verdict on each, or show all that is known of one.
 
     Args:
         name: the method to show; all are listed, a line each, if not given.
         verb: list the methods of this verb alone.
         plugin: a Python file with methods of one's own, listed too.
+        ingredients: list which ingredients of a recipe each method takes, such as sharpness, and why not the others.
         json: print JSON.
     """
     if plugin is not None:
@@ -135,7 +179,10 @@ def command(name: str = "", verb: str = "", plugin: Path | None = None, json: bo
         raise unknown("verb with methods", verb, verbs)
     shown = [m for m in methods.values() if name in ("", m.card.name) and verb in ("", m.card.verb)]
     if json:
-        print(dumps([{**dataclasses.asdict(m.card), "verdict": found().get(m.card.name)} for m in shown]))
+        print(dumps([_as_data(m) for m in shown]))
+    elif ingredients:
+        what = "\n".join(f"  {ingredient.ljust(9)}  {asks}" for ingredient, asks in INGREDIENTS.items())
+        print(f"{ingredients_list(shown)}\n\nWhat each asks of a method:\n{what}")
     elif name:
         print("\n\n".join(map(page, shown)))
     else:

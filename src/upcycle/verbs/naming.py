@@ -43,9 +43,9 @@ class Sight:
             or the largest in the training images, where they never use the highest bit.
         image_column: the column of images in a table; if not given, the usual names are looked for.
         label_column: the column of class numbers or names in a table; if not given, the usual names are looked for.
-        long_tail: keep only a long tail of the training images of every data set: all of its first class, one in so many
-            of its last one, and in between evenly on a logarithmic scale, always the same images. Validation and test
-            images stay as they are.
+        long_tail: keep only a long tail of the training images of every data set: all of its first class, one in so
+            many of its last one, and in between evenly on a logarithmic scale, always the same images. Validation and
+            test images stay as they are.
     """
 
     size: int | tuple[int, ...] | None = None
@@ -295,8 +295,15 @@ def data_as(model: Model, data: Any, naming: Naming, *, other_task: bool = False
     """The data of a network, and the network for images that are loaded already, which are as they are."""
     asked = naming.asked
     reading = None if asked["reading"] is None else model.reading  # which is what was asked for by now
-    found = load_for(model, data, naming.sides, reading=reading, columns=asked["columns"], other_task=other_task,
-        long_tail=naming.long_tail)
+    found = load_for(
+        model,
+        data,
+        naming.sides,
+        reading=reading,
+        columns=asked["columns"],
+        other_task=other_task,
+        long_tail=naming.long_tail,
+    )
     if isinstance(data, Images) and isinstance(found, Images) and not other_task:
         model = _taking(model, found.shape, "load them at its own")
         if note := _read_otherwise(model, found):

@@ -180,9 +180,13 @@ def command_of(
     always: tuple[str, ...] = (),
 ) -> str:
     """The command that calls ``function`` with the arguments ``typed`` again; see :func:`command_line`."""
-    usual = inspect.signature(function).parameters
+    usual, named = inspect.signature(function).parameters, Naming()
     given = {key: plain(value) for key, value in typed.items()}
-    return command_line(verb, given, always, lambda key: usual[key].default if key in usual else None, positional)
+
+    def default(key: str) -> Any:
+        return usual[key].default if key in usual else getattr(named, key, None)
+
+    return command_line(verb, given, always, default, positional)
 
 
 def _option(key: str, value: Any) -> list[str]:

@@ -192,16 +192,8 @@ class Session:
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images at the side asked for; see :func:`load_for`."""
         setting = self.setting
-        found = load_for(
-            like,
-            reference,
-            setting.sides,
-            reading=setting.reading(like.reading),
-            columns=setting.columns,
-            other_task=other_task,
-            long_tail=setting.long_tail,
-        )
-        return as_images(found)
+        asked = {"reading": setting.reading(like.reading), "columns": setting.columns, "long_tail": setting.long_tail}
+        return as_images(load_for(like, reference, setting.sides, other_task=other_task, **asked))
 
     def augmented(self, data: Images) -> Images:
         """``data`` with the augmentation of the setting."""

@@ -28,8 +28,8 @@ class Setting(options.NamedSetting):
 
     Args:
         control: also run the same training without the treatment, so that one sees which of the two helped.
-        borders: two numbers of training images, LOW,HIGH: classes with fewer are few, with more many. If not given, they
-            divide the way from the rarest to the most frequent class, where some are rare.
+        borders: two numbers of training images, LOW,HIGH: classes with fewer are few, with more many. If not given,
+            they divide the way from the rarest to the most frequent class, where some are rare.
     """
 
     control: bool = True

@@ -196,8 +196,8 @@ def tune_and_merge(
         for _ in run.epochs(recipe.epochs):
             student.train()
             use_running(student)
-            for images, y, _ in run.batches(data.train, recipe.batch_size):
-                run.step(ce_loss(student(images), y), opt, recipe)
+            for images, y, _ in run.batches(data.train, recipe):
+                run.step(ce_loss(student(images), y, reduction=run.reduction), opt, recipe)
             run.evaluate(student, data.validation)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     some = data.validation.batch(torch.arange(min(16, len(data.validation))), device=torch.device("cpu")).images

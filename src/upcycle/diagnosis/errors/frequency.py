@@ -19,7 +19,7 @@ FOLLOWS = 0.6
 
 @dataclass(frozen=True)
 class Following:
-    """How recall and classifier go with the number n_j of training samples of a class; ``None`` where that has no figure.
+    """How recall and classifier go with the number n_j of training samples of a class; ``None``: it cannot be told.
 
     Args:
         recall: Spearman's correlation rho of recall and n_j.
