@@ -491,7 +491,7 @@ ROWS = {
         networks=lambda: {"source": fitted("source", 7)},
     ),
     "simcal": Row(
-        SimCal, {"recipe": _HEAD, "T": 17}, (*_WORDS, "--T=100"), networks=lambda: {"source": fitted("source", 7)}
+        SimCal, {"recipe": _HEAD, "T": 21}, (*_WORDS, "--T=100"), networks=lambda: {"source": fitted("source", 7)}
     ),
     "simcal-background": Row(
         SimCal,

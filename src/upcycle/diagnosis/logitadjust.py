@@ -58,7 +58,7 @@ class LogitAdjust(Method):
         needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
         summary="The same network, its logits lowered by how frequent their classes were in training.",
         cost="nothing but counting",
-        published="long-tailed CIFAR, ImageNet and iNaturalist, ahead of τ-normalisation (abstract and tables not looked up)",
+        published="ImageNet-LT and others, ahead of τ-normalisation (from memory, unchecked)",
         rare=True,
     )
 
