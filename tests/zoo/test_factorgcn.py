@@ -17,7 +17,7 @@ from upcycle.core.errors import UserError
 from upcycle.core.graph_inputs import Graphs
 from upcycle.core.graphs import GraphTakes
 from upcycle.core.references import resolve
-from upcycle.zoo.factorgcn import FactorConv, Factors, layers_of, seen_factors
+from upcycle.zoo.factorgcn import FactorConv, Factors, layers_of, seen_factors, send
 
 TAKES = GraphTakes(6, nodes=(5, 12))
 
@@ -55,8 +55,8 @@ def test_all_factors_in_one_pass_are_each_by_itself() -> None:
     found = factors_of(layer, graphs.x, graphs.edge_index)
     out = layer(graphs.x, graphs.edge_index)
     for e in range(4):
-        alone = found._replace(weight=found.weight[:, e : e + 1])
-        assert torch.allclose(out[:, 2 * e : 2 * e + 2], alone.send(alone.h[:, None])[:, 0], atol=1e-12)
+        alone = send(found.sent[:, e : e + 1], found.h[:, None], found.edge_index)
+        assert torch.allclose(out[:, 2 * e : 2 * e + 2], alone[:, 0], atol=1e-12)
 
 
 def test_weights_lie_between_nought_and_one_and_scores_are_as_published() -> None:

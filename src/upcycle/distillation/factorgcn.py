@@ -24,7 +24,7 @@ from upcycle.core.seeds import seed_everything
 from upcycle.core.task import MULTILABEL
 from upcycle.core.undisturbed import undisturbed
 from upcycle.measure.factors import TRUTH, Disentanglement, disentanglement, matrices, random_factors
-from upcycle.zoo.factorgcn import Factors, layers_of, mean_of, seen_factors
+from upcycle.zoo.factorgcn import Factors, layers_of, mean_of, seen_factors, send
 
 if TYPE_CHECKING:
     from upcycle.data.graphs import GraphSet, GraphSplit
@@ -41,6 +41,9 @@ class Discriminator(nn.Module):
 
     g_e = tanh(mean over nodes of C_2(C_1(h'; E_e); E_e)) with C_k(x; E)[i] = tanh(Σ_{j→i} E[j → i] deg(j)^-1/2
     (U_k x_j + c_k)), and logits V g_e + v. All factors start from the same h', so edges alone tell them apart.
+
+    Sums over neighbours are linear. So that of C_1 is the layer's own, U_1 z_e + c_1 s_e with s_e the sum of what
+    messages are multiplied with, and that of C_2 is taken before U_2 widens it.
 
     Args:
         d: width of h'; that between the convolutions is d / 2.
@@ -60,8 +63,11 @@ class Discriminator(nn.Module):
             batch: the graph of each node, (N,).
             n: graphs.
         """
-        x = torch.tanh(found.send(self.U_1(found.h)[:, None]))
-        x = torch.tanh(found.send(self.U_2(x)))
+        E = found.edge_index.shape[1]
+        s = found.sent[E:].index_add(0, found.edge_index[1], found.sent[:E])[:, :, None]
+        x = torch.tanh(F.linear(found.z, self.U_1.weight) + s * self.U_1.bias)
+        x = send(found.sent, x, found.edge_index)
+        x = torch.tanh(F.linear(x, self.U_2.weight) + s * self.U_2.bias)
         return self.V(torch.tanh(mean_of(x, batch, n)))
 
 
@@ -308,7 +314,8 @@ def factor_graphs(network: nn.Module, split: GraphSplit, index: Tensor | None = 
         network(graphs)
     first = seen[layers_of(network)[0]]
     size = int(graphs.starts[0].diff().max())
-    return matrices(first.weight, first.source, first.target, graphs.batch, graphs.n, size)
+    edges = first.edge_index.shape[1]  # without loops
+    return matrices(first.weight[:edges], *first.edge_index, graphs.batch, graphs.n, size)
 
 
 def told_apart(network: nn.Module, data: GraphSet) -> tuple[Disentanglement, Disentanglement]:

@@ -29,29 +29,34 @@ class Factors(NamedTuple):
 
     Args:
         h: the shared projection h' of the nodes, (N, d).
-        weight: E_e[j → i] of each edge in each factor, in (0, 1), (M, L).
-        source, target: j and i of each edge, int64 (M,): those of the data in their order, then a loop for each node.
-        scale: deg(j)^-1/2 of each edge's source, (M,).
+        z: what each node gets in each factor, z_e[i] = Σ_{j→i} E_e[j → i] deg(j)^-1/2 h'_j, (N, L, d).
+        weight: E_e[j → i] of each edge in each factor, in (0, 1), (M, L): the edges in their order, then a loop a node.
+        sent: E_e[j → i] deg(j)^-1/2, what a message is multiplied with, (M, L).
+        edge_index: j and i of each edge but the loops, int64 (2, E).
     """
 
     h: Tensor
+    z: Tensor
     weight: Tensor
-    source: Tensor
-    target: Tensor
-    scale: Tensor
-
-    def send(self, x: Float[Tensor, "N L_or_1 w"]) -> Float[Tensor, "N L w"]:
-        """Σ_{j→i} E_e[j → i] deg(j)^-1/2 x_j for every node i and factor e, all factors in one pass.
-
-        Args:
-            x: w numbers for each node and factor, or the same for all factors.
-        """
-        messages = (self.weight * self.scale[:, None])[:, :, None] * x.index_select(0, self.source)
-        return messages.new_zeros(x.shape[0], *messages.shape[1:]).index_add(0, self.target, messages)
+    sent: Tensor
+    edge_index: Tensor
 
 
-def with_loops(edge_index: Int[Tensor, "2 E"], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Add a loop to each node, and scale edges by their source.
+def send(weight: Tensor, x: Tensor, edge_index: Tensor) -> Tensor:
+    """Σ_{j→i} weight_e[j → i] x_j for every node i and factor e, all factors in one pass: (N, L, w).
+
+    Args:
+        weight: of each edge in each factor, then of each node's loop, (M, L).
+        x: w numbers for each node and factor, (N, L, w), or the same for all factors, (N, 1, w).
+        edge_index: j and i of each edge but the loops, int64 (2, E).
+    """
+    E = edge_index.shape[1]
+    messages = weight[:E, :, None] * x.index_select(0, edge_index[0])
+    return (weight[E:, :, None] * x).index_add(0, edge_index[1], messages)
+
+
+def scales(edge_index: Int[Tensor, "2 E"], x: Tensor) -> Float[Tensor, " M"]:
+    """deg(j)^-1/2 of the source of each edge, and then of each node's loop.
 
     The degree counts edges into a node, its loop among them, so no node has none. Loops of the data are left out (their
     scale is 0), so that each node has one.
@@ -59,20 +64,14 @@ def with_loops(edge_index: Int[Tensor, "2 E"], x: Tensor) -> tuple[Tensor, Tenso
     Args:
         edge_index: source and target of each edge.
         x: anything with a row for each node, which gives number format and device.
-
-    Returns:
-        source, target and deg(source)^-1/2 of M edges.
     """
-    n = x.shape[0]
-    own = torch.arange(n, device=x.device)
     real = (edge_index[0] != edge_index[1]).to(x.dtype)
-    degree = x.new_ones(n).index_add(0, edge_index[1], real)
-    source, target = torch.cat([edge_index[0], own]), torch.cat([edge_index[1], own])
-    return source, target, degree.rsqrt().index_select(0, source) * torch.cat([real, x.new_ones(n)])
+    own = x.new_ones(x.shape[0]).index_add(0, edge_index[1], real).rsqrt()
+    return torch.cat([own.index_select(0, edge_index[0]) * real, own])
 
 
 class Disentangle(nn.Module):
-    """The factor graphs of a layer: a soft choice of edges for each factor, independent of the other factors.
+    """The factor graphs of a layer, and a convolution in each: a soft choice of edges, independent of other factors.
 
     h' = W h + b, and E_e[j → i] = σ(6 (a_e^l · h'_j + b_e^l + a_e^r · h'_i + b_e^r)).
 
@@ -96,9 +95,11 @@ class Disentangle(nn.Module):
 
     def forward(self, x: Float[Tensor, "N d_in"], edge_index: Int[Tensor, "2 E"]) -> Factors:
         h = self.project(x)
-        source, target, scale = with_loops(edge_index, h)
-        score = self.of_source(h).index_select(0, source) + self.of_target(h).index_select(0, target)
-        return Factors(h, torch.sigmoid(SLOPE * score), source, target, scale)
+        of_source, of_target = self.of_source(h), self.of_target(h)
+        score = of_source.index_select(0, edge_index[0]) + of_target.index_select(0, edge_index[1])
+        weight = torch.sigmoid(SLOPE * torch.cat([score, of_source + of_target]))
+        sent = weight * scales(edge_index, h)[:, None]
+        return Factors(h, send(sent, h[:, None], edge_index), weight, sent, edge_index)
 
 
 class FactorConv(nn.Module):
@@ -128,8 +129,7 @@ class FactorConv(nn.Module):
         self.disentangle = Disentangle(d_in, d_out // factors, factors)
 
     def forward(self, x: Float[Tensor, "N d_in"], edge_index: Int[Tensor, "2 E"]) -> Float[Tensor, "N d_out"]:
-        found = self.disentangle(x, edge_index)
-        return found.send(found.h[:, None]).flatten(1)
+        return self.disentangle(x, edge_index).z.flatten(1)
 
 
 def layers_of(network: nn.Module) -> list[Disentangle]:
