@@ -71,6 +71,7 @@ BENCHMARKS = (
     "continual",
     "graphs",
     "gfkd_step",
+    "factor_step",
     "shortcut",
     "mixing",
 )  # those with a block of their own

@@ -78,6 +78,8 @@ BARS: dict[str, dict[str, Bar]] = {
     },
     "docs/without-data.md": {"runs/without-data": Bar(0.85), "runs/from-the-pool": Bar(0.85)},
     "docs/graphs.md": {
+        "runs/factors": Bar(0.85),
+        "evaluate runs/factors": Bar(0.85),
         "runs/large": Bar(0.75),
         "runs/small": Bar(0.75),
         "runs/looked-into": Bar(0.75),
@@ -139,7 +141,7 @@ def runs(desk: Path) -> dict[str, Rows]:
 def printed(words: list[str], said: str, desk: Path) -> dict[str, Rows]:
     """The figure of an ``evaluate`` or a ``predict`` with known classes; no others have one of their own."""
     if words[0] == "evaluate":
-        found = re.search(r"accuracy +([\d.]+)%", said)
+        found = re.search(r"(?:accuracy|F1) +([\d.]+)%", said)
         assert found is not None, said
         return {f"evaluate {words[1]}": one(float(found.group(1)) / 100)}
     if words[0] == "predict" and "--out" in words:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.settings_factors import factor_networks, label_networks, taught_networks, tiny_factors
 from tests.settings_graphs import networks, other_graphs, spoil_graphs, tiny_graphs, tiny_nodes
 from tests.settings_groups import group_networks, layer_networks, tiny_groups
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
@@ -38,6 +39,7 @@ from upcycle.distillation import (
     RELIANT,
     VAM,
     DeepInversion,
+    FactorGCN,
     FastDFKD,
     KDExplainer,
     NetGraft,
@@ -420,6 +422,23 @@ ROWS = {
         data=tiny_groups,
         draws=False,
         extra=PYG,
+        **_GRAPHS,
+    ),
+    "factorgcn": Row(FactorGCN, {"recipe": _RECIPE}, _WORDS, networks=factor_networks, data=tiny_graphs, **_GRAPHS),
+    "factorgcn-teacher": Row(
+        FactorGCN,
+        {"recipe": _RECIPE, "factors": 2, "terms": Terms(w_kd=0.5, w_ce=0.5)},
+        (*_WORDS, "--factors=2", "--terms.w_kd=0.5"),
+        networks=taught_networks,
+        data=tiny_graphs,
+        **_GRAPHS,
+    ),
+    "factorgcn-labels": Row(
+        FactorGCN,
+        {"recipe": _RECIPE, "lambda_d": 1.0},
+        (*_WORDS, "--lambda_d=1"),
+        networks=label_networks,
+        data=tiny_factors,
         **_GRAPHS,
     ),
     "mda": Row(

@@ -396,8 +396,9 @@ def test_the_list_has_a_line_a_method_under_its_verb():
     [
         ({"data": "none"}, ["gfkd"]),
         ({"data": "unlabelled"}, ["kd", "gfkd"]),
-        ({"data": "labelled"}, ["kd", "reliant", "gfkd", "plain"]),
-        ({"data": "labelled", "teacher": "none"}, ["plain"]),
+        ({"data": "labelled"}, ["kd", "reliant", "gfkd", "plain", "factorgcn"]),
+        ({"data": "labelled", "teacher": "none"}, ["plain", "factorgcn"]),
+        ({"data": "labelled", "goal": "explain"}, ["factorgcn"]),
     ],
 )
 def test_graphs_have_methods_of_their_own(have, order):

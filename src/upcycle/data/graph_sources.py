@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from upcycle.core.errors import UserError, require
-from upcycle.data import graph_shares
+from upcycle.data import factor_graphs, graph_shares
 from upcycle.data.decode import readable
 from upcycle.data.fair_tables import TABLES, read_persons
 from upcycle.data.graph_checks import Parts, of_parts
@@ -74,8 +74,8 @@ NAMED = {
 
 
 def is_graphs(reference: object) -> bool:
-    """Whether a reference names graphs: a name, or ``graphs:PATH``."""
-    return isinstance(reference, str) and (reference in NAMED or reference.startswith(PREFIX))
+    """Whether a reference names graphs: a name, ``factors:F`` or ``graphs:PATH``."""
+    return isinstance(reference, str) and (reference in NAMED or reference.startswith((PREFIX, factor_graphs.PREFIX)))
 
 
 def check_graphs(reference: str) -> None:
@@ -84,6 +84,9 @@ def check_graphs(reference: str) -> None:
     Args:
         reference: see :func:`load_graphs`.
     """
+    if reference.startswith(factor_graphs.PREFIX):
+        factor_graphs.asked(reference)
+        return
     if reference in NAMED:
         _folder(reference)
         return
@@ -104,14 +107,16 @@ def load_graphs(reference: str, *, split: int = 0) -> GraphSet:
 
     Args:
         reference: ``cora``, ``citeseer``, ``mutag``, ``ptc``, ``proteins``, ``nci1``, ``imdb_binary``, ``credit``,
-            ``bail``, ``german``; or ``graphs:PATH``, a folder in TU layout or with one text file in the form that GIN
-            and DGCNN use, or such a file.
+            ``bail``, ``german``; ``factors:F`` (:mod:`upcycle.data.factor_graphs`); or ``graphs:PATH``, a folder in TU
+            layout or with one text file in the form that GIN and DGCNN use, or such a file.
         split: the number of the drawn split of a named set; claims draw several.
 
     Raises:
         UserError: for what is not there, broken or contradicts itself, naming it.
     """
     check_graphs(reference)
+    if reference.startswith(factor_graphs.PREFIX):
+        return factor_graphs.load_factors(reference, split)
     if reference in _PAPERS:
         return _papers(reference, split)
     if reference in _TEXTS:

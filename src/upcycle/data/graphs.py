@@ -12,6 +12,7 @@ from torch import Tensor
 from upcycle.core.batches import Batch
 from upcycle.core.graph_inputs import Graphs, table
 from upcycle.core.graphs import GraphTakes
+from upcycle.core.task import CLASSIFICATION, Task
 from upcycle.data import graph_objects, graph_shares
 from upcycle.data.collection import Collection, Samples, counted
 from upcycle.data.graph_checks import of_parts, require_labels
@@ -28,9 +29,11 @@ class GraphSplit(Samples):
         labels, augment, ordered: see :class:`upcycle.data.collection.Samples`.
         ids: int64 (n,), which graphs of the set these are.
         union: all graphs of the set.
+        task: that the labels are of; of several yes-or-no labels a graph they are float (n, k).
     """
 
     union: Graphs
+    task: Task = CLASSIFICATION
 
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
         """See :class:`upcycle.core.batches.Split`; the inputs are :class:`upcycle.core.graphs.Graphs`."""
@@ -91,7 +94,7 @@ class GraphSet(Collection):
         name, classes, licence, notes, chosen, measured, lineage, reading, answered: see
             :class:`upcycle.data.collection.Collection`.
         described: what a network for them takes.
-        columns: further facts about each graph or node of the whole set, by name, (number of them,): a sensitive
+        columns: further facts about each graph or node of the whole set, by name, (number of them, ...): a sensitive
             attribute, say. ``ids`` of a split are positions in them.
     """
 
@@ -163,27 +166,33 @@ class GraphSet(Collection):
         *,
         licence: str = "unknown",
         notes: Sequence[str] = (),
+        task: Task = CLASSIFICATION,
+        columns: dict[str, Tensor] | None = None,
     ) -> GraphSet:
         """A set whose samples are graphs.
 
         Args:
             name: names the set.
             graphs: all of them.
-            labels: int64 (n,), -1 where unknown.
+            labels: int64 (n,), -1 where unknown; of another task what that asks for.
             classes: class names.
             split: as in :meth:`of`.
             licence: of the data.
             notes: what must be said about them.
+            task: that the labels are of.
+            columns: further facts about each graph.
         """
         orders, said = _orders(name, split, lambda: graph_shares.of_graphs(graphs), "graph", graphs.n)
-        graph_shares.require_trained(name, orders["train"], labels, classes, "graph")
+        if task == CLASSIFICATION:
+            graph_shares.require_trained(name, orders["train"], labels, classes, "graph")
 
         def of(order: Tensor) -> GraphSplit:
-            return GraphSplit(union=graphs, labels=labels[order], ids=order)
+            return GraphSplit(union=graphs, labels=labels[order], ids=order, task=task)
 
         sizes = graphs.starts[0].diff()
         takes = GraphTakes(_width(graphs.x), _width(graphs.edge_attr), (int(sizes.min()), int(sizes.max())), "graph")
-        return cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
+        made = cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
+        return replace(made, columns=columns or {})
 
     @classmethod
     def of_nodes(

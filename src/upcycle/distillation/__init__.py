@@ -3,6 +3,7 @@
 from upcycle.core.method import Method
 from upcycle.distillation.cmi import CMI
 from upcycle.distillation.deepinversion import DeepInversion
+from upcycle.distillation.factorgcn import FactorGCN
 from upcycle.distillation.fastdfkd import FastDFKD
 from upcycle.distillation.gfkd import GFKD
 from upcycle.distillation.kd import KD
@@ -27,4 +28,5 @@ METHODS: tuple[type[Method], ...] = (
     OneStageGAN,
     GFKD,
     RELIANT,
+    FactorGCN,
 )

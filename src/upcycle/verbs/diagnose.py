@@ -21,7 +21,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.frequency import counts_of, groups
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
-from upcycle.core.task import Evaluation, judged
+from upcycle.core.task import CLASSIFICATION, Evaluation, judged
 from upcycle.data import Collection, Images, check_reference, describe
 from upcycle.data.images import as_images
 from upcycle.data.labels import match_classes
@@ -199,6 +199,10 @@ def _of_graphs(
     net: Model, data: GraphSet, place: Path, command: str, device: torch.device, start: float, say: Say
 ) -> Diagnosed:
     """Where a network over graphs errs."""
+    require(
+        data.task == CLASSIFICATION,
+        f"diagnose looks at classes, and the task of {data.name} is {data.task.name}; upcycle evaluate measures it.",
+    )
     require(len(data.test) > 0, f"{data.name} has no test {data.noun} to diagnose {net.name} on.")
     claim_directory(place, resume=False)
     say(f"data     {describe(data)}")

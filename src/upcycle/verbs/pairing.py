@@ -14,6 +14,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
+from upcycle.core.task import CLASSIFICATION
 from upcycle.data import Collection, Images
 from upcycle.data.graph_pool import load_graph_pool
 from upcycle.data.graphs import GraphSet
@@ -165,12 +166,16 @@ def _tested(setting: Any, data: Collection, *, free: bool, say: Say) -> Collecti
         columns, note = torch.arange(len(data.classes)), ""
     if note:
         say(note)
+    of_classes = data.task == CLASSIFICATION
+    require(
+        like.task == data.task and (of_classes or columns.tolist() == list(range(len(columns)))),
+        f"--test_data {like.name} is of another task than {data.name}, or has its labels in another order.",
+    )
     splits = {}
     for name in ("validation", "test"):
-        split = getattr(like, name)
-        labels = (
-            torch.where(split.labels >= 0, columns[split.labels.clamp_min(0)], -1) if len(columns) else split.labels
-        )
+        split, labels = getattr(like, name), getattr(like, name).labels
+        if len(columns) and of_classes:
+            labels = torch.where(labels >= 0, columns[labels.clamp_min(0)], -1)
         splits[name] = dataclasses.replace(split, labels=labels)
     said = f"Measured on the validation and test {data.noun} of {like.name}, which served for nothing else."
     return dataclasses.replace(data, **splits, measured=like.name, notes=[*data.notes, *like.notes, said])
