@@ -16,7 +16,7 @@ from torch import nn
 
 from tests.settings_graphs import networks, other_graphs, spoil_graphs, tiny_graphs, tiny_nodes
 from tests.settings_groups import group_networks, layer_networks, tiny_groups
-from tests.settings_streams import convolutions, gat, graph_stream, plain_net
+from tests.settings_streams import gat, graph_stream, one_convolution, plain_net
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
@@ -662,7 +662,7 @@ ROWS = {
         TWP,
         {"recipe": _WHOLE, "beta": 0.1, "lambda_t": 100.0},
         ("--recipe.epochs=2", "--beta=0.1"),
-        networks=lambda: convolutions("node"),
+        networks=lambda: one_convolution("node"),
         data=graph_stream("node", "class"),
         draws=False,
         extra=PYG,
@@ -672,7 +672,7 @@ ROWS = {
         TWP,
         {"recipe": dataclasses.replace(_WHOLE, batch_size=16), "accumulate": True},
         ("--recipe.epochs=2", "--accumulate"),
-        networks=lambda: convolutions("graph"),
+        networks=lambda: one_convolution("graph"),
         data=graph_stream("graph", tasks="2+4"),
         extra=PYG,
         **_GRAPHS,

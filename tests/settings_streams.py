@@ -82,3 +82,25 @@ def changed(data: Stream, **fields: Any) -> Stream:
     make = data.make
     base = cast(Any, dataclasses.replace(data.base, **fields))
     return dataclasses.replace(data, base=base, make=lambda t: dataclasses.replace(make(t), **fields))
+
+
+class Convolutions(nn.Module):
+    """A GCN layer and a linear one; without BatchNorm, behind which a bias has no gradient but rounding."""
+
+    def __init__(self, level: Level) -> None:
+        from torch_geometric.nn import GCNConv
+
+        super().__init__()
+        self.conv, self.last, self.level = GCNConv(FEATURES, 8), nn.Linear(8, len(CLASSES)), level
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor, batch_size: int) -> Tensor:
+        h = self.conv(x, edge_index).relu()
+        if self.level == "graph":
+            h = h.new_zeros(batch_size, h.shape[1]).index_add(0, batch, h)
+        return self.last(h)
+
+
+def one_convolution(level: Level, seed: int = 100) -> dict[str, Any]:
+    """A network without attention and without BatchNorm."""
+    torch.manual_seed(seed)
+    return {"student": student(Convolutions(level), level)}

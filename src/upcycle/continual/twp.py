@@ -94,7 +94,8 @@ class TWP(Method):
 
     Departures: the tasks' anchors are kept as one, which has the same gradient. Attention is read without its dropout.
     In sets of graphs s is over all of them, and both gradients are sums over batches; the authors' code takes the last
-    batch. BatchNorm's statistics are not protected, as there.
+    batch. BatchNorm's statistics are not protected, as there. Steps are explicit, so with SGD 2 I times the learning
+    rate must stay below 2; Adam bounds its steps.
 
     Args:
         student: network over graphs or nodes, with an output for every class.
