@@ -17,10 +17,26 @@ from torch import nn
 from tests.settings_factors import factor_networks, label_networks, taught_networks, tiny_factors
 from tests.settings_graphs import networks, other_graphs, spoil_graphs, tiny_graphs, tiny_nodes
 from tests.settings_groups import group_networks, layer_networks, tiny_groups
+from tests.settings_streams import gat, graph_stream, one_convolution, plain_net
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
-from upcycle.continual import BLIP, ER, EWC, MEAT, SI, VPR, CoCa, DERpp, Finetune, Joint, LwF, SimpleCIL, StreamingSSL
+from upcycle.continual import (
+    BLIP,
+    ER,
+    EWC,
+    MEAT,
+    SI,
+    TWP,
+    VPR,
+    CoCa,
+    DERpp,
+    Finetune,
+    Joint,
+    LwF,
+    SimpleCIL,
+    StreamingSSL,
+)
 from upcycle.continual.protocol.replay import Replay
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import Terms
@@ -730,6 +746,64 @@ ROWS = {
         ("--student=zoo:convnet_groupnorm", *_WORDS, "--fresh", "--f0=1e-9"),
         networks=lambda: {"student": tiny_plain(100)},
         data=tiny_stream("2+4", "task"),
+    ),
+    "finetune-nodes": Row(
+        Finetune,
+        {"recipe": _WHOLE},
+        (),
+        networks=lambda: plain_net("node"),
+        data=graph_stream("node"),
+        draws=False,
+        **_GRAPHS,
+    ),
+    "joint-graphs": Row(
+        Joint,
+        {"recipe": _LEARN},
+        (),
+        networks=lambda: plain_net("graph"),
+        data=graph_stream("graph", "class"),
+        **_GRAPHS,
+    ),
+    "si-nodes": Row(
+        SI,
+        {"recipe": _WHOLE},
+        (),
+        networks=lambda: plain_net("node"),
+        data=graph_stream("node", "class"),
+        draws=False,
+        **_GRAPHS,
+    ),
+    "lwf-graphs": Row(
+        LwF, {"recipe": _LEARN}, (), networks=lambda: plain_net("graph"), data=graph_stream("graph"), **_GRAPHS
+    ),
+    "twp": Row(
+        TWP,
+        {"recipe": _WHOLE},
+        ("--recipe.epochs=2",),
+        networks=gat,
+        data=graph_stream("node"),
+        draws=False,
+        extra=PYG,
+        **_GRAPHS,
+    ),
+    "twp-sparse": Row(
+        TWP,
+        {"recipe": _WHOLE, "beta": 0.1, "lambda_t": 100.0},
+        ("--recipe.epochs=2", "--beta=0.1"),
+        networks=lambda: one_convolution("node"),
+        data=graph_stream("node", "class"),
+        draws=False,
+        extra=PYG,
+        **_GRAPHS,
+    ),
+    "twp-graphs": Row(
+        TWP,
+        {"recipe": dataclasses.replace(_WHOLE, batch_size=16), "accumulate": True},
+        ("--recipe.epochs=2", "--accumulate"),
+        networks=lambda: one_convolution("graph"),
+        data=graph_stream("graph", tasks="2+4"),
+        extra=PYG,
+        **_GRAPHS,
     ),
     "probe": Row(LinearProbe, {"recipe": _RECIPE}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
     "nes": Row(NES, {"recipe": _RECIPE}, _WORDS, teacher=False),

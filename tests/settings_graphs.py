@@ -19,9 +19,10 @@ FEATURES, CLASSES = 5, ("a", "b", "c")
 class TinyGraphNet(nn.Module):
     """linear-BN-ReLU, the mean over each node and its neighbours, linear; pooled for answers about graphs."""
 
-    def __init__(self, level: Level, width: int = 8) -> None:
+    def __init__(self, level: Level, width: int = 8, features: int = FEATURES, outputs: int = 3) -> None:
         super().__init__()
-        self.first, self.norm, self.last = nn.Linear(FEATURES, width), nn.BatchNorm1d(width), nn.Linear(width, 3)
+        self.first, self.norm = nn.Linear(features, width), nn.BatchNorm1d(width)
+        self.last = nn.Linear(width, outputs)
         self.level = level
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor, batch_size: int) -> Tensor:

@@ -289,9 +289,18 @@ def built_in() -> tuple[type[Method], ...]:
 
 
 def serving(verb: str, inputs: str, task: str, data: Data | None = None) -> list[str]:
-    """The names of a verb's methods that work on inputs of a kind, for a task; first those that need as much data."""
-    able = [m.card for m in built_in() if m.card.verb == verb and m.card.needs.admits(inputs, task)]
-    return [card.name for card in sorted(able, key=lambda card: card.needs.data != data)]
+    """The names of a verb's methods that work on inputs of a kind, for a task; first those that need as much data,
+    and of these the best.
+    """
+    able = [m for m in built_in() if m.card.verb == verb and m.card.needs.admits(inputs, task)]
+    return [m.card.name for m in sorted(able, key=lambda m: (m.card.needs.data != data, _rank(m)))]
+
+
+def _rank(method: type[Method]) -> int:
+    """The place of a method where there is all that it may ask for; last where it does not say."""
+    goal = next(iter(VERB_GOALS.get(method.card.verb, ())), "smaller")
+    fit = method.serves(Situation(data="labelled", goal=goal, task_id="known"))
+    return fit.rank if isinstance(fit, Fit) else 100
 
 
 def _fitted(found: Any, data: Any, name: str) -> Model:

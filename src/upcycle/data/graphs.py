@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from upcycle.core.batches import Batch
+from upcycle.core.errors import require
 from upcycle.core.graph_inputs import Graphs, table
 from upcycle.core.graphs import GraphTakes
 from upcycle.core.task import CLASSIFICATION, Task
@@ -46,6 +47,11 @@ class GraphSplit(Samples):
         nodes = torch.bincount(self.union.batch, minlength=self.union.n)
         return (edges / nodes)[self.ids]
 
+    def with_others(self, others: Sequence[Self]) -> Self:
+        """See :meth:`Samples.with_others`."""
+        require(all(o.union is self.union for o in others), "Graphs of several sets cannot be joined.")
+        return super().with_others(others)
+
     def contents(self) -> tuple[Tensor, ...]:
         """The graphs of the whole set; which of them these are, ``ids`` says."""
         return _tensors_of(self.union)
@@ -80,6 +86,11 @@ class NodeSplit(Samples):
     def degrees(self) -> Tensor:
         """How many neighbours each node has, float32 (n,)."""
         return torch.bincount(self.graph.edge_index[1], minlength=len(self.graph.batch)).float()[self.ids]
+
+    def with_others(self, others: Sequence[Self]) -> Self:
+        """See :meth:`Samples.with_others`."""
+        require(all(o.graph is self.graph for o in others), "Nodes of several graphs cannot be joined.")
+        return super().with_others(others)
 
     def contents(self) -> tuple[Tensor, ...]:
         """The whole graph; which of its nodes these are, ``ids`` says."""

@@ -104,6 +104,16 @@ class ImageSplit(Samples):
         """The samples ``index``, in that order."""
         return replace(self, images=self.images[index], labels=self.labels[index], ids=self.ids[index])
 
+    def with_others(self, others: Sequence[Self]) -> Self:
+        """See :meth:`Samples.with_others`; an image that is in several gets a number of its own in each."""
+        every = (self, *others)
+        ids = torch.cat([split.ids for split in every])
+        if len(ids.unique()) < len(ids):
+            step = int(ids.max()) + 1
+            ids = torch.cat([split.ids + i * step for i, split in enumerate(every)])
+        images, labels = (torch.cat([getattr(split, name) for split in every]) for name in ("images", "labels"))
+        return replace(self, images=images, labels=labels, ids=ids, ordered=False)
+
     def contents(self) -> tuple[Tensor, ...]:
         """The pixels."""
         return (self.images,)
