@@ -70,6 +70,7 @@ BENCHMARKS = (
     "continual",
     "graphs",
     "gfkd_step",
+    "graph_paths",
     "shortcut",
 )  # those with a block of their own
 PAGES = {"attribution": "[`attribution`](look-inside.md)"}  # claims of what is no method

@@ -82,6 +82,9 @@ BARS: dict[str, dict[str, Bar]] = {
         "runs/small": Bar(0.75),
         "runs/looked-into": Bar(0.75),
         "found": Bar(0.75),
+        "runs/gat": Bar(0.75),
+        "runs/paths": Bar(0.75),
+        "along": Bar(0.75),
     },
     "docs/look-inside.md": {"runs/looked-into": Bar(0.95)},
     "docs/adapt.md": {

@@ -11,6 +11,7 @@ from upcycle.distillation.netgraft import NetGraft
 from upcycle.distillation.onestagegan import OneStageGAN
 from upcycle.distillation.plain import Plain
 from upcycle.distillation.reliant import RELIANT
+from upcycle.distillation.spagan import SPAGAN
 from upcycle.distillation.tfkd import TfKD
 from upcycle.distillation.vam import VAM
 
@@ -27,4 +28,5 @@ METHODS: tuple[type[Method], ...] = (
     OneStageGAN,
     GFKD,
     RELIANT,
+    SPAGAN,
 )

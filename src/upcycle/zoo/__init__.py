@@ -198,7 +198,10 @@ GRAPH_NETWORKS = (
     *(f"gcn_{size}" for size in ("5_64", "5_32", "3_64", "3_32", "2_16")),
     *(f"gin_{size}" for size in ("5_64", "5_32", "3_64", "3_32")),
     "gat",
+    "gat_1",
     "sage",
+    "spagan",
+    "spagan_1",
 )
 
 
