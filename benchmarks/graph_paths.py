@@ -1,9 +1,9 @@
 """Shortest paths of up to three nodes: on Cora, and on a random graph of 20,000 nodes of PubMed's degree.
 
-Cora's costs are those of a GAT with fresh weights. The random graph has 45,000 edges, each both ways, whose ends are drawn
-with weights that fall as a power, so that there are hubs as in PubMed; its attention is a softmax of normal numbers over
-each node's edges. Peaks of memory are those of processes of their own, all imports included. Run from the repository:
-``python -m benchmarks.graph_paths``.
+Cora's costs are those of a GAT with fresh weights. The random graph has 45,000 edges, each both ways, whose ends are
+drawn with weights that fall as a power, so that there are hubs as in PubMed; its attention is a softmax of normal
+numbers over each node's edges. Peaks of memory are those of processes of their own, all imports included. Run from the
+repository: ``python -m benchmarks.graph_paths``.
 """
 
 from __future__ import annotations

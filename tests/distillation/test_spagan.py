@@ -165,7 +165,7 @@ def test_the_command_leaves_a_network_that_comes_back_and_is_for_its_graph_alone
     found = upcycle.evaluate(str(made), data)
     assert [found.accuracy] == result["rows"][-1]["accuracy"]
     assert [row["role"] for row in result["rows"]] == ["teacher", "control", "student"]
-    with pytest.raises(UserError, match=r"SPAGAN attends along paths of the one graph .* 260 nodes and 514 edges, and"):
+    with pytest.raises(UserError, match=r"SPAGAN attends along paths of the one graph .* 260 nodes and 516 edges, and"):
         upcycle.evaluate(str(made), other(data))
     changed = graph(data)
     changed.x = changed.x + 1  # other features of the same graph are fine
@@ -232,7 +232,7 @@ def test_many_paths_are_drawn_in_part_and_those_that_stay_are_one() -> None:
 # -- what it refuses --------------------------------------------------------------------------------------------
 
 
-def tested_elsewhere() -> GraphSet:
+def measured_elsewhere() -> GraphSet:
     return dataclasses.replace(tiny_nodes(), test=other(tiny_nodes()).test)
 
 
@@ -246,10 +246,14 @@ def without_validation_labels() -> GraphSet:
     ("data", "options", "part"),
     [
         (tiny_graphs, {}, "nodes"),
-        (tiny_nodes, {"teacher": tiny_graph_model("t", 0, "node")}, r"t has no attention over edges .* first \(Linear\)"),
+        (
+            tiny_nodes,
+            {"teacher": tiny_graph_model("t", 0, "node")},
+            r"t has no attention over edges .* first \(Linear\)",
+        ),
         (tiny_nodes, {"student": tiny_graph_model("s", 0, "node")}, "s does not attend along paths; take zoo:spagan"),
         (tiny_nodes, {"explain_nodes": (3, 260)}, "names node 260, and the graph has the nodes 0 to 259"),
-        (tested_elsewhere, {}, "the test nodes are those of another graph"),
+        (measured_elsewhere, {}, "the test nodes are those of another graph"),
         (without_validation_labels, {"patience": 3}, "none has a label; give --patience 0"),
     ],
 )

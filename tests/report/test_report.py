@@ -705,8 +705,8 @@ def test_paths_leave_a_node_as_thick_as_they_are_heavy(tmp_path: Path) -> None:
     said = ("17 – 5 – 88: 60.0 %", "88: N", "node 17: C: C", "3 more, 10 % together")
     assert all(words in tags.text for words in said)
     assert "O" not in tags.text
-    assert figure.table == (["of", "path", "weight"],
-                            [["node 17: C", "17 – 5 – 88", "60.0 %"], ["node 17: C", "17 – itself", "30.0 %"]])  # fmt: skip
+    cells = [["node 17: C", "17 – 5 – 88", "60.0 %"], ["node 17: C", "17 – itself", "30.0 %"]]
+    assert figure.table == (["of", "path", "weight"], cells)
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.floats(0, 1)), min_size=1, max_size=30), st.booleans())

@@ -16,7 +16,7 @@ def run(figures: list[float], wait: int, after: int, stop: int = -1) -> tuple[nn
         if patience.over:
             continue
         nn.init.constant_(net.weight, epoch)
-        patience.see(epoch, figure)
+        patience.see(epoch, float(figure))
         seen.append(epoch)
         if epoch == stop:
             state, kept = patience.state_dict(), {k: v.clone() for k, v in net.state_dict().items()}

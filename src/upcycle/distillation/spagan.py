@@ -54,7 +54,9 @@ class SPAGAN(Method):
     is for this graph alone.
 
     Paths are found once, as in the authors' code; the paper's further rounds, from the student's own attention, are not
-    built. Departures: patience looks at nothing before ``patience_after``, where the authors' code counts from the
+    built.
+
+    Departures: patience looks at nothing before ``patience_after``, where the authors' code counts from the
     start, when the loss on validation nodes is lower than on the plateau that follows; ties are broken by the
     numbers of nodes; logits have no ELU.
 
@@ -62,7 +64,7 @@ class SPAGAN(Method):
         teacher: a trained network over this graph with an attention layer; only the attention of its first is used.
         student: a network that attends along paths, such as zoo:spagan.
         r: how many paths of three nodes a node may have for each of two; at 0 there are no long paths.
-        depth_limit: let no path of four nodes and more beat a shorter one, which spares the distances between all nodes.
+        depth_limit: let no path of four nodes and more beat a shorter one, which spares distances between all nodes.
         patience: epochs without a lower loss on validation nodes after which training ends, and the weights of the
             lowest come back; at 0 the last epoch counts.
         patience_after: the epoch from which on patience counts; where there are fewer, the last one counts.
@@ -208,8 +210,8 @@ class SPAGAN(Method):
 
 
 PATHS = (
-    "The paths that each node attends along in the first layer, the mean over heads; all of a node sum to 100 %. A tone "
-    "is the class decided for a node."
+    "The paths that each node attends along in the first layer, the mean over heads; all of a node sum to 100 %. The "
+    "tone of a node is the class that is decided for it."
 )
 EDGES = "The attention of the teacher's first layer on the edges of the same nodes, the mean over heads."
 

@@ -65,9 +65,8 @@ def _fan(centre: Centre, top: float, groups: Sequence[str]) -> list[Markup]:
         bend = (START + x) / 2
         way = f"M{START:.1f} {middle:.1f}C{bend:.1f} {middle:.1f} {bend:.1f} {y:.1f} {x:.1f} {y:.1f}"
         way += f"H{START + step * (len(walk.nodes) - 1):.1f}"
-        lines.append(Markup('<path class="rail" stroke-width="{:.2f}" d="{}"><title>{}</title></path>').format(
-            width, way, hint
-        ))  # fmt: skip
+        line = Markup('<path class="rail" stroke-width="{:.2f}" d="{}"><title>{}</title></path>')
+        lines.append(line.format(width, way, hint))
         for at, (name, group) in enumerate(zip(walk.nodes[1:], walk.groups[1:], strict=True), 1):
             x = START + step * at
             marks.append(svg.dot(x, y, 5, HUES[group % len(HUES)], f"{name}: {_group(group, groups)}"))

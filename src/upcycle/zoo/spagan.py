@@ -1,7 +1,7 @@
 """SPAGAN: attention of each node over paths that begin at it (Yang, Wang, Song, Yuan, Tao; arXiv:2101.03464).
 
-A path of c nodes stands in a column of an int64 tensor (c, P), its centre in row 0. All paths of a length are one tensor.
-Nothing here needs PyTorch Geometric.
+A path of c nodes stands in a column of an int64 tensor (c, P), its centre in row 0. All paths of a length are one
+tensor. Nothing here needs PyTorch Geometric.
 """
 
 from __future__ import annotations
@@ -137,9 +137,7 @@ class SPAGAN(nn.Module):
         self.level, self.p = level, p
         self.attention = PathAttention(features, width, heads, 2, p)
         self.last = (
-            PathAttention(heads * width, num_classes, 1, 1, p)
-            if layers == 2
-            else nn.Linear(heads * width, num_classes)
+            PathAttention(heads * width, num_classes, 1, 1, p) if layers == 2 else nn.Linear(heads * width, num_classes)
         )
 
     def forward(self, graphs: Graphs, paths: Paths = ()) -> Tensor:
