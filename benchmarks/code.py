@@ -60,6 +60,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     ),
     "gfkd_step": (f"{SRC}/distillation/graph_free",),
     "factor_step": (f"{SRC}/zoo/factorgcn.py", f"{SRC}/distillation/factorgcn.py"),
+    "graph_paths": (f"{SRC}/distillation/paths/shortest.py", f"{SRC}/distillation/paths/attention.py"),
     "heat_maps": (f"{SRC}/diagnosis/attribution",),
     "attribution": (f"{SRC}/diagnosis/attribution",),
     "data_free_step": (

@@ -72,6 +72,7 @@ BENCHMARKS = (
     "graphs",
     "gfkd_step",
     "factor_step",
+    "graph_paths",
     "shortcut",
     "mixing",
 )  # those with a block of their own

@@ -85,6 +85,9 @@ BARS: dict[str, dict[str, Bar]] = {
         "runs/looked-into": Bar(0.75),
         "found": Bar(0.75),
         "runs/learnt": Bar(0.85, over="lower bound", by=0.02),
+        "runs/gat": Bar(0.75),
+        "runs/paths": Bar(0.75),
+        "along": Bar(0.75),
     },
     "docs/look-inside.md": {"runs/looked-into": Bar(0.95)},
     "docs/rare-classes.md": {

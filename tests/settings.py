@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tests.settings_factors import factor_networks, label_networks, taught_networks, tiny_factors
-from tests.settings_graphs import networks, other_graphs, spoil_graphs, tiny_graphs, tiny_nodes
+from tests.settings_graphs import networks, other_graphs, path_networks, spoil_graphs, tiny_graphs, tiny_nodes
 from tests.settings_groups import group_networks, layer_networks, tiny_groups
 from tests.settings_streams import gat, graph_stream, one_convolution, plain_net
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
@@ -53,6 +53,7 @@ from upcycle.distillation import (
     GFKD,
     KD,
     RELIANT,
+    SPAGAN,
     VAM,
     DeepInversion,
     FactorGCN,
@@ -455,6 +456,30 @@ ROWS = {
         (*_WORDS, "--lambda_d=1"),
         networks=label_networks,
         data=tiny_factors,
+        **_GRAPHS,
+    ),
+    "spagan": Row(
+        SPAGAN,
+        {"recipe": _WHOLE, "r": 1.0, "patience": 0},
+        ("--r=1", "--patience=0"),
+        networks=path_networks,
+        data=tiny_nodes,
+        draws=False,
+        extra=PYG,
+        **_GRAPHS,
+    ),
+    "spagan-patience": Row(
+        SPAGAN,
+        {
+            "recipe": dataclasses.replace(_WHOLE, epochs=6, batch_size=40),
+            "patience": 2,
+            "patience_after": 1,
+            "depth_limit": True,
+        },
+        ("--patience=2", "--patience_after=1", "--depth_limit"),
+        networks=path_networks,
+        data=tiny_nodes,
+        extra=PYG,
         **_GRAPHS,
     ),
     "mda": Row(

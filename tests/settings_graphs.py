@@ -1,4 +1,4 @@
-"""Tiny graphs and networks over them, which need no library: as inputs of the promises."""
+"""Tiny graphs and networks over them, most of which need no library: as inputs of the promises."""
 
 from __future__ import annotations
 
@@ -83,6 +83,19 @@ def networks(level: Level, seed: int = 0) -> dict[str, Any]:
         "teacher": tiny_graph_model("teacher", 7, level, seen=True),
         "student": tiny_graph_model("student", 100, level),
     }
+
+
+def path_networks() -> dict[str, Any]:
+    """A GAT with attention of its own, and a student that attends along paths; without dropout, see ``draws``."""
+    from upcycle.zoo.gnn import GAT
+    from upcycle.zoo.spagan import SPAGAN
+
+    takes, made = tiny_nodes().takes, {}
+    for role, seed, kind in (("teacher", 7, GAT), ("student", 100, SPAGAN)):
+        torch.manual_seed(seed)
+        module = takes.adapted(kind(FEATURES, len(CLASSES), "node", heads=2, width=4, p=0.0))
+        made[role] = Model(module=module, inputs=takes, classes=CLASSES, name=role)
+    return made
 
 
 def other_graphs(split: Any) -> Any:

@@ -12,6 +12,7 @@ from upcycle.distillation.netgraft import NetGraft
 from upcycle.distillation.onestagegan import OneStageGAN
 from upcycle.distillation.plain import Plain
 from upcycle.distillation.reliant import RELIANT
+from upcycle.distillation.spagan import SPAGAN
 from upcycle.distillation.tfkd import TfKD
 from upcycle.distillation.vam import VAM
 
@@ -29,4 +30,5 @@ METHODS: tuple[type[Method], ...] = (
     GFKD,
     RELIANT,
     FactorGCN,
+    SPAGAN,
 )

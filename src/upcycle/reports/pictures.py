@@ -19,6 +19,7 @@ from upcycle.reports.bars import Bar, bar_chart, blocks, routes
 from upcycle.reports.figures import Figure, Table, is_number
 from upcycle.reports.lines import Series, line_plot
 from upcycle.reports.matrices import heatmap, mosaic
+from upcycle.reports.paths import Centre, Walk, fans
 from upcycle.reports.rings import Ring, rings
 from upcycle.reports.scatter import Point, scatter_plot
 from upcycle.reports.svg import HUES, Piece, percent
@@ -261,6 +262,24 @@ def _rings(data: dict[str, Any]) -> tuple[Markup, Table]:
     return body, (["graph", "nodes", "edges"], cells)
 
 
+def _paths(data: dict[str, Any]) -> tuple[Markup, Table]:
+    """Paths that leave a node, with their weights."""
+    groups = [str(name) for name in data.get("groups", ())]
+    centres = [
+        Centre(
+            str(item["label"]),
+            [Walk([str(v) for v in p["nodes"]], p["groups"], p["weight"]) for p in item["paths"]],
+            str(item.get("more", "")),
+        )
+        for item in data["items"]
+    ]
+    seen = {group for centre in centres for walk in centre.walks for group in walk.groups}
+    key = [(name, HUES[i % len(HUES)]) for i, name in enumerate(groups) if i in seen]
+    body = svg.legend(key) + fans(centres, label=_label(data), groups=groups)
+    cells = [[c.label, " – ".join(walk.nodes), percent(walk.weight)] for c in centres for walk in c.walks]
+    return body, (["of", "path", "weight"], cells)
+
+
 def _label(data: dict[str, Any]) -> str:
     return str(data.get("title") or data["kind"])
 
@@ -277,4 +296,5 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Markup | tuple[Markup, Table]]] = {
     "blocks": _blocks,
     "tree": _tree,
     "graphs": _rings,
+    "paths": _paths,
 }

@@ -199,9 +199,12 @@ GRAPH_NETWORKS = (
     *(f"gcn_{size}" for size in ("5_64", "5_32", "3_64", "3_32", "2_16")),
     *(f"gin_{size}" for size in ("5_64", "5_32", "3_64", "3_32")),
     "gat",
+    "gat_1",
     "sage",
     "factorgcn",
     "factorgcn_5_64",
+    "spagan",
+    "spagan_1",
 )
 FACTORED = "factorgcn"
 """How the names of networks with factors begin, which need no library."""
