@@ -183,7 +183,7 @@ def test_the_teachers_map_is_that_of_the_teacher_as_it_is() -> None:
 def method(**fields: Any) -> KD:
     recipe = Recipe(epochs=2, batch_size=32, lr=0.05, **fields)
     teacher, student = fitted("teacher", 7), tiny_model("student", 100)
-    return KD(teacher=teacher, student=student, terms=Terms(w_kd=0.5, w_ce=0.5), cache="off", recipe=recipe)
+    return KD(teacher=teacher, student=student, terms=Terms(w_kd=0.5, w_ce=0.5), recipe=recipe)
 
 
 def fit(made: Any, run: Run, data: Images | None = None) -> dict[str, Tensor]:
@@ -270,6 +270,8 @@ def test_the_teachers_map_needs_a_teacher() -> None:
 def test_kept_outputs_exclude_mixing() -> None:
     made = method(mix="cutmix")
     made.cache = "on"
+    refused(made, None, "cannot be kept")
+    made.cache, made.views = "auto", 2
     refused(made, None, "cannot be kept")
 
 
