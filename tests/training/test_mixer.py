@@ -220,6 +220,15 @@ def test_partly_labelled_data_are_mixed_where_they_have_labels() -> None:
     assert all(value.isfinite().all() for value in found.values())
 
 
+@pytest.mark.parametrize("sharpness", ["none", "sam", "esam"])
+def test_a_batch_that_is_met_again_is_mixed_once(sharpness: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, plain = [], Mixer.__call__
+    monkeypatch.setattr(Mixer, "__call__", lambda self, *given: (calls.append(given[1]), plain(self, *given))[1])
+    found = fit(method(mix="snapmix", sharpness=sharpness), Run(None, seed=1))
+    assert len(calls) == 2 * 5  # batches of 32 of 160, two epochs
+    assert all(value.isfinite().all() for value in found.values())
+
+
 def _two(mix_map: str) -> dict[str, Tensor]:
     made = method(mix="snapmix", mix_map=mix_map)
     return fit(made, Run(None, seed=3, devices=2, accelerator="cpu", precision="64-true"), tiny_data(151))
