@@ -17,6 +17,7 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 from upcycle.distillation import KD, Plain
+from upcycle.verbs import methods
 
 ASKS: dict[str, dict[str, Any]] = {
     "sharpness": {"sharpness": "sam"},
@@ -183,3 +184,30 @@ def test_a_sampled_order_has_a_view_a_batch(monkeypatch: pytest.MonkeyPatch) -> 
             for _ in run.batches(tiny_data().train, Recipe(batch_size=32, sampler="class"), views=views):
                 seen.add(run.view)
         assert len(seen) == expected
+
+
+# -- what is said -----------------------------------------------------------------------------------------------
+
+
+def test_the_list_says_who_takes_what_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert methods.command(ingredients=True, verb="distill") == 0
+    said = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("  ")}
+    assert lines["kd"].split()[1:] == ["sharpness,", "dropping,", "selection,", "mix,", "sampler"]
+    assert "no selection: its loss has a term without samples" in lines["vam"]
+    assert "no sharpness: each forward moves" in lines["nes"] and "no selection" not in lines["nes"]
+    assert lines["netgraft"].endswith("it has no recipe") and "it does not say" not in said
+    assert "samples are drawn by their class" in lines["sampler"]
+
+
+@pytest.mark.parametrize(
+    ("asks", "times"),
+    [
+        ({}, 1),
+        ({"sharpness": "asam"}, 2),
+        ({"sharpness": "esam"}, 5.1 / 3),
+        ({"sharpness": "esam", "select": 1.0, "keep": 1.0}, 2),
+    ],
+)
+def test_estimates_count_the_meetings(asks: dict[str, Any], times: float) -> None:
+    assert ingredients.times(with_recipe("kd", **asks)) == pytest.approx(times)

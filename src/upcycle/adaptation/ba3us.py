@@ -234,7 +234,6 @@ class BA3US(Method):
         published="ResNet-50, means: Office-Home 75.98, Office-31 97.81 (from memory, unchecked); DANN 47.4 and 43.4, "
         "no adaptation 53.7 and 75.6 (README of TLlib)",
     )
-    refuses = {"any": "each step takes batches of two sets of images"}
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

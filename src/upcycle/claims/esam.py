@@ -62,7 +62,7 @@ def sharpness(network: nn.Module, split: ImageSplit, rho: float = 0.05) -> float
                 part = ce_loss(network(batch.images), batch.labels) * (len(index) / len(split))
             if descend:
                 part.backward()
-            total += float(part)
+            total += float(part.detach())
         return total
 
     before = loss(True)
@@ -111,12 +111,12 @@ def trained(method: Method, data: Images, seed: int) -> tuple[nn.Module, float]:
 
 def plain(seed: int, quick: bool) -> dict[str, float]:
     """From the same weights on the same images, as many updates: without and with sharpness."""
-    data = cifar10(512 if quick else 5000, ("crop", "flip"), _network())
+    data = cifar10(256 if quick else 5000, ("crop", "flip"), _network())
     if quick:
-        data = dataclasses.replace(data, test=data.test.subset(torch.arange(500)))
+        data = dataclasses.replace(data, test=data.test.subset(torch.arange(200)))
     figures: dict[str, float] = {}
     for name, asked in ARMS.items():
-        epochs = 3 if quick else round(25 * WORK["ESAM"] / WORK["SGD"]) if name == LONGER else 25
+        epochs = 2 if quick else round(25 * WORK["ESAM"] / WORK["SGD"]) if name == LONGER else 25
         method = Plain(student=fresh("zoo:resnet8", data, seed), recipe=recipe_of(epochs, **asked))
         with counted(method.model("student", data).module) as counts:
             network, seconds = trained(method, data, seed)
@@ -131,15 +131,15 @@ def plain(seed: int, quick: bool) -> dict[str, float]:
 def beside(seed: int, quick: bool) -> dict[str, float]:
     """The same ingredient in KD and in SSF."""
     like = _network()
-    data = cifar10(512 if quick else 5000, ("crop", "flip"), like)
+    data = cifar10(256 if quick else 5000, ("crop", "flip"), like)
     fashion = load("fashion_mnist_local", channels=3, size=32).normalised(like.mean, like.std)
-    fashion = fashion.subset(torch.arange(512 if quick else 2000))
+    fashion = fashion.subset(torch.arange(256 if quick else 2000))
     if quick:
-        data = dataclasses.replace(data, test=data.test.subset(torch.arange(500)))
-        fashion = dataclasses.replace(fashion, test=fashion.test.subset(torch.arange(500)))
+        data = dataclasses.replace(data, test=data.test.subset(torch.arange(200)))
+        fashion = dataclasses.replace(fashion, test=fashion.test.subset(torch.arange(200)))
     figures = {}
     for name, asked in (("", {}), (" with ESAM", ARMS["ESAM"])):
-        recipe = recipe_of(3 if quick else 25, **asked)
+        recipe = recipe_of(2 if quick else 25, **asked)
         kd = KD(teacher=like, student=fresh("zoo:resnet8", data, seed), views=5, recipe=recipe)
         figures[f"KD{name} (%)"] = 100 * test(train(kd, data, seed), data).accuracy
         ssf = SSF(source=like)

@@ -87,6 +87,18 @@ def asked(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def times(method: Method) -> float:
+    """How many times the work of plain training a method's recipe asks for: 2 with sam, (3 + β + 3γ) / 3 with esam."""
+    from upcycle.core.recipe import Recipe
+
+    recipe = getattr(method, "recipe", None)
+    if not isinstance(recipe, Recipe) or recipe.sharpness == "none":
+        return 1.0
+    if recipe.sharpness != "esam":
+        return 2.0
+    return (2 + recipe.keep + (recipe.select < 1) + 3 * recipe.select) / 3
+
+
 def refuse(method: Method) -> None:
     """Refuse an ingredient that a method does not admit, in a sentence that names some that do.
 

@@ -146,11 +146,12 @@ class Meetings:
         key = self._seed, view
         read = partial(read, view=key if augment else None)
         self._stages.seed(stage.epoch, step, self.rank)
-        mine = self._mine(len(samples))
-        batch = read(samples[mine])
+        own = self._part(samples)
+        batch = read(own)
         if recipe is not None and recipe.mix != "none":
+            mine = self._part(torch.arange(len(samples)))
             batch = self._mixer(stage, recipe, split)(batch, samples, split.labels[samples], mine, read, key)
-        met = batch, len(mine) * self.world_size / len(samples), len(samples)
+        met = batch, len(own) * self.world_size / len(samples), len(samples)
         found = [thing for thing in stage.state.values() if ascends(thing)] if recipe is not None else []
         if not found:
             yield met
@@ -204,7 +205,7 @@ class Meetings:
         batch, _, count = met
         before, after = (collective.gather(self._losses[name], self.world_size) for name in ("first", "look"))
         chosen = self._optimizer.sharpest(before, after, max(2, self.world_size))  # as few as any batch has
-        mine = self._mine(count).to(chosen.device)
+        mine = self._part(torch.arange(count)).to(chosen.device)
         own = chosen[(chosen >= mine[0]) & (chosen <= mine[-1])]
         share = len(own) * self.world_size / len(chosen)
         if not len(own):
@@ -213,8 +214,8 @@ class Meetings:
         index = batch.index[rows.to(batch.index.device)]
         return Batch(batch.inputs[rows], batch.labels[rows.to(batch.labels.device)], index), share, len(chosen)
 
-    def _mine(self, n: int) -> Tensor:
-        return torch.arange(n).tensor_split(self.world_size)[self.rank]
+    def _part(self, samples: Tensor) -> Tensor:
+        return samples.tensor_split(self.world_size)[self.rank]
 
     # -- what the body does -------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any
 from upcycle.claims.found import found
 from upcycle.core import building
 from upcycle.core.errors import UserError, require, unknown
-from upcycle.core.ingredients import INGREDIENTS
+from upcycle.core.ingredients import INGREDIENTS, PARTS
 from upcycle.core.method import ANY, Method, built_in
 from upcycle.verbs import BASELINE
 from upcycle.verbs.method_page import page
@@ -145,7 +145,7 @@ def why_not(method: type[Method]) -> str:
         return "it has no recipe"
     reasons: dict[str, list[str]] = {}
     for what in INGREDIENTS:
-        if what not in method.admits:
+        if what not in method.admits and (what not in PARTS or "sharpness" in method.admits):
             why = method.refuses.get(what) or method.refuses.get("any", "it does not say that it does")
             reasons.setdefault(why, []).append(what)
     if len(reasons) == 1 and not method.admits:

@@ -262,7 +262,7 @@ class Session:
             method, data = arm.make(setting.seed)
             tasks = [data.task(t) for t in range(len(data))] if isinstance(data, Stream) else [data]
             updates.append(sum(method.steps(len(task.train)) for task in tasks))
-            work += sum(method.work(len(task.train), teacher, student) for task in tasks)
+            work += ingredients.times(method) * sum(method.work(len(task.train), teacher, student) for task in tasks)
         mixed = self.precision(data) == "bf16-mixed"
         # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are.
         floor = 2 * len(self.seeds) * work / matmul_rate(torch.bfloat16 if mixed else torch.float32)
