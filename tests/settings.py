@@ -314,13 +314,13 @@ ROWS = {
     ),
     "kd+snapmix": Row(
         KD,
-        {"recipe": dataclasses.replace(_RECIPE, mix="snapmix"), "cache": "off"},
-        (*_WORDS, "--recipe.mix=snapmix", "--cache=off"),
+        {"recipe": dataclasses.replace(_RECIPE, mix="snapmix")},
+        (*_WORDS, "--recipe.mix=snapmix"),
     ),
     "kd+snapmix-teacher": Row(
         KD,
-        {"recipe": dataclasses.replace(_RECIPE, mix="snapmix", mix_map="teacher", mix_prob=0.5), "cache": "off"},
-        (*_WORDS, "--recipe.mix=snapmix", "--recipe.mix_map=teacher", "--recipe.mix_prob=0.5", "--cache=off"),
+        {"recipe": dataclasses.replace(_RECIPE, mix="snapmix", mix_map="teacher", mix_prob=0.5)},
+        (*_WORDS, "--recipe.mix=snapmix", "--recipe.mix_map=teacher", "--recipe.mix_prob=0.5"),
     ),
     "plain+cutmix": Row(
         Plain,

@@ -183,7 +183,7 @@ def test_the_teachers_map_is_that_of_the_teacher_as_it_is() -> None:
 def method(**fields: Any) -> KD:
     recipe = Recipe(epochs=2, batch_size=32, lr=0.05, **fields)
     teacher, student = fitted("teacher", 7), tiny_model("student", 100)
-    return KD(teacher=teacher, student=student, terms=Terms(w_kd=0.5, w_ce=0.5), cache="off", recipe=recipe)
+    return KD(teacher=teacher, student=student, terms=Terms(w_kd=0.5, w_ce=0.5), recipe=recipe)
 
 
 def fit(made: Any, run: Run, data: Images | None = None) -> dict[str, Tensor]:
@@ -217,6 +217,15 @@ def test_a_run_mixes_and_leaves_a_picture(mix_map: str, tmp_path: Path) -> None:
 def test_partly_labelled_data_are_mixed_where_they_have_labels() -> None:
     data = tiny_data().hide_labels(4, 0)
     found = fit(method(mix="snapmix"), Run(None, seed=1), data)
+    assert all(value.isfinite().all() for value in found.values())
+
+
+@pytest.mark.parametrize("sharpness", ["none", "sam", "esam"])
+def test_a_batch_that_is_met_again_is_mixed_once(sharpness: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, plain = [], Mixer.__call__
+    monkeypatch.setattr(Mixer, "__call__", lambda self, *given: (calls.append(given[1]), plain(self, *given))[1])
+    found = fit(method(mix="snapmix", sharpness=sharpness), Run(None, seed=1))
+    assert len(calls) == 2 * 5  # batches of 32 of 160, two epochs
     assert all(value.isfinite().all() for value in found.values())
 
 
@@ -270,6 +279,8 @@ def test_the_teachers_map_needs_a_teacher() -> None:
 def test_kept_outputs_exclude_mixing() -> None:
     made = method(mix="cutmix")
     made.cache = "on"
+    refused(made, None, "cannot be kept")
+    made.cache, made.views = "auto", 2
     refused(made, None, "cannot be kept")
 
 

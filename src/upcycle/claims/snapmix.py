@@ -69,7 +69,6 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
         teacher=teacher,
         student=fresh("zoo:resnet8", data, seed),
         terms=Terms(w_kd=0.0, w_ce=1.0),
-        cache="off",
         recipe=recipe(quick, mix="snapmix", mix_map="teacher"),
     )
     return figures | {"SnapMix, the teacher's map (%)": 100 * test(train(made, data, seed), data).accuracy}

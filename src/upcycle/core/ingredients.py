@@ -146,7 +146,7 @@ def problems(method: Method, data: Any) -> list[str]:
             found.append(f"{option} needs batches, and these samples all lie in one thing and are answered at once")
     if "mix" in asks and not found:
         cache, views = getattr(method, "cache", "off"), getattr(method, "views", 0)
-        if cache == "on" or (cache == "auto" and (views or not train.augment)):
+        if cache == "on" or (cache == "auto" and views):  # auto alone keeps none of mixtures
             found.append(
                 f"{asks['mix']} mixes anew in every epoch, so the teacher's outputs cannot be kept: --cache off"
             )

@@ -80,6 +80,11 @@ class Recipe:
         self.milestones = tuple(self.milestones)
         ingredients.check(self)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether any batch is mixed."""
+        return self.mix != "none" and self.mix_prob > 0
+
     def steps(self, n: int) -> int:
         """The number of updates on ``n`` samples."""
         return self.epochs * max(math.ceil(n / (self.batch_size or max(n, 1))), 1)
