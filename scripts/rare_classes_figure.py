@@ -39,7 +39,9 @@ def drawn(run: Path) -> str:
         for item in picture["items"]
     ]
     label = "Recall of each class against the number of its training images, before and after the treatment"
-    body = str(scatter_plot(points, label=label, x=picture["x"], y=picture["y"], log=True, most=0))
+    body = str(
+        scatter_plot(points, label=label, x=picture["x"], y=picture["y"], show_x="{:,.0f}".format, log=True, most=0)
+    )
     key = "".join(
         str(dot(300 + 58 * i, 9, 4.4, tone, name)) + str(write(308 + 58 * i, 13, name, "note", "start"))
         for i, (name, tone) in enumerate(TONES.items())

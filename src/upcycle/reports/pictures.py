@@ -152,7 +152,7 @@ def _scatter(data: dict[str, Any]) -> tuple[Markup, Table]:
     items = [i for i in data["items"] if is_number(i["x"]) and is_number(i["y"])]
     if log and any(i["x"] <= 0 for i in items):
         raise ValueError("a logarithmic axis has no room for zero or less")
-    large = max(abs(i["x"]) for i in items) >= 10_000
+    large = max(abs(i["x"]) for i in items) > 5_000  # whose axis may end at 10,000
     show = si if large else svg.number
     groups = list(dict.fromkeys(str(i.get("group", "")) for i in items))
     tones = {group: HUES[i % len(HUES)] for i, group in enumerate(groups)}
