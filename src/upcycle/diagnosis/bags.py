@@ -19,7 +19,7 @@ from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.seeds import uniform
-from upcycle.diagnosis.long_tail.further import SAMPLED, further
+from upcycle.diagnosis.long_tail.further import REFUSES, SAMPLED, further
 from upcycle.diagnosis.long_tail.heads import Grouped
 from upcycle.diagnosis.long_tail.trunk import Trunk, number, problems, recorded
 
@@ -107,7 +107,7 @@ class BAGS(Method):
 
     roles: ClassVar[tuple[str, ...]] = ("source",)
     trains: ClassVar[tuple[str, ...]] = ()
-    admits = SAMPLED
+    admits, refuses = SAMPLED, REFUSES
     card = Card(
         name="bags",
         title="Overcoming Classifier Imbalance for Long-tail Object Detection with Balanced Group Softmax",

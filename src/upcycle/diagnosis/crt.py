@@ -13,7 +13,7 @@ from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, fresh_copy_of
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.further import SAMPLED, further
+from upcycle.diagnosis.long_tail.further import REFUSES, SAMPLED, further
 from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class CRT(Method):
 
     roles: ClassVar[tuple[str, ...]] = ("source",)
     trains: ClassVar[tuple[str, ...]] = ()
-    admits = SAMPLED
+    admits, refuses = SAMPLED, REFUSES
     card = Card(
         name="crt",
         title="Decoupling Representation and Classifier for Long-Tailed Recognition: classifier re-training",

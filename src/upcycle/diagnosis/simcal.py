@@ -15,7 +15,7 @@ from upcycle.core.models import Model, copy_of
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.further import SAMPLED, further
+from upcycle.diagnosis.long_tail.further import REFUSES, SAMPLED, further
 from upcycle.diagnosis.long_tail.heads import Dual, layers
 from upcycle.diagnosis.long_tail.trunk import Trunk, number, problems, recorded
 
@@ -59,7 +59,7 @@ class SimCal(Method):
 
     roles: ClassVar[tuple[str, ...]] = ("source",)
     trains: ClassVar[tuple[str, ...]] = ()
-    admits = SAMPLED
+    admits, refuses = SAMPLED, REFUSES
     card = Card(
         name="simcal",
         title="The Devil is in Classification: A Simple Framework for Long-tail Instance Segmentation",

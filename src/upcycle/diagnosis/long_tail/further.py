@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SAMPLED = frozenset({"sampler"})
 """The ingredient that repairs take which train a head on kept features; the control shows each image as often."""
+REFUSES = {"any": "it trains a classifier alone, on features that are computed once"}
+"""Why they take no other."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
