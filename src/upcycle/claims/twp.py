@@ -69,7 +69,7 @@ CLAIM = Claim(
     "class to train on, on average). GAT of 8 heads of 8, 200 epochs a task, all nodes at once, Adam at 0.005; "
     "λ_l = λ_t = 10,000. The EWC form is λ_t = 0. SI and LwF stand at their default strengths and decide nothing. "
     "Fine-tuning is plain training, whose Adam begins anew in each task. That TWP is better than its EWC form "
-    "the paper shows on Amazon Computers, of which no copy was at hand: it stays unshown.",
+    "the authors show on Amazon Computers, of which no copy was at hand: it stays unshown.",
     data=("cora",),
     measure=measure,
     headline=Headline(

@@ -189,7 +189,8 @@ class TWP(Method):
 
         The draws of dropout are those of this place in the run, and BatchNorm's statistics stay.
         """
-        split, weights = data.task(t).train, [p for p in student.parameters() if p.requires_grad]
+        split = data.task(t).train
+        weights: list[Tensor] = [p for p in student.parameters() if p.requires_grad]
         g_l, g_q = ([torch.zeros_like(p) for p in weights] for _ in range(2))
         q = torch.zeros((), device=run.device, dtype=run.dtype)  # s²
         share = 1 / run.world_size if split.together else 1.0  # of a process in s², where each sees the whole graph

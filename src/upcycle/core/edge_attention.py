@@ -84,7 +84,8 @@ class FirstAttention:
         """
         require(self._call is not None, f"No layer of message passing was called in the forward of {self._name}.")
         layer, given = self._call  # type: ignore[misc]
-        x, edge_index = given.get("x"), given.get("edge_index")
+        x: Any = given.get("x")
+        edge_index: Any = given.get("edge_index")
         require(
             isinstance(edge_index, Tensor) and x is not None,
             f"The first layer of message passing in {self._name} ({called(layer)}) is not called with x and "

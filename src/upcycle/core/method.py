@@ -298,8 +298,8 @@ def serving(verb: str, inputs: str, task: str, data: Data | None = None) -> list
 
 def _rank(method: type[Method]) -> int:
     """The place of a method where there is all that it may ask for; last where it does not say."""
-    goal = next(iter(VERB_GOALS.get(method.card.verb, ())), "smaller")
-    fit = method.serves(Situation(data="labelled", goal=goal, task_id="known"))
+    goals = VERB_GOALS.get(method.card.verb, ())
+    fit = method.serves(Situation(data="labelled", goal=goals[0], task_id="known")) if goals else None
     return fit.rank if isinstance(fit, Fit) else 100
 
 

@@ -101,6 +101,7 @@ def read_sets(folders: Sequence[Path], name: str) -> tuple[Found, list[int]]:
                 "stream have the same features.",
             )
     before = [0, *itertools.accumulate(int(raw.sizes.sum()) for raw in raws)]
+    of_edges = [raw.edge_attributes for raw in raws if raw.edge_attributes is not None]
     together = _Raw(
         sizes=torch.cat([raw.sizes for raw in raws]),
         pairs=torch.cat([raw.pairs + start for raw, start in zip(raws, before, strict=False)], 1),
@@ -108,7 +109,7 @@ def read_sets(folders: Sequence[Path], name: str) -> tuple[Found, list[int]]:
         tags=_joined(raws, "tags"),
         attributes=torch.cat([raw.attributes for raw in raws]),
         kinds=_joined(raws, "kinds"),
-        edge_attributes=None if raws[0].edge_attributes is None else torch.cat([raw.edge_attributes for raw in raws]),
+        edge_attributes=torch.cat(of_edges) if of_edges else None,
     )
     return _found(name, together), [len(raw.sizes) for raw in raws]
 

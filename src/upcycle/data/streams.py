@@ -137,9 +137,8 @@ class Stream:
         """All tasks at once; one copy of the images of a domain for each."""
         first, *others = (self.task(t) for t in range(len(self)))
         rest = {name: [other.splits()[name] for other in others] for name in first.splits()}
-        return dataclasses.replace(
-            first, **{name: split.with_others(rest[name]) for name, split in first.splits().items()}
-        )
+        joined: dict[str, Any] = {name: split.with_others(rest[name]) for name, split in first.splits().items()}
+        return dataclasses.replace(first, **joined)
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Stream:
         """The same stream, whose batches are normalised with ``mean`` and ``std``."""
