@@ -2,8 +2,8 @@
 
 Run from the repository's root, with Cora under `$UPCYCLE_DATA`:
 
-    upcycle distill --config recipes/plain_cora.yaml
-    upcycle distill --config recipes/spagan_cora.yaml --out runs/cora-paths
+    upcycle distill --config recipes/plain_cora.yaml --recipe.epochs 300
+    upcycle distill --config recipes/spagan_cora.yaml --recipe.epochs 300 --out runs/cora-paths
     python -m scripts.paths_figure runs/cora-paths
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -30,7 +29,7 @@ def walks_of(node: int, paths: Int[Tensor, "c p"], weights: Float[Tensor, " p"])
 
 
 def picture(
-    title: str, caption: str, walks: dict[int, Sequence[Walk]], decided: Int[Tensor, " n"], classes: tuple[str, ...]
+    title: str, caption: str, walks: dict[int, list[Walk]], decided: Int[Tensor, " n"], classes: tuple[str, ...]
 ) -> dict[str, Any]:
     """Paths of some nodes, the heaviest first, those that stay at the node as one.
 
