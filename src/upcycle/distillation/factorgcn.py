@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from upcycle import zoo
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import same_classes
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, require
 from upcycle.core.losses import Terms, kd_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
@@ -204,11 +204,20 @@ class FactorGCN(Method):
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("factors", "lambda_d"))
+        require(
+            self.teacher is None or self.terms.w_kd > 0,
+            "Nothing is learnt from the teacher while terms.w_kd is 0: set that, or leave out the teacher.",
+        )
         if self.factors and isinstance(self.student, Model):
             self.student = with_factors(self.student, self.factors)
 
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """A student alone: the options say whether there has to be a teacher."""
+        return {**super().stand_ins(), "teacher": None}
+
     def check(self, data: GraphSet) -> list[str]:
-        """A student with factors, labels or a teacher to learn from, and a teacher that is used if it is given."""
+        """A student with factors, labels or a teacher to learn from, and the same classes."""
         student, found = self.model("student", data), layers_of(self.model("student", data).module)
         if not found:
             return [f"{student.name} has no layer with factors; take zoo:factorgcn, or build it of FactorConv"]
@@ -222,8 +231,6 @@ class FactorGCN(Method):
         if self.terms.w_kd and self.teacher is None:
             problems.append("terms.w_kd is for the answers of a teacher, and there is none")
         if self.teacher is not None:
-            if not self.terms.w_kd:
-                problems.append("nothing is learnt from the teacher while terms.w_kd is 0: set it, or leave it out")
             problems += same_classes(self.model("teacher", data), student)
         return problems
 
