@@ -156,7 +156,7 @@ def test_the_loss_falls_and_relations_are_reported(tmp_path: Path) -> None:
     heat = read_json(tmp_path / "pictures" / "factors.json")
     assert heat["rows"] == ["Turán", "house", "tree", "grid"] and f"{found.ged:.1f}" in heat["caption"]
     drawn = read_json(tmp_path / "pictures" / "factors-0.json")
-    assert len(drawn["rows"]) == 15 and len(drawn["columns"]) == 15 * (1 + 2 + 4)
+    assert len(drawn["rows"]) == 2 * 15 and len(drawn["columns"]) == 4 * 15 and drawn["rows"][15] == "factors 1 to 4"
     assert len(list((tmp_path / "pictures").iterdir())) == 4
 
 

@@ -29,8 +29,8 @@ from upcycle.zoo.factorgcn import Factors, layers_of, mean_of, seen_factors, sen
 if TYPE_CHECKING:
     from upcycle.data.graphs import GraphSet, GraphSplit
 
-DRAWN, LARGEST = 3, 40
-"""Test graphs whose factors are drawn, and the most nodes that such a graph may have."""
+DRAWN, LARGEST, BESIDE = 3, 40, 4
+"""Test graphs whose factors are drawn, the most nodes that such a graph may have, and factors side by side."""
 
 
 # -- disentangling ----------------------------------------------------------------------------------------------------
@@ -341,29 +341,32 @@ def told_apart(network: nn.Module, data: GraphSet) -> tuple[Disentanglement, Dis
 
 
 def picture(factors: Float[Tensor, "L s s"], known: dict[str, Tensor], title: str) -> dict[str, object]:
-    """The edges of one graph, of its relations where they are known, and of each factor, as a map.
+    """The edges of one graph, of its relations where they are known, and below these of each factor, as a map.
 
     Args:
         factors: of the graph.
         known: the relations by name; those without an edge are left out.
         title: of the picture.
     """
-    size = factors.shape[1]
-    blocks = {"graph": (factors.sum(0) > 0).float()}
-    blocks |= {name: matrix.float() for name, matrix in known.items() if matrix.any()}
-    blocks |= {f"factor {e}": matrix for e, matrix in enumerate(factors, 1)}
-    values = torch.cat([*blocks.values()], 1).tolist()
+    L, size, _ = factors.shape
+    own = {"graph": (factors.sum(0) > 0).float(), **{name: m.float() for name, m in known.items() if m.any()}}
+    lines = {", ".join(own): [*own.values()]}
+    for e in range(0, L, BESIDE):
+        last = min(e + BESIDE, L)
+        lines[f"factors {e + 1} to {last}" if last > e + 1 else f"factor {last}"] = [*factors[e:last]]
+    wide = max(map(len, lines.values()))
+    values = [torch.cat([*line, factors.new_zeros(size, size * (wide - len(line)))], 1) for line in lines.values()]
     return {
         "kind": "map",
         "title": title,
-        "caption": "Weights of edges between its nodes, from 0 to 1, in each factor of the first layer; each factor "
-        "may keep or leave any edge.",
-        "rows": [str(i) for i in range(size)],
-        "columns": [f"{name}, {j}" if j else name for name in blocks for j in range(size)],
-        "values": [[round(v, 3) if v else None for v in row] for row in values],
-        "column_breaks": list(range(0, len(blocks) * size, size)),
-        "x": "nodes, by graph",
-        "y": "nodes",
+        "caption": "Weights of edges between its nodes, from 0 to 1. Each factor of the first layer may keep or leave "
+        "any edge.",
+        "rows": [str(i) if i else name for name in lines for i in range(size)],
+        "columns": [str(j) for _ in range(wide) for j in range(size)],
+        "values": [[round(v, 3) if v else None for v in row] for row in torch.cat(values).tolist()],
+        "row_breaks": list(range(0, len(lines) * size, size)),
+        "column_breaks": list(range(0, wide * size, size)),
+        "x": "nodes",
     }
 
 
