@@ -156,7 +156,7 @@ def test_the_loss_falls_and_relations_are_reported(tmp_path: Path) -> None:
     heat = read_json(tmp_path / "pictures" / "factors.json")
     assert heat["rows"] == ["Turán", "house", "tree", "grid"] and f"{found.ged:.1f}" in heat["caption"]
     drawn = read_json(tmp_path / "pictures" / "factors-0.json")
-    assert len(drawn["rows"]) == 15 and len(drawn["columns"]) == 15 * (1 + 2 + 4)
+    assert len(drawn["rows"]) == 2 * 15 and len(drawn["columns"]) == 4 * 15 and drawn["rows"][15] == "factors 1 to 4"
     assert len(list((tmp_path / "pictures").iterdir())) == 4
 
 
@@ -239,7 +239,7 @@ def _bare() -> nn.Module:
         (lambda: {"student": _bare()}, {"factors": 2}, "student has 4 factors, and factors is 2"),
         (factor_networks, {"factors": 1}, "one factor alone has no other to be told from"),
         (factor_networks, {"terms": Terms(w_kd=0.5)}, "terms.w_kd is for the answers of a teacher, and there is none"),
-        (taught_networks, {}, "nothing is learnt from the teacher while terms.w_kd is 0"),
+        (taught_networks, {}, "Nothing is learnt from the teacher while terms.w_kd is 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(networks: Any, options: dict[str, Any], part: str) -> None:

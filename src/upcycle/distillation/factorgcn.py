@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from upcycle import zoo
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.checks import same_classes
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, require
 from upcycle.core.losses import Terms, kd_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
@@ -29,8 +29,8 @@ from upcycle.zoo.factorgcn import Factors, layers_of, mean_of, seen_factors, sen
 if TYPE_CHECKING:
     from upcycle.data.graphs import GraphSet, GraphSplit
 
-DRAWN, LARGEST = 3, 40
-"""Test graphs whose factors are drawn, and the most nodes that such a graph may have."""
+DRAWN, LARGEST, BESIDE = 3, 40, 4
+"""Test graphs whose factors are drawn, the most nodes that such a graph may have, and factors side by side."""
 
 
 # -- disentangling ----------------------------------------------------------------------------------------------------
@@ -204,11 +204,20 @@ class FactorGCN(Method):
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("factors", "lambda_d"))
+        require(
+            self.teacher is None or self.terms.w_kd > 0,
+            "Nothing is learnt from the teacher while terms.w_kd is 0: set that, or leave out the teacher.",
+        )
         if self.factors and isinstance(self.student, Model):
             self.student = with_factors(self.student, self.factors)
 
+    @classmethod
+    def stand_ins(cls) -> dict[str, Any]:
+        """A student alone: the options say whether there has to be a teacher."""
+        return {**super().stand_ins(), "teacher": None}
+
     def check(self, data: GraphSet) -> list[str]:
-        """A student with factors, labels or a teacher to learn from, and a teacher that is used if it is given."""
+        """A student with factors, labels or a teacher to learn from, and the same classes."""
         student, found = self.model("student", data), layers_of(self.model("student", data).module)
         if not found:
             return [f"{student.name} has no layer with factors; take zoo:factorgcn, or build it of FactorConv"]
@@ -222,8 +231,6 @@ class FactorGCN(Method):
         if self.terms.w_kd and self.teacher is None:
             problems.append("terms.w_kd is for the answers of a teacher, and there is none")
         if self.teacher is not None:
-            if not self.terms.w_kd:
-                problems.append("nothing is learnt from the teacher while terms.w_kd is 0: set it, or leave it out")
             problems += same_classes(self.model("teacher", data), student)
         return problems
 
@@ -334,29 +341,32 @@ def told_apart(network: nn.Module, data: GraphSet) -> tuple[Disentanglement, Dis
 
 
 def picture(factors: Float[Tensor, "L s s"], known: dict[str, Tensor], title: str) -> dict[str, object]:
-    """The edges of one graph, of its relations where they are known, and of each factor, as a map.
+    """The edges of one graph, of its relations where they are known, and below these of each factor, as a map.
 
     Args:
         factors: of the graph.
         known: the relations by name; those without an edge are left out.
         title: of the picture.
     """
-    size = factors.shape[1]
-    blocks = {"graph": (factors.sum(0) > 0).float()}
-    blocks |= {name: matrix.float() for name, matrix in known.items() if matrix.any()}
-    blocks |= {f"factor {e}": matrix for e, matrix in enumerate(factors, 1)}
-    values = torch.cat([*blocks.values()], 1).tolist()
+    L, size, _ = factors.shape
+    own = {"graph": (factors.sum(0) > 0).float(), **{name: m.float() for name, m in known.items() if m.any()}}
+    lines = {", ".join(own): [*own.values()]}
+    for e in range(0, L, BESIDE):
+        last = min(e + BESIDE, L)
+        lines[f"factors {e + 1} to {last}" if last > e + 1 else f"factor {last}"] = [*factors[e:last]]
+    wide = max(map(len, lines.values()))
+    values = [torch.cat([*line, factors.new_zeros(size, size * (wide - len(line)))], 1) for line in lines.values()]
     return {
         "kind": "map",
         "title": title,
-        "caption": "Weights of edges between its nodes, from 0 to 1, in each factor of the first layer; each factor "
-        "may keep or leave any edge.",
-        "rows": [str(i) for i in range(size)],
-        "columns": [f"{name}, {j}" if j else name for name in blocks for j in range(size)],
-        "values": [[round(v, 3) if v else None for v in row] for row in values],
-        "column_breaks": list(range(0, len(blocks) * size, size)),
-        "x": "nodes, by graph",
-        "y": "nodes",
+        "caption": "Weights of edges between its nodes, from 0 to 1. Each factor of the first layer may keep or leave "
+        "any edge.",
+        "rows": [str(i) if i else name for name in lines for i in range(size)],
+        "columns": [str(j) for _ in range(wide) for j in range(size)],
+        "values": [[round(v, 3) if v else None for v in row] for row in torch.cat(values).tolist()],
+        "row_breaks": list(range(0, len(lines) * size, size)),
+        "column_breaks": list(range(0, wide * size, size)),
+        "x": "nodes",
     }
 
 

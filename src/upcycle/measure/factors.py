@@ -66,7 +66,8 @@ def edit_distances(truth: Tensor, predicted: Tensor) -> Tensor:
     Returns:
         int64 (b, F, L).
     """
-    i, j = torch.triu_indices(*truth.shape[-2:], offset=1, device=truth.device)
+    size = truth.shape[-1]
+    i, j = torch.triu_indices(size, size, offset=1, device=truth.device)
     edges, weights = truth[..., i, j], predicted[..., i, j]
     rank = weights.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     count = edges.sum(-1)
