@@ -1,31 +1,12 @@
-"""Ingredients of a recipe: what training takes beside its optimiser, who makes it, and which methods take it.
-
-An ingredient is asked for by a field of :class:`~upcycle.core.recipe.Recipe`. What makes it is imported by name where
-it is asked for, so that core depends on nothing above it.
-"""
+"""Ingredients of a recipe, what training takes beside its optimiser: which methods take them, and on which data."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from upcycle.core.errors import UserError, require
-from upcycle.core.ranges import ranges
-
-if TYPE_CHECKING:
-    from upcycle.core.method import Method
-    from upcycle.core.recipe import Recipe
-
-MADE_BY = {
-    "sam": "upcycle.training.esam",
-    "asam": "upcycle.training.esam",
-    "esam": "upcycle.training.esam",
-    "mixup": "upcycle.training.mix",
-    "cutmix": "upcycle.training.mix",
-    "snapmix": "upcycle.training.mix",
-}
-"""The module that makes what a field of the recipe names."""
+from upcycle.core.errors import UserError
+from upcycle.core.recipe import Recipe, maker
 
 INGREDIENTS = {
     "sharpness": "a batch is met again at weights that ascended",
@@ -41,32 +22,6 @@ PARTS = {"dropping": "keep", "selection": "select"}
 
 EVERY = frozenset(INGREDIENTS)
 """For a method whose loss is a mean over samples of something that compares answers and labels, and nothing else."""
-
-
-def maker(name: str) -> Any:
-    """The module that makes the ingredient that a field of the recipe calls ``name``."""
-    return importlib.import_module(MADE_BY[name])
-
-
-def check(recipe: Recipe) -> None:
-    """Refuse values that are out of range, and those that nothing would read.
-
-    Raises:
-        UserError: naming the field and its value.
-    """
-    ranges(recipe, not_negative=("rho",), share=("keep", "select", "mix_prob"), positive=("keep", "select", "mix_beta"))
-    sharp, mixes = recipe.sharpness != "none", recipe.mix != "none"
-    _idle(recipe, {"rho": 0.05, "local": False}, sharp, "sharpness sam, asam or esam")
-    _idle(recipe, {"keep": 0.6, "select": 0.5}, recipe.sharpness == "esam", "sharpness esam")
-    _idle(recipe, {"mix_prob": 1.0, "mix_beta": 5.0}, mixes, "mix mixup, cutmix or snapmix")
-    _idle(recipe, {"mix_map": "self"}, recipe.mix == "snapmix", "mix snapmix")
-    _idle(recipe, {"decayed": "all"}, recipe.weight_decay > 0, "a weight_decay above 0")
-
-
-def _idle(recipe: Recipe, defaults: Mapping[str, Any], read: bool, by: str) -> None:
-    for name, default in defaults.items():
-        value = getattr(recipe, name)
-        require(read or value == default, f"{name} {value} has no effect without {by}; leave it out.")
 
 
 def asked(recipe: Recipe) -> dict[str, str]:
@@ -87,10 +42,8 @@ def asked(recipe: Recipe) -> dict[str, str]:
     return found
 
 
-def times(method: Method) -> float:
+def times(method: Any) -> float:
     """How many times the work of plain training a method's recipe asks for: 2 with sam, (3 + β + 3γ) / 3 with esam."""
-    from upcycle.core.recipe import Recipe
-
     recipe = getattr(method, "recipe", None)
     if not isinstance(recipe, Recipe) or recipe.sharpness == "none":
         return 1.0
@@ -99,26 +52,26 @@ def times(method: Method) -> float:
     return (2 + recipe.keep + (recipe.select < 1) + 3 * recipe.select) / 3
 
 
-def refuse(method: Method) -> None:
+def refuse(method: Any, others: Callable[[], Iterable[Any]]) -> None:
     """Refuse an ingredient that a method does not admit, in a sentence that names some that do.
+
+    Args:
+        method: a :class:`~upcycle.core.method.Method`.
+        others: gives all methods.
 
     Raises:
         UserError: its recipe asks for such a one.
     """
-    from upcycle.core.recipe import Recipe
-
     recipe = getattr(method, "recipe", None)
     for ingredient, option in asked(recipe).items() if isinstance(recipe, Recipe) else ():
         if ingredient not in method.admits:
             because = f", because {why}" if (why := method.refuses.get(ingredient) or method.refuses.get("any")) else ""
-            raise UserError(f"{method.card.name} takes no {option}{because}; {_who(method, ingredient)}.")
+            raise UserError(f"{method.card.name} takes no {option}{because}; {_who(method, ingredient, others())}.")
 
 
-def _who(method: Method, ingredient: str) -> str:
+def _who(method: Any, ingredient: str, others: Iterable[Any]) -> str:
     """The methods that do admit an ingredient, those of the same verb where there are any."""
-    from upcycle.core.method import built_in
-
-    able = [m.card for m in built_in() if ingredient in m.admits]
+    able = [m.card for m in others if ingredient in m.admits]
     near = [card for card in able if card.verb == method.card.verb] or able
     names = f"{', '.join(card.name for card in near)} do" if near else "no method does"
     if ingredient in PARTS and "sharpness" in method.admits:
@@ -126,10 +79,8 @@ def _who(method: Method, ingredient: str) -> str:
     return names
 
 
-def problems(method: Method, data: Any) -> list[str]:
+def problems(method: Any, data: Any) -> list[str]:
     """Why the ingredients that a method admits cannot be had on these data or networks, in words; empty if they can."""
-    from upcycle.core.recipe import Recipe
-
     recipe, train = getattr(method, "recipe", None), getattr(data, "train", None)
     if not isinstance(recipe, Recipe) or train is None or not (asks := asked(recipe)):
         return []

@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from upcycle.core import collective, ingredients
+from upcycle.core import collective
 from upcycle.core.batches import Batch, Split
 from upcycle.core.devices import Processes
 from upcycle.core.norms import unrecorded
-from upcycle.core.recipe import Recipe
+from upcycle.core.recipe import Recipe, maker
 from upcycle.core.stage import Stage, Stages
 from upcycle.core.updates import Updates
 
 if TYPE_CHECKING:
     from upcycle.core.models import Model
-    from upcycle.core.run import Run
 
 Met = tuple[Batch, float, int]
 """A batch, this process' share in it times the number of processes, and its samples over all processes."""
@@ -175,15 +174,20 @@ class Meetings:
             network = next(thing for thing in stage.state.values() if isinstance(thing, nn.Module))
             known = hasattr(split, "mean") and hasattr(split, "std")
             normalisation = (split.mean, split.std) if known else None  # type: ignore[attr-defined]
-            stage.mixer = ingredients.maker(recipe.mix).Mixer(recipe, network, self.teacher, normalisation)
+            stage.mixer = maker(recipe.mix).Mixer(recipe, network, self.teacher, normalisation)
         return stage.mixer
 
-    def show(self, stage: Stage, run: Run) -> None:
-        """Leave a picture of what was mixed, once: at the end of a stage's last epoch."""
-        if stage.mixer is None or self.rank or run.directory is None or stage.epoch + 1 < stage.length:
+    def show(self, stage: Stage, classes: tuple[str, ...], leave: Callable[[str, dict[str, Any]], None]) -> None:
+        """Leave a picture of what was mixed, once: at the end of a stage's last epoch.
+
+        Args:
+            classes: their names.
+            leave: takes a picture by its name.
+        """
+        if stage.mixer is None or self.rank or stage.epoch + 1 < stage.length:
             return
-        if (picture := stage.mixer.picture(run.classes)) is not None:
-            run.picture("mixing" if stage.name == "main" else f"mixing-{stage.name}", picture)
+        if (picture := stage.mixer.picture(classes)) is not None:
+            leave("mixing" if stage.name == "main" else f"mixing-{stage.name}", picture)
 
     def _again(self, stage: Stage, met: Met, step: int) -> Iterator[Met]:
         with contextlib.ExitStack() as still:

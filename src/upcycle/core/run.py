@@ -311,7 +311,7 @@ class Run:
             means = {name: self.fabric.all_reduce(mean) for name, mean in means.items()}
         if means:
             self.log(**means)
-        self._meetings.show(self._stage, self)
+        self._meetings.show(self._stage, self.classes, self.picture)
         self._stage.end_epoch()
         self.interrupt = self._stages.save_if_due(self.interrupt)
 

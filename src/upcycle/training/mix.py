@@ -31,36 +31,13 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import tensors_of
 from upcycle.core.seeds import uniform
 from upcycle.core.undisturbed import undisturbed
+from upcycle.training.boxes import Box
 from upcycle.training.mix_pictures import ROWS, Shown, picture
 from upcycle.training.percent_maps import PercentMaps, evidence, uncompiled
 
 if TYPE_CHECKING:
     from upcycle.core.method import Method
     from upcycle.core.recipe import Recipe
-
-
-class Box(NamedTuple):
-    """A part of an image: rows ``top`` to ``bottom`` and columns ``left`` to ``right``, the latter of each excluded."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @property
-    def part(self) -> tuple[slice, slice]:
-        """It, as an index of rows and columns."""
-        return slice(self.top, self.bottom), slice(self.left, self.right)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Its height and width."""
-        return self.bottom - self.top, self.right - self.left
-
-    @property
-    def area(self) -> int:
-        """Its pixels."""
-        return self.size[0] * self.size[1]
 
 
 def box(lam: float, centre: tuple[float, float], height: int, width: int) -> Box:

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
-    from upcycle.training.mix import Box
+    from upcycle.training.boxes import Box
 
 ROWS = 6
 """Images that are shown."""
