@@ -39,7 +39,7 @@ def as_gcn(model: Model, seed: int) -> Model:
 
     torch.manual_seed(seed)
     module = copy.deepcopy(model.module)
-    network: Any = module.network  # type: ignore[union-attr]
+    network: Any = module.network
     for i, conv in enumerate(network.convs):
         assert isinstance(conv, FactorConv)
         project = conv.disentangle.project

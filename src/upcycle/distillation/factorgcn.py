@@ -27,7 +27,7 @@ from upcycle.measure.factors import TRUTH, Disentanglement, disentanglement, mat
 from upcycle.zoo.factorgcn import Factors, layers_of, mean_of, seen_factors, send
 
 if TYPE_CHECKING:
-    from upcycle.data.graphs import GraphSet, GraphSplit
+    from upcycle.data.graphs import GraphSet, GraphSplit, NodeSplit
 
 DRAWN, LARGEST, BESIDE = 3, 40, 4
 """Test graphs whose factors are drawn, the most nodes that such a graph may have, and factors side by side."""
@@ -253,9 +253,9 @@ class FactorGCN(Method):
                     run.track(disentangling_loss=L_d)
                 run.step(L, optimizer, self.recipe)
             run.evaluate(net.network, data.validation)
-        made: nn.Module = run.plain(net).network
-        self._tell(run, data, made)
-        return made
+        run.plain(net)
+        self._tell(run, data, net.network)
+        return net.network
 
     def _tell(self, run: Run, data: GraphSet, student: nn.Module) -> None:
         """Leave factors of some test graphs as pictures, and how well they stand for relations that are known."""
@@ -307,7 +307,9 @@ def with_factors(model: Model, factors: int) -> Model:
 # -- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def factor_graphs(network: nn.Module, split: GraphSplit, index: Tensor | None = None) -> Float[Tensor, "b L s s"]:
+def factor_graphs(
+    network: nn.Module, split: GraphSplit | NodeSplit, index: Tensor | None = None
+) -> Float[Tensor, "b L s s"]:
     """The factor graphs of a network's first layer: symmetric weights in [0, 1], zeros where there is no edge.
 
     Args:
@@ -322,7 +324,8 @@ def factor_graphs(network: nn.Module, split: GraphSplit, index: Tensor | None = 
     first = seen[layers_of(network)[0]]
     size = int(graphs.starts[0].diff().max())
     edges = first.edge_index.shape[1]  # without loops
-    return matrices(first.weight[:edges], *first.edge_index, graphs.batch, graphs.n, size)
+    source, target = first.edge_index.unbind()
+    return matrices(first.weight[:edges], source, target, graphs.batch, graphs.n, size)
 
 
 def told_apart(network: nn.Module, data: GraphSet) -> tuple[Disentanglement, Disentanglement]:
