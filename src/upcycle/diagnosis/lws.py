@@ -112,7 +112,8 @@ class LWS(Method):
             for z, y, _ in run.batches(logits, recipe):
                 run.step(ce_loss(scales(z), y), optimizer, recipe)
             run.evaluate(scales, held)
-        s = run.plain(scales).s.detach()  # type: ignore[union-attr]
+        run.plain(scales)
+        s = scales.s.detach()
         return trunk.ended(run, trunk.head(s[:, None] * W, s * b))
 
     def product(self, module: nn.Module, data: Images) -> Model:

@@ -113,7 +113,7 @@ class NCM(Method):
         W, b = nearest(class_means(u, rows.labels, len(trunk.n)))
         if self.features == "raw":
             return trunk.ended(run, trunk.head(W, b), held)
-        linear = nn.Linear(*reversed(W.shape))
+        linear = nn.Linear(W.shape[1], W.shape[0])
         with torch.no_grad():
             linear.weight.copy_(W)
             linear.bias.copy_(b - 1)  # |u|² = 1

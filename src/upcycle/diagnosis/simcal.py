@@ -116,8 +116,8 @@ class SimCal(Method):
         trunk = Trunk.of(self, data)
         rows, held = trunk.rows(run, "train", "validation")
         background, k = number(trunk.source, self.background), len(trunk.n)
-        beside = (rows.labels == (-1 if background is None else background)).nonzero()[:, 0]
-        objects = rows.subset((rows.labels != background).nonzero()[:, 0]) if len(beside) else rows
+        is_background = rows.labels == (-1 if background is None else background)
+        beside, objects = is_background.nonzero()[:, 0], rows.subset((~is_background).nonzero()[:, 0])
         new = layers(trunk.layer.in_features, self.hidden, k) if self.hidden else copy_of(trunk.layer)
         used = torch.zeros(k, dtype=torch.bool)
         used[self.rare(trunk)] = True

@@ -41,7 +41,7 @@ class Rows(Samples):
         x, y = self.x.index_select(0, index), self.labels.index_select(0, index)
         return Batch(x.to(device), y.to(device), index.to(device))
 
-    def subset(self, index: Tensor) -> Rows:  # type: ignore[override]
+    def subset(self, index: Tensor) -> Rows:
         """The rows ``index``, in that order, also some of them several times."""
         return replace(self, x=self.x[index], labels=self.labels[index], ids=self.ids[index])
 
