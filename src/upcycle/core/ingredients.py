@@ -7,15 +7,11 @@ it is asked for, so that core depends on nothing above it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.ranges import ranges
-
-if TYPE_CHECKING:
-    from upcycle.core.method import Method
-    from upcycle.core.recipe import Recipe
 
 MADE_BY = {
     "sam": "upcycle.training.esam",
@@ -48,7 +44,7 @@ def maker(name: str) -> Any:
     return importlib.import_module(MADE_BY[name])
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Any) -> None:
     """Refuse values that are out of range, and those that nothing would read.
 
     Raises:
@@ -63,13 +59,13 @@ def check(recipe: Recipe) -> None:
     _idle(recipe, {"decayed": "all"}, recipe.weight_decay > 0, "a weight_decay above 0")
 
 
-def _idle(recipe: Recipe, defaults: Mapping[str, Any], read: bool, by: str) -> None:
+def _idle(recipe: Any, defaults: Mapping[str, Any], read: bool, by: str) -> None:
     for name, default in defaults.items():
         value = getattr(recipe, name)
         require(read or value == default, f"{name} {value} has no effect without {by}; leave it out.")
 
 
-def asked(recipe: Recipe) -> dict[str, str]:
+def asked(recipe: Any) -> dict[str, str]:
     """The ingredients that a recipe asks for, each with the option that does."""
     found = {}
     if recipe.sharpness != "none":
@@ -87,38 +83,36 @@ def asked(recipe: Recipe) -> dict[str, str]:
     return found
 
 
-def times(method: Method) -> float:
+def times(method: Any) -> float:
     """How many times the work of plain training a method's recipe asks for: 2 with sam, (3 + β + 3γ) / 3 with esam."""
-    from upcycle.core.recipe import Recipe
-
     recipe = getattr(method, "recipe", None)
-    if not isinstance(recipe, Recipe) or recipe.sharpness == "none":
+    if getattr(recipe, "sharpness", "none") == "none":
         return 1.0
     if recipe.sharpness != "esam":
         return 2.0
     return (2 + recipe.keep + (recipe.select < 1) + 3 * recipe.select) / 3
 
 
-def refuse(method: Method) -> None:
+def refuse(method: Any, others: Callable[[], Iterable[Any]]) -> None:
     """Refuse an ingredient that a method does not admit, in a sentence that names some that do.
+
+    Args:
+        method: a :class:`~upcycle.core.method.Method`.
+        others: gives all methods.
 
     Raises:
         UserError: its recipe asks for such a one.
     """
-    from upcycle.core.recipe import Recipe
-
     recipe = getattr(method, "recipe", None)
-    for ingredient, option in asked(recipe).items() if isinstance(recipe, Recipe) else ():
+    for ingredient, option in asked(recipe).items() if hasattr(recipe, "sharpness") else ():
         if ingredient not in method.admits:
             because = f", because {why}" if (why := method.refuses.get(ingredient) or method.refuses.get("any")) else ""
-            raise UserError(f"{method.card.name} takes no {option}{because}; {_who(method, ingredient)}.")
+            raise UserError(f"{method.card.name} takes no {option}{because}; {_who(method, ingredient, others())}.")
 
 
-def _who(method: Method, ingredient: str) -> str:
+def _who(method: Any, ingredient: str, others: Iterable[Any]) -> str:
     """The methods that do admit an ingredient, those of the same verb where there are any."""
-    from upcycle.core.method import built_in
-
-    able = [m.card for m in built_in() if ingredient in m.admits]
+    able = [m.card for m in others if ingredient in m.admits]
     near = [card for card in able if card.verb == method.card.verb] or able
     names = f"{', '.join(card.name for card in near)} do" if near else "no method does"
     if ingredient in PARTS and "sharpness" in method.admits:
@@ -126,12 +120,10 @@ def _who(method: Method, ingredient: str) -> str:
     return names
 
 
-def problems(method: Method, data: Any) -> list[str]:
+def problems(method: Any, data: Any) -> list[str]:
     """Why the ingredients that a method admits cannot be had on these data or networks, in words; empty if they can."""
-    from upcycle.core.recipe import Recipe
-
     recipe, train = getattr(method, "recipe", None), getattr(data, "train", None)
-    if not isinstance(recipe, Recipe) or train is None or not (asks := asked(recipe)):
+    if not hasattr(recipe, "sharpness") or train is None or not (asks := asked(recipe)):
         return []
     found = []
     for ingredient in ("selection", "mix", "sampler"):

@@ -192,11 +192,15 @@ class Method:
 
         An ingredient of the recipe that the method does not admit comes first.
         """
-        ingredients.refuse(self)
+        self.require_ingredients()
         problems = self.misfits(data) or ingredients.problems(self, data)
         problems = problems or self._untrainable(data, precision == "bf16-mixed") or self.check(data)
         if problems:
             raise UserError(f"{self.card.name} cannot run here: " + "; ".join(problems))
+
+    def require_ingredients(self) -> None:
+        """Raise :class:`UserError` where the recipe asks for an ingredient that the method does not admit."""
+        ingredients.refuse(self, built_in)
 
     def misfits(self, data: Any) -> list[str]:
         """Why it is no method for such inputs or for their task, or its networks take others; empty if it is.

@@ -183,9 +183,9 @@ class Stages:
         A sampler but "instance" draws a sample more than once in a pass. So every batch has a view of its own, unless
         views repeat.
         """
-        stage, size, sampler = self.top, batch_size, "instance"
-        if isinstance(batch_size, Recipe):
-            size, sampler = batch_size.batch_size, batch_size.sampler
+        stage = self.top
+        size = batch_size.batch_size if isinstance(batch_size, Recipe) else batch_size
+        sampler = batch_size.sampler if isinstance(batch_size, Recipe) else "instance"
         drawn = sampler != "instance"
         if shuffle is None:
             shuffle = not getattr(split, "ordered", False)

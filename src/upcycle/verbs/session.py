@@ -170,7 +170,7 @@ class Session:
         for reference in [self.data_ref] if sets is None else sets:
             if isinstance(reference, str):
                 look(reference)
-        ingredients.refuse(self.cls(**self.cls.stand_ins(), **self.own))  # its __post_init__ checks the values
+        self.cls(**self.cls.stand_ins(), **self.own).require_ingredients()  # its __post_init__ checks the values
         if not self.setting.dry_run and first_process():
             claim_directory(self.out, resume=self.setting.resume)
             if self.setting.resume:
