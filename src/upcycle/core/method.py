@@ -200,6 +200,10 @@ class Method:
         if problems:
             raise UserError(f"{self.card.name} cannot run here: " + "; ".join(problems))
 
+    def require_ingredients(self) -> None:
+        """Raise :class:`UserError` where the recipe asks for an ingredient that the method does not admit."""
+        ingredients.refuse(self, built_in)
+
     def misfits(self, data: Any) -> list[str]:
         """Why it is no method for such inputs or for their task, or its networks take others; empty if it is.
 
