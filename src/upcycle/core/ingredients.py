@@ -45,7 +45,7 @@ def asked(recipe: Recipe) -> dict[str, str]:
 def times(method: Any) -> float:
     """How many times the work of plain training a method's recipe asks for: 2 with sam, (3 + β + 3γ) / 3 with esam."""
     recipe = getattr(method, "recipe", None)
-    if getattr(recipe, "sharpness", "none") == "none":
+    if not isinstance(recipe, Recipe) or recipe.sharpness == "none":
         return 1.0
     if recipe.sharpness != "esam":
         return 2.0
@@ -63,7 +63,7 @@ def refuse(method: Any, others: Callable[[], Iterable[Any]]) -> None:
         UserError: its recipe asks for such a one.
     """
     recipe = getattr(method, "recipe", None)
-    for ingredient, option in asked(recipe).items() if hasattr(recipe, "sharpness") else ():
+    for ingredient, option in asked(recipe).items() if isinstance(recipe, Recipe) else ():
         if ingredient not in method.admits:
             because = f", because {why}" if (why := method.refuses.get(ingredient) or method.refuses.get("any")) else ""
             raise UserError(f"{method.card.name} takes no {option}{because}; {_who(method, ingredient, others())}.")
@@ -82,7 +82,7 @@ def _who(method: Any, ingredient: str, others: Iterable[Any]) -> str:
 def problems(method: Any, data: Any) -> list[str]:
     """Why the ingredients that a method admits cannot be had on these data or networks, in words; empty if they can."""
     recipe, train = getattr(method, "recipe", None), getattr(data, "train", None)
-    if not hasattr(recipe, "sharpness") or train is None or not (asks := asked(recipe)):
+    if not isinstance(recipe, Recipe) or train is None or not (asks := asked(recipe)):
         return []
     if "mix" in asks and (takes := getattr(data, "takes", None)) is not None and takes.kind != "images":
         return [f"mixing is for pictures, and these are {takes.noun}"]

@@ -194,7 +194,7 @@ class Method:
 
         An ingredient of the recipe that the method does not admit comes first.
         """
-        ingredients.refuse(self, built_in)
+        self.require_ingredients()
         problems = self.misfits(data) or ingredients.problems(self, data)
         problems = problems or self._untrainable(data, precision == "bf16-mixed") or self.check(data)
         if problems:

@@ -23,7 +23,7 @@ from upcycle.core.errors import require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.journal import require_same_config
 from upcycle.core.lineage import Node
-from upcycle.core.method import Method, built_in
+from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.precision import choose
 from upcycle.core.run import Run
@@ -170,9 +170,8 @@ class Session:
         for reference in [self.data_ref] if sets is None else sets:
             if isinstance(reference, str):
                 look(reference)
-        ingredients.refuse(
-            self.cls(**self.cls.stand_ins(), **self.own), built_in
-        )  # its __post_init__ checks the values
+        made = self.cls(**self.cls.stand_ins(), **self.own)  # its __post_init__ checks the values
+        made.require_ingredients()
         if not self.setting.dry_run and first_process():
             claim_directory(self.out, resume=self.setting.resume)
             if self.setting.resume:

@@ -7,14 +7,15 @@ nodes have lower numbers. So runs agree on ties, which a search by a heap would 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array  # imported where it is used: it takes longer than a small run
 
 LEAST = 1e-9
 """Of a cost: an edge that costs nothing would vanish from a sparse matrix."""
@@ -39,6 +40,8 @@ def costs_of(edge_index: Int[Tensor, "2 e"], attention: Float[Tensor, " e"], nod
     order = np.lexsort((w, j, i))
     i, j, w = i[order], j[order], w[order]
     once = _firsts(i, j)
+    from scipy.sparse import csr_array
+
     return csr_array((w[once], (i[once], j[once])), shape=(nodes, nodes))
 
 
@@ -97,6 +100,8 @@ def _from(w: csr_array, first: int, last: int, r: float, depth_limit: bool) -> t
     centre, end, between, cost = centre[order], end[order], between[order], cost[order]
     if not depth_limit and len(cost):
         # Nothing costs more than the dearest of these ways; a hair more, since the limit itself may be left out.
+        from scipy.sparse.csgraph import dijkstra
+
         distance = dijkstra(w, indices=np.arange(first, last), limit=cost.max() * (1 + 1e-12))
         best = cost <= distance[centre - first, end]
         centre, end, between, cost = centre[best], end[best], between[best], cost[best]
