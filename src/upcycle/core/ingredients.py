@@ -85,7 +85,7 @@ def asked(recipe: Any) -> dict[str, str]:
 
 def times(method: Any) -> float:
     """How many times the work of plain training a method's recipe asks for: 2 with sam, (3 + β + 3γ) / 3 with esam."""
-    recipe = getattr(method, "recipe", None)
+    recipe: Any = getattr(method, "recipe", None)
     if getattr(recipe, "sharpness", "none") == "none":
         return 1.0
     if recipe.sharpness != "esam":
@@ -103,7 +103,7 @@ def refuse(method: Any, others: Callable[[], Iterable[Any]]) -> None:
     Raises:
         UserError: its recipe asks for such a one.
     """
-    recipe = getattr(method, "recipe", None)
+    recipe: Any = getattr(method, "recipe", None)
     for ingredient, option in asked(recipe).items() if hasattr(recipe, "sharpness") else ():
         if ingredient not in method.admits:
             because = f", because {why}" if (why := method.refuses.get(ingredient) or method.refuses.get("any")) else ""
@@ -122,7 +122,8 @@ def _who(method: Any, ingredient: str, others: Iterable[Any]) -> str:
 
 def problems(method: Any, data: Any) -> list[str]:
     """Why the ingredients that a method admits cannot be had on these data or networks, in words; empty if they can."""
-    recipe, train = getattr(method, "recipe", None), getattr(data, "train", None)
+    recipe: Any = getattr(method, "recipe", None)
+    train = getattr(data, "train", None)
     if not hasattr(recipe, "sharpness") or train is None or not (asks := asked(recipe)):
         return []
     found = []
