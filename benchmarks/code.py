@@ -59,6 +59,8 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/zoo/gnn.py",
     ),
     "gfkd_step": (f"{SRC}/distillation/graph_free",),
+    "factor_step": (f"{SRC}/zoo/factorgcn.py", f"{SRC}/distillation/factorgcn.py"),
+    "graph_paths": (f"{SRC}/distillation/paths/shortest.py", f"{SRC}/distillation/paths/attention.py"),
     "heat_maps": (f"{SRC}/diagnosis/attribution",),
     "attribution": (f"{SRC}/diagnosis/attribution",),
     "data_free_step": (

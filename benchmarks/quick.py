@@ -2,9 +2,9 @@
 
 Measured are a step of distillation beside the plain loop, loading beside torchvision, and one whole command on 5,000
 images beside the tuned script. Compared are ratios of times of one run on one machine, so that a slower machine changes
-nothing as long as it is alike. It exits with 1 where a ratio is worse than the committed one by more than its band, and
-with 2 where CIFAR-10 is not at hand or the machine does something else. A ratio that was never committed is shown and
-decides nothing.
+nothing as long as its processor is of the same kind: one without bf16, say, changes them all. It exits with 1 where a
+ratio is worse than the committed one by more than its band, and with 2 where CIFAR-10 is not at hand or the machine
+does something else. A ratio that was never committed, or on another kind of processor, is shown and decides nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, alternate
+from benchmarks.common import RESULTS, alternate, machine
 
 REPETITIONS = 5
 BUSY = 0.8  # load average of the last minute above which something else runs
@@ -43,10 +43,13 @@ class Ratio:
     measure: Callable[[], float]
     band: float
 
-    def committed(self) -> float | None:
-        """The committed ratio, if there is one."""
+    def committed(self) -> tuple[float, str] | None:
+        """The committed ratio and the processor that it was measured on, if there is one."""
         file = RESULTS / f"{self.record}.json"
-        return float(self.of(json.loads(file.read_text())["figures"])) if file.is_file() else None
+        if not file.is_file():
+            return None
+        record = json.loads(file.read_text())
+        return float(self.of(record["figures"])), record["machine"]["cpu"]
 
 
 def _step() -> float:
@@ -107,10 +110,8 @@ RATIOS = (
 )
 
 
-def judged(found: float, committed: float | None, band: float) -> str:
-    """Give the word for a ratio: ``as before``, ``better``, ``worse``, or ``new`` where none was committed."""
-    if committed is None:
-        return "new"
+def judged(found: float, committed: float, band: float) -> str:
+    """Give the word for a ratio: ``as before``, ``better`` or ``worse``."""
     if found < committed * (1 - band):
         return "worse"
     return "better" if found > committed * (1 + band) else "as before"
@@ -129,13 +130,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    words = []
+    words, here = [], machine()["cpu"]
     for ratio in RATIOS:
-        found, committed = ratio.measure(), ratio.committed()
-        words.append(judged(found, committed, ratio.band))
-        before = "none committed" if committed is None else f"{committed:.2f} committed, band {ratio.band:.0%}"
-        print(f"{ratio.name:54} {found:6.2f} times ({before}): {words[-1]}", flush=True)
-    return int("worse" in words)
+        found, before = ratio.measure(), ratio.committed()
+        if before is None:
+            words.append("none was committed")
+        elif before[1] != here:
+            words.append(f"{before[0]:.2f} on {before[1]}, which this {here} is not compared with")
+        else:
+            word = judged(found, before[0], ratio.band)
+            words.append(f"{before[0]:.2f} committed, band {ratio.band:.0%}: {word}")
+        print(f"{ratio.name:54} {found:6.2f} times ({words[-1]})", flush=True)
+    return int(any(word.endswith("worse") for word in words))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from upcycle.measure.units import duration
 
 Figures = dict[str, Any]
 NOTHING = "–"
-OLD = "†"
+OLD, ELSEWHERE = "†", "‡"
+USUAL = "AMD EPYC"
+"""The processor that most lines were measured on; the page says so."""
 MISSING = "not measured yet"
 
 
@@ -52,9 +54,14 @@ class Job:
             ratio = f"{duration(ours)}"
         if self.least is not None:
             floor = f"{ours / self.least(figures):.3g} × {self.floor}"
-        mark = f"&nbsp;{OLD}" if is_older(self.record, record) else ""
-        when = f"{record['date'][:10]}{mark}"
+        marks = OLD * is_older(self.record, record) + ELSEWHERE * (USUAL not in _processor(record))
+        when = f"{record['date'][:10]}{'&nbsp;' if marks else ''}{marks}"
         return (self.does, self.instead, ratio, floor, when)
+
+
+def _processor(record: dict[str, Any]) -> str:
+    """The processor that a record was measured on."""
+    return str(record["machine"].get("cpu", USUAL))
 
 
 def times(ratio: float) -> str:
@@ -290,5 +297,9 @@ def benchmark_table(result: Callable[[str], dict[str, Any] | None]) -> str:
     """
     rows = [job.cells(result(job.record)) for job in JOBS]
     text = table(("job", "what you would use instead", "how many times faster", "over the floor", "measured"), rows)
-    old = sum(OLD in row[-1] for row in rows)
-    return f"{text}\n{OLD} The code has changed since it was measured ({old} of {len(rows)}).\n"
+    old, elsewhere = (sum(mark in row[-1] for row in rows) for mark in (OLD, ELSEWHERE))
+    notes = [f"{OLD} The code has changed since it was measured ({old} of {len(rows)})."]
+    if elsewhere:
+        others = {_processor(r) for job in JOBS if (r := result(job.record)) is not None} - {USUAL}
+        notes.append(f"{ELSEWHERE} On {' and '.join(sorted(others))}.")
+    return f"{text}\n{' '.join(notes)}\n"

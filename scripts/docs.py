@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.code import WHOLE
 
-from scripts import pages
+from scripts import long_tail_figures, pages
 from scripts.benchmark_table import benchmark_table
 from scripts.matrix import matrix
 from scripts.tables import figures_table, number, percent, provenance, table, words
@@ -71,11 +71,17 @@ BENCHMARKS = (
     "continual",
     "graphs",
     "gfkd_step",
+    "factor_step",
+    "graph_paths",
     "shortcut",
+    "mixing",
 )  # those with a block of their own
 PAGES = {  # claims of what is no method
     "attribution": "[`attribution`](look-inside.md)",
     "esam": "[`esam`](ingredients.md#sharpness)",
+    "snapmix": "[`snapmix`](ingredients.md#mixing)",
+    "longtail": "[`longtail`](rare-classes.md)",
+    "longtailcifar10": "[`longtailcifar10`](rare-classes.md)",
 }
 
 
@@ -430,9 +436,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "situations": lambda: pages.situations(verdicts()),
     "situations-site": lambda: pages.situations(verdicts(), "methods"),
-    "claim-attribution": functools.partial(claim_page, "attribution", "assets"),
-    "claim-esam": functools.partial(claim_page, "esam", "assets"),
+    **{f"claim-{name}": functools.partial(claim_page, name, "assets") for name in PAGES},
     "ingredients": ingredients,
+    "claim-longtail": lambda: long_tail_figures.page(claim_record("longtail"), claim_record("longtailcifar10")),
     **{f"method-{m.card.name}": functools.partial(method_page, m) for m in all_methods()},
     **{f"verdict-{m.card.name}": functools.partial(verdict_line, m.card.name) for m in all_methods()},
     "tutorial": tutorial,

@@ -239,7 +239,7 @@ def valid_configurations() -> list[dict[str, Any]]:
     """
     found = [yaml.safe_load(file.read_text()) for file in sorted(RECIPES.glob("*.yaml"))]
     found = [config for config in found if "student" in config and "model" not in config]  # of distill
-    found = [config for config in found if config.get("data", config.get("test_data")) not in graph_sources.NAMED]
+    found = [config for config in found if not graph_sources.is_graphs(config.get("data", config.get("test_data")))]
     return [{**_BASE, **{k: v for k, v in config.items() if k != "out"}} for config in found]
 
 

@@ -78,17 +78,30 @@ BARS: dict[str, dict[str, Bar]] = {
     },
     "docs/without-data.md": {"runs/without-data": Bar(0.85), "runs/from-the-pool": Bar(0.85)},
     "docs/graphs.md": {
+        "runs/factors": Bar(0.85),
+        "evaluate runs/factors": Bar(0.85),
         "runs/large": Bar(0.75),
         "runs/small": Bar(0.75),
         "runs/looked-into": Bar(0.75),
         "found": Bar(0.75),
+        "runs/learnt": Bar(0.85, over="lower bound", by=0.02),
+        "runs/gat": Bar(0.75),
+        "runs/paths": Bar(0.75),
+        "along": Bar(0.75),
     },
     "docs/look-inside.md": {"runs/looked-into": Bar(0.95)},
+    "docs/rare-classes.md": {
+        "runs/tail": Bar(0.7),
+        "evaluate runs/tail": Bar(0.7),
+        "runs/looked-into": Bar(0.7),
+        "runs/mended": Bar(0.8, over="control", by=0.01),
+    },
     "docs/adapt.md": {
         "runs/five": Bar(0.95),
         "runs/tuned": Bar(0.95, over="control", by=0.01),
         "runs/from-answers": Bar(0.75, over="source", by=0.15),
     },
+    "docs/ingredients.md": {"runs/mixed": Bar(0.9)},
     "docs/extend.md": {"runs/extended": Bar(0.75, over="lower bound", by=0.4)},
     "docs/your-model-your-data.md": {
         "runs/distill-kd-data": Bar(0.9),
@@ -132,7 +145,7 @@ def runs(desk: Path) -> dict[str, Rows]:
 def printed(words: list[str], said: str, desk: Path) -> dict[str, Rows]:
     """The figure of an ``evaluate`` or a ``predict`` with known classes; no others have one of their own."""
     if words[0] == "evaluate":
-        found = re.search(r"accuracy +([\d.]+)%", said)
+        found = re.search(r"(?:accuracy|F1) +([\d.]+)%", said)
         assert found is not None, said
         return {f"evaluate {words[1]}": one(float(found.group(1)) / 100)}
     if words[0] == "predict" and "--out" in words:

@@ -14,12 +14,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.settings_graphs import networks, other_graphs, spoil_graphs, tiny_graphs, tiny_nodes
+from tests.settings_factors import factor_networks, label_networks, taught_networks, tiny_factors
+from tests.settings_graphs import networks, other_graphs, path_networks, spoil_graphs, tiny_graphs, tiny_nodes
 from tests.settings_groups import group_networks, layer_networks, tiny_groups
+from tests.settings_streams import gat, graph_stream, one_convolution, plain_net
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
-from upcycle.continual import BLIP, ER, EWC, MEAT, SI, VPR, CoCa, DERpp, Finetune, Joint, LwF, SimpleCIL, StreamingSSL
+from upcycle.continual import (
+    BLIP,
+    ER,
+    EWC,
+    MEAT,
+    SI,
+    TWP,
+    VPR,
+    CoCa,
+    DERpp,
+    Finetune,
+    Joint,
+    LwF,
+    SimpleCIL,
+    StreamingSSL,
+)
 from upcycle.continual.protocol.replay import Replay
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.losses import Terms
@@ -30,14 +47,16 @@ from upcycle.core.run import Run
 from upcycle.data import Images, ImageSplit, load
 from upcycle.data.stream_kinds import stream
 from upcycle.data.streams import Stream
-from upcycle.diagnosis import ModelDoctor
+from upcycle.diagnosis import BAGS, CRT, LWS, NCM, LogitAdjust, ModelDoctor, SimCal, Tau
 from upcycle.distillation import (
     CMI,
     GFKD,
     KD,
     RELIANT,
+    SPAGAN,
     VAM,
     DeepInversion,
+    FactorGCN,
     FastDFKD,
     KDExplainer,
     NetGraft,
@@ -204,6 +223,13 @@ def spoil_images(data: Any) -> None:
     data.train.images = bad.contiguous()
 
 
+def spoil_validation(data: Any) -> None:
+    """Make validation images NaN, in place, for a method that looks at no others."""
+    bad = data.validation.images.permute(0, 3, 1, 2).float() / 255
+    bad[17:25] = float("nan")
+    data.validation.images = bad.contiguous()
+
+
 def other_images(split: ImageSplit) -> ImageSplit:
     """A split of which the first image has another first pixel."""
     images = split.images.clone()
@@ -246,6 +272,7 @@ _TUNE = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=0.01)
 _LEARN = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 _PRETRAIN = Recipe(epochs=2, batch_size=16, optimizer="adam", lr=1e-3, weight_decay=0.0)
 _BETA = Recipe(epochs=3, batch_size=16, lr=0.05)  # small batches, so that there are some of hard images
+_HEAD = Recipe(epochs=3, batch_size=32, lr=0.05, sampler="class")
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
 _MAKING = Making(rounds=4, batch=32, kd_steps=4, capacity=128)
 _WARMING = dataclasses.replace(_MAKING, warmup=1)
@@ -284,6 +311,39 @@ ROWS = {
         {"recipe": dataclasses.replace(_RECIPE, sharpness="sam")},
         (*_WORDS, "--recipe.sharpness=sam"),
         teacher=False,
+    ),
+    "kd+snapmix": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, mix="snapmix")},
+        (*_WORDS, "--recipe.mix=snapmix"),
+    ),
+    "kd+snapmix-teacher": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, mix="snapmix", mix_map="teacher", mix_prob=0.5)},
+        (*_WORDS, "--recipe.mix=snapmix", "--recipe.mix_map=teacher", "--recipe.mix_prob=0.5"),
+    ),
+    "plain+cutmix": Row(
+        Plain,
+        {"recipe": dataclasses.replace(_RECIPE, mix="cutmix", mix_beta=1.0)},
+        (*_WORDS, "--recipe.mix=cutmix", "--recipe.mix_beta=1"),
+        teacher=False,
+    ),
+    "plain+mixup": Row(
+        Plain,
+        {"recipe": dataclasses.replace(_RECIPE, mix="mixup", mix_beta=0.4)},
+        (*_WORDS, "--recipe.mix=mixup", "--recipe.mix_beta=0.4"),
+        teacher=False,
+    ),
+    "plain+class": Row(
+        Plain,
+        {"recipe": dataclasses.replace(_RECIPE, sampler="class")},
+        (*_WORDS, "--recipe.sampler=class"),
+        teacher=False,
+    ),
+    "kd+progressive": Row(
+        KD,
+        {"recipe": dataclasses.replace(_RECIPE, sampler="progressive")},
+        (*_WORDS, "--recipe.sampler=progressive"),
     ),
     "kd-graphs": Row(KD, {"recipe": _RECIPE}, _WORDS, networks=lambda: networks("graph"), data=tiny_graphs, **_GRAPHS),
     "kd-nodes": Row(
@@ -381,6 +441,47 @@ ROWS = {
         extra=PYG,
         **_GRAPHS,
     ),
+    "factorgcn": Row(FactorGCN, {"recipe": _RECIPE}, _WORDS, networks=factor_networks, data=tiny_graphs, **_GRAPHS),
+    "factorgcn-teacher": Row(
+        FactorGCN,
+        {"recipe": _RECIPE, "factors": 2, "terms": Terms(w_kd=0.5, w_ce=0.5)},
+        (*_WORDS, "--factors=2", "--terms.w_kd=0.5"),
+        networks=taught_networks,
+        data=tiny_graphs,
+        **_GRAPHS,
+    ),
+    "factorgcn-labels": Row(
+        FactorGCN,
+        {"recipe": _RECIPE, "lambda_d": 1.0},
+        (*_WORDS, "--lambda_d=1"),
+        networks=label_networks,
+        data=tiny_factors,
+        **_GRAPHS,
+    ),
+    "spagan": Row(
+        SPAGAN,
+        {"recipe": _WHOLE, "r": 1.0, "patience": 0},
+        ("--r=1", "--patience=0"),
+        networks=path_networks,
+        data=tiny_nodes,
+        draws=False,
+        extra=PYG,
+        **_GRAPHS,
+    ),
+    "spagan-patience": Row(
+        SPAGAN,
+        {
+            "recipe": dataclasses.replace(_WHOLE, epochs=6, batch_size=40),
+            "patience": 2,
+            "patience_after": 1,
+            "depth_limit": True,
+        },
+        ("--patience=2", "--patience_after=1", "--depth_limit"),
+        networks=path_networks,
+        data=tiny_nodes,
+        extra=PYG,
+        **_GRAPHS,
+    ),
     "mda": Row(
         MDA,
         {"classes": ("3", "5", "8"), "samples": 8},
@@ -418,6 +519,44 @@ ROWS = {
         ModelDoctor,
         {"recipe": _RECIPE, "b": 0.05, "n": 8, "noise": 0.5, "masks": "gradcam"},
         (*_WORDS, "--b=0.05", "--masks=gradcam"),
+        networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "tau": Row(
+        Tau,
+        {"held": 2},
+        ("--held=2",),
+        networks=lambda: {"source": fitted("source", 7)},
+        draws=False,
+        spoil=spoil_validation,
+    ),
+    "logitadjust": Row(
+        LogitAdjust, {}, (), networks=lambda: {"source": fitted("source", 7)}, draws=False, spoil=spoil_validation
+    ),
+    "ncm": Row(NCM, {}, (), networks=lambda: {"source": fitted("source", 7)}, draws=False),
+    "ncm-raw": Row(
+        NCM, {"features": "raw"}, ("--features=raw",), networks=lambda: {"source": fitted("source", 7)}, draws=False
+    ),
+    "crt": Row(CRT, {"recipe": _HEAD}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
+    "lws": Row(LWS, {"recipe": _HEAD}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
+    "bags": Row(
+        BAGS,
+        {"recipe": _HEAD, "edges": (16, 17)},
+        (*_WORDS, "--edges=[90,100]"),
+        networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "bags-background": Row(
+        BAGS,
+        {"recipe": dataclasses.replace(_HEAD, sampler="instance"), "edges": (16, 17), "beta": 2.0, "background": "3"},
+        (*_WORDS, "--background=3", "--recipe.sampler=instance"),
+        networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "simcal": Row(
+        SimCal, {"recipe": _HEAD, "T": 21}, (*_WORDS, "--T=100"), networks=lambda: {"source": fitted("source", 7)}
+    ),
+    "simcal-background": Row(
+        SimCal,
+        {"recipe": _HEAD, "T": None, "hidden": 0, "background": "3"},
+        (*_WORDS, "--T=null", "--hidden=0", "--background=3"),
         networks=lambda: {"source": fitted("source", 7)},
     ),
     "dine": Row(
@@ -493,6 +632,12 @@ ROWS = {
         {"recipe": dataclasses.replace(_TUNE, sharpness="sam")},
         (*_WORDS, "--recipe.sharpness=sam"),
         networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "ssf+snapmix": Row(
+        SSF,
+        {"recipe": dataclasses.replace(_TUNE, mix="snapmix")},
+        (*_WORDS, "--recipe.mix=snapmix"),
+        networks=lambda: {"source": dataclasses.replace(fitted("source", 7), classes=tuple("abcdefghij"))},
     ),
     "ssf-all": Row(
         SSF,
@@ -626,6 +771,64 @@ ROWS = {
         ("--student=zoo:convnet_groupnorm", *_WORDS, "--fresh", "--f0=1e-9"),
         networks=lambda: {"student": tiny_plain(100)},
         data=tiny_stream("2+4", "task"),
+    ),
+    "finetune-nodes": Row(
+        Finetune,
+        {"recipe": _WHOLE},
+        (),
+        networks=lambda: plain_net("node"),
+        data=graph_stream("node"),
+        draws=False,
+        **_GRAPHS,
+    ),
+    "joint-graphs": Row(
+        Joint,
+        {"recipe": _LEARN},
+        (),
+        networks=lambda: plain_net("graph"),
+        data=graph_stream("graph", "class"),
+        **_GRAPHS,
+    ),
+    "si-nodes": Row(
+        SI,
+        {"recipe": _WHOLE},
+        (),
+        networks=lambda: plain_net("node"),
+        data=graph_stream("node", "class"),
+        draws=False,
+        **_GRAPHS,
+    ),
+    "lwf-graphs": Row(
+        LwF, {"recipe": _LEARN}, (), networks=lambda: plain_net("graph"), data=graph_stream("graph"), **_GRAPHS
+    ),
+    "twp": Row(
+        TWP,
+        {"recipe": _WHOLE},
+        ("--recipe.epochs=2",),
+        networks=gat,
+        data=graph_stream("node"),
+        draws=False,
+        extra=PYG,
+        **_GRAPHS,
+    ),
+    "twp-sparse": Row(
+        TWP,
+        {"recipe": _WHOLE, "beta": 0.1, "lambda_t": 100.0},
+        ("--recipe.epochs=2", "--beta=0.1"),
+        networks=lambda: one_convolution("node"),
+        data=graph_stream("node", "class"),
+        draws=False,
+        extra=PYG,
+        **_GRAPHS,
+    ),
+    "twp-graphs": Row(
+        TWP,
+        {"recipe": dataclasses.replace(_WHOLE, batch_size=16), "accumulate": True},
+        ("--recipe.epochs=2", "--accumulate"),
+        networks=lambda: one_convolution("graph"),
+        data=graph_stream("graph", tasks="2+4"),
+        extra=PYG,
+        **_GRAPHS,
     ),
     "probe": Row(LinearProbe, {"recipe": _RECIPE}, _WORDS, networks=lambda: {"source": fitted("source", 7)}),
     "nes": Row(NES, {"recipe": _RECIPE}, _WORDS, teacher=False),

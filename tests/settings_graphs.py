@@ -1,4 +1,4 @@
-"""Tiny graphs and networks over them, which need no library: as inputs of the promises."""
+"""Tiny graphs and networks over them, most of which need no library: as inputs of the promises."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ FEATURES, CLASSES = 5, ("a", "b", "c")
 class TinyGraphNet(nn.Module):
     """linear-BN-ReLU, the mean over each node and its neighbours, linear; pooled for answers about graphs."""
 
-    def __init__(self, level: Level, width: int = 8) -> None:
+    def __init__(self, level: Level, width: int = 8, features: int = FEATURES, outputs: int = 3) -> None:
         super().__init__()
-        self.first, self.norm, self.last = nn.Linear(FEATURES, width), nn.BatchNorm1d(width), nn.Linear(width, 3)
+        self.first, self.norm = nn.Linear(features, width), nn.BatchNorm1d(width)
+        self.last = nn.Linear(width, outputs)
         self.level = level
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor, batch_size: int) -> Tensor:
@@ -82,6 +83,19 @@ def networks(level: Level, seed: int = 0) -> dict[str, Any]:
         "teacher": tiny_graph_model("teacher", 7, level, seen=True),
         "student": tiny_graph_model("student", 100, level),
     }
+
+
+def path_networks() -> dict[str, Any]:
+    """A GAT with attention of its own, and a student that attends along paths; without dropout, see ``draws``."""
+    from upcycle.zoo.gnn import GAT
+    from upcycle.zoo.spagan import SPAGAN
+
+    takes, made = tiny_nodes().takes, {}
+    for role, seed, kind in (("teacher", 7, GAT), ("student", 100, SPAGAN)):
+        torch.manual_seed(seed)
+        module = takes.adapted(kind(FEATURES, len(CLASSES), "node", heads=2, width=4, p=0.0))
+        made[role] = Model(module=module, inputs=takes, classes=CLASSES, name=role)
+    return made
 
 
 def other_graphs(split: Any) -> Any:

@@ -18,8 +18,6 @@ from upcycle.data import load
 
 AT_EDGE = {
     ("derpp", "oEWC"): "three times as much goes to infinity",
-    ("beta", "BETA"): "to be widened before it is measured",
-    ("beta", "DINE"): "to be widened before it is measured",
 }
 """Claim and arm whose best value is the last on its side, and why nothing beyond it was tried."""
 

@@ -25,7 +25,9 @@ def written(model: Model, file: Path) -> torch.nn.Module:
     return torch.export.load(file).module()
 
 
-@pytest.mark.parametrize("reference", ["tiny", "zoo:gcn_3_32", "zoo:gin_3_32", "zoo:gat", "zoo:sage"])
+@pytest.mark.parametrize(
+    "reference", ["tiny", "zoo:gcn_3_32", "zoo:gin_3_32", "zoo:gat", "zoo:sage", "zoo:factorgcn", "zoo:factorgcn_5_64"]
+)
 @pytest.mark.parametrize("level", ["graph", "node"])
 def test_a_program_answers_as_the_network_whatever_the_size(reference: str, level: str, tmp_path: Path) -> None:
     if reference == "tiny":

@@ -26,6 +26,7 @@ from upcycle.reports import figures, kinds, pictures, write_report
 from upcycle.reports.bars import Bar, bar_chart, starts_late
 from upcycle.reports.lines import Series, line_plot
 from upcycle.reports.matrices import heatmap
+from upcycle.reports.paths import Centre, Walk, fans
 from upcycle.reports.scatter import Point, scatter_plot
 from upcycle.reports.svg import WIDTH, ticks
 from upcycle.reports.trees import tree
@@ -690,6 +691,38 @@ def test_graphs_are_rings_of_nodes_in_the_tones_of_their_groups(tmp_path: Path) 
     assert figure.table == (["graph", "nodes", "edges"], [["no", "3", "2"], ["yes", "1", "0"]])
 
 
+def test_paths_leave_a_node_as_thick_as_they_are_heavy(tmp_path: Path) -> None:
+    paths = [
+        {"nodes": ["17", "5", "88"], "groups": [0, 1, 1], "weight": 0.6},
+        {"nodes": ["17", "itself"], "groups": [0, 0], "weight": 0.3},
+    ]
+    items = [{"label": "node 17: C", "paths": paths, "more": "3 more, 10 % together"}]
+    figure = drawn(tmp_path, kind="paths", items=items, groups=["C", "N", "O"])
+    tags = Tags(figure.body)
+    widths = [float(str(p["stroke-width"])) for p in tags.named("path")]
+    assert widths[0] == pytest.approx(2 * widths[1])
+    assert [str(c["class"]) for c in tags.named("circle")] == [f"dot tone-hue{i}" for i in (1, 1, 0, 0)]
+    said = ("17 – 5 – 88: 60.0 %", "88: N", "node 17: C: C", "3 more, 10 % together")
+    assert all(words in tags.text for words in said)
+    assert "O" not in tags.text
+    cells = [["node 17: C", "17 – 5 – 88", "60.0 %"], ["node 17: C", "17 – itself", "30.0 %"]]
+    assert figure.table == (["of", "path", "weight"], cells)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.floats(0, 1)), min_size=1, max_size=30), st.booleans())
+def test_paths_cover_nothing_and_stay_inside(drawn_: list[tuple[int, float]], more: bool) -> None:
+    walks = [Walk(["n" * 30] * (n + 1), [0] * (n + 1), weight) for n, weight in drawn_]
+    svg = fans([Centre("c" * 90, walks, "m" * bool(more)), Centre("d", walks)], label="l")
+    width, height = (float(v) for v in str(Tags(svg).named("svg")[0]["viewbox"]).split()[2:])
+    dots = marks(svg, "circle", "cx", "cy", "r")
+    assert len(dots) == 2 * (1 + sum(n for n, _ in drawn_))
+    assert all(r <= x <= width - r and r <= y <= height - r for x, y, r in dots)
+    columns = {x for x, _, _ in dots}
+    for column in columns:
+        ys = sorted(y for x, y, _ in dots if x == column)
+        assert all(b - a >= 10 for a, b in pairwise(ys))
+
+
 @pytest.mark.parametrize("wrong", [
     {"kind": "routes", "layers": []},
     {"kind": "routes", "layers": [{"name": "a", "groups": [{"label": "shared", "count": -1}]}]},
@@ -707,6 +740,12 @@ def test_graphs_are_rings_of_nodes_in_the_tones_of_their_groups(tmp_path: Path) 
     {"kind": "graphs", "items": []},
     {"kind": "graphs", "items": [{"label": "a", "nodes": [0, 1], "edges": [[0, 2]]}]},
     {"kind": "graphs", "items": [{"label": "a", "nodes": [0], "edges": [[0]]}]},
+    {"kind": "paths", "items": []},
+    {"kind": "paths", "items": [{"label": "a", "paths": []}]},
+    {"kind": "paths", "items": [{"label": "a", "paths": [{"nodes": ["1"], "groups": [0], "weight": 1}]}]},
+    {"kind": "paths", "items": [{"label": "a", "paths": [{"nodes": ["1", "2"], "groups": [0, -1], "weight": 1}]}]},
+    {"kind": "paths", "items": [{"label": "a", "paths": [{"nodes": ["1", "2"], "groups": [0, 0], "weight": -1}]}]},
+    {"kind": "paths", "items": [{"label": "a", "paths": [{"nodes": ["1", "2"], "groups": [0, 0, 0], "weight": 1}]}]},
     {"kind": "cake"},
     {"kind": ["lines"]},
     {"kind": "images", "items": [{"label": "no image"}]},

@@ -273,7 +273,7 @@ def test_no_option_of_a_method_is_one_of_the_verb() -> None:
         ([NET, "--stream=split:digits/5"], "Did you mean 'splits'"),
         ([NET, "--stream=digits"], "A stream is written KIND:DATA/TASKS"),
         ([NET, "--stream=splits:digit/5"], "Did you mean 'digits'"),
-        ([NET, "--stream=splits:digits/3"], "do not divide into 3 tasks"),
+        ([NET, "--stream=splits:digits/11"], "do not divide into 11 tasks"),
         ([NET, "--stream=splits:digits/5,3"], "adds up to 8 classes, and digits has 10"),
         ([NET, "--stream=splits:digits/0"], "needs the number of its tasks"),
         ([NET, "--stream=splits:digits/5,0,5"], "adds up"),

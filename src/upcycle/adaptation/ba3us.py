@@ -291,7 +291,7 @@ class BA3US(Method):
             )
         elif (source.train.mean, source.train.std) != (data.train.mean, data.train.std):
             problems.append(f"{source.name} and {data.name} are normalised differently; normalise both alike")
-        return problems + problems_of(self.model("student", data), data.shape[0])
+        return problems + problems_of(self.model("student", data), data)
 
     def steps(self, n: int) -> int:
         """I, however many images there are."""

@@ -134,7 +134,7 @@ class DINE(Method):
 
     def check(self, data: Images) -> list[str]:
         """Classes of predictors and data must be the same, and the student must end in a linear layer."""
-        of_student = problems_of(self.model("student", data), data.shape[0])
+        of_student = problems_of(self.model("student", data), data)
         return check_predictors(self.predictors, data, self.r) + of_student
 
     def steps(self, n: int) -> int:

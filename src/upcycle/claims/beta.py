@@ -24,11 +24,11 @@ from upcycle.predictors.local import Local
 
 EPOCHS, TUNE, WIDTH = 10, 5, 256
 TRIED: dict[str, dict[float, float]] = {
-    "BETA": {0.02: 80.9, 0.05: 82.4},
-    "DINE": {0.005: 75.2, 0.01: 74.1, 0.02: 73.1, 0.05: 76.5, 0.1: 77.2},
+    "BETA": {0.02: 77.8, 0.05: 76.7, 0.1: 79.1, 0.2: 81.5, 0.4: 81.6, 0.8: 80.7},
+    "DINE": {0.02: 73.3, 0.05: 79.6, 0.1: 78.6, 0.2: 67.5},
 }
-"""Learning rates, and what the ensemble of BETA and DINE's step 1 reach on labelled validation images of USPS with seed
-99, outside the claim; no adaptation 69.0 %. Fine-tuning begins at its own default, 0.01."""
+"""Learning rates, and what the network that each gives, after both steps, reaches on labelled validation images of USPS
+with seed 99, outside the claim. Fine-tuning begins at its own default, 0.01."""
 LR, LR_DINE = best(TRIED["BETA"]), best(TRIED["DINE"])
 SOURCE_IMAGES, SOURCE_EPOCHS = 500, 40
 ON: dict[str, dict[str, float]] = {

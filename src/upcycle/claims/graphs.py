@@ -16,7 +16,7 @@ from upcycle.distillation import Plain
 def fresh_for(reference: str, data: GraphSet, seed: int) -> Model:
     """A network with weights drawn from ``seed``, for these graphs or nodes."""
     seed_everything(seed, "student")
-    model = resolve(reference, pretrained=False, num_classes=len(data.classes), takes=data.takes)
+    model = resolve(reference, pretrained=False, num_classes=len(data.classes), takes=data.takes, task=data.task)
     return dataclasses.replace(model, classes=data.classes)
 
 

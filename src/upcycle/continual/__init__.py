@@ -11,6 +11,7 @@ from upcycle.continual.oewc import EWC
 from upcycle.continual.si import SI
 from upcycle.continual.simplecil import SimpleCIL
 from upcycle.continual.streaming import StreamingSSL
+from upcycle.continual.twp import TWP
 from upcycle.continual.vpr import VPR
 from upcycle.core.method import Method
 
@@ -28,4 +29,5 @@ METHODS: tuple[type[Method], ...] = (
     MEAT,
     StreamingSSL,
     BLIP,
+    TWP,
 )

@@ -23,7 +23,7 @@ from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.data.images import Images
+from upcycle.data.collection import Collection
 from upcycle.data.streams import Stream
 
 
@@ -88,7 +88,12 @@ class LwF(Method):
         title="Learning without Forgetting",
         paper="Li, Hoiem; ECCV 2016; arXiv:1606.09282",
         verb="extend",
-        needs=Needs(data="labelled", teacher="weights", architectures="ends in a linear classifier"),
+        needs=Needs(
+            data="labelled",
+            teacher="weights",
+            architectures="ends in a linear classifier",
+            inputs=("images", "graphs"),
+        ),
         summary="A network that learns a task and still answers its images as before; no image is stored.",
         cost="plain training + one forward of each task",
         published="Split CIFAR-10, class-/task-incremental: 19.61 / 63.29 % (arXiv:2004.07211)",
@@ -139,7 +144,7 @@ class LwF(Method):
         return run.plain(net.module)
 
 
-def record_logits(run: Run, network: nn.Module, task: Images) -> Tensor:
-    """Compute the logits of every training image of a task, (n, k) on the device; each process computes its share."""
+def record_logits(run: Run, network: nn.Module, task: Collection) -> Tensor:
+    """Compute the logits of every training sample of a task, (n, k) on the device; each process computes its share."""
     mine = torch.arange(len(task.train)).tensor_split(run.world_size)[run.rank]
     return run.gather(predict_logits(network, task.train.subset(mine), run.device).to(run.device))

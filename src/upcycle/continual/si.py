@@ -60,7 +60,12 @@ class SI(Method):
         title="Continual Learning Through Synaptic Intelligence",
         paper="Zenke, Poole, Ganguli; ICML 2017; arXiv:1703.04200",
         verb="extend",
-        needs=Needs(data="labelled", teacher="weights", architectures="ends in a linear classifier"),
+        needs=Needs(
+            data="labelled",
+            teacher="weights",
+            architectures="ends in a linear classifier",
+            inputs=("images", "graphs"),
+        ),
         summary="A network whose weights resist change as far as their moves lowered earlier losses; no image stored.",
         cost="plain training",
         published="Split CIFAR-10, class-/task-incremental: 19.48 / 68.05 % (arXiv:2004.07211)",

@@ -32,7 +32,11 @@ BUILDERS = {
 }
 # What makes networks of others again, which are recorded in the options as ``source_of`` has them: OPERATIONS by name,
 # each (**options, rebuild) -> nn.Module, where rebuild builds one of the others.
-MADE = {"assembly": "upcycle.surgery.operations", "continual": "upcycle.continual.weights.operations"}
+MADE = {
+    "assembly": "upcycle.surgery.operations",
+    "continual": "upcycle.continual.weights.operations",
+    "diagnosis": "upcycle.diagnosis.long_tail.rebuild",
+}
 
 
 OBJECT = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # package.module:name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from upcycle.core.errors import UserError
 from upcycle.core.heads import classifier
 from upcycle.core.models import Model
@@ -29,10 +31,20 @@ def _inputs_apart(teacher: Model, student: Model) -> list[str]:
     return [f"the teacher takes {ours.shape[0]} input channels and the student {theirs.shape[0]}"]
 
 
-def problems_of(student: Model, channels: int) -> list[str]:
-    """List the reasons why a student cannot take images with so many channels or another classifier, in words."""
-    if student.input_shape[0] != channels:
-        return [f"the student takes {student.input_shape[0]} input channels and the images have {channels}"]
+def problems_of(student: Model, data: Any) -> list[str]:
+    """List the reasons why a student cannot take images of these channels or another classifier, in words.
+
+    A network over graphs whose outputs are the classes of the data needs no other classifier, so it may end in whatever
+    gives its logits, such as a layer of attention.
+
+    Args:
+        data: a collection or a stream.
+    """
+    if not isinstance(student.takes, Pictures):
+        if student.classes == data.classes:
+            return []
+    elif student.input_shape[0] != data.shape[0]:
+        return [f"the student takes {student.input_shape[0]} input channels and the images have {data.shape[0]}"]
     try:
         classifier(student)
     except UserError as error:

@@ -1,9 +1,10 @@
-"""The classifier of a network: found, replaced by another one, and by the bottleneck head of SHOT and DINE."""
+"""The classifier of a network: found, replaced by another one, what it is given, and the bottleneck head of DINE."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, require
+from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model, copy_of
 from upcycle.core.taps import Taps, observed
+
+if TYPE_CHECKING:
+    from upcycle.core.run import Run
 
 MOST = 4
 """Linear layers whose mean is tried as a network's answer."""
@@ -157,6 +162,54 @@ def grow_classifier(source: Model, classes: tuple[str, ...]) -> Model:
                     if old.bias is not None:
                         new.bias[classes.index(label)] = old.bias[row]
     return made
+
+
+def headless(model: Model) -> Model:
+    """A copy of ``model`` that answers with what its classifier is given: features (n, d).
+
+    Raises:
+        UserError: see :func:`classifier`.
+    """
+    module, name = copy_of(model.module), classifier(model)
+    module.set_submodule(name, nn.Identity())
+    return dataclasses.replace(model, module=module, classes=(), name=f"{model.name} without its classifier")
+
+
+def features(run: Run, model: Model, *splits: Any) -> list[Float[Tensor, "n d"]]:
+    """What the classifier of ``model`` is given for each sample of some splits: float32 on the CPU, once, for training.
+
+    In evaluation mode and without augmentation, by the fast copy that ``run.frozen`` makes, each process its share.
+
+    Args:
+        splits: of one collection, so of one normalisation; the first one has samples. Those of a run of several
+            processes have ``subset``.
+
+    Raises:
+        UserError: features that are not finite; see also :func:`classifier`.
+    """
+    width = linear(model.module, classifier(model)).in_features
+    network, found = run.frozen(headless(model), splits[0]), []
+    for split in splits:
+        places = torch.arange(len(split)).tensor_split(run.world_size)[run.rank]
+        mine = torch.empty(0, width)
+        if len(places):
+            mine = predict_logits(network, split.subset(places) if len(places) < len(split) else split)
+        found.append(run.gather(mine.to(run.device)).cpu())
+        bad = int((~found[-1].isfinite()).any(1).sum())
+        require(not bad, f"{model.name} gives features that are not finite numbers for {bad} of {len(split)} samples.")
+    return found
+
+
+class LogScores(nn.Module):
+    """A classifier that answers with log-scores: the highest decides, but they are no logarithms of probabilities.
+
+    So accuracy means what it always does, and calibration error and cross-entropy mean nothing.
+    """
+
+
+def gives_probabilities(module: nn.Module) -> bool:
+    """Whether the softmax of a classifier's answers is meant as probabilities: it has no :class:`LogScores` in it."""
+    return not any(isinstance(m, LogScores) for m in module.modules())
 
 
 class BottleneckHead(nn.Sequential):

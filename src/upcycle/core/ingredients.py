@@ -1,27 +1,12 @@
-"""Ingredients of a recipe: what training takes beside its optimiser, who makes it, and which methods take it.
-
-An ingredient is asked for by a field of :class:`~upcycle.core.recipe.Recipe`. What makes it is imported by name where
-it is asked for, so that core depends on nothing above it.
-"""
+"""Ingredients of a recipe, what training takes beside its optimiser: which methods take them, and on which data."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from upcycle.core.errors import UserError, require
-from upcycle.core.ranges import ranges
-
-MADE_BY = {
-    "sam": "upcycle.training.esam",
-    "asam": "upcycle.training.esam",
-    "esam": "upcycle.training.esam",
-    "mixup": "upcycle.training.mix",
-    "cutmix": "upcycle.training.mix",
-    "snapmix": "upcycle.training.mix",
-}
-"""The module that makes what a field of the recipe names."""
+from upcycle.core.errors import UserError
+from upcycle.core.recipe import Recipe, maker
 
 INGREDIENTS = {
     "sharpness": "a batch is met again at weights that ascended",
@@ -39,33 +24,7 @@ EVERY = frozenset(INGREDIENTS)
 """For a method whose loss is a mean over samples of something that compares answers and labels, and nothing else."""
 
 
-def maker(name: str) -> Any:
-    """The module that makes the ingredient that a field of the recipe calls ``name``."""
-    return importlib.import_module(MADE_BY[name])
-
-
-def check(recipe: Any) -> None:
-    """Refuse values that are out of range, and those that nothing would read.
-
-    Raises:
-        UserError: naming the field and its value.
-    """
-    ranges(recipe, not_negative=("rho",), share=("keep", "select", "mix_prob"), positive=("keep", "select", "mix_beta"))
-    sharp, mixes = recipe.sharpness != "none", recipe.mix != "none"
-    _idle(recipe, {"rho": 0.05, "local": False}, sharp, "sharpness sam, asam or esam")
-    _idle(recipe, {"keep": 0.6, "select": 0.5}, recipe.sharpness == "esam", "sharpness esam")
-    _idle(recipe, {"mix_prob": 1.0, "mix_beta": 5.0}, mixes, "mix mixup, cutmix or snapmix")
-    _idle(recipe, {"mix_map": "self"}, recipe.mix == "snapmix", "mix snapmix")
-    _idle(recipe, {"decayed": "all"}, recipe.weight_decay > 0, "a weight_decay above 0")
-
-
-def _idle(recipe: Any, defaults: Mapping[str, Any], read: bool, by: str) -> None:
-    for name, default in defaults.items():
-        value = getattr(recipe, name)
-        require(read or value == default, f"{name} {value} has no effect without {by}; leave it out.")
-
-
-def asked(recipe: Any) -> dict[str, str]:
+def asked(recipe: Recipe) -> dict[str, str]:
     """The ingredients that a recipe asks for, each with the option that does."""
     found = {}
     if recipe.sharpness != "none":
@@ -126,6 +85,8 @@ def problems(method: Any, data: Any) -> list[str]:
     train = getattr(data, "train", None)
     if not hasattr(recipe, "sharpness") or train is None or not (asks := asked(recipe)):
         return []
+    if "mix" in asks and (takes := getattr(data, "takes", None)) is not None and takes.kind != "images":
+        return [f"mixing is for pictures, and these are {takes.noun}"]
     found = []
     for ingredient in ("selection", "mix", "sampler"):
         if ingredient not in asks:
@@ -137,7 +98,7 @@ def problems(method: Any, data: Any) -> list[str]:
             found.append(f"{option} needs batches, and these samples all lie in one thing and are answered at once")
     if "mix" in asks and not found:
         cache, views = getattr(method, "cache", "off"), getattr(method, "views", 0)
-        if cache == "on" or (cache == "auto" and (views or not train.augment)):
+        if cache == "on" or (cache == "auto" and views):  # auto alone keeps none of mixtures
             found.append(
                 f"{asks['mix']} mixes anew in every epoch, so the teacher's outputs cannot be kept: --cache off"
             )

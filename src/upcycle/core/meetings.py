@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from upcycle.core import collective, ingredients
+from upcycle.core import collective
 from upcycle.core.batches import Batch, Split
 from upcycle.core.devices import Processes
 from upcycle.core.norms import unrecorded
-from upcycle.core.recipe import Recipe
+from upcycle.core.recipe import Recipe, maker
 from upcycle.core.stage import Stage, Stages
 from upcycle.core.updates import Updates
 
@@ -174,8 +174,20 @@ class Meetings:
             network = next(thing for thing in stage.state.values() if isinstance(thing, nn.Module))
             known = hasattr(split, "mean") and hasattr(split, "std")
             normalisation = (split.mean, split.std) if known else None  # type: ignore[attr-defined]
-            stage.mixer = ingredients.maker(recipe.mix).Mixer(recipe, network, self.teacher, normalisation)
+            stage.mixer = maker(recipe.mix).Mixer(recipe, network, self.teacher, normalisation)
         return stage.mixer
+
+    def show(self, stage: Stage, classes: tuple[str, ...], leave: Callable[[str, dict[str, Any]], None]) -> None:
+        """Leave a picture of what was mixed, once: at the end of a stage's last epoch.
+
+        Args:
+            classes: their names.
+            leave: takes a picture by its name.
+        """
+        if stage.mixer is None or self.rank or stage.epoch + 1 < stage.length:
+            return
+        if (picture := stage.mixer.picture(classes)) is not None:
+            leave("mixing" if stage.name == "main" else f"mixing-{stage.name}", picture)
 
     def _again(self, stage: Stage, met: Met, step: int) -> Iterator[Met]:
         with contextlib.ExitStack() as still:

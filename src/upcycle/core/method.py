@@ -61,6 +61,7 @@ class Card:
         summary: one sentence, what a person gets.
         cost: one phrase, relative to training the student alone.
         published: the paper's headline result, with its source.
+        rare: it is for classes with far fewer training samples than others; without such it has nothing to mend.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Card:
     summary: str
     cost: str
     published: str
+    rare: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,7 @@ class Method:
 
         An ingredient of the recipe that the method does not admit comes first.
         """
-        self.require_ingredients()
+        ingredients.refuse(self, built_in)
         problems = self.misfits(data) or ingredients.problems(self, data)
         problems = problems or self._untrainable(data, precision == "bf16-mixed") or self.check(data)
         if problems:
@@ -258,6 +260,7 @@ class Method:
             UserError: a need that is not met, or an input that is not what the run was begun with.
         """
         self.require(data, run.precision)
+        run.classes = tuple(getattr(data, "classes", ()))
         run.begin({**self.inputs(data), **(beside or {})}, code)
 
     def _untrainable(self, data: Any, mixed: bool) -> list[str]:
@@ -290,9 +293,18 @@ def built_in() -> tuple[type[Method], ...]:
 
 
 def serving(verb: str, inputs: str, task: str, data: Data | None = None) -> list[str]:
-    """The names of a verb's methods that work on inputs of a kind, for a task; first those that need as much data."""
-    able = [m.card for m in built_in() if m.card.verb == verb and m.card.needs.admits(inputs, task)]
-    return [card.name for card in sorted(able, key=lambda card: card.needs.data != data)]
+    """The names of a verb's methods that work on inputs of a kind, for a task; first those that need as much data,
+    and of these the best.
+    """
+    able = [m for m in built_in() if m.card.verb == verb and m.card.needs.admits(inputs, task)]
+    return [m.card.name for m in sorted(able, key=lambda m: (m.card.needs.data != data, _rank(m)))]
+
+
+def _rank(method: type[Method]) -> int:
+    """The place of a method where there is all that it may ask for; last where it does not say."""
+    goals = VERB_GOALS.get(method.card.verb, ())
+    fit = method.serves(Situation(data="labelled", goal=goals[0], task_id="known")) if goals else None
+    return fit.rank if isinstance(fit, Fit) else 100
 
 
 def _fitted(found: Any, data: Any, name: str) -> Model:

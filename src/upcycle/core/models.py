@@ -62,8 +62,12 @@ class Model:
         return self.inputs is None and self.task == CLASSIFICATION
 
     def example(self, batch: int = 2) -> Any:
-        """Fixed pseudo-random inputs to probe it with: of images a normalised batch (b, c, h, w) of the right shape."""
-        return self.takes.example(batch)
+        """Fixed pseudo-random inputs to probe it with: of images a normalised batch (b, c, h, w) of the right shape.
+
+        A network for one graph alone has a method ``own_example(takes, batch)``, which gives that.
+        """
+        own = getattr(self.module, "own_example", None)
+        return self.takes.example(batch) if own is None else own(self.takes, batch)
 
 
 def fields_of(takes: Takes) -> dict[str, Any]:

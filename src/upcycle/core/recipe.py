@@ -1,15 +1,32 @@
-"""The ordinary part of training: optimiser, learning-rate schedule, epochs, batch size."""
+"""The ordinary part of training: optimiser, learning-rate schedule, epochs, batch size, and ingredients.
 
+What makes an ingredient is imported by name where it is asked for, so that core depends on nothing above it.
+"""
+
+from __future__ import annotations
+
+import importlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from upcycle.core import ingredients, optimizers
+from upcycle.core import optimizers
 from upcycle.core.errors import require
+from upcycle.core.ranges import ranges
+
+MADE_BY = {
+    "sam": "upcycle.training.esam",
+    "asam": "upcycle.training.esam",
+    "esam": "upcycle.training.esam",
+    "mixup": "upcycle.training.mix",
+    "cutmix": "upcycle.training.mix",
+    "snapmix": "upcycle.training.mix",
+}
+"""The module that makes what a field of the recipe names."""
 
 
 @dataclass(kw_only=True)
@@ -78,7 +95,12 @@ class Recipe:
         require(0 <= self.warmup <= self.epochs, f"warmup must lie between 0 and epochs, not {self.warmup}.")
         require(0 < self.decay <= 1, f"decay must lie in (0, 1], not {self.decay}.")
         self.milestones = tuple(self.milestones)
-        ingredients.check(self)
+        _check_ingredients(self)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether any batch is mixed."""
+        return self.mix != "none" and self.mix_prob > 0
 
     def steps(self, n: int) -> int:
         """The number of updates on ``n`` samples."""
@@ -107,7 +129,7 @@ class Recipe:
             made = adam(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
         if self.sharpness == "none":
             return made
-        sharp: torch.optim.Optimizer = ingredients.maker(self.sharpness).sharp(made, self)
+        sharp: torch.optim.Optimizer = maker(self.sharpness).sharp(made, self)
         return sharp
 
     def rate(self, progress: float) -> float:
@@ -137,3 +159,29 @@ def _undecayed(groups: list[Any]) -> list[dict[str, Any]]:
         found.append({**group, "params": [p for p in params if p.ndim >= 2]})
         found.append({**group, "params": [p for p in params if p.ndim < 2], "weight_decay": 0.0})
     return [group for group in found if group["params"]]
+
+
+def maker(name: str) -> Any:
+    """The module that makes the ingredient that a field of the recipe calls ``name``."""
+    return importlib.import_module(MADE_BY[name])
+
+
+def _check_ingredients(recipe: Recipe) -> None:
+    """Refuse values that are out of range, and those that nothing would read.
+
+    Raises:
+        UserError: naming the field and its value.
+    """
+    ranges(recipe, not_negative=("rho",), share=("keep", "select", "mix_prob"), positive=("keep", "select", "mix_beta"))
+    sharp, mixes = recipe.sharpness != "none", recipe.mix != "none"
+    _idle(recipe, {"rho": 0.05, "local": False}, sharp, "sharpness sam, asam or esam")
+    _idle(recipe, {"keep": 0.6, "select": 0.5}, recipe.sharpness == "esam", "sharpness esam")
+    _idle(recipe, {"mix_prob": 1.0, "mix_beta": 5.0}, mixes, "mix mixup, cutmix or snapmix")
+    _idle(recipe, {"mix_map": "self"}, recipe.mix == "snapmix", "mix snapmix")
+    _idle(recipe, {"decayed": "all"}, recipe.weight_decay > 0, "a weight_decay above 0")
+
+
+def _idle(recipe: Recipe, defaults: Mapping[str, Any], read: bool, by: str) -> None:
+    for name, default in defaults.items():
+        value = getattr(recipe, name)
+        require(read or value == default, f"{name} {value} has no effect without {by}; leave it out.")

@@ -59,7 +59,7 @@ def resolve(
         classes: replace the class names.
         takes: what a network takes that is not for images: a module or callable anything, a fresh one of a reference
             as far as it leaves that open. That of images says no more than ``input_shape``.
-        task: what a module or callable answers; classes by default.
+        task: what a module, a callable or a network without trained weights of its own answers; classes by default.
         trust: Python packages that a saved model may be rebuilt from.
 
     Raises:
@@ -78,7 +78,8 @@ def resolve(
         trained = pretrained and weights is None
         model = _build(str(reference), trained, num_classes, input_shape, takes, trust)
         model.module.eval()
-    if task is not None and is_bare(reference):
+    built = not isinstance(reference, Model | nn.Module) and not (pretrained and weights is None)
+    if task is not None and (built or is_bare(reference)):
         model = replace(model, task=task)
     if weights is not None:
         notes = load_weights(model.module, weights, weights_key)

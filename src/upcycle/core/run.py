@@ -97,6 +97,7 @@ class Run:
         self.notes, self._auto = self.journal.notes, precision == "auto"
         self._log = Log(self.journal, quiet or self.rank > 0)
         self.left: dict[str, Any] = {}  # see leave
+        self.classes: tuple[str, ...] = ()  # names, for pictures; set by Method.begin
         self.interrupt: int | None = None  # the signal that asked for an end
         self.view = self.count = 0  # of the batch at hand: see batches; its samples, over all processes
         self._share = 1.0  # of this process in it, times the number of processes
@@ -154,10 +155,7 @@ class Run:
         self.left[name] = thing
 
     def register(self, name: str, thing: Any) -> None:
-        """Add state to the save points of this stage: anything with ``state_dict``, or a tensor (filled in place).
-
-        Must happen before the stage's outermost loop starts.
-        """
+        """Add state to save points, before the stage loops: with ``state_dict``, or a tensor (filled in place)."""
         self._stage.register(name, thing)
 
     def _end(self, result: Any) -> Any:
@@ -313,6 +311,7 @@ class Run:
             means = {name: self.fabric.all_reduce(mean) for name, mean in means.items()}
         if means:
             self.log(**means)
+        self._meetings.show(self._stage, self.classes, self.picture)
         self._stage.end_epoch()
         self.interrupt = self._stages.save_if_due(self.interrupt)
 

@@ -235,13 +235,7 @@ class Classification:
 
     def outputs(self, answer: Any, n: int, noun: str = "samples") -> int:
         """See :meth:`Task.outputs`."""
-        if isinstance(answer, Tensor) and answer.dim() == 2 and len(answer) == n:
-            return answer.shape[1]
-        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        count = "two" if n == 2 else str(n)
-        raise UserError(
-            f"is no classifier of {noun}: {count} {noun} give {found} instead of logits of shape ({n}, classes)."
-        )
+        return _columns(answer, n, noun)
 
     def judge(self, *, classes: int | None = None, name: str = "the network") -> Judge:
         """See :meth:`Task.judge`; its result is an :class:`Evaluation`."""
@@ -265,8 +259,125 @@ class Classification:
         return {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelFigures:
+    """Figures of a network that says yes or no to each of k labels, as plain data. Only known targets count.
+
+    Args:
+        f1: micro-F1: 2 TP / (2 TP + FP + FN), the counts of all labels added up, in [0, 1].
+        loss: mean binary cross-entropy of an answer, in nats.
+        per_class: F1 of each label by itself; ``None`` where it is neither there nor said to be.
+        count: number of samples.
+    """
+
+    f1: float
+    loss: float
+    per_class: list[float | None]
+    count: int
+
+    @property
+    def score(self) -> float:
+        """The micro-F1."""
+        return self.f1
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures that a run logs: F1 and loss."""
+        return {"F1": self.f1, "loss": self.loss}
+
+
+class _Counts:
+    """The judge of several labels a sample: adds up right and wrong answers, and keeps no logits."""
+
+    def __init__(self, classes: int | None, name: str) -> None:
+        self.classes, self.name = classes, name
+        self.count = self.answers = 0
+        self.loss = 0.0
+        self.right: Tensor | int = 0  # for each label: how often it is there and was said to be,
+        self.total: Tensor | int = 0  # and how often either, added up
+
+    def add(self, answers: Any, targets: Any) -> None:
+        z, y = logits_of(answers, len(targets), self.name).double(), targets.cpu().double()
+        k = z.shape[1]
+        require(self.classes in (None, k), f"{self.name} gives {k} logits, but the data have {self.classes} labels.")
+        require(y.shape == z.shape, f"{self.name} gives {k} logits, but targets are of shape {tuple(y.shape)}.")
+        known = ~y.isnan()
+        broken = int((~z.isfinite() & known).any(1).sum())
+        require(
+            broken == 0,
+            f"{self.name} gives NaN or infinite outputs for {broken} of {len(z)} samples; check its weights.",
+        )
+        said, there = (z > 0) & known, y > 0.5
+        self.right = self.right + (said & there).sum(0)
+        self.total = self.total + said.sum(0) + there.sum(0)
+        self.loss += F.binary_cross_entropy_with_logits(z[known], y[known], reduction="sum").item()
+        self.answers += int(known.sum())
+        self.count += int(known.any(1).sum())
+
+    def result(self) -> LabelFigures:
+        require(self.count > 0, f"There is no labelled sample to evaluate {self.name} on.")
+        right, total = torch.as_tensor(self.right), torch.as_tensor(self.total)
+        return LabelFigures(
+            f1=2 * int(right.sum()) / int(total.sum()) if total.any() else 1.0,
+            loss=self.loss / self.answers,
+            per_class=[2 * r / n if n else None for r, n in zip(right.tolist(), total.tolist(), strict=True)],
+            count=self.count,
+        )
+
+
+@dataclass(frozen=True)
+class MultiLabel:
+    """Logits (n, k), yes (above 0) or no to each of k labels, of which a sample may have any number.
+
+    Targets are float (n, k): 1 where a label is there, 0 where it is not, NaN where that is unknown.
+    """
+
+    name: ClassVar[str] = "multilabel"
+    figure: ClassVar[str] = "F1"
+    unit: ClassVar[Literal["share", "dB", "number"]] = "share"
+    higher: ClassVar[bool] = True
+
+    def outputs(self, answer: Any, n: int, noun: str = "samples") -> int:
+        """See :meth:`Task.outputs`."""
+        return _columns(answer, n, noun)
+
+    def judge(self, *, classes: int | None = None, name: str = "the network") -> Judge:
+        """See :meth:`Task.judge`; its result is a :class:`LabelFigures`."""
+        return _Counts(classes, name)
+
+    def agreement(self, a: Tensor, b: Tensor) -> float:
+        """The share of samples for which all labels are answered alike."""
+        return ((a > 0) == (b > 0)).all(1).double().mean().item()
+
+    def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross-entropy, summed over known targets and divided by b k; in float32 or better."""
+        z = answers.to(torch.float64 if answers.dtype == torch.float64 else torch.float32)
+        each = F.binary_cross_entropy_with_logits(z, targets.nan_to_num().to(z.dtype), reduction="none")
+        return (each * ~targets.isnan()).sum() / z.numel()
+
+    def known(self, targets: Tensor) -> Tensor:
+        """Where of at least one label it is known whether it is there."""
+        return ~targets.isnan().all(1)
+
+    def plain(self) -> dict[str, Any]:
+        """Nothing: the names of the labels are the classes of data and network."""
+        return {}
+
+
+def _columns(answer: Any, n: int, noun: str) -> int:
+    """The number of columns of logits (n, k), or the error of :meth:`Task.outputs`."""
+    if isinstance(answer, Tensor) and answer.dim() == 2 and len(answer) == n:
+        return answer.shape[1]
+    found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    count = "two" if n == 2 else str(n)
+    raise UserError(
+        f"is no classifier of {noun}: {count} {noun} give {found} instead of logits of shape ({n}, classes)."
+    )
+
+
 CLASSIFICATION: Task = Classification()
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+MULTILABEL: Task = MultiLabel()
+TASKS: dict[str, type[Task]] = {"classification": Classification, "multilabel": MultiLabel}
 """The tasks by name."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -65,6 +65,12 @@ class Samples:
     def subset(self, index: Tensor) -> Self:
         """The samples ``index``, in that order."""
         return replace(self, labels=self.labels[index], ids=self.ids[index])
+
+    def with_others(self, others: Sequence[Self]) -> Self:
+        """These samples, and after them those of other splits of one source, not in a fixed order."""
+        every = (self, *others)
+        labels, ids = (torch.cat([getattr(split, name) for split in every]) for name in ("labels", "ids"))
+        return replace(self, labels=labels, ids=ids, ordered=False)
 
     def contents(self) -> tuple[Tensor, ...]:
         """The tensors that the inputs are made of, for digests."""

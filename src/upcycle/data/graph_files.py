@@ -8,7 +8,9 @@ attributes (Zhang et al., AAAI 2018, ``muhanzhang/pytorch_DGCNN``).
 from __future__ import annotations
 
 import gzip
+import itertools
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,29 @@ class Found:
     notes: list[str]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Raw:
+    """Graphs as files have them: edges count through all nodes, tags and labels are any numbers.
+
+    Args:
+        sizes: nodes of each graph, int64 (n,).
+        pairs: int64 (2, E).
+        labels: (n,).
+        tags: (N,); ``None`` where there are none, as with the next two.
+        attributes: of nodes, float32 (N, k).
+        kinds: labels of edges, (E,).
+        edge_attributes: float32 (E, k).
+    """
+
+    sizes: Tensor
+    pairs: Tensor
+    labels: np.ndarray
+    tags: np.ndarray | None
+    attributes: Tensor
+    kinds: np.ndarray | None = None
+    edge_attributes: Tensor | None = None
+
+
 def read_graphs(folder: Path, name: str) -> Found:
     """Read a folder in TU layout or with one text file, or such a file.
 
@@ -51,12 +76,66 @@ def read_graphs(folder: Path, name: str) -> Found:
     Raises:
         UserError: neither is there, or a file that is damaged or contradicts itself, with the line.
     """
+    return _found(name, _read(folder))
+
+
+def read_sets(folders: Sequence[Path], name: str) -> tuple[Found, list[int]]:
+    """Read several sets as one, in which a tag, a label and an attribute mean the same throughout.
+
+    Args:
+        folders: see :func:`read_graphs`.
+        name: of all together, for notes.
+
+    Returns:
+        all graphs, those of the first folder first, and how many each folder has.
+
+    Raises:
+        UserError: see :func:`read_graphs`; or sets with other features.
+    """
+    raws = [_read(folder) for folder in folders]
+    for folder, raw in zip(folders, raws, strict=True):
+        for what, ours, theirs in zip(_FEATURES, _features(raws[0]), _features(raw), strict=True):
+            require(
+                ours == theirs,
+                f"{folders[0]} has {ours or 'no'} {what}, and {folder} has {theirs or 'none'}; sets that are one "
+                "stream have the same features.",
+            )
+    before = [0, *itertools.accumulate(int(raw.sizes.sum()) for raw in raws)]
+    of_edges = [raw.edge_attributes for raw in raws if raw.edge_attributes is not None]
+    together = _Raw(
+        sizes=torch.cat([raw.sizes for raw in raws]),
+        pairs=torch.cat([raw.pairs + start for raw, start in zip(raws, before, strict=False)], 1),
+        labels=np.concatenate([raw.labels for raw in raws]),
+        tags=_joined(raws, "tags"),
+        attributes=torch.cat([raw.attributes for raw in raws]),
+        kinds=_joined(raws, "kinds"),
+        edge_attributes=torch.cat(of_edges) if of_edges else None,
+    )
+    return _found(name, together), [len(raw.sizes) for raw in raws]
+
+
+def _joined(raws: Sequence[_Raw], part: str) -> np.ndarray | None:
+    """The labels of nodes or edges of all, where they have any."""
+    return None if getattr(raws[0], part) is None else np.concatenate([getattr(raw, part) for raw in raws])
+
+
+_FEATURES = ("labels of nodes", "attributes a node", "labels of edges", "attributes an edge")
+
+
+def _features(raw: _Raw) -> tuple[int | str, ...]:
+    """Which features there are, and how many."""
+    edges = 0 if raw.edge_attributes is None else raw.edge_attributes.shape[1]
+    return "" if raw.tags is None else "some", raw.attributes.shape[1], "" if raw.kinds is None else "some", edges
+
+
+def _read(folder: Path) -> _Raw:
+    """What lies in a folder, or in a file."""
     if folder.is_file():
-        return read_text(folder, name)
+        return _read_text(folder)
     require(folder.is_dir(), f"There is no folder {folder}; graphs:PATH names a folder of graphs or one text file.")
     indicators = sorted(folder.glob("*_graph_indicator.txt"))
     if len(indicators) == 1:
-        return read_tu(folder, indicators[0].name.removesuffix("_graph_indicator.txt"), name)
+        return _read_tu(folder, indicators[0].name.removesuffix("_graph_indicator.txt"))
     texts = sorted(file for file in folder.iterdir() if file.name.endswith((".txt", ".txt.gz")))
     if len(indicators) > 1 or len(texts) != 1:
         sets = ", ".join(file.name for file in (indicators or texts)[:3])
@@ -64,7 +143,7 @@ def read_graphs(folder: Path, name: str) -> Found:
             f"{folder} holds no set of graphs, which would be NAME_A.txt, NAME_graph_indicator.txt and "
             "NAME_graph_labels.txt or one text file" + (f", but {sets}." if sets else ".")
         )
-    return read_text(texts[0], name)
+    return _read_text(texts[0])
 
 
 # -- one file ---------------------------------------------------------------------------------------------------------
@@ -77,6 +156,10 @@ def read_text(file: Path, name: str) -> Found:
         file: text, or gzipped text.
         name: of the set, for notes.
     """
+    return _found(name, _read_text(file))
+
+
+def _read_text(file: Path) -> _Raw:
     lines = text_of(file).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -144,13 +227,12 @@ def read_text(file: Path, name: str) -> Found:
         place == len(lines),
         f"{file} contradicts itself: it announces {count} graphs, and more follow (line {place + 1}).",
     )
-    return _found(
-        name,
-        torch.tensor(sizes),
-        undirected(torch.tensor(pairs, dtype=torch.long), max(nodes, 1)),
-        np.array(labels),
-        np.array(tags),
-        torch.tensor(attributes).view(nodes, -1),
+    return _Raw(
+        sizes=torch.tensor(sizes),
+        pairs=undirected(torch.tensor(pairs, dtype=torch.long), max(nodes, 1)),
+        labels=np.array(labels),
+        tags=np.array(tags),
+        attributes=torch.tensor(attributes).view(nodes, -1),
     )
 
 
@@ -175,13 +257,12 @@ def text_of(file: Path) -> str:
 # -- TU layout --------------------------------------------------------------------------------------------------------
 
 
-def read_tu(folder: Path, stem: str, name: str) -> Found:
+def _read_tu(folder: Path, stem: str) -> _Raw:
     """Read ``STEM_A.txt`` and its companions; labels and attributes of nodes and edges where they are.
 
     Args:
         folder: where they lie.
         stem: of their names.
-        name: of the set, for notes.
     """
 
     def table(part: str, needed: bool = False) -> np.ndarray | None:
@@ -221,17 +302,15 @@ def read_tu(folder: Path, stem: str, name: str) -> Found:
             f"{folder / f'{stem}_{part}.txt'} has {0 if found is None else len(found):,} lines and not {count:,}.",
         )
     tags, attributes, kinds, more = map(table, ("node_labels", "node_attributes", "edge_labels", "edge_attributes"))
-    made = _found(
-        name,
-        torch.bincount(of, minlength=n),
-        pairs,
-        labels[:, 0],
-        np.zeros(nodes) if tags is None else tags[:, 0],
-        torch.empty(nodes, 0) if attributes is None else torch.from_numpy(attributes).float(),
-        None if kinds is None else kinds[:, 0],
-        None if more is None else torch.from_numpy(more).float(),
+    return _Raw(
+        sizes=torch.bincount(of, minlength=n),
+        pairs=pairs,
+        labels=labels[:, 0],
+        tags=None if tags is None else tags[:, 0],
+        attributes=torch.empty(nodes, 0) if attributes is None else torch.from_numpy(attributes).float(),
+        kinds=None if kinds is None else kinds[:, 0],
+        edge_attributes=None if more is None else torch.from_numpy(more).float(),
     )
-    return made
 
 
 def _table(file: Path) -> np.ndarray:
@@ -252,35 +331,27 @@ def _table(file: Path) -> np.ndarray:
 # -- both -------------------------------------------------------------------------------------------------------------
 
 
-def _found(
-    name: str,
-    sizes: Tensor,
-    pairs: Tensor,
-    labels: np.ndarray,
-    tags: np.ndarray,
-    attributes: Tensor,
-    kinds: np.ndarray | None = None,
-    edge_attributes: Tensor | None = None,
-) -> Found:
-    """Sets of graphs from edges that count through all nodes, tags and attributes.
+def _found(name: str, raw: _Raw) -> Found:
+    """Sets of graphs, whose edges count within each.
 
     Features are attributes and the one-hot tag; degrees where there are no attributes and all tags are the same.
     """
+    sizes, pairs = raw.sizes, raw.pairs
     starts = sizes.cumsum(0)
     first = torch.cat([starts.new_zeros(1), starts])
     owners = torch.searchsorted(starts, pairs[1].contiguous(), right=True)
     order = owners.argsort(stable=True)
     edge_index, edges = (pairs - first[owners])[:, order], torch.bincount(owners, minlength=len(sizes))
-    notes, features = [], [attributes]
-    if len(np.unique(tags)) > 1:
-        features.append(_one_hot(tags))
-    elif not attributes.shape[1]:
+    notes, features = [], [raw.attributes]
+    if raw.tags is not None and len(np.unique(raw.tags)) > 1:
+        features.append(_one_hot(raw.tags))
+    elif not raw.attributes.shape[1]:
         features = [degrees(edge_index, sizes, edges)]
         notes.append(degree_note(name, features[0]))
-    of_edges = [] if kinds is None else [_one_hot(kinds)]
-    of_edges += [] if edge_attributes is None else [edge_attributes]
+    of_edges = [] if raw.kinds is None else [_one_hot(raw.kinds)]
+    of_edges += [] if raw.edge_attributes is None else [raw.edge_attributes]
     edge_attr = torch.cat(of_edges, 1)[order] if of_edges else None
-    values, places = np.unique(labels, return_inverse=True)
+    values, places = np.unique(raw.labels, return_inverse=True)
     parts = Parts(x=torch.cat(features, 1), edge_index=edge_index, sizes=sizes, edges=edges, edge_attr=edge_attr)
     classes = tuple(f"{value:g}" for value in values)
     return Found(parts=parts, labels=torch.from_numpy(places.reshape(-1)).long(), classes=classes, notes=notes)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from upcycle.core.errors import UserError, require
-from upcycle.data import graph_shares
+from upcycle.data import factor_graphs, graph_shares
 from upcycle.data.decode import readable
 from upcycle.data.fair_tables import TABLES, read_persons
 from upcycle.data.graph_checks import Parts, of_parts
@@ -20,6 +20,8 @@ from upcycle.data.planetoid import read_citations
 PREFIX = "graphs:"
 TEST, VALIDATION = 0.3, 0.1
 """Shares of a named set of graphs: tested on, and of the others validated on."""
+PER_CLASS = (40, 20)
+"""Papers for each class that are trained on and validated on where the split is not the public one, as TWP has it."""
 TEST_PERSONS, VALIDATION_PERSONS = 0.5, 0.3
 """Shares of the persons of a table: tested on, and validated on."""
 
@@ -74,8 +76,8 @@ NAMED = {
 
 
 def is_graphs(reference: object) -> bool:
-    """Whether a reference names graphs: a name, or ``graphs:PATH``."""
-    return isinstance(reference, str) and (reference in NAMED or reference.startswith(PREFIX))
+    """Whether a reference names graphs: a name, ``factors:F`` or ``graphs:PATH``."""
+    return isinstance(reference, str) and (reference in NAMED or reference.startswith((PREFIX, factor_graphs.PREFIX)))
 
 
 def check_graphs(reference: str) -> None:
@@ -84,6 +86,9 @@ def check_graphs(reference: str) -> None:
     Args:
         reference: see :func:`load_graphs`.
     """
+    if reference.startswith(factor_graphs.PREFIX):
+        factor_graphs.asked(reference)
+        return
     if reference in NAMED:
         _folder(reference)
         return
@@ -98,20 +103,24 @@ def check_graphs(reference: str) -> None:
 def load_graphs(reference: str, *, split: int = 0) -> GraphSet:
     """Load graphs into memory, with train, validation and test splits.
 
-    ``cora`` and ``citeseer`` have the public split. Of the sets of graphs 30 % are tested on and a tenth of the others
-    is validated on, of the tables half and 30 %; both are drawn once for all, each class in its proportion. Of other
+    ``cora`` and ``citeseer`` have the public split, and others that are drawn. Of the sets of graphs 30 % are tested on
+    and a tenth of the others is validated on, of the tables half and 30 %; both are drawn once for all, each class in
+    its proportion. Of other
     graphs, what each holds decides (:mod:`upcycle.data.shares`). ``notes`` says so.
 
     Args:
         reference: ``cora``, ``citeseer``, ``mutag``, ``ptc``, ``proteins``, ``nci1``, ``imdb_binary``, ``credit``,
-            ``bail``, ``german``; or ``graphs:PATH``, a folder in TU layout or with one text file in the form that GIN
-            and DGCNN use, or such a file.
-        split: the number of the drawn split of a named set; claims draw several.
+            ``bail``, ``german``; ``factors:F`` (:mod:`upcycle.data.factor_graphs`); or ``graphs:PATH``, a folder in TU
+            layout or with one text file in the form that GIN and DGCNN use, or such a file.
+        split: the number of the drawn split of a named set, of which claims take several; of papers 0 is the public
+            one.
 
     Raises:
         UserError: for what is not there, broken or contradicts itself, naming it.
     """
     check_graphs(reference)
+    if reference.startswith(factor_graphs.PREFIX):
+        return factor_graphs.load_factors(reference, split)
     if reference in _PAPERS:
         return _papers(reference, split)
     if reference in _TEXTS:
@@ -128,8 +137,14 @@ def load_graphs(reference: str, *, split: int = 0) -> GraphSet:
 
 
 def _papers(name: str, split: int) -> GraphSet:
-    require(split == 0, f"{name} has one split, the public one; split must be 0.")
     known, found = NAMED[name], read_citations(_folder(name), name)
+    orders, said = found.split, f"The splits of {name} are the public ones of Planetoid."
+    if split:
+        labelled = (found.labels >= 0).nonzero().flatten()
+        n, k = len(labelled), len(known.classes)
+        drawn = graph_shares.fixed(found.labels[labelled], split, n - sum(PER_CLASS) * k, PER_CLASS[1] * k)
+        orders = {part: labelled[order] for part, order in drawn.items()}
+        said = _fixed_note(name, n, "nodes", split, len(orders["validation"]), len(orders["test"]))
     total = found.x.sum(1, keepdim=True)
     parts = Parts(
         x=found.x / total.where(total > 0, torch.ones(())),
@@ -138,11 +153,11 @@ def _papers(name: str, split: int) -> GraphSet:
         edges=torch.tensor([found.edge_index.shape[1]]),
     )
     notes = [
-        f"The splits of {name} are the public ones of Planetoid.",
+        said,
         f"The features of each node of {name} are divided by their sum.",
     ]
     return GraphSet.of_nodes(
-        name, of_parts(name, parts), found.labels, known.classes, found.split, licence=known.licence, notes=notes
+        name, of_parts(name, parts), found.labels, known.classes, orders, licence=known.licence, notes=notes
     )
 
 

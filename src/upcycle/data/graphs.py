@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from upcycle.core.batches import Batch
+from upcycle.core.errors import require
 from upcycle.core.graph_inputs import Graphs, table
 from upcycle.core.graphs import GraphTakes
+from upcycle.core.task import CLASSIFICATION, Task
 from upcycle.data import graph_objects, graph_shares
 from upcycle.data.collection import Collection, Samples, counted
 from upcycle.data.graph_checks import of_parts, require_labels
@@ -28,9 +30,11 @@ class GraphSplit(Samples):
         labels, augment, ordered: see :class:`upcycle.data.collection.Samples`.
         ids: int64 (n,), which graphs of the set these are.
         union: all graphs of the set.
+        task: that the labels are of; of several yes-or-no labels a graph they are float (n, k).
     """
 
     union: Graphs
+    task: Task = CLASSIFICATION
 
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
         """See :class:`upcycle.core.batches.Split`; the inputs are :class:`upcycle.core.graphs.Graphs`."""
@@ -42,6 +46,11 @@ class GraphSplit(Samples):
         edges = torch.bincount(self.union.batch[self.union.edge_index[1]], minlength=self.union.n)
         nodes = torch.bincount(self.union.batch, minlength=self.union.n)
         return (edges / nodes)[self.ids]
+
+    def with_others(self, others: Sequence[Self]) -> Self:
+        """See :meth:`Samples.with_others`."""
+        require(all(o.union is self.union for o in others), "Graphs of several sets cannot be joined.")
+        return super().with_others(others)
 
     def contents(self) -> tuple[Tensor, ...]:
         """The graphs of the whole set; which of them these are, ``ids`` says."""
@@ -78,6 +87,11 @@ class NodeSplit(Samples):
         """How many neighbours each node has, float32 (n,)."""
         return torch.bincount(self.graph.edge_index[1], minlength=len(self.graph.batch)).float()[self.ids]
 
+    def with_others(self, others: Sequence[Self]) -> Self:
+        """See :meth:`Samples.with_others`."""
+        require(all(o.graph is self.graph for o in others), "Nodes of several graphs cannot be joined.")
+        return super().with_others(others)
+
     def contents(self) -> tuple[Tensor, ...]:
         """The whole graph; which of its nodes these are, ``ids`` says."""
         return _tensors_of(self.graph)
@@ -91,7 +105,7 @@ class GraphSet(Collection):
         name, classes, licence, notes, chosen, measured, lineage, reading, answered: see
             :class:`upcycle.data.collection.Collection`.
         described: what a network for them takes.
-        columns: further facts about each graph or node of the whole set, by name, (number of them,): a sensitive
+        columns: further facts about each graph or node of the whole set, by name, (number of them, ...): a sensitive
             attribute, say. ``ids`` of a split are positions in them.
     """
 
@@ -163,27 +177,33 @@ class GraphSet(Collection):
         *,
         licence: str = "unknown",
         notes: Sequence[str] = (),
+        task: Task = CLASSIFICATION,
+        columns: dict[str, Tensor] | None = None,
     ) -> GraphSet:
         """A set whose samples are graphs.
 
         Args:
             name: names the set.
             graphs: all of them.
-            labels: int64 (n,), -1 where unknown.
+            labels: int64 (n,), -1 where unknown; of another task what that asks for.
             classes: class names.
             split: as in :meth:`of`.
             licence: of the data.
             notes: what must be said about them.
+            task: that the labels are of.
+            columns: further facts about each graph.
         """
         orders, said = _orders(name, split, lambda: graph_shares.of_graphs(graphs), "graph", graphs.n)
-        graph_shares.require_trained(name, orders["train"], labels, classes, "graph")
+        if task == CLASSIFICATION:
+            graph_shares.require_trained(name, orders["train"], labels, classes, "graph")
 
         def of(order: Tensor) -> GraphSplit:
-            return GraphSplit(union=graphs, labels=labels[order], ids=order)
+            return GraphSplit(union=graphs, labels=labels[order], ids=order, task=task)
 
         sizes = graphs.starts[0].diff()
         takes = GraphTakes(_width(graphs.x), _width(graphs.edge_attr), (int(sizes.min()), int(sizes.max())), "graph")
-        return cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
+        made = cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
+        return replace(made, columns=columns or {})
 
     @classmethod
     def of_nodes(

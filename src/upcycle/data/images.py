@@ -13,10 +13,11 @@ from torch import Tensor
 
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.frequency import counts_of
 from upcycle.core.reading import RESIZES, Reading
 from upcycle.core.takes import Pictures
 from upcycle.data import augment
-from upcycle.data.collection import Collection, Samples, counted
+from upcycle.data.collection import Collection, Samples, counted, draw
 
 if TYPE_CHECKING:
     from upcycle.core.models import Model
@@ -102,6 +103,16 @@ class ImageSplit(Samples):
     def subset(self, index: Tensor) -> Self:
         """The samples ``index``, in that order."""
         return replace(self, images=self.images[index], labels=self.labels[index], ids=self.ids[index])
+
+    def with_others(self, others: Sequence[Self]) -> Self:
+        """See :meth:`Samples.with_others`; an image that is in several gets a number of its own in each."""
+        every = (self, *others)
+        ids = torch.cat([split.ids for split in every])
+        if len(ids.unique()) < len(ids):
+            step = int(ids.max()) + 1
+            ids = torch.cat([split.ids + i * step for i, split in enumerate(every)])
+        images, labels = (torch.cat([getattr(split, name) for split in every]) for name in ("images", "labels"))
+        return replace(self, images=images, labels=labels, ids=ids, ordered=False)
 
     def contents(self) -> tuple[Tensor, ...]:
         """The pixels."""
@@ -213,9 +224,63 @@ class Images(Collection):
                 raise unknown("augmentation", name, augment.OPERATIONS)
         return replace(self, train=replace(self.train, augment=tuple(operations)))
 
+    def long_tailed(self, ratio: float, seed: int, order: Sequence[int] | None = None) -> Self:
+        """Only a long tail of the training images: of the j-th of k classes n_j = round(n_1 ratio^(-j/(k-1))).
+
+        n_1 is the largest for which each class has enough: all images of the first class, where all have equally many.
+        Validation and test keep their balance. For one seed a steeper tail is part of a flatter one, and of each class
+        those are kept that :meth:`few` would keep.
+
+        Args:
+            ratio: of the images of the first class to those of the last one.
+            seed: draws them.
+            order: places in ``classes``, from the most frequent class to the rarest; ``None``: as they are.
+
+        Raises:
+            UserError: a ratio of 1 or less, or one that leaves a class without images.
+        """
+        check_ratio(ratio)
+        k = len(self.classes)
+        require(k >= 2, f"{self.name} has {counted(k, 'class', 'classes')}, and a long tail takes two or more.")
+        order = tuple(range(k)) if order is None else tuple(order)
+        require(sorted(order) == list(range(k)), f"order must name each of the {k} classes of {self.name} once.")
+        have, share = counts_of(self.train.labels, k), [ratio ** (-j / (k - 1)) for j in range(k)]
+        if 0 in have:
+            raise UserError(
+                f"{self.name} has no labelled training image of '{self.classes[have.index(0)]}', so no long tail."
+            )
+        most = int(min(have[c] / s for c, s in zip(order, share, strict=True)))
+        counts = [0] * k
+        for c, s in zip(order, share, strict=True):
+            counts[c] = round(most * s)
+            if not counts[c]:
+                raise UserError(
+                    f"A long tail of {ratio:g} leaves '{self.classes[c]}' of {self.name} without a training image, "
+                    f"since the most frequent class has {most:,}; choose a smaller one."
+                )
+        index = draw(self.train.labels, self.train.ids, counts, seed, "few")
+        first, last = (f"{counts[c]:,} training images of '{self.classes[c]}'" for c in (order[0], order[-1]))
+        note = f"A long tail of {self.name}: from {first} to {last}, drawn with seed {seed}."
+        chosen = {"ratio": ratio, "seed": seed, "order": list(order), "ids": self.train.ids[index].tolist()}
+        return replace(
+            self.subset(index),
+            name=f"{self.name}_lt{ratio:g}",
+            chosen={**self.chosen, "long_tailed": chosen},
+            notes=[*self.notes, note],
+        )
+
     def splits(self) -> Mapping[str, ImageSplit]:
         """The three splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def check_ratio(ratio: float) -> None:
+    """Raise :class:`UserError` for the ratio of a long tail that is none."""
+    require(
+        math.isfinite(ratio) and ratio > 1,
+        "long_tail must be more than 1, the training images of the first class for each of the last one, not "
+        f"{ratio:g}.",
+    )
 
 
 def as_images(data: Collection) -> Images:

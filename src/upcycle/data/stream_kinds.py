@@ -2,7 +2,8 @@
 
 A stream is written ``KIND:DATA/TASKS``: ``splits:cifar10/5``, ``splits:digits/2+1`` (two classes, then one at a time),
 ``permuted:mnist/10``, ``rotated:mnist/20``, ``parts:mnist/5`` (a random fifth of the images at a time),
-``drifting:mnist`` and ``folders:PATH`` (a folder of images a task).
+``drifting:mnist`` and ``folders:PATH`` (a folder of images a task). Nodes and graphs come as ``splits:cora/3``,
+``parts:cora/5`` and ``tasks:PATH`` (a set of graphs a task).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +24,17 @@ from upcycle.core.reading import Reading
 from upcycle.data.augment import uniform
 from upcycle.data.collection import Collection, draw
 from upcycle.data.folder_streams import folder_stream
+from upcycle.data.graph_sources import is_graphs
+from upcycle.data.graph_streams import graph_tasks, require_two
 from upcycle.data.images import Images, ImageSplit, as_images
 from upcycle.data.labels import relabelled
 from upcycle.data.pixels import Size
 from upcycle.data.sources import check_reference, load
 from upcycle.data.streams import Scenario, Stream
 
-KINDS = ("splits", "permuted", "rotated", "parts", "drifting", "folders")
+KINDS = ("splits", "permuted", "rotated", "parts", "drifting", "folders", "tasks")
+FOLDERS = {"folders": "a folder of images", "tasks": "a set of graphs"}
+"""The things that lie in a folder for each task."""
 
 
 _SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<data>.+?)(/(?P<count>\d+(\+\d+|(,\d+)+)?))?")
@@ -37,10 +43,16 @@ _SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<data>.+?)(/(?P<count>\d+(\+\d+|(,\d+)+
 def check_stream(reference: str) -> None:
     """Raise :class:`UserError` at once for a stream that cannot be made (cheap: no images are read)."""
     kind, data, _ = _parts(reference)
-    if kind == "folders":
-        require(Path(data).expanduser().is_dir(), f"There is no folder {data} with a folder of images for each task.")
+    if kind in FOLDERS:
+        require(Path(data).expanduser().is_dir(), f"There is no folder {data} with {FOLDERS[kind]} for each task.")
     else:
         check_reference(data)
+
+
+def is_of_graphs(reference: str) -> bool:
+    """Whether a stream is of graphs or nodes, by its name."""
+    kind, data, _ = _parts(reference)
+    return kind == "tasks" or is_graphs(data)
 
 
 def _parts(reference: str) -> tuple[str, str, str]:
@@ -53,7 +65,7 @@ def _parts(reference: str) -> tuple[str, str, str]:
 
 
 def stream(
-    reference: str | Images,
+    reference: str | Collection,
     *,
     tasks: str = "",
     scenario: Scenario | None = None,
@@ -63,39 +75,53 @@ def stream(
     channels: int | None = None,
     reading: Reading | None = None,
     columns: tuple[str, str] = ("", ""),
+    long_tail: float | None = None,
 ) -> Stream:
-    """A stream from its name, or splits of images that are loaded already.
+    """A stream from its name, or splits of data that are loaded already.
 
     Args:
-        reference: see this module's docstring; or an :class:`Images`, whose classes are split.
-        tasks: of an :class:`Images`: how its classes are split, as after the stroke of a name: ``5`` tasks of
-            equally many classes, ``2+1`` for two and then one at a time, or ``2,3,5``.
-        scenario: class-incremental by default for splits and folders, domain-incremental for permuted and rotated
-            images and for parts (the only one), general for drifting ones.
-        shuffle: draws another order of classes (splits) or tasks (folders) from this seed.
-        few: only so many training images of each class in each task, drawn with a fixed seed.
+        reference: see this module's docstring; or a :class:`Collection`, whose classes are split.
+        tasks: of a :class:`Collection`: how its classes are split, as after the stroke of a name: ``5`` tasks of
+            nearly equally many classes, ``2+1`` for two and then one at a time, or ``2,3,5``.
+        scenario: class-incremental by default for splits, folders and sets of graphs, domain-incremental for
+            permuted and rotated images and for parts (the only one), general for drifting ones.
+        shuffle: draws another order of classes (splits) or tasks (folders, tasks) from this seed.
+        few: only so many training samples of each class in each task, drawn with a fixed seed.
         size, channels, reading, columns: as in :func:`upcycle.data.load`.
+        long_tail: keep only such a tail of the training images, see :meth:`Images.long_tailed`; not of folders.
 
     Raises:
         UserError: for what is unknown, not found, or cannot be split so.
     """
     if isinstance(reference, Collection):
-        reference = as_images(reference)
-        made = _splits(f"splits:{reference.name}/{tasks}", reference, tasks, scenario or "class", shuffle)
+        if long_tail is not None:
+            reference = as_images(reference).long_tailed(long_tail, 0)
+        name, whole = f"splits:{reference.name}/{tasks}", cast("Images", reference)
+        made = _splits(name, whole, tasks, scenario or "class", shuffle)
         return _few(made, few)
     kind, data, count = _parts(reference)
+    require(kind not in FOLDERS or not count, f"Each folder in {data} is a task, so leave out /{count}.")
+    if kind == "tasks":
+        require(long_tail is None, "A long tail is one of images, and these are graphs; leave out long_tail.")
+        require(size is None and not any(columns), "Graphs have no size and no columns of images; leave these out.")
+        return _few(graph_tasks(reference, Path(data).expanduser(), scenario or "class", shuffle), few)
     if kind == "folders":
-        require(not count, f"Each folder in {data} is a task, so leave out /{count}.")
+        require(
+            long_tail is None, f"Each folder in {data} is a task with the images that are in it; leave out long_tail."
+        )
         read = partial(load, size=size, channels=channels, columns=columns, least_classes=1)
         root, reading = Path(data).expanduser(), reading or Reading()
         return _few(folder_stream(reference, root, scenario or "class", shuffle, read, reading), few)
-    images = as_images(load(data, size=size, channels=channels, reading=reading, columns=columns))
+    images = load(data, size=size, channels=channels, reading=reading, columns=columns)
     require(bool(images.classes), f"{images.name} has no labels, so there are no classes to make a stream of.")
+    if long_tail is not None:
+        images, reference = as_images(images).long_tailed(long_tail, 0), f"{reference}, a long tail of {long_tail:g}"
     if kind == "splits":
         return _few(_splits(reference, images, count, scenario or "class", shuffle), few)
     require(
         shuffle is None, f"The order of the tasks of {kind}: streams is part of their definition; leave out shuffle."
     )
+    images = images if kind == "parts" else as_images(images)
     if kind == "drifting":
         require(not count, f"A drifting stream has no tasks, so leave out /{count}.")
         require(scenario in (None, "general"), "A drifting stream has no tasks: its scenario is general.")
@@ -111,7 +137,7 @@ def stream(
 def _few(made: Stream, few: int | None) -> Stream:
     if few is None:
         return made
-    require(few >= 2, f"few takes at least 2 images a class, not {few}.")
+    require(few >= 2, f"few takes at least 2 {made.base.noun} a class, not {few}.")
     make = made.make
 
     def fewer(t: int) -> Images:
@@ -120,7 +146,7 @@ def _few(made: Stream, few: int | None) -> Stream:
         return images.subset(draw(images.train.labels, images.train.ids, counts, 0, "few"))
 
     return dataclasses.replace(
-        made, make=fewer, name=f"{made.name}, {few} images a class", order={**made.order, "few": few}
+        made, make=fewer, name=f"{made.name}, {few} {made.base.noun} a class", order={**made.order, "few": few}
     )
 
 
@@ -139,12 +165,8 @@ def _sizes(count: str, k: int, name: str) -> list[int]:
         return sizes
     require(count.isdigit() and int(count) >= 1, f"splits:{name} needs the number of its tasks: splits:{name}/5.")
     n = int(count)
-    require(
-        k % n == 0,
-        f"The {k} classes of {name} do not divide into {n} tasks of equally many; write their sizes, "
-        f"as in splits:{name}/2,3,5.",
-    )
-    return [k // n] * n
+    require(n <= k, f"The {k} classes of {name} do not divide into {n} tasks, for each needs at least one.")
+    return [k // n + (t < k % n) for t in range(n)]  # where they do not divide, the first tasks have one more
 
 
 def _splits(name: str, images: Images, count: str, scenario: Scenario, shuffle: int | None) -> Stream:
@@ -153,6 +175,8 @@ def _splits(name: str, images: Images, count: str, scenario: Scenario, shuffle: 
         scenario in ("class", "task", "general"), "Splits bring new classes: their scenario is class, task or general."
     )
     k = len(images.classes)
+    if not isinstance(images, Images):
+        require_two(images)
     places = torch.arange(k)
     if shuffle is not None:
         places = torch.randperm(k, generator=torch.Generator().manual_seed(shuffle))

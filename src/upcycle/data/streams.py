@@ -1,4 +1,7 @@
-"""Streams: image data that come as a sequence of tasks, under a protocol that says what may be known."""
+"""Streams: data that come as a sequence of tasks, under a protocol that says what may be known.
+
+Tasks are annotated as images, since most methods learn those; graphs come as they are.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.inputs import of_plain
 from upcycle.core.reading import Reading
-from upcycle.core.takes import Pictures
+from upcycle.core.takes import Takes
 from upcycle.data.images import Images, ImageSplit
 
 if TYPE_CHECKING:
@@ -36,8 +39,8 @@ class Stream:
         scenario: see :data:`SCENARIOS`.
         classes: the names of all classes, in the order in which they come.
         tasks: for each task the columns of its classes.
-        make: the images of task t; made when they are asked for, so that a stream needs the memory of one task.
-        base: what the tasks are made of; for the name, the normalisation and the shape of images.
+        make: the samples of task t; made when they are asked for, so that a stream needs the memory of one task.
+        base: what the tasks are made of; for the name, the normalisation and the shape of samples.
         order: JSON data: what decides the order of classes and tasks.
         before: the columns of classes that the network learnt before this stream.
         derived: the tasks follow from ``base`` and ``order`` alone.
@@ -74,18 +77,23 @@ class Stream:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of one image."""
+        """(c, h, w) of one image; graphs have none."""
         return self.base.shape
 
     @property
-    def takes(self) -> Pictures:
-        """A description of what a network for these images takes."""
+    def takes(self) -> Takes:
+        """A description of what a network for these data takes."""
         return self.base.takes
 
     @property
     def train(self) -> ImageSplit:
-        """The training images that the tasks are made of; for their normalisation and type."""
+        """The training samples that the tasks are made of; for their normalisation and type."""
         return self.base.train
+
+    @property
+    def test(self) -> ImageSplit:
+        """The test samples of all tasks, as far as these are made of one set."""
+        return self.base.test
 
     @property
     def reading(self) -> Reading:
@@ -94,40 +102,43 @@ class Stream:
 
     @property
     def ordered(self) -> bool:
-        """Whether the images of a task come in a fixed order, each once."""
+        """Whether the samples of a task come in a fixed order, each once."""
         return self.scenario == "general"
 
     def task(self, t: int) -> Images:
-        """The images of task t, from 0: training, validation and test.
+        """The samples of task t, from 0: training, validation and test.
 
         Raises:
-            UserError: no such task, or one without training images.
+            UserError: no such task, one without training samples, or one that does not fit the first.
         """
         require(0 <= t < len(self), f"{self.name} has the tasks 0 to {len(self) - 1}, so there is no task {t}.")
         images = self.make(t)
-        require(len(images.train) > 1, f"Task {t} of {self.name} has {len(images.train)} training images.")
-        require(images.shape == self.shape, f"Task {t} of {self.name} has images of {_by(images.shape)} and the first "
-                f"task of {_by(self.shape)}; --size brings images to one size.")  # fmt: skip
+        require(len(images.train) > 1, f"Task {t} of {self.name} has {len(images.train)} training {images.noun}.")
+        self._require_alike(t, images)
         return dataclasses.replace(images, train=dataclasses.replace(images.train, ordered=self.ordered))
 
     def seen(self, t: int) -> tuple[int, ...]:
         """The columns of all classes of the tasks 0 to t."""
         return tuple(sorted({k for columns in self.tasks[: t + 1] for k in columns}))
 
+    def _require_alike(self, t: int, images: Images) -> None:
+        """A network must take the samples of every task."""
+        if isinstance(images, Images):
+            require(
+                images.shape == self.shape,
+                f"Task {t} of {self.name} has images of {_by(images.shape)} and the first task of {_by(self.shape)}; "
+                "--size brings images to one size.",
+            )
+            return
+        problems = self.takes.problems(images.takes)
+        require(not problems, f"Task {t} of {self.name} is not for a network of the first task: {'; '.join(problems)}.")
+
     def joint(self) -> Images:
         """All tasks at once; one copy of the images of a domain for each."""
-        parts = [self.task(t) for t in range(len(self))]
-
-        def join(split: str) -> ImageSplit:
-            found = [getattr(part, split) for part in parts]
-            ids = torch.cat([s.ids for s in found])
-            if len(ids.unique()) < len(ids):  # the same images in several tasks
-                step = int(ids.max()) + 1
-                ids = torch.cat([s.ids + i * step for i, s in enumerate(found)])
-            return dataclasses.replace(found[0], images=torch.cat([s.images for s in found]), ordered=False,
-                                       labels=torch.cat([s.labels for s in found]), ids=ids)  # fmt: skip
-
-        return dataclasses.replace(parts[0], train=join("train"), validation=join("validation"), test=join("test"))
+        first, *others = (self.task(t) for t in range(len(self)))
+        rest = {name: [other.splits()[name] for other in others] for name in first.splits()}
+        joined: dict[str, Any] = {name: split.with_others(rest[name]) for name, split in first.splits().items()}
+        return dataclasses.replace(first, **joined)
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Stream:
         """The same stream, whose batches are normalised with ``mean`` and ``std``."""
@@ -137,12 +148,13 @@ class Stream:
                                    make=lambda t: make(t).normalised(mean, std))  # fmt: skip
 
     def seen_by(self, model: Model) -> Stream:
-        """See :meth:`normalised`."""
-        return self.normalised(model.mean, model.std)
+        """The same stream as ``model`` takes it, see :meth:`Collection.seen_by`."""
+        make, base = self.make, self.base.seen_by(model)
+        return dataclasses.replace(self, base=base, make=lambda t: make(t).seen_by(model))
 
     @property
     def usual_augmentation(self) -> tuple[str, ...]:
-        """That of the images."""
+        """That of the data."""
         return self.base.usual_augmentation
 
     def augmented(self, operations: tuple[str, ...]) -> Stream:

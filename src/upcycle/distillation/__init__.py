@@ -3,6 +3,7 @@
 from upcycle.core.method import Method
 from upcycle.distillation.cmi import CMI
 from upcycle.distillation.deepinversion import DeepInversion
+from upcycle.distillation.factorgcn import FactorGCN
 from upcycle.distillation.fastdfkd import FastDFKD
 from upcycle.distillation.gfkd import GFKD
 from upcycle.distillation.kd import KD
@@ -11,6 +12,7 @@ from upcycle.distillation.netgraft import NetGraft
 from upcycle.distillation.onestagegan import OneStageGAN
 from upcycle.distillation.plain import Plain
 from upcycle.distillation.reliant import RELIANT
+from upcycle.distillation.spagan import SPAGAN
 from upcycle.distillation.tfkd import TfKD
 from upcycle.distillation.vam import VAM
 
@@ -27,4 +29,6 @@ METHODS: tuple[type[Method], ...] = (
     OneStageGAN,
     GFKD,
     RELIANT,
+    FactorGCN,
+    SPAGAN,
 )

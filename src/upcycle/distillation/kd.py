@@ -153,7 +153,7 @@ class KD(Method):
             teacher,
             data.train,
             classes=len(data.classes),
-            cache=self.cache,
+            cache="off" if self.recipe.mixes else self.cache,
             views=self.views,
             augmented=bool(data.train.augment),
         )

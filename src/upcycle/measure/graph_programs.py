@@ -60,7 +60,7 @@ def write_program(network: nn.Module, example: Graphs, held: Graphs, file: Path,
     """Write a program for any number of nodes, edges and graphs, and give its answers to ``held``.
 
     Args:
-        network: takes :class:`Graphs`.
+        network: takes :class:`Graphs`; one for a single graph (``own_example``) gets a program for these numbers alone.
         example: what it is traced with.
         held: other graphs.
         file: a ``.pt2``.
@@ -75,9 +75,9 @@ def write_program(network: nn.Module, example: Graphs, held: Graphs, file: Path,
         "edge_attr": {0: edges},
     }
     shapes = (tuple(free[name] for name in names(takes)),)
-    module = OfTensors(network, takes)
+    module, dynamic = OfTensors(network, takes), None if hasattr(network, "own_example") else shapes
     with torch.no_grad():
-        program = torch.export.export(module, tensors(example, takes), dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(module, tensors(example, takes), dynamic_shapes=dynamic, strict=False)
         torch.export.save(program, file)
         answer: Tensor = torch.export.load(file).module()(*tensors(held, takes))
     return answer

@@ -106,13 +106,13 @@ def write_report(run_directory: Path) -> Path:
 
 
 def _page(run_directory: Path, result: dict[str, Any], family: lineage.Node | None) -> str:
-    data = result.get("data", {})
+    data, figure = result.get("data", {}), str(result.get("figure", "test accuracy"))
     arms = figures.arms(result.get("rows", []))
     classes = [str(c) for c in data.get("classes", [])]
     by_class = [*figures.per_class(classes, arms), *figures.confusion(classes, arms, figures.product(arms))]
     pictures = [picture(file) for file in sorted(run_directory.glob("pictures/*.json"))]
     sections = [
-        ("training", "Training", figures.training(figures.curves(run_directory), arms, _measured(data))),
+        ("training", "Training", figures.training(figures.curves(run_directory), arms, _measured(data, figure))),
         ("classes", "Class by class", by_class),
         ("calibration", "Calibration", figures.calibration(arms)),
     ]
@@ -127,8 +127,8 @@ def _page(run_directory: Path, result: dict[str, Any], family: lineage.Node | No
         facts=_facts(result),
         notes=list(dict.fromkeys([*result.get("notes", []), *data.get("notes", [])])),
         arms=arms,
-        measures=_measures(arms, figure := str(result.get("figure", "test accuracy")).capitalize()),
-        headline=figures.headline(arms, figure),
+        measures=_measures(arms, figure[:1].upper() + figure[1:]),
+        headline=figures.headline(arms, figure[:1].upper() + figure[1:]),
         sections=[section for section in sections if section[2]],
         family=family,
         summary=lineage.summary,
@@ -138,9 +138,11 @@ def _page(run_directory: Path, result: dict[str, Any], family: lineage.Node | No
     )
 
 
-def _measured(data: dict[str, Any]) -> str:
+def _measured(data: dict[str, Any], figure: str) -> str:
     """Give what is measured on validation images: agreement with the teacher where their labels are its answers."""
-    return "agreement" if "validation" in data.get("answered", ()) else "accuracy"
+    if "validation" in data.get("answered", ()):
+        return "agreement"
+    return figure.removeprefix("test ") if figure.startswith("test ") else "accuracy"
 
 
 def _heading(result: dict[str, Any], family: lineage.Node | None) -> str:

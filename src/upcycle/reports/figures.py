@@ -144,7 +144,7 @@ def training(logged: list[Curve], arms: list[Arm], measured: str = "accuracy") -
     """Validation accuracy of all arms in one plot; the losses of each arm and stage in one of their own.
 
     Args:
-        measured: what the accuracy is called.
+        measured: what the accuracy is called, or the figure that takes its place.
     """
     roles = {str(arm.row.get("role")): arm for arm in reversed(arms)}  # the first of a role
     if "product" in roles:
@@ -159,15 +159,16 @@ def training(logged: list[Curve], arms: list[Arm], measured: str = "accuracy") -
         return f"{name}, {stage}" if several and stage else name
 
     figures = []
-    accuracy = [c for c in logged if "accuracy" in c.name]
+    own = {"validation_accuracy", f"validation_{measured}"}
+    accuracy = [c for c in logged if "accuracy" in c.name or c.name in own]
     if accuracy:
         kinds = list(dict.fromkeys((c.arm, c.stage, c.name) for c in accuracy))
         tones = {k: roles[k[0]].tone if k[0] in roles and not several else svg.tone_of(i) for i, k in enumerate(kinds)}
-        names = {k: title(*k[:2]) + ("" if k[2] == "validation_accuracy" else f", {_words(k[2])}") for k in kinds}
+        names = {k: title(*k[:2]) + ("" if k[2] in own else f", {_words(k[2])}") for k in kinds}
         series = [
             Series(_seeded(names[k], c.seed), c.x, c.y, tones[k]) for c in accuracy if (k := (c.arm, c.stage, c.name))
         ]
-        label = f"{measured.capitalize()} over the epochs"
+        label = f"{measured[:1].upper()}{measured[1:]} over the epochs"
         body = line_plot(series, label=label, x=accuracy[0].unit, y=measured, show=percent)
         key = svg.legend([(names[k], tones[k]) for k in kinds])
         figures.append(Figure(f"Validation {measured}", _one_line(accuracy), key + body))

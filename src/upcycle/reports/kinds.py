@@ -116,6 +116,7 @@ class _Scatter(_Picture):
     y: str
     items: Annotated[list[_Point], Meta(min_length=1)]
     log: NotRequired[bool]
+    noun: NotRequired[str]
 
 
 class _Block(TypedDict):
@@ -151,6 +152,23 @@ class _Rings(_Picture):
     groups: NotRequired[list[Text]]
 
 
+class _Path(TypedDict):
+    nodes: Annotated[list[Text], Meta(min_length=2, max_length=4)]
+    groups: Annotated[list[Count], Meta(min_length=2, max_length=4)]
+    weight: Annotated[float, Meta(ge=0)]
+
+
+class _Centre(TypedDict):
+    label: Text
+    paths: Annotated[list[_Path], Meta(min_length=1, max_length=60)]
+    more: NotRequired[str]
+
+
+class _Paths(_Picture):
+    items: Annotated[list[_Centre], Meta(min_length=1, max_length=60)]
+    groups: NotRequired[list[Text]]
+
+
 KINDS: dict[str, Any] = {
     "images": _Images,
     "overlay": _Overlay,
@@ -163,6 +181,7 @@ KINDS: dict[str, Any] = {
     "blocks": _Blocks,
     "tree": _Tree,
     "graphs": _Rings,
+    "paths": _Paths,
 }
 
 
@@ -193,6 +212,10 @@ def check(data: dict[str, Any], file: Path) -> str:
         for j, edge in enumerate(item["edges"]):
             if max(edge) >= len(item["nodes"]):
                 raise UserError(f"{file} is damaged: $.items[{i}].edges[{j}] names a node that is not there.")
+    for i, item in enumerate(data["items"] if kind == "paths" else ()):
+        for j, path in enumerate(item["paths"]):
+            if len(path["groups"]) != len(path["nodes"]):
+                raise UserError(f"{file} is damaged: $.items[{i}].paths[{j}].groups must have a group for each node.")
     for i, item in enumerate(data["items"] if kind == "overlay" else ()):
         if lacking := [method for method in data["methods"] if method not in item["maps"]]:
             raise UserError(f"{file} is damaged: $.items[{i}].maps lacks {lacking[0]}.")

@@ -19,6 +19,7 @@ from upcycle.reports.bars import Bar, bar_chart, blocks, routes
 from upcycle.reports.figures import Figure, Table, is_number
 from upcycle.reports.lines import Series, line_plot
 from upcycle.reports.matrices import heatmap, mosaic
+from upcycle.reports.paths import Centre, Walk, fans
 from upcycle.reports.rings import Ring, rings
 from upcycle.reports.scatter import Point, scatter_plot
 from upcycle.reports.svg import HUES, Piece, percent
@@ -152,7 +153,7 @@ def _scatter(data: dict[str, Any]) -> tuple[Markup, Table]:
     items = [i for i in data["items"] if is_number(i["x"]) and is_number(i["y"])]
     if log and any(i["x"] <= 0 for i in items):
         raise ValueError("a logarithmic axis has no room for zero or less")
-    large = max(abs(i["x"]) for i in items) >= 10_000
+    large = max(abs(i["x"]) for i in items) > 5_000  # whose axis may end at 10,000
     show = si if large else svg.number
     groups = list(dict.fromkeys(str(i.get("group", "")) for i in items))
     tones = {group: HUES[i % len(HUES)] for i, group in enumerate(groups)}
@@ -170,12 +171,14 @@ def _scatter(data: dict[str, Any]) -> tuple[Markup, Table]:
         points.append(Point(name, item["x"], item["y"], tones[group], front, hint))
         cells.append([name, group, show(item["x"]), svg.number(item["y"]), "yes" if front else ""])
     best = [p.name for p in sorted(points, key=lambda p: p.x) if p.front]
-    label = f"{_label(data)}: {y} against {x} of {len(points)} networks" + (
+    label = f"{_label(data)}: {y} against {x} of {len(points)} {data.get('noun', 'networks')}" + (
         f"; on the front {', '.join(best)}" if best else ""
     )
     key = svg.legend([(group, tone) for group, tone in tones.items() if group])
     body = key + scatter_plot(points, label=label, x=x, y=y, show_x=_round if large else show, log=log)
-    return body, (["name", "group", x, y, "on the front"], cells)
+    heads = ["name", "group", x, y, "on the front"]
+    told = [i for i in range(len(heads)) if i in (0, 2, 3) or any(line[i] for line in cells)]
+    return body, ([heads[i] for i in told], [[line[i] for i in told] for line in cells])
 
 
 def _round(value: float) -> str:
@@ -259,6 +262,24 @@ def _rings(data: dict[str, Any]) -> tuple[Markup, Table]:
     return body, (["graph", "nodes", "edges"], cells)
 
 
+def _paths(data: dict[str, Any]) -> tuple[Markup, Table]:
+    """Paths that leave a node, with their weights."""
+    groups = [str(name) for name in data.get("groups", ())]
+    centres = [
+        Centre(
+            str(item["label"]),
+            [Walk([str(v) for v in p["nodes"]], p["groups"], p["weight"]) for p in item["paths"]],
+            str(item.get("more", "")),
+        )
+        for item in data["items"]
+    ]
+    seen = {group for centre in centres for walk in centre.walks for group in walk.groups}
+    key = [(name, HUES[i % len(HUES)]) for i, name in enumerate(groups) if i in seen]
+    body = svg.legend(key) + fans(centres, label=_label(data), groups=groups)
+    cells = [[c.label, " – ".join(walk.nodes), percent(walk.weight)] for c in centres for walk in c.walks]
+    return body, (["of", "path", "weight"], cells)
+
+
 def _label(data: dict[str, Any]) -> str:
     return str(data.get("title") or data["kind"])
 
@@ -275,4 +296,5 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Markup | tuple[Markup, Table]]] = {
     "blocks": _blocks,
     "tree": _tree,
     "graphs": _rings,
+    "paths": _paths,
 }

@@ -9,6 +9,7 @@ from torch import nn
 from upcycle.surgery.assembling import rebuild_resized
 from upcycle.surgery.constants import rebuild_constants
 from upcycle.surgery.epitome import rebuild_epitome
+from upcycle.surgery.one_graph import rebuild_one_graph
 from upcycle.surgery.stitch import rebuild_stitched
 
 OPERATIONS: dict[str, Callable[..., nn.Module]] = {
@@ -16,4 +17,5 @@ OPERATIONS: dict[str, Callable[..., nn.Module]] = {
     "stitched": rebuild_stitched,
     "epitome": rebuild_epitome,
     "constants": rebuild_constants,
+    "one_graph": rebuild_one_graph,
 }

@@ -13,3 +13,6 @@ DEFAULT_METHOD = {
 
 BASELINE = "plain"
 """The method that learns from labels alone, which stands beside those that take more."""
+
+RARE = "crt"
+"""The method of treat that diagnose names where recall follows the number of training images."""

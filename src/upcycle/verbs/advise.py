@@ -34,7 +34,8 @@ PLACEHOLDERS = (
     "pyg:NAME, package.module:callable or a saved model; to be asked, MODEL may also be http://HOST:PORT/PATH or "
     "FILE.onnx. DATA and SOURCE stand for a data set's name, a folder of images, a Parquet folder, pool:PATH, "
     "hub:ORG/NAME or graphs:PATH. STREAM stands for splits:DATA/5 (its classes in 5 tasks), permuted:DATA/10, "
-    "rotated:DATA/10, parts:DATA/5, drifting:DATA, or folders:PATH (TASK/CLASS/IMAGE in it)."
+    "rotated:DATA/10, parts:DATA/5, drifting:DATA, folders:PATH (TASK/CLASS/IMAGE in it) or tasks:PATH (a set of "
+    "graphs a task)."
 )
 
 

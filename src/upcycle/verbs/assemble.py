@@ -78,6 +78,10 @@ def assemble(
             "one for each.")  # fmt: skip
     if data is None and session.own.get("tune"):
         raise UserError("Fine-tuning needs images: give --data with the classes of the parts.")
+    require(
+        data is not None or session.setting.long_tail is None,
+        "There are no data for --long_tail to choose from; give --data.",
+    )
     session.check(sets)
     require(len(parts) > 1, "assemble needs two parts or more: upcycle assemble PART1 PART2.")
     found, loaded = _parts(parts, sets, naming_of(session.setting))

@@ -18,23 +18,27 @@ from upcycle.core import lineage, references, store
 from upcycle.core.devices import device_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
+from upcycle.core.frequency import counts_of, groups
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
-from upcycle.core.task import Evaluation, judged
+from upcycle.core.task import CLASSIFICATION, Evaluation, judged
 from upcycle.data import Collection, Images, check_reference, describe
 from upcycle.data.images import as_images
 from upcycle.data.labels import match_classes
 from upcycle.diagnosis.errors.class_channels import channel_order
 from upcycle.diagnosis.errors.findings import Diagnosis
 from upcycle.diagnosis.errors.findings import diagnose as look_inside
+from upcycle.diagnosis.errors.frequency import following
 from upcycle.measure.machine import machine
 from upcycle.measure.units import counted, times
 from upcycle.reports import write_report
-from upcycle.verbs import DEFAULT_METHOD
+from upcycle.verbs import DEFAULT_METHOD, RARE
 from upcycle.verbs.degrees import by_class_and_degree
 from upcycle.verbs.degrees import sentence as of_graphs
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.figures import like_of, row, show_accuracy
+from upcycle.verbs.frequency import by_group, group_lines, recall_by_count
+from upcycle.verbs.frequency import sentence as of_frequency
 from upcycle.verbs.heatmaps import known, maps_of, overlay
 from upcycle.verbs.naming import Naming, Reference, in_classes_of, network_and_data, options_as
 from upcycle.verbs.options import Say, command_of
@@ -71,6 +75,7 @@ def diagnose(
     layer: str | None = None,
     samples: int = 50,
     theta: float = 0.2,
+    borders: tuple[int, ...] | None = None,
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     say: Say = print,
     **naming: Any,
@@ -92,6 +97,8 @@ def diagnose(
             none, the last feature map that all logits pass through.
         samples: confident training images of a class that its channels are found from.
         theta: what a channel's score must exceed to belong to a class.
+        borders: two numbers of training images, LOW,HIGH: classes with fewer are few, with more many. If not given,
+            they divide the way from the rarest to the most frequent class, where some are rare.
         accelerator: the kind of device, as in Lightning Fabric.
         say: where progress lines go.
         naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
@@ -110,7 +117,14 @@ def diagnose(
         check_reference(reference)
     net, found = network_and_data(model, reference, said)
     place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
-    looked = {"images": images, "methods": methods, "layer": layer, "samples": samples, "theta": theta}
+    looked = {
+        "images": images,
+        "methods": methods,
+        "layer": layer,
+        "samples": samples,
+        "theta": theta,
+        "borders": borders,
+    }
     named = {"model": model, "data": reference}
     typed = {**named, "out": out, **looked, **naming, "accelerator": accelerator}
     command = command_of("diagnose", diagnose, typed, positional=("model",), always=("data",))
@@ -122,6 +136,7 @@ def diagnose(
     raw = as_images(found)
     seen = in_classes_of(net, raw, said).normalised(net.mean, net.std)
     require(len(seen.test) > 0, f"{seen.name} has no test images to diagnose {net.name} on.")
+    by = groups(counts_of(seen.train.labels, len(net.classes)), borders, name=raw.name)
     device = device_of(accelerator)
     claim_directory(place, resume=False)
     inside = look_inside(net, seen, layer=layer, n=samples, theta=theta, device=device)  # refuses what it cannot do
@@ -131,7 +146,7 @@ def diagnose(
     mending = command_of("treat", diagnose, {**named, **naming}, positional=("model",), always=("data",))
     z = predict_logits(net.module, seen.test, device=device)
     measured = judged(z, seen.test.labels, name=net.name)
-    line = row(net.name, "source", [measured], net)
+    line = by_group(row(net.name, "source", [measured], net), [measured], by)
     right, wrong = _picked(z, seen.test.labels.tolist(), images)
     pictures = {"3-channels": _channels(inside), "4-shared": _shares(inside, mending)} if inside.layer else {}
     shown = {
@@ -155,6 +170,14 @@ def diagnose(
             maps = maps_of(net, part, methods or DEFAULT, strict=methods is not None)
             pictures[name] = overlay(title, caption, net, part, *maps)
     sentence = _sentence(net, seen, measured, inside, doubted)
+    told = inside.to_json()
+    if by is not None:
+        found_so = following(net, measured.per_class, by.counts)
+        told["frequency"] = {**by.plain(), **dataclasses.asdict(found_so), "groups": by.means(measured.per_class)}
+        pictures["5-recall-by-count"] = recall_by_count(net.classes, by.counts, {"": measured.per_class})
+        sentence += of_frequency(found_so, f"{mending} --method {RARE}")
+        for text in group_lines(measured.per_class, by):
+            say(f"         {text}")
     report = _leave(
         net,
         seen,
@@ -164,7 +187,7 @@ def diagnose(
         sentence=sentence,
         row=line,
         pictures=pictures,
-        diagnosis=inside.to_json(),
+        diagnosis=told,
         shows="Inside the network",
     )
     say(sentence)
@@ -176,6 +199,10 @@ def _of_graphs(
     net: Model, data: GraphSet, place: Path, command: str, device: torch.device, start: float, say: Say
 ) -> Diagnosed:
     """Where a network over graphs errs."""
+    require(
+        data.task == CLASSIFICATION,
+        f"diagnose looks at classes, and the task of {data.name} is {data.task.name}; upcycle evaluate measures it.",
+    )
     require(len(data.test) > 0, f"{data.name} has no test {data.noun} to diagnose {net.name} on.")
     claim_directory(place, resume=False)
     say(f"data     {describe(data)}")

@@ -21,7 +21,7 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
-from upcycle.core.task import Measured
+from upcycle.core.task import CLASSIFICATION, Measured
 from upcycle.data import Collection, Images, describe
 from upcycle.data.collection import Samples
 from upcycle.data.pool_files import parent_node
@@ -226,8 +226,8 @@ def _check_data(session: Session) -> None:
         f"--test_data {reference if isinstance(reference, str) else 'DATA'}.",
     )
     require(
-        not setting.shots and setting.labels < 0,
-        f"{name} takes no data, so there is nothing for --shots and --labels to choose from.",
+        not setting.shots and setting.labels < 0 and setting.long_tail is None,
+        f"{name} takes no data, so there is nothing for --shots, --labels and --long_tail to choose from.",
     )
     require(
         setting.label_map is None or setting.test_data is not None,
@@ -330,6 +330,7 @@ def _alone(method: Any, data: Collection) -> tuple[Method, Collection]:
         batch_size=batch,
         warmup=recipe.warmup / recipe.epochs * epochs,
         milestones=tuple(round(m / recipe.epochs * epochs) for m in recipe.milestones),
+        mix_map="self",  # it has no teacher to ask
     )
     data = dataclasses.replace(data, train=data.train.subset(known))
     return baseline()(student=method.student, recipe=recipe), data
@@ -352,8 +353,10 @@ def _sentence(rows: list[dict[str, Any]], data: Collection, *, seen: bool) -> st
     """Say how good the student is, beside what it is compared with; ``seen``: the test samples are of its own pool."""
     student, agreement, noun = rows[-1], "test" in data.answered, data.noun
     count, name, task = len(data.test), data.measured or data.name, data.task
-    if task.unit != "share":
-        beside = "; ".join(f"{line['name']} {line['shown'][task.figure]}" for line in rows)
+    if task != CLASSIFICATION:
+        share = task.unit == "share"
+        shown = [(line["name"], spread(line["accuracy"]) if share else line["shown"][task.figure]) for line in rows]
+        beside = "; ".join(f"{network} {score}" for network, score in shown)
         return f"On the {count:,} test {noun} of {name} the {task.figure} is: {beside}."
     accuracy = statistics.fmean(student["accuracy"])
     if agreement:

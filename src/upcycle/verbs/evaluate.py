@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from upcycle.core import references
 from upcycle.core.devices import device_of
-from upcycle.core.evaluate import evaluate as measure
+from upcycle.core.errors import require
+from upcycle.core.evaluate import measured as measure
+from upcycle.core.frequency import Groups, counts_of, groups
+from upcycle.core.heads import gives_probabilities
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
-from upcycle.core.task import Evaluation
+from upcycle.core.task import CLASSIFICATION, Evaluation, Measured
 from upcycle.data import check_reference
 from upcycle.data.labels import match_classes
 from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.units import bytes_, duration, si
-from upcycle.verbs.figures import like_of
+from upcycle.verbs.figures import like_of, scored
+from upcycle.verbs.frequency import group_lines
 from upcycle.verbs.naming import Naming, Reference, answering, network_and_data, options_as
+
+NOT = "not probabilities"
+"""Stands for figures of probabilities, where the answers of a network are scores alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,7 @@ class Evaluated(Evaluation):
         notes: what a person must know of how it was measured.
         like: what its size and speed are measured on.
         noun: what the samples are called.
+        groups: its classes by the number of their training samples, where some are rare or borders were given.
     """
 
     model: Model
@@ -41,46 +50,115 @@ class Evaluated(Evaluation):
     notes: tuple[str, ...] = ()
     like: Any = None
     noun: str = "images"
+    groups: Groups | None = None
 
     def record(self) -> dict[str, Any]:
         """The figures as JSON data."""
-        cost = count(self.model.module, self.like)
-        return {
-            "model": self.model.name,
-            "data": self.data,
-            "split": self.split,
+        sure = gives_probabilities(self.model.module)
+        figures = {
             "accuracy": self.accuracy,
-            "loss": self.loss,
-            "ece": self.ece,
+            "loss": self.loss if sure else None,
+            "ece": self.ece if sure else None,
             "per_class": self.per_class,
-            "classes": list(self.classes),
-            "count": self.count,
-            "parameters": cost.parameters,
-            "macs": cost.macs,
-            "notes": list(self.notes),
         }
+        by = {**self.groups.plain(), "groups": self.groups.means(self.per_class)} if self.groups else {}
+        return _record(self, figures) | by
 
     def text(self) -> str:
         """The figures for a terminal, with those of size and speed."""
-        module, like = self.model.module, self.like
-        cost = count(module, like)
-        lines = [
-            f"{self.model.name} on {self.count:,} {self.split} {self.noun} of {self.data}",
-            "",
-            f"  accuracy           {self.accuracy:.2%}",
-            f"  loss               {self.loss:.4f}",
-            f"  calibration error  {self.ece:.2%}",
-            f"  parameters         {si(cost.parameters)}",
-            f"  multiply-adds      {si(cost.macs)}",
-            f"  latency            {duration(latency(module, like))}",
-            f"  memory             {bytes_(peak_memory(module, like))}",
-            "",
-            "  by class",
-        ]
-        width = max(map(len, self.classes))
-        for name, share in zip(self.classes, self.per_class, strict=True):
-            lines.append(f"    {name.ljust(width)}  {f'no {self.noun}' if share is None else f'{share:.1%}'}")
-        return "\n".join([*lines, *(f"note     {note}" for note in self.notes)])
+        sure = gives_probabilities(self.model.module)
+        shown = {
+            "accuracy": f"{self.accuracy:.2%}",
+            "loss": f"{self.loss:.4f}" if sure else NOT,
+            "calibration error": f"{self.ece:.2%}" if sure else NOT,
+        }
+        by = group_lines(self.per_class, self.groups) if self.groups is not None else []
+        return _text(self, shown, self.per_class, by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The outcome of :func:`evaluate` where the task is no classification.
+
+    Args:
+        measured: its figures.
+        model, data, split, classes, notes, like, noun: see :class:`Evaluated`.
+    """
+
+    measured: Measured
+    model: Model
+    data: str
+    split: str
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    like: Any = None
+    noun: str = "images"
+
+    @property
+    def score(self) -> float:
+        """The figure of the task, in its unit."""
+        return self.measured.score
+
+    @property
+    def count(self) -> int:
+        """The number of samples that it was measured on."""
+        return self.measured.count
+
+    def record(self) -> dict[str, Any]:
+        """The figures as JSON data."""
+        by_class = {"per_class": found} if (found := getattr(self.measured, "per_class", None)) else {}
+        return _record(self, {"task": self.model.task.name, **self.measured.figures, **by_class})
+
+    def text(self) -> str:
+        """The figures for a terminal, with those of size and speed."""
+        task = self.model.task
+        others = {key: f"{value:.4f}" for key, value in self.measured.figures.items() if key != task.figure}
+        shown = {task.figure: f"{self.score:.2%}" if task.unit == "share" else scored([self.score], task), **others}
+        return _text(self, shown, getattr(self.measured, "per_class", []))
+
+
+def _record(found: Evaluated | Scored, figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a task as JSON data, with what they are of."""
+    cost = count(found.model.module, found.like)
+    return {
+        "model": found.model.name,
+        "data": found.data,
+        "split": found.split,
+        **figures,
+        "classes": list(found.classes),
+        "count": found.count,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "notes": list(found.notes),
+    }
+
+
+def _text(
+    found: Evaluated | Scored, figures: dict[str, str], per_class: list[float | None], groups: Sequence[str] = ()
+) -> str:
+    """The figures of a task for a terminal, with those of size and speed; shares by class where there are some.
+
+    Args:
+        groups: lines on classes with many and with few training samples.
+    """
+    module, like = found.model.module, found.like
+    cost = count(module, like)
+    shown = {
+        **figures,
+        "parameters": si(cost.parameters),
+        "multiply-adds": si(cost.macs),
+        "latency": duration(latency(module, like)),
+        "memory": bytes_(peak_memory(module, like)),
+    }
+    lines = [f"{found.model.name} on {found.count:,} {found.split} {found.noun} of {found.data}", ""]
+    lines += [f"  {name.ljust(17)}  {value}" for name, value in shown.items()]
+    if groups:
+        lines += ["", f"  by number of training {found.noun}", *(f"    {line}" for line in groups)]
+    width = max(map(len, found.classes), default=0)
+    lines += ["", "  by class"] if per_class else []
+    for name, share in zip(found.classes, per_class, strict=False):
+        lines.append(f"    {name.ljust(width)}  {f'no {found.noun}' if share is None else f'{share:.1%}'}")
+    return "\n".join([*lines, *(f"note     {note}" for note in found.notes)])
 
 
 def evaluate(
@@ -88,16 +166,21 @@ def evaluate(
     data: Any = "digits",
     split: Literal["train", "validation", "test"] = "test",
     *,
+    borders: tuple[int, ...] | None = None,
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     **naming: Any,
-) -> Evaluated:
+) -> Evaluated | Scored:
     """Measure a network on a data set: accuracy, by class too, calibration, size and speed.
+
+    Where the data have several labels a sample, F1 takes the place of the accuracy: the result is :class:`Scored`.
 
     Args:
         model: a reference, or the path of a saved model or run; in Python also a module or a
             Model.
         data: a data set, as for distill.
         split: which part of it.
+        borders: two numbers of training samples, LOW,HIGH: classes with fewer are few, with more many. If not given,
+            they divide the way from the rarest to the most frequent class, where some are rare.
         accelerator: the kind of device, as in Lightning Fabric.
         naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
 
@@ -112,18 +195,28 @@ def evaluate(
     if not found.classes:
         found = dataclasses.replace(found, classes=net.classes)
     net = answering(net, said)
+    require(
+        net.task.name == found.task.name,
+        f"{net.name} is for {net.task.name}, and {found.task.name} is the task of the {found.noun} of {found.name}.",
+    )
     columns, note = match_classes(net.classes, found.classes, between=(net.name, found.name))
+    by = None
+    if found.task.name == CLASSIFICATION.name:
+        by = groups(counts_of(found.train.labels, len(found.classes)), borders, name=found.name)
+    require(borders is None or by is not None, f"borders divide single classes, and the task is {found.task.name}.")
     part = getattr(found.seen_by(net), split)
     measured = measure(Columns(net.module, columns), part, device=device_of(accelerator), name=net.name)
-    figures = {f.name: getattr(measured, f.name) for f in dataclasses.fields(measured)}
     notes = (*net.notes, *found.notes, *found.remarks, *([note] if note else []))
-    return Evaluated(
-        **figures,
-        model=net,
-        data=found.name,
-        split=split,
-        classes=found.classes,
-        notes=notes,
-        like=like_of(net, found),
-        noun=found.noun,
-    )
+    about: dict[str, Any] = {
+        "model": net,
+        "data": found.name,
+        "split": split,
+        "classes": found.classes,
+        "notes": notes,
+        "like": like_of(net, found),
+        "noun": found.noun,
+    }
+    if not isinstance(measured, Evaluation):
+        return Scored(measured=measured, **about)
+    figures = {f.name: getattr(measured, f.name) for f in dataclasses.fields(measured)}
+    return Evaluated(**figures, **about, groups=by)

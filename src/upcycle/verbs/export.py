@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upcycle.core import references
+from upcycle.core.errors import require
 from upcycle.measure.export import write_export
 from upcycle.verbs.naming import Naming, Reference, answering, any_network, options_as
 from upcycle.verbs.options import Say
@@ -39,6 +40,7 @@ def export(
         UserError: see :func:`upcycle.measure.export.write_export`.
     """
     said, file = options_as(Naming, "export", naming), Path(out)
+    require(said.long_tail is None, "Nothing is read from data to export a network; leave out --long_tail.")
     if isinstance(model, str):
         references.check_reference(model)
     net = answering(any_network(model, said), said)

@@ -27,7 +27,7 @@ from upcycle.core.models import Model
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
-from upcycle.data.stream_kinds import check_stream
+from upcycle.data.stream_kinds import check_stream, is_of_graphs
 from upcycle.data.stream_kinds import stream as make_stream
 from upcycle.data.streams import Stream, scenario_of
 from upcycle.distillation.data_free.gallery import strip
@@ -36,7 +36,7 @@ from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.directory import first_process
 from upcycle.verbs.figures import figures_of, hundredths, share, spread
 from upcycle.verbs.loading import augmented
-from upcycle.verbs.naming import Reference, Weights, naming_of, network
+from upcycle.verbs.naming import Reference, Weights, any_network, naming_of
 from upcycle.verbs.options import RunSetting, Say
 from upcycle.verbs.session import Fitted, Result, Session
 
@@ -59,12 +59,13 @@ class Setting(Weights, RunSetting):
         stream: splits:DATA/TASKS, the classes of a data set, equally many at a time (splits:cifar10/5), first two and
             then one at a time (splits:digits/2+1), or as listed (splits:digits/5,3,2); permuted:DATA/TASKS or
             rotated:DATA/TASKS, all classes, seen differently; parts:DATA/TASKS, a part of the images at a time;
-            drifting:DATA, without tasks; or folders:PATH, with a folder TASK/CLASS/IMAGE, or TASK/IMAGE of one
-            class, for each task.
+            drifting:DATA, without tasks; folders:PATH, with a folder TASK/CLASS/IMAGE, or TASK/IMAGE of one class, for
+            each task; or tasks:PATH, with a folder of graphs for each. Nodes and graphs can be DATA of splits and of
+            parts.
         scenario: task, if the task of an image is known when it is classified; class, if it is not; domain, for the
             same classes all along; general, without tasks. If not given, what the stream's kind has by default.
         shuffle: the seed of another order of classes (splits) or of tasks (folders).
-        few: only so many training images of each class in each task.
+        few: only so many training samples of each class in each task.
         weights: the weights that MODEL starts from: pretrained, fresh, or a safetensors file. If not given, trained
             ones where it has any. A network that was extended before goes on from what it is.
         classes: the names of the outputs that MODEL has already, in their order, with commas between, or a text file
@@ -83,7 +84,7 @@ class Setting(Weights, RunSetting):
     def __post_init__(self) -> None:
         super().__post_init__()
         scenario_of(self.scenario)
-        require(self.few is None or self.few >= 2, f"few takes at least 2 images a class, not {self.few}.")
+        require(self.few is None or self.few >= 2, f"few takes at least 2 samples a class, not {self.few}.")
 
 
 def extend(
@@ -126,7 +127,7 @@ def extend(
 
     def make(seed: int) -> tuple[Method, Stream]:
         net = student if seed == setting.seed else _start(session, model, past, seed)[0]
-        return session.method(student=models.own_copy(net), **({"past": past} if goes_on else {})), data
+        return session.method(data, student=models.own_copy(net), **({"past": past} if goes_on else {})), data
 
     product, beside = session.arms(make)
     if setting.dry_run:
@@ -146,8 +147,8 @@ def extend(
     if data.before:
         notes = [
             f"{len(data.before)} classes were learnt before ({', '.join(data.classes[k] for k in data.before)}). "
-            "They compete in every answer, but this stream has no test images of them, so what is left of them is "
-            "not in the figures."
+            f"They compete in every answer, but this stream has no test {data.base.noun} of them, so what is left of "
+            "them is not in the figures."
         ]
     picture = _memory(made.left[0]["kept"], data)
     scores = {
@@ -195,23 +196,15 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
     if setting.weights == "fresh" or (setting.weights is None and _is_untrained(reference)):
         data = _stream(session, None)
         k = None if isinstance(reference, nn.Module) else len(data.classes)
-        # Of all tasks, as everybody has it, though a stream would show only its first.
-        mean, std = data.base.statistics
         net = references.resolve(
-            reference,
-            pretrained=False,
-            num_classes=k,
-            input_shape=data.shape,
-            mean=naming.mean or mean,
-            std=naming.std or std,
-            trust=naming.trust,
+            reference, pretrained=False, num_classes=k, trust=naming.trust, **_asked(data, naming.mean, naming.std)
         )
         net = dataclasses.replace(net, lineage=None, licence="unknown")
         if len(net.classes) == len(data.classes):
             net = dataclasses.replace(net, classes=data.classes)
     else:
         bare = _stream(session, None) if references.is_bare(reference) else None
-        origin = net = network(reference, naming, bare.base if bare is not None else None, other_task=True)
+        origin = net = any_network(reference, naming, bare.base if bare is not None else None, other_task=True)
         data = bare or _stream(session, net)
     if past is not None:
         require(
@@ -224,8 +217,19 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
         len(data.classes) >= 2,
         f"{data.name} has 1 class, and nothing was learnt before; a classifier needs at least 2.",
     )
+    if not net.takes.kind == data.takes.kind == "images":
+        problems = net.takes.problems(data.takes)
+        require(not problems, f"{net.name} does not fit {data.name}: {'; '.join(problems)}.")
     auto = ("none",) if setting.augment == ("auto",) and data.name.startswith("permuted:") else setting.augment
-    return grow_classifier(net, data.classes), augmented(data, auto).normalised(net.mean, net.std), origin
+    return grow_classifier(net, data.classes), augmented(data, auto).seen_by(net), origin
+
+
+def _asked(data: Stream, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> dict[str, Any]:
+    """Say what a fresh network shall take."""
+    if not isinstance(data.base, Images):
+        return {"takes": data.takes}
+    usual = data.base.statistics  # of all tasks, as everybody has it, though a stream would show only its first
+    return {"input_shape": data.shape, "mean": mean or usual[0], "std": std or usual[1]}
 
 
 def _is_untrained(reference: Any) -> bool:
@@ -233,19 +237,23 @@ def _is_untrained(reference: Any) -> bool:
     if isinstance(reference, str) and reference.startswith("zoo:"):
         entry = zoo.ENTRIES.get(reference.removeprefix("zoo:"))
         return entry is None or entry.trained is None  # those over graphs are not trained
+    if isinstance(reference, str) and reference.startswith("pyg:"):
+        return True
     return references.is_bare(str(reference) if isinstance(reference, Path) else reference)
 
 
 def _stream(session: Session, like: Model | None) -> Stream:
-    """The stream, its images brought to what a trained network takes."""
+    """The stream; images are brought to what a trained network takes."""
     setting = session.setting
-    asked = {"scenario": scenario_of(setting.scenario), "shuffle": setting.shuffle, "few": setting.few}
+    asked: dict[str, Any] = {"scenario": scenario_of(setting.scenario), "shuffle": setting.shuffle, "few": setting.few}
+    asked["long_tail"] = setting.long_tail
     if isinstance(session.data_ref, Stream):
         given = [name for name, value in {**asked, "size": setting.size}.items() if value is not None]
         require(not given, f"A stream that is given as an object is as it is; leave out {', '.join(given)}.")
         data = session.data_ref
     else:
-        c, *sides = like.input_shape if like else (setting.channels,)
+        shape = like.input_shape if like and not is_of_graphs(session.data_ref) else ()
+        c, *sides = shape or (setting.channels,)
         size = setting.sides or ((sides[0], sides[1]) if sides else None)
         reading = setting.reading(like.reading if like else None)
         data = make_stream(session.data_ref, size=size, channels=c, reading=reading, columns=setting.columns, **asked)
@@ -254,7 +262,8 @@ def _stream(session: Session, like: Model | None) -> Stream:
         found = bool(there & set(columns)) or data.task(t).test.labelled
         require(
             found,
-            f"Task {t} of {data.name} has no labelled test images, and what is left of a task is measured with them.",
+            f"Task {t} of {data.name} has no labelled test {data.base.noun}, and what is left of a task is "
+            "measured with them.",
         )
     return data
 
@@ -299,8 +308,8 @@ def _percent(found: Sequence[dict[str, float]], name: str, sign: str = "") -> st
 def _sentence(made: Fitted, rows: Sequence[dict[str, Any]]) -> str:
     """What is left of all tasks, between what bounds it, under which protocol; a failure is called one."""
     first, accuracy = made.left[0]["scores"], rows[-1]["accuracy"]
-    text = f"After {len(first.matrix[0])} tasks {rows[-1]['name']} recognises {share(accuracy)} of the test images, "
-    text += f"the mean over tasks ({first.protocol})"
+    text = f"After {len(first.matrix[0])} tasks {rows[-1]['name']} recognises {share(accuracy)} of the test "
+    text += f"{made.data.base.noun}, the mean over tasks ({first.protocol})"
     bounds = {line["role"]: line["accuracy"] for line in rows[:-1]}
     words = {"lower bound": "plain fine-tuning", "upper bound": "training on all tasks at once"}
     if bounds:

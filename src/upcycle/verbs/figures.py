@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from upcycle.core.evaluate import measured
+from upcycle.core.heads import gives_probabilities
 from upcycle.core.models import Model
 from upcycle.core.task import CLASSIFICATION, Evaluation, Measured, Task
 from upcycle.data import Collection
@@ -71,7 +72,12 @@ def row(name: str, role: str, arms: Sequence[Measured], model: Model, like: Any 
         "latency": latency(module, like),
         "memory": peak_memory(module, like),
     }
-    return {**figures, **figures_of(arms, model.task)} if arms else figures
+    if not arms:
+        return figures
+    found = figures_of(arms, model.task)
+    if not gives_probabilities(module):  # its scores have an order, and no confidence
+        found = {name: value for name, value in found.items() if name not in ("ece", "reliability")}
+    return {**figures, **found}
 
 
 def like_of(model: Model, data: Any) -> Any:

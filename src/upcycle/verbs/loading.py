@@ -15,6 +15,8 @@ from upcycle.data.pixels import Size
 from upcycle.data.streams import Stream
 
 Seen = TypeVar("Seen", Collection, Images, Stream)
+SEED = 0
+"""What a long tail is drawn with, whatever the seed of a run: so all commands see the same set."""
 
 
 def is_files(reference: Any) -> bool:
@@ -22,14 +24,21 @@ def is_files(reference: Any) -> bool:
     return isinstance(reference, str | Path) and (str(reference).startswith("hub:") or Path(reference).is_dir())
 
 
-def loaded(reference: Any, **asked: Any) -> Collection:
+def loaded(reference: Any, *, long_tail: float | None = None, **asked: Any) -> Collection:
     """The data of ``reference``; see :func:`upcycle.data.load`, whose arguments ``asked`` are.
 
     Data of another kind than images, which are loaded already, are as they are.
+
+    Args:
+        long_tail: keep only such a tail of the training images, see :meth:`upcycle.data.Images.long_tailed`.
     """
-    if isinstance(reference, Collection) and not isinstance(reference, Images):
-        return reference
-    return load_data(reference, **asked)
+    there = isinstance(reference, Collection) and not isinstance(reference, Images)
+    data: Collection = reference if there else load_data(reference, **asked)
+    if long_tail is None:
+        return data
+    if not isinstance(data, Images):
+        raise UserError(f"--long_tail is about images, and {data.name} holds {data.noun}.")
+    return data.long_tailed(long_tail, SEED)
 
 
 def load_for(
@@ -40,6 +49,7 @@ def load_for(
     reading: Reading | None = None,
     columns: tuple[str, str] = ("", ""),
     other_task: bool = False,
+    long_tail: float | None = None,
 ) -> Collection:
     """The data of ``reference``; images of a person's own are brought to what a network takes.
 
@@ -49,13 +59,14 @@ def load_for(
         reading: what was asked for in place of the network's own.
         columns: see :func:`upcycle.data.load`.
         other_task: bring any images to what the network takes, since it was trained on others.
+        long_tail: see :func:`loaded`.
 
     Raises:
         UserError: data of another kind, or a named set of other channels or another size, unless that was asked for.
     """
     takes = like.takes
     if not isinstance(takes, Pictures):
-        return _fitting(like, loaded(reference, size=size, columns=columns))
+        return _fitting(like, loaded(reference, size=size, columns=columns, long_tail=long_tail))
     channels, height, width = takes.shape
     there = isinstance(reference, Images)  # in Python, which are as they are
     files = (is_files(reference) or other_task) and not there
@@ -65,6 +76,7 @@ def load_for(
         channels=channels if files else None,
         reading=reading or (None if there else like.reading),
         columns=columns,
+        long_tail=long_tail,
     )
     if not isinstance(data, Images):
         return _fitting(like, data)

@@ -17,7 +17,7 @@ from upcycle.core.outputs import Columns
 from upcycle.core.reading import Reading, Resize
 from upcycle.data import Collection, Images, ImageSplit
 from upcycle.data.files import as_split, read_pictures
-from upcycle.data.images import as_images, reshaped_words
+from upcycle.data.images import as_images, check_ratio, reshaped_words
 from upcycle.data.labels import mapped, read_label_map, relabelled, targets_of
 from upcycle.data.pixels import Form, Size
 from upcycle.verbs.loading import load_for, loaded
@@ -43,6 +43,9 @@ class Sight:
             or the largest in the training images, where they never use the highest bit.
         image_column: the column of images in a table; if not given, the usual names are looked for.
         label_column: the column of class numbers or names in a table; if not given, the usual names are looked for.
+        long_tail: keep only a long tail of the training images of every data set: all of its first class, one in so
+            many of its last one, and in between evenly on a logarithmic scale, always the same images. Validation and
+            test images stay as they are.
     """
 
     size: int | tuple[int, ...] | None = None
@@ -51,6 +54,7 @@ class Sight:
     white: int | None = None
     image_column: str | None = None
     label_column: str | None = None
+    long_tail: float | None = None
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -71,6 +75,8 @@ class Sight:
             self.white is None or self.white >= 1, f"white must be a value of a pixel, 1 or more, not {self.white}."
         )
         self.reading()
+        if self.long_tail is not None:
+            check_ratio(self.long_tail)
 
     def reading(self, usual: Reading | None = None) -> Reading:
         """How image files become pixels: what is asked for, and otherwise as usual, above all as a network has it."""
@@ -289,7 +295,15 @@ def data_as(model: Model, data: Any, naming: Naming, *, other_task: bool = False
     """The data of a network, and the network for images that are loaded already, which are as they are."""
     asked = naming.asked
     reading = None if asked["reading"] is None else model.reading  # which is what was asked for by now
-    found = load_for(model, data, naming.sides, reading=reading, columns=asked["columns"], other_task=other_task)
+    found = load_for(
+        model,
+        data,
+        naming.sides,
+        reading=reading,
+        columns=asked["columns"],
+        other_task=other_task,
+        long_tail=naming.long_tail,
+    )
     if isinstance(data, Images) and isinstance(found, Images) and not other_task:
         model = _taking(model, found.shape, "load them at its own")
         if note := _read_otherwise(model, found):
@@ -348,6 +362,7 @@ def network_and_pictures(reference: Reference, place: Path, naming: Naming) -> t
     What was left out or done to images joins the notes of the network.
     """
     require(naming.columns == ("", ""), "A folder of images is no table; leave out --image_column and --label_column.")
+    require(naming.long_tail is None, "These images are used as they are; leave out --long_tail.")
     if takes_any(reference, naming):
         form = Form(size=naming.sides, channels=naming.channels, reading=naming.reading())
         pixels, names, notes = read_pictures(place, form)
@@ -386,7 +401,7 @@ def data_for(data: Any, naming: Naming, usual: Reading | None = None) -> Collect
     asked = naming.asked
     if usual is not None and not isinstance(data, Images):
         asked["reading"] = naming.reading(usual)
-    return loaded(data, size=naming.sides, channels=channels, **asked)
+    return loaded(data, size=naming.sides, channels=channels, long_tail=naming.long_tail, **asked)
 
 
 def _shape(naming: Naming, have: tuple[int, int, int] | None) -> tuple[int, int, int] | None:

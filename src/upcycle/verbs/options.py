@@ -180,9 +180,13 @@ def command_of(
     always: tuple[str, ...] = (),
 ) -> str:
     """The command that calls ``function`` with the arguments ``typed`` again; see :func:`command_line`."""
-    usual = inspect.signature(function).parameters
+    usual, named = inspect.signature(function).parameters, Naming()
     given = {key: plain(value) for key, value in typed.items()}
-    return command_line(verb, given, always, lambda key: usual[key].default if key in usual else None, positional)
+
+    def default(key: str) -> Any:
+        return usual[key].default if key in usual else getattr(named, key, None)
+
+    return command_line(verb, given, always, default, positional)
 
 
 def _option(key: str, value: Any) -> list[str]:
@@ -192,4 +196,5 @@ def _option(key: str, value: Any) -> list[str]:
         text = ",".join(value) if value and simple else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     else:
         text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        text = str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else text
     return [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]

@@ -14,6 +14,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
+from upcycle.core.task import CLASSIFICATION
 from upcycle.data import Collection, Images
 from upcycle.data.graph_pool import load_graph_pool
 from upcycle.data.graphs import GraphSet
@@ -76,12 +77,13 @@ def _nothing(teacher: Model) -> Collection:
 
 def _pair(setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any) -> tuple[Model | None, Collection]:
     """The teacher and the data that both are given."""
-    naming = naming_of(setting, "teacher")
+    naming, tail = naming_of(setting, "teacher"), setting.long_tail
     if reference is None and isinstance(taught, Model) and not isinstance(data_ref, Images):
         reading = setting.reading(taught.reading)
-        return None, load_for(taught, data_ref, setting.sides, reading=reading, columns=setting.columns)
+        columns = setting.columns
+        return None, load_for(taught, data_ref, setting.sides, reading=reading, columns=columns, long_tail=tail)
     if reference is None:
-        return None, loaded(data_ref, size=setting.sides, channels=setting.planes, **setting.asked)
+        return None, loaded(data_ref, size=setting.sides, channels=setting.planes, long_tail=tail, **setting.asked)
     if takes_any(reference, naming):  # what it takes is what the data are
         data = data_for(data_ref, naming)
         teacher = any_network(reference, naming, data)
@@ -164,12 +166,16 @@ def _tested(setting: Any, data: Collection, *, free: bool, say: Say) -> Collecti
         columns, note = torch.arange(len(data.classes)), ""
     if note:
         say(note)
+    of_classes = data.task == CLASSIFICATION
+    require(
+        like.task == data.task and (of_classes or columns.tolist() == list(range(len(columns)))),
+        f"--test_data {like.name} is of another task than {data.name}, or has its labels in another order.",
+    )
     splits = {}
     for name in ("validation", "test"):
-        split = getattr(like, name)
-        labels = (
-            torch.where(split.labels >= 0, columns[split.labels.clamp_min(0)], -1) if len(columns) else split.labels
-        )
+        split, labels = getattr(like, name), getattr(like, name).labels
+        if len(columns) and of_classes:
+            labels = torch.where(labels >= 0, columns[labels.clamp_min(0)], -1)
         splits[name] = dataclasses.replace(split, labels=labels)
     said = f"Measured on the validation and test {data.noun} of {like.name}, which served for nothing else."
     return dataclasses.replace(data, **splits, measured=like.name, notes=[*data.notes, *like.notes, said])

@@ -23,7 +23,7 @@ from upcycle.core.errors import require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.journal import require_same_config
 from upcycle.core.lineage import Node
-from upcycle.core.method import Method
+from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
 from upcycle.core.precision import choose
 from upcycle.core.run import Run
@@ -170,7 +170,9 @@ class Session:
         for reference in [self.data_ref] if sets is None else sets:
             if isinstance(reference, str):
                 look(reference)
-        self.cls(**self.cls.stand_ins(), **self.own).require_ingredients()  # its __post_init__ checks the values
+        ingredients.refuse(
+            self.cls(**self.cls.stand_ins(), **self.own), built_in
+        )  # its __post_init__ checks the values
         if not self.setting.dry_run and first_process():
             claim_directory(self.out, resume=self.setting.resume)
             if self.setting.resume:
@@ -192,8 +194,8 @@ class Session:
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images at the side asked for; see :func:`load_for`."""
         setting = self.setting
-        asked = {"reading": setting.reading(like.reading), "columns": setting.columns, "other_task": other_task}
-        return as_images(load_for(like, reference, setting.sides, **asked))
+        asked = {"reading": setting.reading(like.reading), "columns": setting.columns, "long_tail": setting.long_tail}
+        return as_images(load_for(like, reference, setting.sides, other_task=other_task, **asked))
 
     def augmented(self, data: Images) -> Images:
         """``data`` with the augmentation of the setting."""

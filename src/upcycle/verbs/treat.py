@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from upcycle.core import models
+from upcycle.core.frequency import counts_of, groups, rare
 from upcycle.core.method import Method
+from upcycle.core.task import Evaluation
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
 from upcycle.measure.units import counted
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.figures import row, share
+from upcycle.verbs.frequency import by_group, recall_by_count
 from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network_and_images
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Result, Session
@@ -25,9 +28,12 @@ class Setting(options.NamedSetting):
 
     Args:
         control: also run the same training without the treatment, so that one sees which of the two helped.
+        borders: two numbers of training images, LOW,HIGH: classes with fewer are few, with more many. If not given,
+            they divide the way from the rarest to the most frequent class, where some are rare.
     """
 
     control: bool = True
+    borders: tuple[int, ...] | None = None
 
 
 def treat(
@@ -57,18 +63,44 @@ def treat(
     source, images = network_and_images(model, data, naming)
     images = in_classes_of(source, images, naming)
     seen = session.augmented(images).normalised(source.mean, source.std)
+    counts = counts_of(images.train.labels, len(source.classes))
+    by, notes = groups(counts, session.setting.borders, name=images.name), _nothing_rare(session, images.name, counts)
+    for note in notes:
+        session.say(f"note     {note}")
     session.say(f"data     {describe(images)}")
     session.show("source", source, images)
     product, beside = session.arms(lambda seed: (session.method(source=models.own_copy(source)), seen))
     if session.setting.dry_run:
         return session.estimate([product, *beside], source)
     made, others = session.run(product, beside, lambda model, data: session.measured(model, images))
-    rows = [row(source.name, "source", session.measured(source, images), source)]
-    rows += [other.row(f"{source.name}, {other.arm.words}") for other in others]
-    rows += [made.row(f"{source.name}, treated")]
+    before = session.measured(source, images)
+    rows = [by_group(row(source.name, "source", before, source), before, by)]
+    rows += [by_group(other.row(f"{source.name}, {other.arm.words}"), other.measured, by) for other in others]
+    rows += [by_group(made.row(f"{source.name}, treated"), made.measured, by)]
+    after, pictures = made.measured[:1], {}
+    if by is not None and before and isinstance(after[0], Evaluation):
+        arms = {"before": before[0].per_class, "after": after[0].per_class}
+        pictures["recall-by-count"] = recall_by_count(source.classes, counts, arms)
     return session.leave(
-        made, rows, _sentence(rows, made.model.name, seen), parents=[parent_node(source, "source")], data=seen
+        made,
+        rows,
+        _sentence(rows, made.model.name, seen),
+        parents=[parent_node(source, "source")],
+        data=seen,
+        notes=notes,
+        pictures=pictures,
+        more=by.plain() if by is not None else {},
     )
+
+
+def _nothing_rare(session: Session, name: str, counts: list[int]) -> list[str]:
+    """A note where the method is for rare classes and none is rare."""
+    if not session.cls.card.rare or not any(counts) or rare(counts):
+        return []
+    return [
+        f"Nothing is rare in {name}, whose classes have from {min(counts):,} to {max(counts):,} training images; "
+        f"{session.cls.card.name} is for classes with far fewer than others."
+    ]
 
 
 def _sentence(rows: list[dict[str, Any]], name: str, data: Images) -> str:

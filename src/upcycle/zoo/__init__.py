@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from upcycle.core import lineage
-from upcycle.core.errors import UserError, unknown
+from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.takes import Takes
 from upcycle.core.weights import load_weights
@@ -193,13 +194,20 @@ def _entries() -> dict[str, Entry]:
 
 
 ENTRIES = _entries()
-# Over graphs, in zoo/gnn.py, which is imported when one is made: it needs PyTorch Geometric.
+# Over graphs, in zoo/gnn.py and zoo/factorgcn.py, imported when one is made: the first needs PyTorch Geometric.
 GRAPH_NETWORKS = (
     *(f"gcn_{size}" for size in ("5_64", "5_32", "3_64", "3_32", "2_16")),
     *(f"gin_{size}" for size in ("5_64", "5_32", "3_64", "3_32")),
     "gat",
+    "gat_1",
     "sage",
+    "factorgcn",
+    "factorgcn_5_64",
+    "spagan",
+    "spagan_1",
 )
+FACTORED = "factorgcn"
+"""How the names of networks with factors begin, which need no library."""
 
 
 def names() -> list[str]:
@@ -210,7 +218,8 @@ def names() -> list[str]:
 def check(name: str) -> None:
     """Raise UserError for a name that is not in the zoo, or that needs a library which is missing."""
     if name in GRAPH_NETWORKS:
-        from_pyg.require_installed()
+        if not name.startswith(FACTORED):
+            from_pyg.require_installed()
     elif name not in ENTRIES:
         raise unknown("zoo model", name, names())
 
@@ -222,6 +231,7 @@ def build(
     num_classes: int | None = None,
     input_shape: Shape | None = None,
     takes: Takes | None = None,
+    factors: int | None = None,
 ) -> Model:
     """A network of the zoo.
 
@@ -231,16 +241,15 @@ def build(
         num_classes: outputs of a fresh network; 10 when not given. Trained ones keep theirs.
         input_shape: (c, h, w); the network's own when not given. ResNets and conv nets take any size.
         takes: what the graphs are like, for a network over graphs; 2 classes when not given.
+        factors: of the first layer, for a network that has some; its own number when not given.
 
     Raises:
         UserError: unknown name, no trained weights to be had, or channels that those weights don't fit.
     """
     check(name)
     if name in GRAPH_NETWORKS:
-        described, k = from_pyg.graphs_for(f"zoo:{name}", pretrained, takes), num_classes or 2
-        from_pyg.torch_geometric()
-        network = importlib.import_module("upcycle.zoo.gnn").make(name, described.features, k, described.level)
-        return from_pyg.graph_model(f"zoo:{name}", network, described, k)
+        return _over_graphs(name, from_pyg.graphs_for(f"zoo:{name}", pretrained, takes), num_classes or 2, factors)
+    require(factors is None, f"zoo:{name} has no factors.")
     entry = ENTRIES[name]
     shape, trained = input_shape or entry.shape, entry.trained
     if pretrained and trained is None:
@@ -268,6 +277,18 @@ def build(
         tree = file.with_name(f"{name}.lineage.json")
         model.lineage = lineage.read(tree) if tree.is_file() else None
     return model
+
+
+def _over_graphs(name: str, takes: GraphTakes, k: int, factors: int | None) -> Model:
+    """A fresh network over graphs."""
+    if not name.startswith(FACTORED):
+        require(factors is None, f"zoo:{name} has no factors.")
+        from_pyg.torch_geometric()
+        network = importlib.import_module("upcycle.zoo.gnn").make(name, takes.features, k, takes.level)
+        return from_pyg.graph_model(f"zoo:{name}", network, takes, k)
+    make = importlib.import_module("upcycle.zoo.factorgcn").make
+    model = from_pyg.graph_model(f"zoo:{name}", make(name, takes.features, k, takes.level, factors), takes, k)
+    return model if factors is None else replace(model, options={**model.options, "factors": factors})
 
 
 def _file(name: str, trained: Trained) -> Path:

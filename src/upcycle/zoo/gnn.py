@@ -18,6 +18,7 @@ from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv, global_add_p
 
 from upcycle.core.graph_inputs import dropout
 from upcycle.core.graphs import Level
+from upcycle.zoo.spagan import SPAGAN
 
 Convolution = Callable[[int, int], nn.Module]
 
@@ -86,7 +87,8 @@ class GAT(nn.Module):
     """Graph attention (Veličković et al., arXiv:1710.10903) as they use it on citation graphs.
 
     Two layers, 8 heads of 8 and one of ``num_classes``, ELU between them, and dropout of 0.6 on the inputs of both and
-    on attention. Logits of a graph are the mean over its nodes, which is ours.
+    on attention. Logits of a graph are the mean over its nodes, which is ours, as is the form with one layer of
+    attention and a linear one behind it.
 
     Args:
         features: of a node.
@@ -94,19 +96,29 @@ class GAT(nn.Module):
         level: whether a graph's nodes are averaged.
         heads, width: of the first layer.
         p: dropout.
+        layers: of attention, 2 or 1.
     """
 
     def __init__(
-        self, features: int, num_classes: int, level: Level, heads: int = 8, width: int = 8, p: float = 0.6
+        self,
+        features: int,
+        num_classes: int,
+        level: Level,
+        heads: int = 8,
+        width: int = 8,
+        p: float = 0.6,
+        layers: int = 2,
     ) -> None:
         super().__init__()
         self.conv1 = GATConv(features, width, heads=heads, dropout=p)
-        self.conv2 = GATConv(heads * width, num_classes, dropout=p)
-        self.level, self.p = level, p
+        width *= heads
+        self.conv2 = GATConv(width, num_classes, dropout=p) if layers == 2 else nn.Linear(width, num_classes)
+        self.level, self.p, self.layers = level, p, layers
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor, batch_size: int | None = None) -> Tensor:
         x = F.elu(self.conv1(dropout(x, self.p, self.training), edge_index))
-        x = self.conv2(dropout(x, self.p, self.training), edge_index)
+        x = dropout(x, self.p, self.training)
+        x = self.conv2(x, edge_index) if self.layers == 2 else self.conv2(x)
         return global_mean_pool(x, batch, batch_size) if self.level == "graph" else x
 
 
@@ -144,8 +156,10 @@ def make(name: str, features: int, num_classes: int, level: Level) -> nn.Module:
         num_classes: logits.
         level: whether it answers about graphs or about nodes.
     """
-    if name == "gat":
-        return GAT(features, num_classes, level)
+    if name in ("gat", "gat_1"):
+        return GAT(features, num_classes, level, layers=1 if name == "gat_1" else 2)
+    if name in ("spagan", "spagan_1"):
+        return SPAGAN(features, num_classes, level, layers=1 if name == "spagan_1" else 2)
     if name == "sage":
         return SAGE(features, num_classes, level)
     kind, layers, width = name.split("_")

@@ -16,7 +16,7 @@ A method writes the loop of one task and says what it keeps beside the network; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -36,11 +36,12 @@ from upcycle.core.patterns import weights_of
 from upcycle.core.read import Count
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.data.images import Images, ImageSplit
+from upcycle.data.collection import Samples
+from upcycle.data.images import Images
 from upcycle.data.streams import Stream
 
-Answers = Callable[[ImageSplit, int], Tensor]
-"""The logits (n, k) of every image of a split; told the task of the images, which only some may look at."""
+Answers = Callable[[Any, int], Tensor]
+"""The logits (n, k) of every sample of a split; told the task of the samples, which only some may look at."""
 
 
 @runtime_checkable
@@ -71,7 +72,7 @@ def problems(method: Learner, data: Stream, *, memory: int | None = None, option
         memory: images that the method stores; fewer than classes will not do.
         option: the name of the option that says so.
     """
-    found = problems_of(method.model("student", data), data.shape[0])
+    found = problems_of(method.model("student", data), data)
     if memory is not None and 0 < memory < len(data.classes):
         found.append(
             f"a memory of {memory} images cannot hold one of each of the {len(data.classes)} classes; raise --{option}"
@@ -90,7 +91,7 @@ def learnt(method: Learner) -> int:
 
 
 def of_task(z: Tensor, y: Tensor, data: Stream, t: int) -> tuple[Tensor, Tensor]:
-    """The outputs of task t alone and labels among them, where the task of an image will be known; else all.
+    """The outputs of task t alone and labels among them, where the task of a sample will be known; else all.
 
     Args:
         z: logits (b, k).
@@ -134,7 +135,7 @@ def tasks(
         passes: see :class:`Scores`; a function is asked after the last task.
 
     Yields:
-        the number of the task, from 0, and its images.
+        the number of the task, from 0, and its samples.
     """
     keep = dict(keep or {})
     module = net.module.to(run.device, run.dtype)
@@ -222,7 +223,7 @@ def same_stream(run: Run, data: Stream) -> None:
 
 
 @torch.no_grad()
-def _row(data: Stream, t: int, ask: Answers, tests: list[ImageSplit]) -> dict[str, list[float | None]]:
+def _row(data: Stream, t: int, ask: Answers, tests: Sequence[Samples]) -> dict[str, list[float | None]]:
     """Accuracy on every task after task t, told the task of each image and, where the scenario has it, not told."""
     rows: dict[str, list[float | None]] = {key: [] for key in _measured(data)}
     for j, columns in enumerate(data.tasks):

@@ -72,15 +72,32 @@ class Blocks:
 
     def sum(self, h: Float[Tensor, "m c"]) -> Float[Tensor, "m c"]:
         """Σ_k A[j, k] h_k for each node j: what its neighbours say."""
-        b, n, _ = self.A.shape
+        return self._product(self.A, h)
+
+    def mean(self, h: Float[Tensor, "m c"], loops: bool) -> Float[Tensor, "m c"]:
+        """D^-1/2 (A + I) D^-1/2 h, where D counts the nodes that each node hears; without ``loops`` there is no I."""
+        return self._product(self._scaled_with_loops if loops else self._scaled, h)
+
+    def _product(self, A: Tensor, h: Tensor) -> Tensor:
+        b, n, _ = A.shape
         spread = h.new_zeros(b * n, h.shape[1]).index_copy(0, self.places.rows, h)
-        heard = torch.bmm(self.A.to(h), spread.view(b, n, -1)).flatten(0, 1)
+        heard = torch.bmm(A.to(h), spread.view(b, n, -1)).flatten(0, 1)
         return heard.index_select(0, self.places.rows)
 
+    # The table is scaled once for all layers, which is less work than to scale messages before and after each.
     @cached_property
-    def degrees(self) -> Float[Tensor, " m"]:
-        """The number of nodes that each node hears."""
-        return self.A.sum(2).flatten()[self.places.rows]
+    def _scaled(self) -> Tensor:
+        return _scaled(self.A)
+
+    @cached_property
+    def _scaled_with_loops(self) -> Tensor:
+        return _scaled(self.A + torch.eye(self.places.n).to(self.A))
+
+
+def _scaled(A: Float[Tensor, "b n n"]) -> Float[Tensor, "b n n"]:
+    degrees = A.sum(2)
+    scale = torch.where(degrees > 0, degrees.rsqrt(), 0)
+    return scale[:, :, None] * A * scale[:, None, :]
 
 
 def blocked(network: nn.Module, example: Any) -> nn.Module | None:
@@ -136,12 +153,8 @@ class _GCN(nn.Module):
         self.lin, self.bias, self.loops = layer.lin, layer.bias, layer.add_self_loops
 
     def forward(self, x: Tensor, edges: Blocks, edge_weight: None = None) -> Tensor:
-        degrees = edges.degrees.to(x) + self.loops
-        scale = torch.where(degrees > 0, degrees.rsqrt(), 0)[:, None]
         narrow = self.lin.in_channels < self.lin.out_channels  # messages are as wide as the narrower side
-        h = scale * (x if narrow else self.lin(x))
-        h = scale * (edges.sum(h) + h if self.loops else edges.sum(h))
-        h = self.lin(h) if narrow else h
+        h = self.lin(edges.mean(x, self.loops)) if narrow else edges.mean(self.lin(x), self.loops)
         return h if self.bias is None else h + self.bias
 
 

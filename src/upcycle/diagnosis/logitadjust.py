@@ -1,0 +1,104 @@
+"""Logit adjustment: from each logit of a trained network the logarithm of its class' share of the images is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from upcycle.core.advice import Fit, Situation
+from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.models import Model
+from upcycle.core.ranges import ranges
+from upcycle.core.run import Run
+from upcycle.diagnosis.long_tail.further import further
+from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
+
+if TYPE_CHECKING:
+    from upcycle.data.images import Images
+
+
+def log_priors(n: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """log π_j, with π_j = n_j / Σ n; all n_j are positive."""
+    return (n.double() / n.sum()).log()
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class LogitAdjust(Method):
+    """Long-Tail Learning via Logit Adjustment, after training (Menon et al.; ICLR 2021; arXiv:2007.07314).
+
+    A network that was trained on classes of shares π_j = n_j / N gives z_j ≈ log p(j | x) + a number that all classes
+    share. On images where all classes are as frequent, the answer that errs least is the highest of
+
+        z_j - τ log π_j,    τ = 1,
+
+    since p(j | x) / π_j is proportional to p(x | j). So the classifier's bias changes, and nothing else; no image is
+    needed, only the numbers n_j.
+
+    The network that is returned has the architecture of the source. Its probabilities are those for images of which
+    every class has as many.
+
+    Args:
+        source: a trained classifier that ends in a linear layer with a bias.
+        tau: factor τ of the logarithms; 1 is the answer that errs least if the logits are right, 0 changes nothing.
+    """
+
+    source: Model | nn.Module
+    tau: float = 1.0
+
+    roles: ClassVar[tuple[str, ...]] = ("source",)
+    trains: ClassVar[tuple[str, ...]] = ()
+    card = Card(
+        name="logitadjust",
+        title="Long-Tail Learning via Logit Adjustment",
+        paper="Menon, Jayasumana, Rawat, Jain, Veit, Kumar; ICLR 2021; arXiv:2007.07314",
+        verb="treat",
+        needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
+        summary="The same network, its logits lowered by how frequent their classes were in training.",
+        cost="nothing but counting",
+        published="ImageNet-LT and others, ahead of τ-normalisation (from memory, unchecked)",
+        rare=True,
+    )
+
+    @classmethod
+    def serves(cls, have: Situation) -> Fit | str | None:
+        """First to mend rare classes: it takes the numbers of images alone."""
+        if have.goal != "mend":
+            return None
+        reason = (
+            "if rare classes go wrong (see upcycle diagnose MODEL): logits are lowered by how frequent their classes "
+            "were; nothing is trained, and only the numbers of training images are needed."
+        )
+        return Fit(10, reason)
+
+    def __post_init__(self) -> None:
+        ranges(self, not_negative=("tau",))
+
+    def controls(self) -> dict[str, Control]:
+        """The network as it was, since nothing is trained."""
+        return further(self.source)
+
+    def steps(self, n: int) -> int:
+        """None."""
+        return 0
+
+    def work(self, n: int, teacher: int, student: int) -> float:
+        """A forward of each validation image, which are not more than those to train on."""
+        return float(n * max(teacher, student))
+
+    def check(self, data: Images) -> list[str]:
+        """Labelled images of every class, and a classifier with a bias."""
+        return problems(self, data, bias="tau and lws serve without")
+
+    def fit(self, run: Run, data: Images) -> nn.Module:
+        """The algorithm; returns the network."""
+        trunk = Trunk.of(self, data)
+        (held,) = trunk.rows(run, "validation")
+        b = trunk.bias().double().cpu() - self.tau * log_priors(trunk.n)
+        return trunk.ended(run, trunk.head(trunk.layer.weight, b), held)
+
+    def product(self, module: nn.Module, data: Images) -> Model:
+        """The source's architecture."""
+        return named(self, module, data)

@@ -1,0 +1,86 @@
+"""What a repair is compared with: the same classifier, trained on as long, on batches as the images are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+from upcycle.core.losses import ce_loss
+from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.models import Model, copy_of, own_copy
+from upcycle.core.recipe import Recipe
+from upcycle.core.run import Run
+from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
+
+if TYPE_CHECKING:
+    from upcycle.data.images import Images
+
+SAMPLED = frozenset({"sampler"})
+"""The ingredient that repairs take which train a head on kept features; the control shows each image as often."""
+REFUSES = {"any": "it trains a classifier alone, on features that are computed once"}
+"""Why they take no other."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class FurtherTraining(Method):
+    """Cross-entropy of the classifier of a trained network on its kept features, every image as often.
+
+    Args:
+        source: a trained classifier that ends in a linear layer.
+        recipe: training of the classifier; ``None`` leaves the network as it was.
+    """
+
+    source: Model | nn.Module
+    recipe: Recipe | None = None
+
+    roles: ClassVar[tuple[str, ...]] = ("source",)
+    trains: ClassVar[tuple[str, ...]] = ()
+    card = Card(
+        name="trained",
+        title="Further training of a classifier",
+        paper="common practice",
+        verb="treat",
+        needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
+        summary="The same network, its classifier trained on: what a repair must beat.",
+        cost="one forward of each image",
+        published="none: it is what others are compared with",
+    )
+
+    def steps(self, n: int) -> int:
+        """The updates of the classifier."""
+        return self.recipe.steps(n) if self.recipe else 0
+
+    def work(self, n: int, teacher: int, student: int) -> float:
+        """A forward of each image, beside which a linear layer counts for nothing."""
+        return float(n * max(teacher, student))
+
+    def check(self, data: Images) -> list[str]:
+        """Labelled images of every class, and a classifier to train."""
+        return problems(self, data)
+
+    def fit(self, run: Run, data: Images) -> nn.Module:
+        """The algorithm; returns the network."""
+        trunk = Trunk.of(self, data)
+        rows, held = trunk.rows(run, "train", "validation")
+        head = copy_of(trunk.layer).requires_grad_(True)
+        if self.recipe is None:
+            return trunk.ended(run, head, held)
+        head, optimizer = run.setup(head, self.recipe)
+        for _ in run.epochs(self.recipe.epochs):
+            for f, y, _ in run.batches(rows, self.recipe):
+                run.step(ce_loss(head(f), y), optimizer, self.recipe)
+            run.evaluate(head, held)
+        return trunk.ended(run, head)
+
+    def product(self, module: nn.Module, data: Images) -> Model:
+        """The source's architecture."""
+        return named(self, module, data)
+
+
+def further(source: Model | nn.Module, recipe: Recipe | None = None) -> dict[str, Control]:
+    """Give a repair its control: as many updates of the old classifier, or, without any, the network as it was."""
+    same = None if recipe is None else replace(recipe, sampler="instance")
+    made = FurtherTraining(source=own_copy(source), recipe=same)
+    return {"control": Control(method=made, words="as it was" if recipe is None else "classifier trained on")}
