@@ -136,6 +136,8 @@ class TWP(Method):
         published="GAT on Corafull, 9 tasks, told the task: 89.0 %, fine-tuning 51.6 %, EWC 86.9 % (authors' README)",
     )
 
+    refuses = {"any": "its penalty is that of plain steps, by one optimiser for all tasks"}
+
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
         """Without graphs of earlier tasks, best where the task is known."""

@@ -9,9 +9,9 @@ from upcycle.core.errors import UserError
 from upcycle.core.recipe import Recipe, maker
 
 INGREDIENTS = {
-    "sharpness": "a batch is met again at weights that ascended",
-    "dropping": "some weights have no gradient when a batch is met first: esam with keep below 1",
-    "selection": "the loss of each sample, and a meeting without gradients: esam with select below 1",
+    "sharpness": "each batch is used again, at the sharpest point nearby",
+    "dropping": "a part of the weights stays where it is meanwhile: esam with keep below 1",
+    "selection": "the step follows the samples whose loss rises most: esam with select below 1",
     "mix": "images and labels of a batch are mixed",
     "sampler": "samples are drawn by their class, some more than once",
 }

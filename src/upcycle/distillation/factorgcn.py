@@ -186,6 +186,9 @@ class FactorGCN(Method):
         "(paperswithcode listing)",
     )
 
+    admits = frozenset({"sharpness", "dropping", "sampler"})
+    refuses = {"selection": "the loss that tells factors apart is one number a batch", "mix": "graphs are not mixed"}
+
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
         """To look inside graphs; as a classifier behind ordinary training."""
@@ -243,7 +246,7 @@ class FactorGCN(Method):
         net, optimizer = run.setup(whole, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             net.train()
-            for graphs, y, _ in run.batches(data.train, self.recipe.batch_size):
+            for graphs, y, _ in run.batches(data.train, self.recipe):
                 z, L_d = net(graphs)
                 L = terms.w_ce * task.loss(z, y) if terms.w_ce else z.new_zeros(())
                 if teacher is not None:

@@ -99,6 +99,9 @@ class SPAGAN(Method):
         published="Cora: GAT 83.0 ± 0.7, SPAGAN 83.6 ± 0.5 (from memory, unchecked)",
     )
 
+    admits = frozenset({"sharpness", "dropping"})
+    refuses = {"any": "all nodes are one batch"}
+
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:
         """To see which far nodes decide."""
@@ -168,7 +171,7 @@ class SPAGAN(Method):
             if patience.over:
                 continue
             student.train()
-            for graphs, labels, _ in run.batches(data.train, self.recipe.batch_size):
+            for graphs, labels, _ in run.batches(data.train, self.recipe):
                 run.step(ce_loss(student(graphs), labels), optimizer, self.recipe)
             found = run.evaluate(student, data.validation)
             patience.see(epoch, found.figures["loss"] if found is not None else 0.0)
