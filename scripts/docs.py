@@ -73,6 +73,8 @@ BENCHMARKS = (
     "gfkd_step",
     "factor_step",
     "graph_paths",
+    "graph_streams",
+    "long_tail_heads",
     "shortcut",
     "mixing",
 )  # those with a block of their own
@@ -446,6 +448,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "api-methods": api_methods,
     "baselines": baselines,
     "architectures": architectures,
+    "ingredients-step": functools.partial(benchmark, "ingredients"),
     **{name.replace("_", "-"): functools.partial(benchmark, name) for name in BENCHMARKS},
 }
 
