@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if before is None:
             words.append("none was committed")
         elif before[1] != here:
-            words.append(f"{before[0]:.2f} on {before[1]}, which this {here} is not compared with")
+            words.append(f"{before[0]:.2f} on {before[1]}, which {here} is not compared with")
         else:
             word = judged(found, before[0], ratio.band)
             words.append(f"{before[0]:.2f} committed, band {ratio.band:.0%}: {word}")

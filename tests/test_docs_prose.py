@@ -95,9 +95,9 @@ def test_only_what_code_does_makes_a_record_old() -> None:
 
 @pytest.mark.parametrize(
     ("found", "committed", "word"),
-    [(2.0, 2.0, "as before"), (1.5, 2.0, "worse"), (2.5, 2.0, "better"), (2.0, None, "new"), (1.7, 2.0, "as before")],
+    [(2.0, 2.0, "as before"), (1.5, 2.0, "worse"), (2.5, 2.0, "better"), (1.7, 2.0, "as before")],
 )
-def test_a_ratio_is_worse_only_beyond_its_band(found: float, committed: float | None, word: str) -> None:
+def test_a_ratio_is_worse_only_beyond_its_band(found: float, committed: float, word: str) -> None:
     assert quick.judged(found, committed, 0.2) == word
 
 
@@ -106,15 +106,20 @@ def test_the_quick_benchmark_fails_where_a_ratio_is_worse(
     found: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cifar10").mkdir()
-    (tmp_path / "kept.json").write_text('{"figures": {"ratio": 2.0}}')
+    for name, cpu in (("kept", "this"), ("elsewhere", "that")):
+        record = {"figures": {"ratio": 2.0 if cpu == "this" else 99.0}, "machine": {"cpu": cpu}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path))
     monkeypatch.setattr(quick, "RESULTS", tmp_path)
     monkeypatch.setattr(quick.os, "getloadavg", lambda: (0.1, 0.1, 0.1))
     one = quick.Ratio("a job", "kept", lambda f: f["ratio"], lambda: found, 0.2)
     other = quick.Ratio("a job without a record", "none", lambda f: f["ratio"], lambda: found, 0.2)
-    monkeypatch.setattr(quick, "RATIOS", (one, other))
+    third = quick.Ratio("a job of another processor", "elsewhere", lambda f: f["ratio"], lambda: found, 0.2)
+    monkeypatch.setattr(quick, "machine", lambda: {"cpu": "this"})
+    monkeypatch.setattr(quick, "RATIOS", (one, other, third))
     assert quick.main([]) == (1 if found < 2 else 0)
-    assert "none committed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "none was committed" in said and "99.00 on that, which this is not compared with" in said
     monkeypatch.setattr(quick.os, "getloadavg", lambda: (3.0, 3.0, 3.0))
     assert quick.main([]) == 2 and "busy (load 3.0)" in capsys.readouterr().err
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path / "nothing"))
