@@ -158,8 +158,10 @@ def vertical_grid(box: Box, xs: Sequence[float], show: Callable[[float], str]) -
     parts = []
     for v in xs:
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}V{:.1f}"/>').format(box.x(v), box.top, box.bottom))
-        anchor = "start" if box.x(v) < 20 else "middle"
-        parts.append(write(box.x(v), box.bottom + 16, tick_label(show(v)), "tick", anchor))
+        text = tick_label(show(v))
+        beyond = box.x(v) + 3.2 * len(text) > WIDTH  # half of it, at a tick that lies near the edge
+        anchor = "start" if box.x(v) < 20 else "end" if beyond else "middle"
+        parts.append(write(WIDTH if beyond else box.x(v), box.bottom + 16, text, "tick", anchor))
     return Markup("").join(parts)
 
 
