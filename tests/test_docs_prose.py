@@ -76,14 +76,16 @@ def test_the_table_has_ratio_and_floor_and_says_what_is_missing(monkeypatch: pyt
         "floor": 4.0,
         "ratios": {"tuned script": {"seconds": 2.5}},
     }
-    record = {"date": "2026-01-02 10:00 UTC", "commit": "abc", "figures": figures}
+    record: dict[str, Any] = {"date": "2026-01-02 10:00 UTC", "commit": "abc", "figures": figures}
+    record["machine"] = {"cpu": benchmark_table.USUAL}
     now = {**record, "code": code.here("whole_command_jpeg")}
-    found = {"whole_command_cifar-5000": record, "whole_command_jpeg": now}
+    elsewhere = {**record, "machine": {"cpu": "another"}}
+    found = {"whole_command_cifar-5000": record, "whole_command_jpeg": now, "whole_command_cifar-kept": elsewhere}
     lines = benchmark_table.benchmark_table(found.get).splitlines()
     old, new, missing = (next(line for line in lines if text in line) for text in ("5,000", "JPEGs", "45,000"))
     assert "**2.5 ×** (10.0 s, not 25.0 s) | 2.5 × a bf16 matrix product | 2026-01-02&nbsp;† |" in old
     assert "2026-01-02 |" in new and "not measured yet | not measured yet |" in missing
-    assert "(1 of" in lines[-1]
+    assert "(2 of" in lines[-1] and lines[-1].endswith("‡ On another.")
 
 
 def test_only_what_code_does_makes_a_record_old() -> None:

@@ -212,11 +212,11 @@ class Noting(Run):
         self.tracked: dict[str, set[str]] = {}
 
     def batches(self, split: Any, *args: Any, **kwargs: Any) -> Any:
-        self.seen.setdefault(self._path, set()).add(tuple(split.ids.tolist()))
+        self.seen.setdefault(self._stages.path, set()).add(tuple(split.ids.tolist()))
         return super().batches(split, *args, **kwargs)
 
     def track(self, **values: Tensor) -> None:
-        self.tracked.setdefault(self._path, set()).update(values)
+        self.tracked.setdefault(self._stages.path, set()).update(values)
         super().track(**values)
 
 

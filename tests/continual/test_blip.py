@@ -56,7 +56,7 @@ class Watched(Run):
     see: Any = None
 
     def backward(self, *args: Any, **kwargs: Any) -> None:
-        self.see(self._path.rpartition("/")[2])
+        self.see(self._stages.path.rpartition("/")[2])
         super().backward(*args, **kwargs)
 
 

@@ -165,7 +165,7 @@ def test_gradients_are_those_of_the_logits(name: str) -> None:
 @pytest.mark.parametrize("name", ["softmax", "log-softmax", "sigmoid"])
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_kd_with_a_network_that_ends_so_is_kd_without_it(role: str, name: str) -> None:
-    data, recipe = tiny_data(320), Recipe(epochs=4, batch_size=32, lr=0.1)
+    data, recipe = tiny_data(320), Recipe(epochs=3, batch_size=32, lr=0.1)  # more would amplify rounding
     found = []
     for end in (LOGITS["logits"], ENDS[name]):
         networks = {"teacher": fitted("teacher", 7), "student": tiny_model("student", 0)}

@@ -82,7 +82,7 @@ def test_tokens_whose_mean_is_classified_are_a_map() -> None:
 )
 def test_other_networks_are_refused_by_name_with_a_way_out(model: Model) -> None:
     model = dataclasses.replace(model, name="mine")
-    with pytest.raises(UserError, match=r"^mine does not answer .* mean .*; take mix=cutmix\.$"):
+    with pytest.raises(UserError, match=r"^mine does not answer .* mean .*; take --recipe.mix cutmix\.$"):
         evidence(model)
 
 
@@ -255,7 +255,7 @@ def refused(made: Any, data: Images | None, words: str) -> None:
 def test_a_network_that_flattens_is_refused_for_snapmix_alone() -> None:
     student = dataclasses.replace(tiny_model("mine", 0), module=Flattens())
     made = Plain(student=student, recipe=Recipe(epochs=1, mix="snapmix"))
-    refused(made, None, "mine does not answer .*take mix=cutmix")
+    refused(made, None, "mine does not answer .*take --recipe.mix cutmix")
     Plain(student=student, recipe=Recipe(epochs=1, mix="cutmix")).require(tiny_data())
 
 

@@ -1,111 +1,88 @@
-"""Commands where a sample has several labels: F1 in place of the accuracy, and factors in the report."""
+"""Labels that exist are used, and what is measured is called what it is."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 import upcycle
-from tests.settings_factors import factor_model, tiny_factors
-from tests.settings_graphs import tiny_graphs
-from upcycle import cli
-from upcycle.core.errors import UserError
-from upcycle.core.recipe import Recipe
-from upcycle.core.task import CLASSIFICATION, MULTILABEL
+from upcycle.core.models import Model
+from upcycle.core.references import resolve
+from upcycle.data import load
+from upcycle.verbs.pairing import answered_by
 
-RECIPE = Recipe(epochs=2, batch_size=32, optimizer="adam", lr=0.01)
-BRIEF: dict[str, Any] = {"recipe": RECIPE, "say": lambda text: None}
+HALF: dict[str, Any] = {"recipe": {"epochs": 2}, "terms": {"w_ce": 0.0}, "quiet": True}
+
+
+def digits(root: Path, folders: dict[str, bool], n: int = 60) -> Path:
+    """Digits in folders of splits, in folders of classes where these are to have labels."""
+    found = upcycle.load_data("digits")
+    sources = {"train": found.train, "val": found.validation, "test": found.test}
+    for split, labelled in folders.items():
+        for i in range(n):
+            label = str(int(sources[split].labels[i]))
+            folder = root / split / label if labelled else root / split
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sources[split].images[i, :, :, 0].numpy()).save(folder / f"{i:02d}.png")
+    return root
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    out = tmp_path_factory.mktemp("labels") / "run"
-    return upcycle.distill(
-        method="factorgcn", student="zoo:factorgcn", data=tiny_factors(), alone=True, seeds=2, out=out, **BRIEF
-    )
+def teacher() -> Model:
+    """One that errs on some of the images, so that agreement with it is no accuracy."""
+    torch.manual_seed(0)
+    net = resolve("zoo:digits_teacher")
+    with torch.no_grad():
+        for weight in net.module.parameters():
+            weight.add_(0.12 * torch.randn_like(weight))
+    return net
 
 
-def test_the_figure_is_f1_in_the_table_the_result_and_the_report(made: Any) -> None:
-    assert made.sentence.startswith("On the 50 test graphs of factors:4 the F1 is: factorgcn alone ")
-    assert [row["role"] for row in made.rows] == ["alone", "student"] and len(made.rows[-1]["accuracy"]) == 2
-    record = json.loads((made.directory / "result.json").read_text())
-    assert record["figure"] == "test F1" and "C-Score" in record["rows"][-1]["shown"]
+def test_unlabelled_training_images_beside_labelled_test_images(teacher: Model, tmp_path: Path) -> None:
+    root = digits(tmp_path / "digits of mine", {"train": False, "test": True})
+    made = upcycle.distill(teacher=teacher, student="zoo:convnet_small", data=root, out=tmp_path / "run", **HALF)
+    truth = upcycle.evaluate(tmp_path / "run", root).accuracy
+    assert made.rows[-1]["accuracy"] == [truth]
+    assert made.rows[0]["accuracy"] == [upcycle.evaluate(teacher, root).accuracy] != [1.0]
+    assert f"The student reaches {100 * truth:.1f} % on the 60 test images" in made.sentence
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["figure"] == "test accuracy" and result["data"]["answered"] == []
+    assert any("validation images of digits of mine have no labels, so nothing is" in note for note in result["notes"])
     page = made.report.read_text()
-    assert "Test F1" in page and "Validation F1" in page and "accuracy" not in page.partition("<main")[2].lower()
-    assert "Which factor stands for which relation" in page and "The factors of test graph 0" in page
-    assert "cannot be drawn" not in page
+    assert "agreement with the teacher" not in page and "Validation a" not in page and "Test accuracy" in page
 
 
-def test_a_saved_network_of_labels_is_measured_by_f1(made: Any) -> None:
-    found = upcycle.evaluate(str(made.directory), tiny_factors())
-    assert found.score == pytest.approx(made.rows[-1]["accuracy"][0]) and found.count == 50
-    text, record = found.text(), found.record()
-    assert "  F1                 " in text and "accuracy" not in text and "    Turán  " in text
-    assert record["F1"] == found.score and record["task"] == "multilabel" and len(record["per_class"]) == 4
-    assert json.loads(json.dumps(record)) == record
+def test_no_labels_at_all(teacher: Model, tmp_path: Path) -> None:
+    root = digits(tmp_path / "blank", {"train": False})
+    made = upcycle.distill(teacher=teacher, student="zoo:convnet_small", data=root, out=tmp_path / "run", **HALF)
+    assert made.rows[0]["accuracy"] == [1.0]  # the teacher's own answers
+    assert "The student gives its teacher's answer for " in made.sentence and "reaches" not in made.sentence
+    assert "test images of blank, which have no labels; this is agreement and no accuracy" in made.sentence
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["figure"] == "agreement" and result["data"]["answered"] == ["validation", "test"]
+    page = made.report.read_text()
+    assert "Validation agreement" in page and "Validation accuracy" not in page and "Test accuracy" not in page
 
 
-def test_a_network_without_factors_learns_labels_plainly_and_guides_factors(tmp_path: Path) -> None:
-    plain = upcycle.distill(
-        method="plain", student=factor_model(tiny_factors()), data=tiny_factors(), out=tmp_path / "plain", **BRIEF
-    )
-    assert plain.student.task == MULTILABEL and "the F1 is" in plain.sentence
-    taught = upcycle.distill(
-        method="factorgcn",
-        teacher=str(tmp_path / "plain"),
-        student="zoo:factorgcn",
-        factors=2,
-        terms={"w_kd": 1.0},
-        data=tiny_factors(),
-        out=tmp_path / "taught",
-        **BRIEF,
-    )
-    assert [row["role"] for row in taught.rows] == ["teacher", "student"]
-    assert taught.student.options["factors"] == 2
+def test_labelled_validation_beside_unlabelled_test_images(teacher: Model, tmp_path: Path) -> None:
+    data = load(digits(tmp_path / "half", {"train": True, "val": True, "test": False}))
+    answered = answered_by(teacher, data, torch.device("cpu"))
+    assert answered.answered == ("test",) and answered.validation.labels.equal(data.validation.labels)
+    assert "The test images of half have no labels: every figure on them is agreement" in answered.notes[-1]
+    whole = load(digits(tmp_path / "whole", {"train": True, "val": True, "test": True}))
+    assert answered_by(teacher, whole, torch.device("cpu")) is whole
 
 
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        ({"method": "kd", "teacher": "labels"}, "it is for classification, and multilabel is the task of these graphs"),
-        ({"method": "factorgcn", "factors": 5}, "32 features cannot be divided among 5 factors"),
-        ({"method": "factorgcn", "test_data": tiny_graphs()}, "features a node, and the data have|is not like"),
-        ({"method": "factorgcn", "labels": 3}, "no classes to draw graphs of"),
-        ({"method": "factorgcn", "student": "zoo:convnet_small"}, "graphs"),
-    ],
-)
-def test_what_cannot_work_is_said_before_any_work(tmp_path: Path, options: dict[str, Any], part: str) -> None:
-    given = {"student": "zoo:factorgcn", "data": tiny_factors(), **BRIEF, **options}
-    if given.get("teacher") == "labels":
-        given["teacher"] = factor_model(tiny_factors(), 7, "teacher")
-    with pytest.raises(UserError, match=part):
-        upcycle.distill(out=tmp_path / "run", **given)
-    assert not (tmp_path / "run").exists()
-
-
-def test_classes_are_not_looked_into_where_there_are_labels(made: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"diagnose looks at classes, and the task of factors:4 is multilabel"):
-        upcycle.diagnose(str(made.directory), data=tiny_factors(), out=tmp_path / "d")
-    with pytest.raises(UserError, match="student is for classification, and multilabel is the task of the graphs"):
-        upcycle.evaluate(dataclasses.replace(factor_model(tiny_factors()), task=CLASSIFICATION), tiny_factors())
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        (("--data", "factors:9"), "has 2 to 6 relations, not 9"),
-        (("--data", "factors:4", "--factors", "5"), "32 features cannot be divided among 5 factors"),
-        (("--data", "factors:4", "--factors", "-1"), "factors must not be negative"),
-        (("--data", "factors:4", "--terms.w_kd", "1"), "terms.w_kd is for the answers of a teacher"),
-    ],
-)
-def test_bad_words_end_in_one_sentence(
-    words: tuple[str, ...], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    asked = ["distill", "--method", "factorgcn", "--student", "zoo:factorgcn", "--out", str(out), *words]
-    assert cli.main(asked) == 2 and part in capsys.readouterr().err and not out.exists()
+def test_a_network_that_is_tuned_without_labelled_test_images(teacher: Model, tmp_path: Path) -> None:
+    """It is made, and the sentence says that nothing was measured."""
+    root = digits(tmp_path / "half", {"train": True, "val": True, "test": False})
+    brief = {key: value for key, value in HALF.items() if key != "terms"}
+    made = upcycle.adapt(teacher, method="ssf", data=root, out=tmp_path / "run", **brief)
+    assert "no labelled test images" in made.sentence and made.rows[-1]["accuracy"] == []
+    treated = upcycle.treat("zoo:digits_teacher", data=root, control=False, out=tmp_path / "treated", **brief)
+    assert "there were no test images to measure it on" in treated.sentence

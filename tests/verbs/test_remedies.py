@@ -27,10 +27,13 @@ FOREIGN = ("pip install", "xcode-select", "rev-parse", "--short=12")  # the opti
 LOOKERS = ("evaluate", "predict", "diagnose", "explain", "export")
 MODEL_VERBS = (*cli.MAKERS, *LOOKERS)
 # Code that several verbs share, and those that can come to its messages; all that take a model where none is named.
+RECIPES = ("distill", "assemble", "reassemble", "treat", "adapt", "extend")
+"""Verbs with methods that have a recipe."""
 SHARED = {
     "adaptation": ("adapt",),
     "core/checks.py": ("distill",),  # of a teacher and a student
     "core/devices.py": (*cli.MAKERS, "evaluate", "predict", "diagnose"),
+    "core/ingredients.py": RECIPES,
     "core/journal.py": tuple(cli.MAKERS),
     "core/lock.py": tuple(cli.MAKERS),
     "core/run.py": tuple(cli.MAKERS),
@@ -39,6 +42,7 @@ SHARED = {
     "data/buffer.py": ("extend",),
     "data/pool_files.py": ("distill",),
     "data/folder_streams.py": ("extend",),
+    "data/graph_streams.py": ("extend",),
     "data/stream_kinds.py": ("extend",),
     "data/streams.py": ("extend",),
     # assemble, reassemble and extend ask for no labels by a map, and say what they need themselves
@@ -48,6 +52,7 @@ SHARED = {
     "continual": ("extend",),
     "measure/export.py": ("export",),
     "surgery/logits.py": ("assemble",),
+    "training": RECIPES,
     "verbs/directory.py": (*cli.MAKERS, "diagnose", "explain"),
     "verbs/figures.py": (*cli.MAKERS, "diagnose"),
     "verbs/pairing.py": ("distill",),
@@ -88,6 +93,7 @@ PYTHON = {name for f in (upcycle.load, upcycle.resolve) for name in inspect.sign
 OTHERS = {
     ("core/probe.py", "precision"),  # of what trains; the makers alone ask whether a network can
     ("training/simultaneous.py", "form"),  # a keyword of its function
+    ("core/ingredients.py", "cache"),  # of a method that has it, as is asked before
 }
 METHODS = {Path(inspect.getfile(m)).relative_to(SRC).as_posix(): m for m in all_methods()}
 

@@ -124,7 +124,7 @@ def _close(mean: Tensor, seen_by: Tensor) -> bool:
 def _none(model: Model) -> UserError:
     return UserError(
         f"{model.name} does not answer with one linear layer on the mean of its last feature map (it may flatten it), "
-        "so snapmix cannot tell where in an image it sees a class; take mix=cutmix."
+        "so snapmix cannot tell where in an image it sees a class; take --recipe.mix cutmix."
     )
 
 

@@ -88,8 +88,13 @@ def test_places_and_blocks_are_a_list_of_edges() -> None:
     h = torch.randn(8, 5, generator=generator(1))
     blocks = Blocks(A, places)
     assert torch.allclose(blocks.sum(h), torch.zeros(8, 5).index_add(0, target, h[source]), atol=1e-6)
-    assert torch.equal(blocks.degrees, torch.bincount(target, minlength=8).float())
-    assert degree_features(A, places, 3).argmax(1).tolist() == blocks.degrees.clamp_max(2).long().tolist()
+    assert torch.equal(blocks.sum(torch.ones(8, 1))[:, 0], torch.bincount(target, minlength=8).float())
+    degrees = torch.bincount(target, minlength=8)
+    assert degree_features(A, places, 3).argmax(1).tolist() == degrees.clamp_max(2).tolist()
+    for loops in (False, True):  # D^-1/2 (A + I) D^-1/2 h, of degrees that may be 0 without loops
+        scale = torch.where(degrees + loops > 0, (degrees + loops).float().rsqrt(), 0)[:, None]
+        expected = scale * (blocks.sum(scale * h) + loops * scale * h)
+        assert torch.allclose(blocks.mean(h, loops), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["one_hot", "real", "degree"])
