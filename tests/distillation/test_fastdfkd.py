@@ -418,7 +418,7 @@ def test_the_images_with_the_lowest_loss_are_kept(adv: float, monkeypatch: pytes
         append(self, x, y)
 
     monkeypatch.setattr(Synthesis, "append", appended)
-    tiny(k=6, lr_g=0.2, adv=adv, warmup=0, rounds=4, recipe=Recipe(epochs=4, batch_size=16)).fit(run, nothing())
+    tiny(k=6, lr_g=1.0, adv=adv, warmup=0, rounds=4, recipe=Recipe(epochs=4, batch_size=16)).fit(run, nothing())
     assert len(which) == 4 and len(set(which)) > 1  # with so large a rate not always the last
 
 
