@@ -197,15 +197,16 @@ def test_a_bare_student_cannot_be_widened() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="UPCYCLE_DATA is not set, so real graphs are not at hand")
 def test_persons_of_two_groups_are_decided_on_more_alike() -> None:
-    data = load_graphs("credit", split=11)
-    recipe = dataclasses.replace(WHOLE, epochs=60)
-    teacher = trained_on("zoo:gcn_3_64", data, 11, recipe, balanced=True)
-    found = {}
-    for name, options in {"plain": {"alpha": 0.0, "proxy": 0}, "fair": {}}.items():
-        student = fresh_for("zoo:gcn_2_16", data, 11)
-        made = RELIANT(teacher=teacher, student=student, sensitive="Age", balanced=True, recipe=recipe, **options)  # type: ignore[arg-type]
-        run = Run(None, seed=11, quiet=True)
-        made.require(data)
-        made.fit(run, data)
-        found[name] = run.left["shown"]["Δ_SP"]
+    """On average of two splits: on a single one plain distillation may happen to be fair."""
+    recipe, found = dataclasses.replace(WHOLE, epochs=60), {"plain": 0.0, "fair": 0.0}
+    for seed in (11, 12):
+        data = load_graphs("credit", split=seed)
+        teacher = trained_on("zoo:gcn_3_64", data, seed, recipe, balanced=True)
+        for name, options in {"plain": {"alpha": 0.0, "proxy": 0}, "fair": {}}.items():
+            student = fresh_for("zoo:gcn_2_16", data, seed)
+            made = RELIANT(teacher=teacher, student=student, sensitive="Age", balanced=True, recipe=recipe, **options)  # type: ignore[arg-type]
+            run = Run(None, seed=seed, quiet=True)
+            made.require(data)
+            made.fit(run, data)
+            found[name] += run.left["shown"]["Δ_SP"] / 2
     assert found["fair"] < 0.7 * found["plain"]
