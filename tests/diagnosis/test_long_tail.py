@@ -166,12 +166,8 @@ def test_the_control_trains_the_old_classifier_as_often() -> None:
     (control,) = method.controls().values()
     assert isinstance(control.method, FurtherTraining) and control.method.recipe is not None
     assert control.method.steps(100) == method.steps(100) and control.method.recipe.sampler == "instance"
-    data = tail()
     for untrained in (Tau(source=source(), tau=1.0), LogitAdjust(source=source()), NCM(source=source())):
-        (control,) = untrained.controls().values()
-        made = control.method.fit(Run(None, quiet=True), data).state_dict()
-        assert control.method.steps(100) == untrained.steps(100) == 0
-        assert all(torch.equal(value, made[key]) for key, value in source().module.state_dict().items())
+        assert untrained.steps(100) == 0 and not untrained.controls()  # the network as it was stands beside it anyway
 
 
 # -- tau --------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from upcycle.data.labels import mapped, relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.predictors import Predictor, check_predictor, predictor
 from upcycle.verbs import DEFAULT_METHOD, options
+from upcycle.verbs.arms import Arm, Result
 from upcycle.verbs.figures import figures_of, row, share
 from upcycle.verbs.methods import baseline
 from upcycle.verbs.naming import (
@@ -44,7 +45,7 @@ from upcycle.verbs.naming import (
     takes_any,
 )
 from upcycle.verbs.options import Say
-from upcycle.verbs.session import Arm, Result, Session
+from upcycle.verbs.session import Session
 
 
 @dataclass(kw_only=True)
