@@ -122,7 +122,6 @@ def _complaint(text: str, known: list[str]) -> str:
         name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind)
         choices = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", name)
         wanted = f"one of {choices.group(1)}" if choices else _KINDS.get(name.split("[")[0], name)
-        wanted = wanted.replace("[a,b]", "[1,2]") if re.match(r"tuple\[(int|float)", name) else wanted
         return f"--{key} must be {wanted}, not '{value}'."
     if found := re.match(r"([\w.]+): Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: (.*?)\.?$", text):
         key, kinds, value = found.groups()

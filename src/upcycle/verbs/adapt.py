@@ -435,8 +435,7 @@ def _supervised(method: Any, data: Images) -> tuple[Method, Images]:
 
 def _sentence(rows: list[dict[str, Any]], product: Model, data: Images) -> str:
     """Accuracies, and whether adapting helped: a loss is called one."""
-    made = rows[-1]["accuracy"]
-    if not made:
+    if not (made := rows[-1]["accuracy"]):
         return f"{product.name} was adapted; there were no labelled test images to measure it on."
     text = f"The adapted network reaches {share(made)} on the test images of {data.measured or data.name}"
     others = [line for line in rows[:-1] if line["accuracy"] and line["role"] in ("source", "control")]
