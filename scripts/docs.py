@@ -273,7 +273,8 @@ def claims() -> str:
     for name in claimed():
         record, claim = claim_record(name), find(name)
         for method, headline in {name: claim.headline, **claim.covers}.items():
-            if headline is not None:
+            # A claim of no one method has no row beside that of a method which it covers and by which it decides.
+            if headline is not None and not (method == name and name in PAGES and headline in claim.covers.values()):
                 decided = (record or {}).get("verdicts", {}).get(method)
                 shown = PAGES.get(method, f"[`{method}`](methods/{method}.md)")
                 rows.append((shown, headline.says, *pages.cells(decided)))

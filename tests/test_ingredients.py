@@ -155,6 +155,14 @@ def test_what_cannot_be_had_on_the_data_is_refused() -> None:
     weighed = Plain(student=tiny_model("s", 2), balanced=True, recipe=Recipe(mix="cutmix"))
     with pytest.raises(UserError, match=r"balanced weighs labels.* --recipe\.sampler class"):
         weighed.require(data)
+    drawn = KD(teacher=tiny_model("t", 1), student=tiny_model("s", 2), recipe=Recipe(sampler="class"))
+    with pytest.raises(UserError, match=r"--recipe\.sampler class draws by class, and no training sample has a label"):
+        drawn.require(data.hide_labels(0, 0))
+
+
+def test_one_method_does_and_several_do() -> None:
+    with pytest.raises(UserError, match="; modeldoctor does"):
+        with_recipe("crt", sharpness="sam").require_ingredients()
 
 
 # -- weight decay -----------------------------------------------------------------------------------------------
@@ -207,6 +215,9 @@ def test_the_list_says_who_takes_what_and_why_not(capsys: pytest.CaptureFixture[
         ({"sharpness": "asam"}, 2),
         ({"sharpness": "esam"}, 5.1 / 3),
         ({"sharpness": "esam", "select": 1.0, "keep": 1.0}, 2),
+        ({"mix": "cutmix"}, 1),
+        ({"mix": "snapmix", "mix_prob": 0.5}, 1 + 1 / 6),
+        ({"mix": "snapmix", "sharpness": "sam"}, 2 + 1 / 3),
     ],
 )
 def test_estimates_count_the_meetings(asks: dict[str, Any], times: float) -> None:

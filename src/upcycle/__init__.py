@@ -29,7 +29,7 @@ _HOME = {
     "predict": "upcycle.verbs.predict",
     "report": "upcycle.verbs.report",
     "lineage": "upcycle.verbs.lineage",
-    "Result": "upcycle.verbs.session",
+    "Result": "upcycle.verbs.arms",
     "advise": "upcycle.verbs.advise",
     "doctor": "upcycle.verbs.doctor",
     "prove": "upcycle.verbs.prove",
@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from upcycle.measure.export import write_export as write_export
     from upcycle.verbs.adapt import adapt as adapt
     from upcycle.verbs.advise import advise as advise
+    from upcycle.verbs.arms import Result as Result
     from upcycle.verbs.assemble import assemble as assemble
     from upcycle.verbs.diagnose import diagnose as diagnose
     from upcycle.verbs.disassemble import disassemble as disassemble
@@ -105,7 +106,6 @@ if TYPE_CHECKING:
     from upcycle.verbs.prove import prove as prove
     from upcycle.verbs.reassemble import reassemble as reassemble
     from upcycle.verbs.report import report as report
-    from upcycle.verbs.session import Result as Result
     from upcycle.verbs.treat import treat as treat
 
 

@@ -53,7 +53,8 @@ def parse(parser: Any, words: list[str], hints: dict[str, Any], networks: Iterab
             words[i] = f"{word}=true"
         elif name not in networks and tuple in (typing.get_origin(t) for t in (hint, *typing.get_args(hint))):
             value = word.partition("=")[2] if "=" in word else following
-            single = int in typing.get_args(hint) and "," not in value  # one number is no list
+            either = typing.get_origin(hint) is not tuple and int in typing.get_args(hint)  # a number or a list
+            single = either and "," not in value
             if value and value[0] not in "[(-" and value != "null" and not single:
                 text = hint in (tuple[str, ...], tuple[str, ...] | None)  # or YAML would read numbers
                 value = json.dumps([item.strip() for item in value.split(",")]) if text else f"[{value}]"
@@ -64,19 +65,19 @@ def parse(parser: Any, words: list[str], hints: dict[str, Any], networks: Iterab
         raise UserError("A number in the options is beyond all bounds (1e308).") from error
     except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
         raise UserError(_complaint(str(error), known)) from error
-    _check_filled(parsed, parser.get_defaults())
+    _check_filled(parsed, parser.get_defaults(), hints)
     return parsed
 
 
-def _check_filled(parsed: Any, defaults: Any, prefix: str = "") -> None:
-    """Refuse what the parser lets pass in a YAML file: null where there is a default, a group that is no mapping."""
+def _check_filled(parsed: Any, defaults: Any, hints: dict[str, Any], prefix: str = "") -> None:
+    """Refuse what the parser lets pass in a YAML file: null that means nothing there, a group that is no mapping."""
     for key, default in vars(defaults).items():
         value = getattr(parsed, key, default)
         if type(default).__name__ == "Namespace":
             if type(value) is not type(default):
                 raise UserError(f"--{prefix}{key} must be a mapping of its options, not '{value}'.")
-            _check_filled(value, default, f"{prefix}{key}.")
-        elif value is None and default is not None:
+            _check_filled(value, default, {}, f"{prefix}{key}.")
+        elif value is None and default is not None and type(None) not in typing.get_args(hints.get(key)):
             raise UserError(f"--{prefix}{key} must not be null; leave it out for its default, {default}.")
 
 
@@ -129,7 +130,7 @@ def _complaint(text: str, known: list[str]) -> str:
         wanted = " or ".join(_KINDS[name] for name in map("".join, names) if name in _KINDS)
         wanted = f"one of {choices.group(1)}" if choices else wanted
         wanted = wanted.replace("[a,b]", "[1,2]") if re.search(r"tuple\[(int|float)", kinds) else wanted
-        return f"--{key} must be {wanted}, not '{value}'."
+        return f"--{key} must be {wanted}, not {value if value[:1] == '[' else repr(value)}."
     if found := re.match(r"([\w.]+): Unable to load config '(.*?)'", text):
         return f"--{found.group(1)} must be a mapping of its options, not '{found.group(2)}'."
     return text[:1].upper() + text[1:300] + ("" if text.endswith(".") else ".")

@@ -26,6 +26,7 @@ from upcycle.core.errors import UserError
 from upcycle.verbs import distill
 
 DISTILL = ["distill", "--teacher=zoo:digits_teacher", "--student=zoo:convnet_small", "--data=digits"]
+TREAT = ["treat", "zoo:digits_teacher", "--data=digits"]
 SHORT = ["--recipe.epochs=1", "--quiet"]
 NETS = """
 import torch
@@ -117,6 +118,13 @@ def _tree(folder: Path) -> dict[str, bytes]:
         ([*DISTILL, "--plugin=none.py"], ["There is no file none.py"]),
         ([*DISTILL, "--alone", "--labels=0"], ["cannot be trained alone without labels"]),
         ([*DISTILL, "--shots=5000"], ["too few labelled training images"]),
+        ([*DISTILL, "--shots=5", "--long_tail=10"], ["so nothing is left of long_tail; leave one out"]),
+        ([*TREAT, "--method=bags", "--edges=[a]"], ["--edges must be a whole number, not 'a'"]),
+        ([*TREAT, "--method=bags", "--edges=50,10"], ["edges must ascend"]),
+        ([*TREAT, "--method=simcal", "--T=1"], ["no class of digits has fewer than T = 1", "or null for all classes"]),
+        ([*TREAT, "--method=simcal", "--hidden=null"], ["--hidden must be a whole number, not 'None'"]),
+        ([*TREAT, "--method=tau", "--tau=1e9"], ["tau 1e+09 gives weights beyond all numbers"]),
+        ([*TREAT, "--method=logitadjust", "--tau=1e300"], ["tau 1e+300 gives biases beyond all numbers"]),
         (
             [*DISTILL, "--method=tfkd", "--labels=0"],
             ["tfkd cannot run here", "1000 of 1000", "kd works without labels"],
@@ -146,6 +154,7 @@ def test_mistakes_in_options(here: Path, refused: Refused, words: list[str], par
         ({"recipe": {"lr": None}}, "--recipe.lr must not be null; leave it out for its default, 0.1"),
         ({"epochs": 3}, "Did you mean 'recipe.epochs'"),
         ({"out": "a\0b"}, "is no path"),
+        ({"milestones": 3}, "Did you mean 'recipe.milestones'"),
         ({"size": "large"}, "--size must be a whole number or a list such as [1,2], not 'large'"),
         ({"method": ""}, "There is no method ''"),
         ({"plugin": "none.py"}, "There is no file none.py"),

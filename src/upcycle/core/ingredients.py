@@ -43,13 +43,17 @@ def asked(recipe: Recipe) -> dict[str, str]:
 
 
 def times(method: Any) -> float:
-    """How many times the work of plain training a method's recipe asks for: 2 with sam, (3 + β + 3γ) / 3 with esam."""
+    """How many times the work of plain training a method's recipe asks for.
+
+    2 with sam, (3 + β + 3γ) / 3 with esam; a forward more, a third, with snapmix.
+    """
     recipe = getattr(method, "recipe", None)
-    if not isinstance(recipe, Recipe) or recipe.sharpness == "none":
+    if not isinstance(recipe, Recipe):
         return 1.0
+    maps = recipe.mix_prob / 3 if recipe.mix == "snapmix" else 0.0
     if recipe.sharpness != "esam":
-        return 2.0
-    return (2 + recipe.keep + (recipe.select < 1) + 3 * recipe.select) / 3
+        return maps + (1.0 if recipe.sharpness == "none" else 2.0)
+    return maps + (2 + recipe.keep + (recipe.select < 1) + 3 * recipe.select) / 3
 
 
 def refuse(method: Any, others: Callable[[], Iterable[Any]]) -> None:
@@ -73,7 +77,7 @@ def _who(method: Any, ingredient: str, others: Iterable[Any]) -> str:
     """The methods that do admit an ingredient, those of the same verb where there are any."""
     able = [m.card for m in others if ingredient in m.admits]
     near = [card for card in able if card.verb == method.card.verb] or able
-    names = f"{', '.join(card.name for card in near)} do" if near else "no method does"
+    names = f"{', '.join(card.name for card in near)} do{'es' if len(near) == 1 else ''}" if near else "no method does"
     if ingredient in PARTS and "sharpness" in method.admits:
         return f"{names}, and {method.card.name} takes --recipe.{PARTS[ingredient]} 1"
     return names
@@ -95,6 +99,8 @@ def problems(method: Any, data: Any) -> list[str]:
             found.append(f"{option} is for classes, and the task is {train.task.name}")
         elif train.together:
             found.append(f"{option} needs batches, and these samples all lie in one thing and are answered at once")
+        elif ingredient == "sampler" and not bool((train.labels >= 0).any()):
+            found.append(f"{option} draws by class, and no training sample has a label")
     if "mix" in asks and not found:
         cache, views = getattr(method, "cache", "off"), getattr(method, "views", 0)
         if cache == "on" or (cache == "auto" and views):  # auto alone keeps none of mixtures

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from upcycle.core.ends import SAID, SQUASHED, Sigmoids, end_of
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.heads import gives_probabilities
 from upcycle.core.models import Model, copy_of
 from upcycle.core.norms import batchnorms
 from upcycle.core.outputs import (
@@ -244,7 +245,7 @@ class _Trial:
         if any(ends):
             self.put(lambda network: FromProbabilities(network, *ends))
         for mode, end in found.items():
-            if end is not None:
+            if end is not None and gives_probabilities(self.network):
                 where = "" if end == "unknown" or len(set(found.values())) == 1 else f"in {mode} mode "
                 self.notes.append(f"{self.name} {where}answers with {SAID[end]}")
 

@@ -35,6 +35,7 @@ from upcycle.core.errors import require
 from upcycle.core.evaluate import measured
 from upcycle.core.frozen import Frozen
 from upcycle.core.guide import frozen_for
+from upcycle.core.heads import gives_probabilities
 from upcycle.core.interrupt import Interrupted, catching
 from upcycle.core.journal import Journal
 from upcycle.core.log import Log
@@ -420,12 +421,13 @@ class Run:
     def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Measured | None:
         """Measure a network on a split and log the figures of the task; touches neither randomness nor modes.
 
-        Where no sample has a label there is nothing to measure with, and the answer is ``None``.
+        Where no sample has a label there is nothing to measure with, and the answer is ``None``. No loss is logged of
+        scores that are no probabilities.
         """
         if split.labels is not None and not bool(split.task.known(split.labels).any()):
             return None
-        found = measured(module, split)
-        self.log(**{f"{name}_{figure}": value for figure, value in found.figures.items()})
+        found, sure = measured(module, split), gives_probabilities(module)
+        self.log(**{f"{name}_{key}": value for key, value in found.figures.items() if sure or key != "loss"})
         return found
 
     def picture(self, name: str, data: dict[str, Any]) -> None:

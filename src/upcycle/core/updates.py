@@ -28,6 +28,7 @@ class Updates:
         self.device, self.world_size, self._place = device, world_size, place
         self.count = 0
         self._bad: Tensor | None = None  # a gradient was not finite
+        self._climbs = False  # an optimiser ascends
         self._ascent: Tensor | None = None  # that of the ascent before this step was not
 
     def step(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
@@ -45,6 +46,7 @@ class Updates:
 
     def ascend(self, optimizer: Any) -> None:
         """Average gradients over processes, unless each ascends by itself, ascend by them, and clear them."""
+        self._climbs = True
         local = optimizer.local and self.world_size > 1
         _, grads, norm = self._gradients(optimizer, local)
         if self.device.type != "cpu":
@@ -76,9 +78,12 @@ class Updates:
         """Raise :class:`UserError` if a gradient was not finite since this was last asked; waits for the device."""
         bad, self._bad = self._bad, None
         if bad is not None and bool(bad):
+            remedy = (
+                "lower lr or rho, or look at those samples" if self._climbs else "lower lr or look at those samples"
+            )
             raise UserError(
                 f"The loss or its gradient is not a finite number at {self._place()}. The weights were not touched; "
-                "lower lr or look at those samples."
+                f"{remedy}."
             )
 
 

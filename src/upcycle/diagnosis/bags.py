@@ -74,6 +74,14 @@ def group_loss(
     return torch.stack(losses).sum()
 
 
+def _of_groups(groups: Sequence[Sequence[int]]) -> str:
+    """Say how the classes were divided."""
+    sizes = [str(len(group)) for group in groups]
+    if len(sizes) == 1:
+        return "All classes are in one group, as in an ordinary softmax; give --edges between their numbers of images."
+    return f"The {len(sizes)} groups have {', '.join(sizes[:-1])} and {sizes[-1]} classes, the rarest first."
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class BAGS(Method):
     """Balanced group softmax (Li et al.; CVPR 2020; arXiv:2006.10408).
@@ -169,7 +177,7 @@ class BAGS(Method):
                 logits = [run.gather(z) for z in head.logits(f)]
                 run.step(group_loss(logits, target, weight.to(f.dtype)), optimizer, self.recipe, "global")
             run.evaluate(head, held)
-        run.note(f"The groups have {', '.join(str(len(group)) for group in groups)} classes, the rarest first.")
+        run.note(_of_groups(groups))
         return trunk.ended(run, head)
 
     def product(self, module: nn.Module, data: Images) -> Model:

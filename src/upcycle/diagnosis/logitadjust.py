@@ -9,11 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
-from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.further import further
 from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
 
 if TYPE_CHECKING:
@@ -76,10 +75,6 @@ class LogitAdjust(Method):
     def __post_init__(self) -> None:
         ranges(self, not_negative=("tau",))
 
-    def controls(self) -> dict[str, Control]:
-        """The network as it was, since nothing is trained."""
-        return further(self.source)
-
     def steps(self, n: int) -> int:
         """None."""
         return 0
@@ -90,7 +85,10 @@ class LogitAdjust(Method):
 
     def check(self, data: Images) -> list[str]:
         """Labelled images of every class, and a classifier with a bias."""
-        return problems(self, data, bias="tau and lws serve without")
+        if found := problems(self, data, bias="tau and lws serve without"):
+            return found
+        fits = bool((self.tau * log_priors(Trunk.of(self, data).n)).float().isfinite().all())
+        return [] if fits else [f"tau {self.tau:g} gives biases beyond all numbers; 1 is usual"]
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the network."""

@@ -11,11 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
-from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.further import further
 from upcycle.diagnosis.long_tail.heads import Normalised
 from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems, recorded
 
@@ -85,10 +84,6 @@ class NCM(Method):
 
     def __post_init__(self) -> None:
         ranges(self, one_of={"features": ("cl2n", "l2n", "raw")})
-
-    def controls(self) -> dict[str, Control]:
-        """The network as it was, since nothing is trained."""
-        return further(self.source)
 
     def steps(self, n: int) -> int:
         """None."""

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.frequency import counts_of
-from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.further import further
 from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
 
 if TYPE_CHECKING:
@@ -90,10 +89,6 @@ class Tau(Method):
     def __post_init__(self) -> None:
         ranges(self, not_negative=("tau",), at_least={"held": 1})
 
-    def controls(self) -> dict[str, Control]:
-        """The network as it was, since nothing is trained."""
-        return further(self.source)
-
     def steps(self, n: int) -> int:
         """None."""
         return 0
@@ -106,9 +101,13 @@ class Tau(Method):
         """A classifier to replace, and held-out images of every class unless τ is given."""
         if found := problems(self, data):
             return found
+        if self.tau is not None:
+            W = tau_normalised(Trunk.of(self, data).layer.weight.detach().double(), self.tau)
+            fits = bool(W.float().norm(dim=1).isfinite().all() and W.float().any(1).any())
+            return [] if fits else [f"tau {self.tau:g} gives weights beyond all numbers; take one nearer to 1"]
         held = counts_of(data.validation.labels, len(data.classes))
         worst = held.index(min(held))
-        if self.tau is None and held[worst] < self.held:
+        if held[worst] < self.held:
             return [
                 f"τ is chosen on {self.held} images of each class that were held out before the network was trained, "
                 f"and {data.name} has {held[worst]} validation images of {data.classes[worst]}; give --tau, or "

@@ -129,7 +129,7 @@ class Sharp(torch.optim.Optimizer):
         self.ascended = False
 
     def prepare(self, generator: torch.Generator | None = None) -> None:
-        """Draw the kept tensors for the next batch, again if there are none; the others get no gradient meanwhile.
+        """Draw the kept tensors for the next batch, one at least; the others get no gradient meanwhile.
 
         Args:
             generator: on the CPU; ``None`` draws from torch's.
@@ -138,9 +138,9 @@ class Sharp(torch.optim.Optimizer):
         trained = [p for group in self.base.param_groups for p in group["params"] if p.requires_grad]
         kept = torch.ones(len(trained), dtype=torch.bool)
         if self.keep < 1 and trained:
-            kept = torch.rand(len(trained), generator=generator) < self.keep
-            while not kept.any():
-                kept = torch.rand(len(trained), generator=generator) < self.keep
+            u = torch.rand(len(trained), generator=generator)
+            kept = u < self.keep
+            kept[u.argmin()] = True  # also where it is not below β: to draw again may take forever
         self._drawn = list(zip(trained, kept.tolist(), strict=True))
         if self.spares:
             for p, k in self._drawn:

@@ -30,6 +30,7 @@ from upcycle.data.labels import mapped, relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.predictors import Predictor, check_predictor, predictor
 from upcycle.verbs import DEFAULT_METHOD, options
+from upcycle.verbs.arms import Arm, Result
 from upcycle.verbs.figures import figures_of, row, share
 from upcycle.verbs.methods import baseline
 from upcycle.verbs.naming import (
@@ -44,7 +45,7 @@ from upcycle.verbs.naming import (
     takes_any,
 )
 from upcycle.verbs.options import Say
-from upcycle.verbs.session import Arm, Result, Session
+from upcycle.verbs.session import Session
 
 
 @dataclass(kw_only=True)
@@ -434,8 +435,7 @@ def _supervised(method: Any, data: Images) -> tuple[Method, Images]:
 
 def _sentence(rows: list[dict[str, Any]], product: Model, data: Images) -> str:
     """Accuracies, and whether adapting helped: a loss is called one."""
-    made = rows[-1]["accuracy"]
-    if not made:
+    if not (made := rows[-1]["accuracy"]):
         return f"{product.name} was adapted; there were no labelled test images to measure it on."
     text = f"The adapted network reaches {share(made)} on the test images of {data.measured or data.name}"
     others = [line for line in rows[:-1] if line["accuracy"] and line["role"] in ("source", "control")]

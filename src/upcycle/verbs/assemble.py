@@ -21,6 +21,7 @@ from upcycle.data.images import joined
 from upcycle.data.labels import relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.verbs import DEFAULT_METHOD, options
+from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import macs, row, share, size_sentence
 from upcycle.verbs.naming import (
     Naming,
@@ -33,7 +34,7 @@ from upcycle.verbs.naming import (
     takes_any,
 )
 from upcycle.verbs.options import Say
-from upcycle.verbs.session import Result, Session
+from upcycle.verbs.session import Session
 
 
 @dataclass(kw_only=True)

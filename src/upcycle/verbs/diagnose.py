@@ -176,8 +176,9 @@ def diagnose(
         told["frequency"] = {**by.plain(), **dataclasses.asdict(found_so), "groups": by.means(measured.per_class)}
         pictures["5-recall-by-count"] = recall_by_count(net.classes, by.counts, {"": measured.per_class})
         sentence += of_frequency(found_so, f"{mending} --method {RARE}")
+        say(f"         {len(seen.test):,} test images, by the number of training images of their class:")
         for text in group_lines(measured.per_class, by):
-            say(f"         {text}")
+            say(f"           {text}")
     report = _leave(
         net,
         seen,

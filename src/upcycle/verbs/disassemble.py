@@ -15,10 +15,11 @@ from upcycle.core.outputs import Columns
 from upcycle.data import describe
 from upcycle.data.pool_files import parent_node
 from upcycle.verbs import DEFAULT_METHOD, options
+from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import row, size_sentence
 from upcycle.verbs.naming import Reference, Weights, in_classes_of, naming_of, network_and_images
 from upcycle.verbs.options import Say
-from upcycle.verbs.session import Result, Session
+from upcycle.verbs.session import Session
 
 
 @dataclass(kw_only=True)

@@ -28,13 +28,14 @@ from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count
 from upcycle.measure.units import si
 from upcycle.verbs import DEFAULT_METHOD, options
+from upcycle.verbs.arms import Arm, Result
 from upcycle.verbs.figures import like_of, points, row, show_accuracy, showing, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.methods import all_methods, baseline, find_method
 from upcycle.verbs.naming import SAID, naming_of
 from upcycle.verbs.options import Say
 from upcycle.verbs.pairing import answered_by, on_its_pool, teacher_and_data
-from upcycle.verbs.session import Arm, Result, Session
+from upcycle.verbs.session import Session
 
 
 @dataclass(kw_only=True)
@@ -94,6 +95,10 @@ class Setting(options.Setting):
             self.label_map = Path(self.label_map)
         require(self.shots >= 0, f"shots must not be negative, it is {self.shots}.")
         require(self.labels >= -1, f"labels must be -1 (all) or more, not {self.labels}.")
+        require(
+            not self.shots or self.long_tail is None,
+            "shots keep equally many training images of each class, so nothing is left of long_tail; leave one out.",
+        )
 
 
 def distill(

@@ -33,12 +33,13 @@ from upcycle.data.streams import Stream, scenario_of
 from upcycle.distillation.data_free.gallery import strip
 from upcycle.measure.units import bytes_
 from upcycle.verbs import DEFAULT_METHOD
+from upcycle.verbs.arms import Fitted, Result
 from upcycle.verbs.directory import first_process
 from upcycle.verbs.figures import figures_of, hundredths, share, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.naming import Reference, Weights, any_network, naming_of
 from upcycle.verbs.options import RunSetting, Say
-from upcycle.verbs.session import Fitted, Result, Session
+from upcycle.verbs.session import Session
 
 FIGURES = {
     "task": "task-incremental accuracy",

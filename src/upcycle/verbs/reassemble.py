@@ -19,10 +19,11 @@ from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count
 from upcycle.measure.units import si
 from upcycle.verbs import DEFAULT_METHOD, options
+from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import macs, row, size_sentence, spread
 from upcycle.verbs.naming import Reference, Weights, naming_of, network, network_and_images
 from upcycle.verbs.options import Say
-from upcycle.verbs.session import Result, Session
+from upcycle.verbs.session import Session
 
 
 @dataclass(kw_only=True)

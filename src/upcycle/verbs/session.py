@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.precision import choose
 from upcycle.core.run import Run
-from upcycle.core.task import Evaluation, Measured
+from upcycle.core.task import Evaluation
 from upcycle.data import Collection, Images, check_reference
 from upcycle.data.images import as_images
 from upcycle.data.labels import relabelled
@@ -35,77 +34,11 @@ from upcycle.data.streams import Stream
 from upcycle.measure.machine import matmul_rate
 from upcycle.measure.units import duration
 from upcycle.verbs import DEFAULT_METHOD, figures
+from upcycle.verbs.arms import Arm, Fitted, Make, Measure, Result, notes_of
 from upcycle.verbs.directory import claim_directory, first_process, write_result
 from upcycle.verbs.loading import augmented, load_for
 from upcycle.verbs.methods import find_method, name_of, plugin_of
 from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, default_of, plain, split_options
-
-Make = Callable[[int], tuple[Method, Any]]
-"""From a seed, a method on networks of its own, and the data that it runs on."""
-Measure = Callable[[Model, Any], Sequence[Measured]]
-"""From a product and the data that it was made on, one evaluation, or none where there is nothing to measure with."""
-
-
-@dataclass(kw_only=True)
-class Result:
-    """The result of a verb: the directory, the product, and the numbers that its report shows."""
-
-    directory: Path
-    model: Model
-    rows: list[dict[str, Any]]
-    sentence: str
-
-    @property
-    def report(self) -> Path:
-        """The page that shows all of it."""
-        return self.directory / "report.html"
-
-    @property
-    def student(self) -> Model:
-        """The product, by the name that ``distill`` has for it."""
-        return self.model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One way to the end, which is run with every seed.
-
-    Args:
-        name: of its runs in ``more/``.
-        role: of its row in the comparison.
-        make: its method and data, anew for each seed.
-        words: what was done with the network, behind its name.
-        after: from a finished run and its data, the data that its product is measured with.
-    """
-
-    name: str = "product"
-    role: str = "product"
-    make: Make
-    words: str = ""
-    after: Callable[[Run, Any], Any] = lambda run, data: data
-
-
-@dataclass(kw_only=True)
-class Fitted:
-    """Results of the runs of an arm.
-
-    Args:
-        model: the product of the first seed.
-        data: that it was measured with.
-        measured: an evaluation for each seed; empty where there was nothing to measure with.
-        left: for each seed, what its method left beside the network.
-    """
-
-    arm: Arm
-    model: Model
-    data: Any
-    measured: list[Measured] = field(default_factory=list)
-    left: list[dict[str, Any]] = field(default_factory=list)
-
-    def row(self, name: str) -> dict[str, Any]:
-        """Its line of the comparison, called ``name``."""
-        like = figures.like_of(self.model, self.data)
-        return figures.showing(figures.row(name, self.arm.role, self.measured, self.model, like), self.left)
 
 
 class Session:
@@ -225,7 +158,7 @@ class Session:
         """
         method, data = make(self.setting.seed)
         method.require(data, self.precision(data))
-        for note in _notes_of(method, data):
+        for note in notes_of(method, data):
             self.say(f"note     {note}")
         main = Arm(make=make, **product)
         if not getattr(self.setting, "control", True):
@@ -307,7 +240,7 @@ class Session:
             method, data = arm.make(seed)
             run = self._open(arm, seed, data, options)
             with self._closing(run), run.interruptible():
-                for note in _notes_of(method, data):
+                for note in notes_of(method, data):
                     run.note(note)
                 method.begin(run, data, *self._beside)
                 module = method.fit(run, data).float()
@@ -437,13 +370,3 @@ class Session:
         if key == "method":
             return DEFAULT_METHOD[self.verb]
         return default_of(self.cls, key) if key in self.cls.options() else getattr(self.kind(), key, None)
-
-
-def _notes_of(method: Any, data: Any) -> list[str]:
-    """Collect the notes on how a method's networks and data are used."""
-    given = [getattr(method, role) for role in method.roles]
-    networks = [network for found in given for network in (found if isinstance(found, tuple | list) else [found])]
-    notes = [note for network in networks if isinstance(network, Model) for note in network.notes]
-    if data.train.together and getattr(getattr(method, "recipe", None), "batch_size", 1) == 0:
-        notes.append(f"All {data.takes.noun} are one batch, since one forward answers them all.")
-    return notes

@@ -9,17 +9,19 @@ from typing import Any
 
 from upcycle.core import models
 from upcycle.core.frequency import counts_of, groups, rare
-from upcycle.core.method import Method
+from upcycle.core.method import Method, built_in
+from upcycle.core.models import Model
 from upcycle.core.task import Evaluation
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
 from upcycle.measure.units import counted
 from upcycle.verbs import DEFAULT_METHOD, options
+from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import row, share
 from upcycle.verbs.frequency import by_group, recall_by_count
 from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network_and_images
 from upcycle.verbs.options import Say
-from upcycle.verbs.session import Result, Session
+from upcycle.verbs.session import Session
 
 
 @dataclass(kw_only=True)
@@ -64,7 +66,8 @@ def treat(
     images = in_classes_of(source, images, naming)
     seen = session.augmented(images).normalised(source.mean, source.std)
     counts = counts_of(images.train.labels, len(source.classes))
-    by, notes = groups(counts, session.setting.borders, name=images.name), _nothing_rare(session, images.name, counts)
+    by = groups(counts, session.setting.borders, name=images.name)
+    notes = _nothing_rare(session, images.name, counts) + _repaired(session, source)
     for note in notes:
         session.say(f"note     {note}")
     session.say(f"data     {describe(images)}")
@@ -77,6 +80,9 @@ def treat(
     rows = [by_group(row(source.name, "source", before, source), before, by)]
     rows += [by_group(other.row(f"{source.name}, {other.arm.words}"), other.measured, by) for other in others]
     rows += [by_group(made.row(f"{source.name}, treated"), made.measured, by)]
+    if by is not None:
+        words = by.words()
+        notes.append(f"Columns by training images of a class: {', '.join(words[name] for name in words)}.")
     after, pictures = made.measured[:1], {}
     if by is not None and before and isinstance(after[0], Evaluation):
         arms = {"before": before[0].per_class, "after": after[0].per_class}
@@ -84,7 +90,7 @@ def treat(
     return session.leave(
         made,
         rows,
-        _sentence(rows, made.model.name, seen),
+        _sentence(rows, made.model.name, seen, trains=bool(session.method(source=source).controls())),
         parents=[parent_node(source, "source")],
         data=seen,
         notes=notes,
@@ -103,22 +109,39 @@ def _nothing_rare(session: Session, name: str, counts: list[int]) -> list[str]:
     ]
 
 
-def _sentence(rows: list[dict[str, Any]], name: str, data: Images) -> str:
-    """Accuracies of source, control and product, and whether the test images can tell the last two apart."""
+def _repaired(session: Session, source: Model) -> list[str]:
+    """A note where a repair for rare classes is given what another one made."""
+    made_by = source.lineage["method"] if source.lineage is not None else ""
+    if not session.cls.card.rare or made_by not in {m.card.name for m in built_in() if m.card.rare}:
+        return []
+    return [
+        f"{source.name} was made by {made_by}, and {session.cls.card.name} is for networks trained on classes as they "
+        "come: a second repair may go too far. Treat the network before it instead."
+    ]
+
+
+def _sentence(rows: list[dict[str, Any]], name: str, data: Images, *, trains: bool) -> str:
+    """Accuracies of source, control and product, and whether the test images can tell the last two apart.
+
+    Args:
+        trains: the method trains, so that its control would; where it does not, the source is what it is compared with.
+    """
     accuracy = {line["role"]: line["accuracy"] for line in rows if line["accuracy"]}
     if "product" not in accuracy:
         return f"{name} was treated; there were no test images to measure it on."
     text = f"The treated network reaches {share(accuracy['product'])} on the test images of {data.name}, and reached "
     text += f"{share(accuracy['source'])} before"
-    if "control" not in accuracy:
+    if trains and "control" not in accuracy:
         return text + ". How much of the difference is the training's own was not measured (--control false)."
-    treated, plain = (statistics.fmean(accuracy[role]) for role in ("product", "control"))
+    treated, plain = (statistics.fmean(accuracy[role]) for role in ("product", "control" if trains else "source"))
     gain, n = treated - plain, len(data.test)
     # Of two independent shares; the images are the same, so the truth is narrower.
     bound = 1.96 * math.sqrt(sum(p * (1 - p) / n for p in (treated, plain)))
     verdict = "more than" if abs(gain) > bound else "within"
+    chance = f"{100 * gain:+.1f} points, {verdict} the {100 * bound:.1f} that chance makes of {counted(n, 'image')}."
+    if not trains:
+        return f"{text}: {chance}"
     return (
-        f"{text}, and {share(accuracy['control'])} after the same training without the treatment. The treatment's "
-        f"own part is {100 * gain:+.1f} points, {verdict} the {100 * bound:.1f} that chance makes of "
-        f"{counted(n, 'image')}."
+        f"{text}, and {share(accuracy['control'])} after the same training without the treatment. The treatment's own "
+        f"part is {chance}"
     )

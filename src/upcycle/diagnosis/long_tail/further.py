@@ -29,11 +29,11 @@ class FurtherTraining(Method):
 
     Args:
         source: a trained classifier that ends in a linear layer.
-        recipe: training of the classifier; ``None`` leaves the network as it was.
+        recipe: training of the classifier.
     """
 
     source: Model | nn.Module
-    recipe: Recipe | None = None
+    recipe: Recipe
 
     roles: ClassVar[tuple[str, ...]] = ("source",)
     trains: ClassVar[tuple[str, ...]] = ()
@@ -48,10 +48,6 @@ class FurtherTraining(Method):
         published="none: it is what others are compared with",
     )
 
-    def steps(self, n: int) -> int:
-        """The updates of the classifier."""
-        return self.recipe.steps(n) if self.recipe else 0
-
     def work(self, n: int, teacher: int, student: int) -> float:
         """A forward of each image, beside which a linear layer counts for nothing."""
         return float(n * max(teacher, student))
@@ -65,8 +61,6 @@ class FurtherTraining(Method):
         trunk = Trunk.of(self, data)
         rows, held = trunk.rows(run, "train", "validation")
         head = copy_of(trunk.layer).requires_grad_(True)
-        if self.recipe is None:
-            return trunk.ended(run, head, held)
         head, optimizer = run.setup(head, self.recipe)
         for _ in run.epochs(self.recipe.epochs):
             for f, y, _ in run.batches(rows, self.recipe):
@@ -79,8 +73,7 @@ class FurtherTraining(Method):
         return named(self, module, data)
 
 
-def further(source: Model | nn.Module, recipe: Recipe | None = None) -> dict[str, Control]:
-    """Give a repair its control: as many updates of the old classifier, or, without any, the network as it was."""
-    same = None if recipe is None else replace(recipe, sampler="instance")
-    made = FurtherTraining(source=own_copy(source), recipe=same)
-    return {"control": Control(method=made, words="as it was" if recipe is None else "classifier trained on")}
+def further(source: Model | nn.Module, recipe: Recipe) -> dict[str, Control]:
+    """Give a repair that trains its control: as many updates of the old classifier, on batches as the images are."""
+    made = FurtherTraining(source=own_copy(source), recipe=replace(recipe, sampler="instance"))
+    return {"control": Control(method=made, words="classifier trained on")}
