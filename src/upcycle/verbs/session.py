@@ -40,6 +40,9 @@ from upcycle.verbs.loading import augmented, load_for
 from upcycle.verbs.methods import find_method, name_of, plugin_of
 from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, default_of, plain, split_options
 
+BOUNDS, GRAPH_BOUNDS = (1.25, 8), (8, 120)
+"""How much longer training takes than its multiply-adds at the rate of a large matrix product, between these."""
+
 Make = Callable[[int], tuple[Method, Any]]
 """From a seed, a method on networks of its own, and the data that it runs on."""
 Measure = Callable[[Model, Any], Sequence[Measured]]
@@ -263,11 +266,16 @@ class Session:
             method, data = arm.make(setting.seed)
             tasks = [data.task(t) for t in range(len(data))] if isinstance(data, Stream) else [data]
             updates.append(sum(method.steps(len(task.train)) for task in tasks))
-            work += ingredients.times(method) * sum(method.work(len(task.train), teacher, student) for task in tasks)
+            for task in tasks:
+                forwards = _answered_at_once(method, task)
+                each = method.work(len(task.train), teacher // forwards, student // forwards)
+                work += ingredients.times(method) * each
         mixed = self.precision(data) == "bf16-mixed"
-        # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are.
+        # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are;
+        # over graphs less, where time goes into what is gathered along edges.
+        least, most = GRAPH_BOUNDS if data.takes.kind == "graphs" else BOUNDS
         floor = 2 * len(self.seeds) * work / matmul_rate(torch.bfloat16 if mixed else torch.float32)
-        runs, bounds = len(self.seeds) * len(arms), f"between {duration(1.25 * floor)} and {duration(8 * floor)}"
+        runs, bounds = len(self.seeds) * len(arms), f"between {duration(least * floor)} and {duration(most * floor)}"
         self.say(f"{runs} run(s) of {updates[0]:,} updates; {bounds} on this machine.")
         self.say("Nothing was written (--dry_run).")
         return Result(directory=self.out, model=model, rows=[], sentence="")
@@ -437,6 +445,12 @@ class Session:
         if key == "method":
             return DEFAULT_METHOD[self.verb]
         return default_of(self.cls, key) if key in self.cls.options() else getattr(self.kind(), key, None)
+
+
+def _answered_at_once(method: Any, data: Any) -> int:
+    """The samples that one forward answers: of a graph's nodes a whole batch, else one."""
+    batch_size = getattr(getattr(method, "recipe", None), "batch_size", 0)
+    return max(batch_size or len(data.train), 1) if data.train.together else 1
 
 
 def _notes_of(method: Any, data: Any) -> list[str]:
