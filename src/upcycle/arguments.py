@@ -53,7 +53,8 @@ def parse(parser: Any, words: list[str], hints: dict[str, Any], networks: Iterab
             words[i] = f"{word}=true"
         elif name not in networks and tuple in (typing.get_origin(t) for t in (hint, *typing.get_args(hint))):
             value = word.partition("=")[2] if "=" in word else following
-            single = int in typing.get_args(hint) and "," not in value  # one number is no list
+            either = typing.get_origin(hint) is not tuple and int in typing.get_args(hint)
+            single = either and "," not in value  # one number may stand for itself
             if value and value[0] not in "[(-" and value != "null" and not single:
                 text = hint in (tuple[str, ...], tuple[str, ...] | None)  # or YAML would read numbers
                 value = json.dumps([item.strip() for item in value.split(",")]) if text else f"[{value}]"
