@@ -381,3 +381,8 @@ def test_a_network_that_does_not_end_in_a_linear_layer_must_have_all_classes() -
     fewer = dataclasses.replace(gat()["student"], classes=tuple("abcdef"))
     assert TWP(**gat()).check(nodes()) == []
     assert "does not end in a linear layer" in TWP(student=fewer).check(nodes())[0]
+
+
+def test_importance_beyond_all_numbers_is_said() -> None:
+    with pytest.raises(UserError, match=r"not a finite number; lower lambda_l \(10000\) or lambda_t \(1e\+308\)"):
+        importance([torch.ones(2)], [torch.ones(2)], 1e4, 1e308)

@@ -20,6 +20,7 @@ from torch import Tensor
 from tests.corpus import malicious_files
 from upcycle.core.errors import UserError
 from upcycle.core.graph_inputs import Graphs
+from upcycle.core.task import MULTILABEL
 from upcycle.data import check_reference, load
 from upcycle.data.collection import describe
 from upcycle.data.fair_tables import similar
@@ -27,6 +28,7 @@ from upcycle.data.graph_files import read_graphs
 from upcycle.data.graph_sources import NAMED, load_graphs
 from upcycle.data.graphs import GraphSet, GraphSplit, NodeSplit
 from upcycle.data.planetoid import read_citations, undirected, unpickled
+from upcycle.data.stream_kinds import stream
 
 CPU = torch.device("cpu")
 REAL = Path(os.environ.get("UPCYCLE_DATA", "none")) / "graphs"
@@ -564,6 +566,29 @@ def test_load_takes_graphs_as_it_takes_images(tmp_path: Path) -> None:
     assert (
         load(f"graphs:{folder}").hide_labels(0, 0).notes[-1].startswith("All") and not data.augmented(()).train.augment
     )
+
+
+def test_graphs_of_ones_own_may_have_several_labels() -> None:
+    pyg = pytest.importorskip("torch_geometric.data", reason="torch_geometric is not installed (extra graphs)")
+    rows = torch.randint(2, (12, 3), generator=torch.Generator().manual_seed(0)).float()
+    rows[0, 1] = float("nan")
+    edges = torch.tensor([[0, 1], [1, 0]])
+    given = [pyg.Data(x=torch.full((2, 4), float(i)), edge_index=edges, y=y[None]) for i, y in enumerate(rows)]
+    split = {"train": torch.arange(8), "validation": torch.arange(8, 10), "test": torch.arange(10, 12)}
+    data = GraphSet.of(given, split=split, classes=("a", "b", "c"))
+    assert data.task == MULTILABEL and data.classes == ("a", "b", "c")
+    assert torch.equal(data.train.labels.nan_to_num(2), rows[:8].nan_to_num(2))
+    assert GraphSet.of(given).classes == ("0", "1", "2")
+    with pytest.raises(UserError, match="made of classes, one a sample, and the task of graphs is multilabel"):
+        stream(data, tasks="3", scenario="task")
+    with pytest.raises(UserError, match="3 labels a graph and 2 names"):
+        GraphSet.of(given, classes=("a", "b"))
+    given[3].y = torch.tensor([[0.0, 2.0, 1.0]])
+    with pytest.raises(UserError, match="Label 1 of graph 3 of graphs is 2; of several labels each is 0 or 1"):
+        GraphSet.of(given)
+    given[3].y = torch.zeros(1, 2)
+    with pytest.raises(UserError, match=r"graph 3 of \(1, 2\); all graphs of a set have as many"):
+        GraphSet.of(given)
 
 
 def test_load_takes_objects_of_pyg() -> None:

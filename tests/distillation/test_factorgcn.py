@@ -168,10 +168,18 @@ def test_factors_of_graphs_are_symmetric_and_lie_on_edges() -> None:
     assert torch.equal(found[:, 0] > 0, truth) and found.max() < 1
 
 
-def test_relations_of_another_test_set_are_not_looked_up(tmp_path: Path) -> None:
-    data = dataclasses.replace(tiny_factors(), measured="others")
-    _, run = fitted(FactorGCN(**label_networks(), recipe=dataclasses.replace(RECIPE, epochs=1)), data, tmp_path)
+def test_graphs_of_another_test_set_bring_their_own_relations(tmp_path: Path) -> None:
+    data, once = tiny_factors(), dataclasses.replace(RECIPE, epochs=1)
+    test = dataclasses.replace(data.test, columns={})
+    _, run = fitted(
+        FactorGCN(**label_networks(), recipe=once), dataclasses.replace(data, test=test, measured="others"), tmp_path
+    )
     assert "shown" not in run.left and (tmp_path / "pictures" / "factors-0.json").is_file()
+    train = dataclasses.replace(data.train, columns={})
+    _, run = fitted(
+        FactorGCN(**label_networks(), recipe=once), dataclasses.replace(data, train=train, measured="others")
+    )
+    assert "C-Score" in run.left["shown"]
 
 
 def test_fewer_factors_than_relations_are_not_measured() -> None:

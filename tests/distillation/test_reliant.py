@@ -119,7 +119,7 @@ def test_unseen_nodes_give_neither_attribute_nor_label(options: dict[str, Any]) 
     group = data.columns["group"].clone()
     group[data.test.ids] = 1 - group[data.test.ids]
     turned = dataclasses.replace(data.test, labels=1 - data.test.labels)
-    other = dataclasses.replace(data, columns={"group": group}, test=turned)
+    other = dataclasses.replace(with_columns(data, group=group), test=turned)
     same = tensor_digest(fitted(data, **options)[0].state_dict()) == tensor_digest(
         fitted(other, **options)[0].state_dict()
     )
@@ -162,9 +162,23 @@ def test_a_wider_network_is_the_same_function_of_the_old_features() -> None:
     assert not torch.allclose(wide.module(beside(graphs, zeros + 1)), student.module(graphs), atol=1e-3)
 
 
-def spoilt(**changes: Any) -> GraphSet:
-    data = tiny_groups()
-    return dataclasses.replace(data, columns={"group": data.columns["group"], **changes})
+def with_columns(data: GraphSet, **columns: torch.Tensor) -> GraphSet:
+    parts = {
+        part: dataclasses.replace(getattr(data, part), columns=columns) for part in ("train", "validation", "test")
+    }
+    return dataclasses.replace(data, **parts)
+
+
+def test_test_nodes_of_another_graph_bring_their_own_attribute(tmp_path: Path) -> None:
+    data, other = tiny_groups(), tiny_groups(40)
+    turned = dataclasses.replace(other.test, columns={"group": 1 - other.columns["group"]})
+    groups = []
+    for test in (other.test, turned):
+        _, run, _ = fitted(dataclasses.replace(data, test=test, measured="others"))
+        groups.append((run.left["shown"]["rate, group 0"], run.left["shown"]["rate, group 1"]))
+    assert groups[0] == groups[1][::-1]
+    bare = dataclasses.replace(data, test=dataclasses.replace(other.test, columns={}), measured="others")
+    assert method().check(bare) == ["the test data others have no column 'group'; there are none"]
 
 
 @pytest.mark.parametrize(
@@ -172,8 +186,12 @@ def spoilt(**changes: Any) -> GraphSet:
     [
         (tiny_groups(), {"sensitive": ""}, "--sensitive has to name the attribute; the data have the columns group"),
         (tiny_groups(), {"sensitive": "grup"}, "no column 'grup'; there are group"),
-        (spoilt(group=torch.arange(260)), {}, "'group' must be 0 or 1 for every node"),
-        (spoilt(group=torch.zeros(260, dtype=torch.int64)), {}, "one group of 'group' has no training nodes"),
+        (with_columns(tiny_groups(), group=torch.arange(260)), {}, "'group' must be 0 or 1 for every node"),
+        (
+            with_columns(tiny_groups(), group=torch.zeros(260, dtype=torch.int64)),
+            {},
+            "one group of 'group' has no training nodes",
+        ),
         (tiny_nodes(), {}, "features a node|need two classes"),
     ],
 )

@@ -192,6 +192,12 @@ def test_the_last_word_counts(here: Path) -> None:
     assert cls.card.name == "kd" and values["student"] == "zoo:convnet"
 
 
+@pytest.mark.parametrize("word", ["--explain_nodes=17", "--explain_nodes=[17]", "--explain_nodes=17,42"])
+def test_a_list_of_one_number_needs_no_brackets(word: str) -> None:
+    values, _ = cli.arguments_of("distill", ["--method=spagan", "--student=zoo:spagan", word])
+    assert values["explain_nodes"][0] == 17
+
+
 # -- what can be done with a run --------------------------------------------------------------------------------
 
 

@@ -98,3 +98,4 @@ def test_advice_for_graphs_begins_with_what_is_made_for_them(capsys: pytest.Capt
     said = " ".join(capsys.readouterr().out.split())
     places = [said.index(f"--method {name}") for name in ("twp", "si", "lwf", "joint", "finetune")]
     assert places == sorted(places) and "no graph is kept" in said and "tasks:PATH" in said
+    assert "measured on images" in said.partition("--method si")[2]

@@ -41,7 +41,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
         )
         networks[name] = train(method, data, seed)  # type: ignore[arg-type]
     figures: dict[str, float] = {}
-    s, y = data.columns["Age"].long()[data.test.ids], data.test.labels
+    s, y = data.test.columns["Age"].long()[data.test.ids], data.test.labels
     for name, network in networks.items():
         decided = predict_logits(network, data.test).argmax(1)
         found = fairness(decided, s, y)

@@ -17,6 +17,7 @@ from upcycle.continual.protocol.tasks import of_task, problems, start, tasks
 from upcycle.continual.weights.penalty import ParameterState, Tensors, pull
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.edge_attention import FirstAttention, attention_problem
+from upcycle.core.errors import require
 from upcycle.core.losses import cross_entropy
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model
@@ -36,9 +37,18 @@ def importance(
         g_s: gradients of s = ‖e‖, the norm of the attention to all edges.
         lambda_l, lambda_t: weights of the two.
         accumulate: ∂s/∂w comes on top of ∂L/∂w before it is squared, as in the authors' code.
+
+    Raises:
+        UserError: I is too large for its number format.
     """
     both = [a + b for a, b in zip(g_l, g_s, strict=True)] if accumulate else g_s
-    return [lambda_l * a.square() + lambda_t * b.square() for a, b in zip(g_l, both, strict=True)]
+    found = [lambda_l * a.square() + lambda_t * b.square() for a, b in zip(g_l, both, strict=True)]
+    require(
+        all(bool(i.isfinite().all()) for i in found),
+        f"The importance of some weights is not a finite number; lower lambda_l ({lambda_l:g}) or lambda_t "
+        f"({lambda_t:g}).",
+    )
+    return found
 
 
 @torch.no_grad()

@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.outputs import called
+from upcycle.core.outputs import called, own
 from upcycle.core.undisturbed import undisturbed
 
 SLOPE = 0.2
 """Of the leaky ReLU in attention that is made up, as in a GAT."""
+WORD = "return_attention_weights"
+"""The argument by which layers of PyTorch Geometric give their attention too."""
 
 
 def passing_layers(network: nn.Module) -> list[nn.Module]:
@@ -32,6 +34,18 @@ def passing_layers(network: nn.Module) -> list[nn.Module]:
     return [] if library is None else [m for m in network.modules() if isinstance(m, library.MessagePassing)]
 
 
+def attention_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers of a network that give their attention when they are asked, as ``GATConv`` does."""
+    return [m for m in own(network).modules() if _gives_attention(m)]
+
+
+def _gives_attention(layer: nn.Module) -> bool:
+    try:
+        return WORD in inspect.signature(layer.forward).parameters
+    except (TypeError, ValueError):
+        return False
+
+
 class FirstAttention:
     """The attention that the first message-passing layer pays to each edge, in a forward while the block lasts.
 
@@ -41,13 +55,14 @@ class FirstAttention:
 
     Args:
         network: with at least one message-passing layer; the first one that is called counts.
+        layers: of which the first counts, in place of all message-passing layers.
 
     Raises:
         UserError: there is no such layer.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._name, self._layers = called(network), passing_layers(network)
+    def __init__(self, network: nn.Module, layers: list[nn.Module] | None = None) -> None:
+        self._name, self._layers = called(network), passing_layers(network) if layers is None else layers
         require(
             bool(self._layers),
             f"{self._name} has no layer of message passing (torch_geometric.nn.MessagePassing), so there is no "
@@ -91,7 +106,7 @@ class FirstAttention:
             f"The first layer of message passing in {self._name} ({called(layer)}) is not called with x and "
             "edge_index.",
         )
-        if "return_attention_weights" in inspect.signature(layer.forward).parameters:
+        if _gives_attention(layer):
             return _own_attention(layer, given)
         x = x[0] if isinstance(x, tuple) else x
         return virtual_attention(x, _projection(layer, x), edge_index)
@@ -102,7 +117,7 @@ def _own_attention(layer: Any, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
     dropout = getattr(layer, "dropout", 0.0)
     layer.dropout = 0.0
     try:
-        _, (edge_index, e) = layer.forward(**{**given, "return_attention_weights": True})
+        _, (edge_index, e) = layer.forward(**{**given, WORD: True})
     finally:
         layer.dropout = dropout
     return e.view(len(e), -1), edge_index

@@ -72,12 +72,14 @@ def parts_of(graphs: list[Any], name: str) -> tuple[Parts, list[str]]:
 def labels_of(graphs: list[Any], name: str) -> tuple[Tensor | None, bool]:
     """The labels of graphs or, where there is one graph with several, of its nodes; and whether it is of nodes.
 
+    Graphs that have a row (1, k) of several 0 and 1 each, NaN where it is unknown, give float (n, k).
+
     Args:
         graphs: see :func:`graphs_of`.
         name: of the set, for errors.
 
     Raises:
-        UserError: graphs with more or fewer labels than one, or a graph with another number than its nodes.
+        UserError: graphs with more or fewer labels than others, or a graph with another number than its nodes.
     """
     ys = [getattr(g, "y", None) for g in graphs]
     if all(y is None for y in ys):
@@ -89,14 +91,39 @@ def labels_of(graphs: list[Any], name: str) -> tuple[Tensor | None, bool]:
         y, n = found[0], nodes_of(graphs[0])
         require(y.numel() == n, f"{name} has {n:,} nodes and {y.numel():,} labels; each node needs one.")
         return y.reshape(-1), True
+    if found[0].ndim == 2 and len(found[0]) == 1 and found[0].numel() > 1:
+        return _several(found, name), False
     for i, (y, g) in enumerate(zip(found, graphs, strict=True)):
         if y.numel() == nodes_of(g) != 1:
             raise UserError(
                 f"Graph {i} of {name} has a label for each of its nodes, and there are several graphs: join them to "
                 "one (torch_geometric.data.Batch), whose masks say which nodes are trained on."
             )
-        require(y.numel() == 1, f"Graph {i} of {name} has {y.numel()} labels; each graph has the number of one class.")
+        require(
+            y.numel() == 1,
+            f"Graph {i} of {name} has labels of shape {tuple(y.shape)}; each graph has the number of one class, or a "
+            "row of shape (1, k) of 0 and 1.",
+        )
     return torch.cat([y.reshape(-1) for y in found]), False
+
+
+def _several(found: list[Tensor], name: str) -> Tensor:
+    """Labels (n, k) of graphs with a row of yes and no each."""
+    for i, y in enumerate(found):
+        require(
+            y.shape == found[0].shape,
+            f"Graph 0 of {name} has labels of shape {tuple(found[0].shape)} and graph {i} of {tuple(y.shape)}; all "
+            "graphs of a set have as many.",
+        )
+    rows = torch.cat(found).float()
+    wrong = ((rows != 0) & (rows != 1) & ~rows.isnan()).nonzero()
+    if len(wrong):
+        i, label = wrong[0].tolist()
+        raise UserError(
+            f"Label {label} of graph {i} of {name} is {rows[i, label].item():g}; of several labels each is 0 or 1, or "
+            "NaN where it is unknown."
+        )
+    return rows
 
 
 def masks_of(graph: Any, name: str) -> tuple[dict[str, Tensor] | None, list[str]]:

@@ -13,7 +13,7 @@ from upcycle.core.batches import Batch
 from upcycle.core.errors import require
 from upcycle.core.graph_inputs import Graphs, table
 from upcycle.core.graphs import GraphTakes
-from upcycle.core.task import CLASSIFICATION, Task
+from upcycle.core.task import CLASSIFICATION, MULTILABEL, Task
 from upcycle.data import graph_objects, graph_shares
 from upcycle.data.collection import Collection, Samples, counted
 from upcycle.data.graph_checks import of_parts, require_labels
@@ -31,10 +31,13 @@ class GraphSplit(Samples):
         ids: int64 (n,), which graphs of the set these are.
         union: all graphs of the set.
         task: that the labels are of; of several yes-or-no labels a graph they are float (n, k).
+        columns: further facts about each graph of the set, by name, (number of them, ...). ``ids`` are positions in
+            them.
     """
 
     union: Graphs
     task: Task = CLASSIFICATION
+    columns: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
         """See :class:`upcycle.core.batches.Split`; the inputs are :class:`upcycle.core.graphs.Graphs`."""
@@ -68,12 +71,15 @@ class NodeSplit(Samples):
         ids: int64 (n,), which nodes of the graph these are.
         graph: the whole graph.
         placed: the graph where batches were wanted, by device; splits of one graph share it.
+        columns: further facts about each node of the graph, by name, (N, ...): a sensitive attribute, say. ``ids`` are
+            positions in them.
     """
 
     together: ClassVar[bool] = True
 
     graph: Graphs
     placed: dict[str, Graphs] = field(default_factory=dict, repr=False)
+    columns: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
         """See :class:`upcycle.core.batches.Split`; the inputs are the whole graph and the nodes that are asked for."""
@@ -105,15 +111,17 @@ class GraphSet(Collection):
         name, classes, licence, notes, chosen, measured, lineage, reading, answered: see
             :class:`upcycle.data.collection.Collection`.
         described: what a network for them takes.
-        columns: further facts about each graph or node of the whole set, by name, (number of them, ...): a sensitive
-            attribute, say. ``ids`` of a split are positions in them.
     """
 
     train: GraphSplit | NodeSplit
     validation: GraphSplit | NodeSplit
     test: GraphSplit | NodeSplit
     described: GraphTakes
-    columns: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """Further facts about the set that is trained on; test samples of another set have their own."""
+        return self.train.columns
 
     @property
     def takes(self) -> GraphTakes:
@@ -142,7 +150,8 @@ class GraphSet(Collection):
         """Take graphs of PyTorch Geometric.
 
         Args:
-            pyg: one ``Data`` with a label for each node; or a list of ``Data`` or a ``Dataset``, each with one label.
+            pyg: one ``Data`` with a label for each node; or a list of ``Data`` or a ``Dataset``, each with one label,
+                or with a row (1, k) of 0 and 1, several yes-or-no labels (NaN: unknown).
             split: positions (int64) or masks (bool) of ``train``, ``validation`` and ``test``; ``None`` for the masks
                 that a ``Data`` has (of several columns the first), or else a draw: of graphs by what they hold and of
                 nodes by their numbers, so that none moves when others are added. A validation split that lacks is drawn
@@ -159,12 +168,19 @@ class GraphSet(Collection):
         y, about_nodes = graph_objects.labels_of(graphs, name)
         noun = "node" if about_nodes else "graph"
         joined = of_parts(name, parts)
-        labels, names = require_labels(name, y, len(joined.batch) if about_nodes else joined.n, classes, noun)
+        several = y is not None and y.ndim == 2
+        if several:
+            labels, names = y, tuple(classes or map(str, range(y.shape[1])))
+            require(len(names) == y.shape[1], f"{name} has {y.shape[1]} labels a graph and {len(names)} names of them.")
+        else:
+            labels, names = require_labels(name, y, len(joined.batch) if about_nodes else joined.n, classes, noun)
         if split is None and about_nodes:
             split, more = graph_objects.masks_of(graphs[0], name)
             notes += more
-        made = cls.of_nodes if about_nodes else cls.of_graphs
-        return made(name, joined, labels, names, split, licence=licence, notes=notes)
+        if about_nodes:
+            return cls.of_nodes(name, joined, labels, names, split, licence=licence, notes=notes)
+        task = MULTILABEL if several else CLASSIFICATION
+        return cls.of_graphs(name, joined, labels, names, split, licence=licence, notes=notes, task=task)
 
     @classmethod
     def of_graphs(
@@ -198,12 +214,11 @@ class GraphSet(Collection):
             graph_shares.require_trained(name, orders["train"], labels, classes, "graph")
 
         def of(order: Tensor) -> GraphSplit:
-            return GraphSplit(union=graphs, labels=labels[order], ids=order, task=task)
+            return GraphSplit(union=graphs, labels=labels[order], ids=order, task=task, columns=columns or {})
 
         sizes = graphs.starts[0].diff()
         takes = GraphTakes(_width(graphs.x), _width(graphs.edge_attr), (int(sizes.min()), int(sizes.max())), "graph")
-        made = cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
-        return replace(made, columns=columns or {})
+        return cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
 
     @classmethod
     def of_nodes(
@@ -236,11 +251,10 @@ class GraphSet(Collection):
         placed: dict[str, Graphs] = {}
 
         def of(order: Tensor) -> NodeSplit:
-            return NodeSplit(graph=graph, labels=labels[order], ids=order, placed=placed)
+            return NodeSplit(graph=graph, labels=labels[order], ids=order, placed=placed, columns=columns or {})
 
         takes = GraphTakes(_width(graph.x), _width(graph.edge_attr), (len(labels), len(labels)), "node")
-        made = cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
-        return replace(made, columns=columns or {})
+        return cls._divided(name, of, orders, takes, classes, licence, [*notes, *said])
 
     @classmethod
     def _divided(

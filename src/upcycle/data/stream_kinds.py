@@ -21,6 +21,7 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.reading import Reading
+from upcycle.core.task import CLASSIFICATION
 from upcycle.data.augment import uniform
 from upcycle.data.collection import Collection, draw
 from upcycle.data.folder_streams import folder_stream
@@ -94,6 +95,7 @@ def stream(
         UserError: for what is unknown, not found, or cannot be split so.
     """
     if isinstance(reference, Collection):
+        _require_classes(reference)
         if long_tail is not None:
             reference = as_images(reference).long_tailed(long_tail, 0)
         name, whole = f"splits:{reference.name}/{tasks}", cast("Images", reference)
@@ -113,7 +115,7 @@ def stream(
         root, reading = Path(data).expanduser(), reading or Reading()
         return _few(folder_stream(reference, root, scenario or "class", shuffle, read, reading), few)
     images = load(data, size=size, channels=channels, reading=reading, columns=columns)
-    require(bool(images.classes), f"{images.name} has no labels, so there are no classes to make a stream of.")
+    _require_classes(images)
     if long_tail is not None:
         images, reference = as_images(images).long_tailed(long_tail, 0), f"{reference}, a long tail of {long_tail:g}"
     if kind == "splits":
@@ -132,6 +134,15 @@ def stream(
         return _few(portions(reference, images, int(count)), few)
     change = _permuted if kind == "permuted" else _rotated(int(count))
     return _few(_domains(reference, images, int(count), change), few)
+
+
+def _require_classes(data: Collection) -> None:
+    """Each sample has to be of one class."""
+    require(bool(data.classes), f"{data.name} has no labels, so there are no classes to make a stream of.")
+    require(
+        data.task == CLASSIFICATION,
+        f"A stream is made of classes, one a sample, and the task of {data.name} is {data.task.name}.",
+    )
 
 
 def _few(made: Stream, few: int | None) -> Stream:

@@ -265,8 +265,7 @@ class FactorGCN(Method):
         if data.takes.level != "graph" or not len(data.test):
             return
         nodes = data.test.batch(torch.arange(len(data.test)), device=torch.device("cpu")).inputs.starts[0].diff()
-        own = TRUTH in data.columns and not data.measured  # of another set nothing is known
-        truth = data.columns[TRUTH][data.test.ids] if own else None
+        truth = data.test.columns[TRUTH][data.test.ids] if TRUTH in data.test.columns else None
         for i in (nodes <= LARGEST).nonzero()[:DRAWN, 0].tolist():
             known = {} if truth is None else dict(zip(data.classes, truth[i], strict=True))
             matrix = factor_graphs(student, data.test, torch.tensor([i]))[0]
@@ -341,7 +340,7 @@ def told_apart(network: nn.Module, data: GraphSet) -> tuple[Disentanglement, Dis
     Raises:
         ValueError: more relations in a graph than factors.
     """
-    truth, predicted = data.columns[TRUTH][data.test.ids], factor_graphs(network, data.test)
+    truth, predicted = data.test.columns[TRUTH][data.test.ids], factor_graphs(network, data.test)
     chance = random_factors(predicted, torch.Generator().manual_seed(0))
     return disentanglement(truth, predicted), disentanglement(truth, chance)
 

@@ -201,6 +201,18 @@ class RELIANT(Method):
         if not among.any() or s[among].min() == s[among].max():
             which = " with label 1" if self.objective == "eo" else ""
             return [f"one group of '{self.sensitive}' has no training nodes{which}, so there is nothing to compare"]
+        return self._test_problems(data)
+
+    def _test_problems(self, data: GraphSet) -> list[str]:
+        """List what is wrong with the attribute of test nodes of another graph, in words."""
+        if not data.measured or not data.test.labelled:
+            return []
+        s = data.test.columns.get(self.sensitive)
+        if s is None:
+            there = ", ".join(data.test.columns) or "none"
+            return [f"the test data {data.measured} have no column '{self.sensitive}'; there are {there}"]
+        if not ((s == 0) | (s == 1)).all():
+            return [f"'{self.sensitive}' of the test data {data.measured} must be 0 or 1, and it has other values"]
         return []
 
     def _among(self, data: GraphSet) -> Bool[Tensor, " n"]:
@@ -214,7 +226,10 @@ class RELIANT(Method):
 
     def inputs(self, data: GraphSet) -> dict[str, str]:
         """The digests of networks and data, and of the attribute."""
-        return super().inputs(data) | {f"the column {self.sensitive}": of_tensor(data.columns[self.sensitive])}
+        found = {f"the column {self.sensitive}": of_tensor(data.columns[self.sensitive])}
+        if data.measured and self.sensitive in data.test.columns:
+            found[f"the column {self.sensitive} of {data.measured}"] = of_tensor(data.test.columns[self.sensitive])
+        return super().inputs(data) | found
 
     def controls(self) -> dict[str, Control]:
         """Plain distillation, and B without a proxy, which has most of the effect."""
@@ -272,7 +287,7 @@ class RELIANT(Method):
         """Leave how unlike both groups are treated, by teacher and student, where there are labelled test nodes."""
         if not data.test.labelled:
             return
-        s, y = data.columns[self.sensitive].long()[data.test.ids], data.test.labels
+        s, y = data.test.columns[self.sensitive].long()[data.test.ids], data.test.labels
         teacher = self.model("teacher", data)
         found = {
             name: fairness(predict_logits(network, data.test).argmax(1), s, y)

@@ -254,9 +254,11 @@ def _choice(card: Card, fit: Fit, have: Situation) -> Choice:
     told = "--scenario task" if card.verb == "extend" and have.task_id == "known" else ""
     command = ["upcycle", card.verb, networks, images, "--method", card.name, told, fit.options]
     measured = found().get(card.name)
+    # A method that works on images too was measured on them.
+    elsewhere = "; measured on images" if have.inputs == "graphs" and "images" in card.needs.inputs else ""
     return Choice(
         method=card.name,
         reason=have.said(fit.reason),
         command=" ".join(filter(None, command)),
-        verdict=f"{short(measured)}, {measured['says']}" if measured else "",
+        verdict=f"{short(measured)}, {measured['says']}{elsewhere}" if measured else "",
     )

@@ -89,3 +89,9 @@ def notes_of(method: Any, data: Any) -> list[str]:
     if data.train.together and getattr(getattr(method, "recipe", None), "batch_size", 1) == 0:
         notes.append(f"All {data.takes.noun} are one batch, since one forward answers them all.")
     return notes
+
+
+def answered_at_once(method: Any, data: Any) -> int:
+    """The samples that one forward answers: of a graph's nodes a whole batch, else one."""
+    batch_size = getattr(getattr(method, "recipe", None), "batch_size", 0)
+    return max(batch_size or len(data.train), 1) if data.train.together else 1

@@ -167,8 +167,7 @@ def distill(
     cost = _show(session, guide, net, seen)
     if setting.dry_run:
         guiding = count(guide.module, like_of(guide, seen)).macs if guide else 0
-        forwards = max(len(seen.train), 1) if seen.train.together else 1  # samples that one forward answers
-        return session.estimate([product, *beside], net, teacher=guiding // forwards, student=cost // forwards)
+        return session.estimate([product, *beside], net, teacher=guiding, student=cost)
     made, others = session.run(
         product, beside, measure, compile=setting.compile, teacher_precision=setting.teacher_precision
     )

@@ -31,11 +31,12 @@ from upcycle.data.stream_kinds import check_stream, is_of_graphs
 from upcycle.data.stream_kinds import stream as make_stream
 from upcycle.data.streams import Stream, scenario_of
 from upcycle.distillation.data_free.gallery import strip
+from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.arms import Fitted, Result
 from upcycle.verbs.directory import first_process
-from upcycle.verbs.figures import figures_of, hundredths, share, spread
+from upcycle.verbs.figures import figures_of, hundredths, like_of, share, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.naming import Reference, Weights, any_network, naming_of
 from upcycle.verbs.options import RunSetting, Say
@@ -132,7 +133,8 @@ def extend(
 
     product, beside = session.arms(make)
     if setting.dry_run:
-        return session.estimate([product, *beside], student, teacher=0)
+        cost = count(student.module, like_of(student, data.base)).macs
+        return session.estimate([product, *beside], student, teacher=0, student=cost)
     session.figure = FIGURES[data.scenario]
     made, others = session.run(product, beside, lambda model, data: [])
     if first_process():

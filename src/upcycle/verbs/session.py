@@ -34,11 +34,14 @@ from upcycle.data.streams import Stream
 from upcycle.measure.machine import matmul_rate
 from upcycle.measure.units import duration
 from upcycle.verbs import DEFAULT_METHOD, figures
-from upcycle.verbs.arms import Arm, Fitted, Make, Measure, Result, notes_of
+from upcycle.verbs.arms import Arm, Fitted, Make, Measure, Result, answered_at_once, notes_of
 from upcycle.verbs.directory import claim_directory, first_process, write_result
 from upcycle.verbs.loading import augmented, load_for
 from upcycle.verbs.methods import find_method, name_of, plugin_of
 from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, default_of, plain, split_options
+
+BOUNDS, GRAPH_BOUNDS = (1.25, 8), (8, 120)
+"""How much longer training takes than its multiply-adds at the rate of a large matrix product, between these."""
 
 
 class Session:
@@ -196,11 +199,16 @@ class Session:
             method, data = arm.make(setting.seed)
             tasks = [data.task(t) for t in range(len(data))] if isinstance(data, Stream) else [data]
             updates.append(sum(method.steps(len(task.train)) for task in tasks))
-            work += ingredients.times(method) * sum(method.work(len(task.train), teacher, student) for task in tasks)
+            for task in tasks:
+                forwards = answered_at_once(method, task)
+                each = method.work(len(task.train), teacher // forwards, student // forwards)
+                work += ingredients.times(method) * each
         mixed = self.precision(data) == "bf16-mixed"
-        # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are.
+        # Training reaches between most and an eighth of the rate of a large matrix product, by how small networks are;
+        # over graphs less, where time goes into what is gathered along edges.
+        least, most = GRAPH_BOUNDS if data.takes.kind == "graphs" else BOUNDS
         floor = 2 * len(self.seeds) * work / matmul_rate(torch.bfloat16 if mixed else torch.float32)
-        runs, bounds = len(self.seeds) * len(arms), f"between {duration(1.25 * floor)} and {duration(8 * floor)}"
+        runs, bounds = len(self.seeds) * len(arms), f"between {duration(least * floor)} and {duration(most * floor)}"
         self.say(f"{runs} run(s) of {updates[0]:,} updates; {bounds} on this machine.")
         self.say("Nothing was written (--dry_run).")
         return Result(directory=self.out, model=model, rows=[], sentence="")
