@@ -168,9 +168,9 @@ class GraphSet(Collection):
         y, about_nodes = graph_objects.labels_of(graphs, name)
         noun = "node" if about_nodes else "graph"
         joined = of_parts(name, parts)
-        several = y is not None and y.ndim == 2
-        if several:
-            labels, names = y, tuple(classes or map(str, range(y.shape[1])))
+        task: Task = CLASSIFICATION
+        if y is not None and y.ndim == 2:
+            labels, names, task = y, tuple(classes or map(str, range(y.shape[1]))), MULTILABEL
             require(len(names) == y.shape[1], f"{name} has {y.shape[1]} labels a graph and {len(names)} names of them.")
         else:
             labels, names = require_labels(name, y, len(joined.batch) if about_nodes else joined.n, classes, noun)
@@ -179,7 +179,6 @@ class GraphSet(Collection):
             notes += more
         if about_nodes:
             return cls.of_nodes(name, joined, labels, names, split, licence=licence, notes=notes)
-        task = MULTILABEL if several else CLASSIFICATION
         return cls.of_graphs(name, joined, labels, names, split, licence=licence, notes=notes, task=task)
 
     @classmethod
