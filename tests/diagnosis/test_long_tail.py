@@ -16,8 +16,9 @@ from tests.settings import fitted, tiny_data
 from upcycle.core import saved
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import evaluate, predict_logits
-from upcycle.core.heads import features, gives_probabilities
+from upcycle.core.heads import features
 from upcycle.core.models import Model
+from upcycle.core.outputs import gives_probabilities
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.run import Run

@@ -200,18 +200,6 @@ def features(run: Run, model: Model, *splits: Any) -> list[Float[Tensor, "n d"]]
     return found
 
 
-class LogScores(nn.Module):
-    """A classifier that answers with log-scores: the highest decides, but they are no logarithms of probabilities.
-
-    So accuracy means what it always does, and calibration error and cross-entropy mean nothing.
-    """
-
-
-def gives_probabilities(module: nn.Module) -> bool:
-    """Whether the softmax of a classifier's answers is meant as probabilities: it has no :class:`LogScores` in it."""
-    return not any(isinstance(m, LogScores) for m in module.modules())
-
-
 class BottleneckHead(nn.Sequential):
     """Linear d → width, BatchNorm if asked for, linear width → k whose weight may be normalised; no non-linearity.
 

@@ -166,3 +166,15 @@ def called(module: nn.Module) -> str:
     while isinstance(module, Columns | Around):
         module = module.network
     return type(unwrapped(module)).__name__
+
+
+class LogScores(nn.Module):
+    """A classifier that answers with log-scores: the highest decides, but they are no logarithms of probabilities.
+
+    So accuracy means what it always does, and calibration error and cross-entropy mean nothing.
+    """
+
+
+def gives_probabilities(module: nn.Module) -> bool:
+    """Whether the softmax of a classifier's answers is meant as probabilities: it has no :class:`LogScores` in it."""
+    return not any(isinstance(m, LogScores) for m in module.modules())

@@ -15,7 +15,6 @@ from torch.nn.parameter import is_lazy
 
 from upcycle.core.ends import SAID, SQUASHED, Sigmoids, end_of
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.heads import gives_probabilities
 from upcycle.core.models import Model, copy_of
 from upcycle.core.norms import batchnorms
 from upcycle.core.outputs import (
@@ -23,6 +22,7 @@ from upcycle.core.outputs import (
     Contiguous,
     FromProbabilities,
     Logits,
+    gives_probabilities,
     layout_of,
     mapped,
     parts_of,

@@ -35,11 +35,11 @@ from upcycle.core.errors import require
 from upcycle.core.evaluate import measured
 from upcycle.core.frozen import Frozen
 from upcycle.core.guide import frozen_for
-from upcycle.core.heads import gives_probabilities
 from upcycle.core.interrupt import Interrupted, catching
 from upcycle.core.journal import Journal
 from upcycle.core.log import Log
 from upcycle.core.meetings import Meetings
+from upcycle.core.outputs import gives_probabilities
 from upcycle.core.precision import Precision, choose
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_of

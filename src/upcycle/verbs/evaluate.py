@@ -12,9 +12,8 @@ from upcycle.core.devices import device_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import measured as measure
 from upcycle.core.frequency import Groups, counts_of, groups
-from upcycle.core.heads import gives_probabilities
 from upcycle.core.models import Model
-from upcycle.core.outputs import Columns
+from upcycle.core.outputs import Columns, gives_probabilities
 from upcycle.core.task import CLASSIFICATION, Evaluation, Measured
 from upcycle.data import check_reference
 from upcycle.data.labels import match_classes

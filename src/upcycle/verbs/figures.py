@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from upcycle.core.evaluate import measured
-from upcycle.core.heads import gives_probabilities
 from upcycle.core.models import Model
+from upcycle.core.outputs import gives_probabilities
 from upcycle.core.task import CLASSIFICATION, Evaluation, Measured, Task
 from upcycle.data import Collection
 from upcycle.measure.cost import count, latency, peak_memory

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from upcycle.core.heads import LogScores
+from upcycle.core.outputs import LogScores
 
 BACKGROUND, FOREGROUND = 0, 1
 """The outputs of G₀."""
