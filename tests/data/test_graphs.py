@@ -213,7 +213,7 @@ def edge(source: Any, target: Any) -> Tensor:
         (one(0, 5, y=torch.tensor([5])), "must lie between 0 and 1 .*, and graph 3 has 5"),
         (one(0, 5, y=torch.tensor([-2])), "and graph 3 has -2"),
         (one(0, 5, y=torch.tensor([0.5])), "are not whole"),
-        (one(0, 5, y=torch.tensor([0, 1])), "Graph 3 of rings has 2 labels"),
+        (one(0, 5, y=torch.tensor([0, 1])), "Graph 3 of rings has labels of shape"),
         (one(0, 5, y=torch.arange(5)), "a label for each of its nodes, and there are several graphs"),
         (one(0, 5, y=None), "Graph 3 of rings has no label y"),
         (one(0, 5, edge_attr=torch.rand(10, 2)), "0 features an edge and graph 3 has 2"),
