@@ -19,6 +19,7 @@ from torch import nn
 from benchmarks.common import alternate, record
 from upcycle.claims.factorgcn import as_gcn
 from upcycle.claims.graphs import fresh_for
+from upcycle.core.memory import keep_freed
 from upcycle.core.recipe import Recipe
 from upcycle.core.task import MULTILABEL
 from upcycle.data import load
@@ -48,6 +49,7 @@ def step_of(network: nn.Module, batch: Any) -> Callable[[], Any]:
 def main() -> None:
     """Time all, and write the record."""
     torch.set_num_threads(1)
+    keep_freed()  # as every run does
     data = load(f"factors:{FACTORS}")
     batch = data.train.batch(torch.arange(GRAPHS), device=CPU)
     start = [fresh_for("zoo:factorgcn", data, 0) for _ in range(3)]
