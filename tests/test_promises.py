@@ -131,7 +131,9 @@ def test_p13_a_run_goes_on_only_with_what_it_was_begun_with(name: str, tmp_path:
 def spoil(name: str, method: Any, data: Any, change: Callable[[Any], Any]) -> Any:
     """Change the one input of ``method`` that is called ``name``, in place where it is no data; returns the data."""
     if column := re.fullmatch(r"the column (\w+)", name):
-        return dataclasses.replace(data, columns={column[1]: 1 - data.columns[column[1]]})
+        turned = {column[1]: 1 - data.columns[column[1]]}
+        parts = ("train", "validation", "test")
+        return dataclasses.replace(data, **{p: dataclasses.replace(getattr(data, p), columns=turned) for p in parts})
     samples = r"the (labels of the )?(training|validation|test) (?:images|graphs|nodes)"
     found = re.fullmatch(rf"({samples}|the names of the classes|the tasks of the stream)(?: of (\w+))?", name)
     if found and found[4]:
