@@ -113,7 +113,7 @@ class FirstAttention:
 
 
 def _own_attention(layer: Any, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What a layer gives of its attention when it is asked; called again, without hooks and dropout."""
+    """Ask a layer for its attention: it is called again, without hooks and dropout."""
     dropout = getattr(layer, "dropout", 0.0)
     layer.dropout = 0.0
     try:

@@ -63,7 +63,7 @@ class Groups:
         }
 
     def words(self) -> dict[str, str]:
-        """What each name means, for a heading."""
+        """The meaning of each name, for a heading."""
         low, high = self.borders
         return {
             "many": f"many (more than {high:,})",

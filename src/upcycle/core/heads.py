@@ -176,7 +176,7 @@ def headless(model: Model) -> Model:
 
 
 def features(run: Run, model: Model, *splits: Any) -> list[Float[Tensor, "n d"]]:
-    """What the classifier of ``model`` is given for each sample of some splits: float32 on the CPU, once, for training.
+    """The inputs of the classifier of ``model`` for each sample of some splits: float32 on the CPU, once, for training.
 
     In evaluation mode and without augmentation, by the fast copy that ``run.frozen`` makes, each process its share.
 

@@ -71,7 +71,7 @@ def ascends(optimizer: Any) -> bool:
 
 
 class Meetings:
-    """What a run does between a batch and the body of the loop over it.
+    """The way from a batch to the body of the loop over it.
 
     Args:
         stages: of the run.
@@ -169,7 +169,7 @@ class Meetings:
             self._optimizer.restore()
 
     def _mixer(self, stage: Stage, recipe: Recipe, split: Split) -> Any:
-        """What mixes the batches of a stage, made when the first one comes."""
+        """The mixer of a stage, made when the first batch comes."""
         if stage.mixer is None:
             network = next(thing for thing in stage.state.values() if isinstance(thing, nn.Module))
             known = hasattr(split, "mean") and hasattr(split, "std")

@@ -205,7 +205,7 @@ class Sharp(torch.optim.Optimizer):
 
     @property
     def found_inf(self) -> Any:
-        """What tells a fused optimiser on a GPU to change nothing."""
+        """The flag that tells a fused optimiser on a GPU to change nothing."""
         return getattr(self.base, "found_inf", None)
 
     @found_inf.setter

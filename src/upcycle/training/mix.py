@@ -224,7 +224,7 @@ def snapmix(
 
 
 class Mixer:
-    """What mixes the batches of a stage, made once for it; kept by :class:`~upcycle.core.run.Run` while it lasts.
+    """The mixer of the batches of a stage, made once for it; kept by :class:`~upcycle.core.run.Run` while it lasts.
 
     Every number is drawn from (seed, view, samples of the batch over all processes), so nothing has to be saved, and
     several processes mix as one does: a partner that lies in another's share is read from memory, and where SnapMix

@@ -44,7 +44,7 @@ class Patience:
             self.network.load_state_dict(self._state)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was kept, for a save point."""
+        """The state that was kept, for a save point."""
         return {"state": self._state, "best": self._best, "epoch": self._epoch, "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ class PathAttention(nn.Module):
         return self.attend(x, paths)[0]
 
     def attend(self, x: Tensor, paths: Paths) -> tuple[Tensor, list[Tensor], Tensor]:
-        """What :meth:`forward` gives, α of each length (P_c, heads), and β (lengths, N, heads)."""
+        """The result of :meth:`forward`, α of each length (P_c, heads), and β (lengths, N, heads)."""
         h = (F.linear(x, self.weight) + self.bias).view(-1, self.heads, self.width)
         n, alphas, parts = h.shape[0], [], []
         for of_path, of_centre, p in zip(self.of_paths[:, 0], self.of_paths[:, 1], paths, strict=True):

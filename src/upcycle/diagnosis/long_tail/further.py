@@ -1,4 +1,4 @@
-"""What a repair is compared with: the same classifier, trained on as long, on batches as the images are."""
+"""The control of a repair: the same classifier, trained on as long, on batches as the images are."""
 
 from __future__ import annotations
 
