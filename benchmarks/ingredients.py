@@ -1,4 +1,4 @@
-"""Costs of the ingredients of a recipe: the hook that all loops run through, sharpness, and whatever else is a part here.
+"""Costs of ingredients of a recipe: the hook that all loops run through, sharpness, and what else is a part here.
 
 Run from the repository's root: `python -m benchmarks.ingredients` (some minutes on an idle machine). `--part NAME`
 takes one part, `--quick` few repetitions, and both print only. Every figure is the minimum of alternating repetitions,

@@ -40,7 +40,7 @@ class KeptOptimizer:
 
 
 def _fitted(value: Any, p: Tensor, name: str) -> Any:
-    """Numbers that an optimiser keeps of a parameter: a count of steps, or numbers that lie in memory as the parameter does."""
+    """Fit what is kept of a parameter to it: a count of steps, or numbers that lie in memory as the parameter does."""
     if not isinstance(value, Tensor) or value.dim() == 0 < p.dim():
         return value.to(p.device, copy=True) if isinstance(value, Tensor) else value
     made = torch.zeros_like(p, requires_grad=False)
