@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -102,9 +103,10 @@ class _Looking:
         return Sight(signal, kinds)
 
 
-@torch.no_grad()
 def look(model: Model) -> dict[str, Seen]:
     """Show the network a batch, and give what each of its modules did, by its name within ``own(model.module)``.
+
+    Shapes are all that is looked at, so a copy without weights is tried first.
 
     Args:
         model: a network of images, unchanged afterwards.
@@ -112,7 +114,25 @@ def look(model: Model) -> dict[str, Seen]:
     Raises:
         Stopped: the batch does not pass.
     """
-    network = own(model.module)
+    try:
+        return _look(model, _weightless(model.module))
+    except (Stopped, RuntimeError, TypeError, NotImplementedError):  # a forward that looks at values, or makes tensors
+        return _look(model, model.module)
+
+
+def _weightless(module: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device, which none of its weights are copied for."""
+    memo: dict[int, Any] = {}
+    for p in module.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    for b in module.buffers():
+        memo[id(b)] = torch.empty_like(b, device="meta")
+    return copy.deepcopy(module, memo)
+
+
+def _look(model: Model, module: nn.Module) -> dict[str, Seen]:
+    """See :func:`look`; of ``module`` in the model's place."""
+    network = own(module)
     looking = _Looking(model.input_shape[1:], Signal("map", model.input_shape[0], model.input_shape[1:]))
     hooks = []
     for name, m in network.named_modules():
@@ -121,8 +141,8 @@ def look(model: Model) -> dict[str, Seen]:
         hooks.append(m.register_forward_hook(partial(looking.after, name)))
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
-        with undisturbed(model.module):
-            model.module(model.example(BATCH).to(like))
+        with undisturbed(module):
+            module(model.example(BATCH).to(like))
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         raise Stopped(one_line(error), looking.seen) from error
     finally:
