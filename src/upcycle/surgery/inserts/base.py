@@ -32,8 +32,7 @@ class Place:
         module: the module itself, with its weights; a block that replaces it may use them.
         takes: the tensor that the block is given, as its kind has it: of a square of tokens a map. With ``before`` the
             module's input, with ``gate`` and ``after`` its output.
-        gives: the tensor that must come out of the block; differs from ``takes`` with ``replace`` alone. A gate gives
-            what broadcasts to it.
+        gives: the tensor that must come out of the block; differs from ``takes`` with ``replace`` alone.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Insert(nn.Module):
     def prepare(self, progress: float, generator: torch.Generator) -> None:
         """Get ready for the next batch of the tuning; called before its forward, on every process with equal draws.
 
-        A batch that is met twice is prepared for twice, with the same draws.
+        Once more when the tuning is over, with the progress 1: what it is then is what is saved.
 
         Args:
             progress: the share of the tuning that is done, from 0 to 1.
@@ -78,11 +77,11 @@ class Block:
         how: the place that it was made for, beside or instead of a module.
         others: further ways in which it can be put there.
         make: called as ``make(place, how, start, **options)``, the options being arguments of plain data with defaults:
-            the module for a :class:`Place`, in training mode, whose fresh weights are drawn from torch's global random
-            state. With ``gate`` it gives what the module's output is multiplied with, given that output; with
-            ``before`` and ``after`` it takes the module's input or output; with ``replace`` it stands for the module.
-            Keys and shapes of its state are the same for both starts. :class:`UserError` refuses a place or an option,
-            in a sentence that names the place.
+            the module for a :class:`Place`, whose fresh weights are drawn from torch's global random state. With
+            ``gate`` and ``after`` it takes the module's output, with ``before`` its input, and what it gives goes on
+            instead: a gate gives back what it takes, each value times one of its own. With ``replace`` it stands for
+            the module. The same place, way, start and options make the same architecture, so a record of these four is
+            enough to build it again. :class:`UserError` refuses a place or an option, in a sentence that names it.
         exact: the ways in which the network starts at its own function, to 1e-6.
         parameters: of a block made with ``start="fresh"``, as ``parameters(signal, **options)`` from the signal that
             it takes.
