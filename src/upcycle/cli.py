@@ -25,7 +25,7 @@ SUMMARY = {
     "distill": "train a smaller or different student from a trained teacher",
     "disassemble": "cut the part that knows chosen classes out of a classifier",
     "assemble": "join the parts of several classifiers into one",
-    "reassemble": "build a network within a budget from blocks of several",
+    "reassemble": "put a block into a network, or build one from blocks of several",
     "diagnose": "where a network errs, what it looks at, which channels decide",
     "explain": "which pixels of your images speak for a class",
     "adapt": "tune a network to a new task, or to a domain of which there are only answers",
@@ -158,8 +158,12 @@ MAKERS = {
     ),
     "reassemble": Maker(
         "upcycle.verbs.reassemble",
-        {"--zoo": (str | None, None, "references with commas between them, or a folder of saved models")},
-        "reassemble needs networks to take blocks from: give --zoo DIR or --zoo REFERENCE,REFERENCE.",
+        {
+            "--zoo": (str | None, None, "references with commas between them, or a folder of saved models"),
+            "--source": (str | None, None, "reference of the one network that swap takes"),
+        },
+        "reassemble needs networks: give --zoo DIR, --zoo REFERENCE,REFERENCE, or --source REFERENCE.",
+        optional=("--zoo", "--source"),
     ),
     "adapt": Maker(
         "upcycle.verbs.adapt",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from upcycle.assembly.swapping.budget import within
+from upcycle.assembly.swapping.budget import cost_of, within
 from upcycle.assembly.swapping.control import TrainedOn
 from upcycle.assembly.swapping.regress import prepare, regress
 from upcycle.core.advice import Fit, Situation
@@ -35,6 +35,20 @@ HELD = 64
 """Validation images that the network is compared with its source on, at most."""
 ANY = Signal("map", 64, (8, 8))
 """A signal by which to ask whether a block has weights at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A network that could be made.
+
+    Args:
+        name: how tables would call it.
+        parameters, macs: its cost, see :class:`~upcycle.measure.cost.Cost`.
+    """
+
+    name: str
+    parameters: int
+    macs: int
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -211,6 +225,12 @@ class Swap(Method):
         except UserError as error:
             problems.append(str(error).rstrip("."))
         return problems
+
+    def planned(self, data: Images) -> Planned:
+        """The network that would be made, and its cost when its tuning is over."""
+        made = self._operated(self.model("source", data), 0)
+        cost = cost_of(made)
+        return Planned(name=made.name, parameters=cost.parameters, macs=cost.macs)
 
     def _operated(self, source: Model, seed: int, run: Run | None = None) -> Model:
         cut, budget = self.cut, self._budget()

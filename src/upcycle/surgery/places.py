@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -133,7 +134,9 @@ def _named(title: str, network: nn.Module, patterns: tuple[str, ...]) -> list[st
     require(bool(patterns), "at must name modules, as in 'layer1.*': upcycle blocks NAME --model REFERENCE lists them.")
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
-            raise unknown(f"module of {title} called", pattern, known)
+            near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.5)
+            top = [name for name, _ in network.named_children()]
+            raise unknown(f"module of {title} called", pattern, dict.fromkeys([*near, *top]))
     named = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     return [name for name in named if not any(name.startswith(f"{outer}.") for outer in named)]
 
