@@ -63,9 +63,10 @@ class Block:
         how: the place that it was made for, beside or instead of a module.
         others: further ways in which it can be put there.
         make: called with a :class:`Place`, the way, the start and the block's options, which are keyword arguments of
-            plain data with defaults: the module that stands at the place. With ``gate`` that is what the module's
-            output is multiplied with, given that output; with ``before`` and ``after`` it takes the module's input or
-            output; with ``replace`` it stands for the module.
+            plain data with defaults: the module that stands at the place. With ``gate`` and ``after`` it takes the
+            module's output, with ``before`` its input, and what it gives goes on instead: a gate gives back what it
+            takes, each value times one of its own. With ``replace`` it stands for the module. The same place, way,
+            start and options make the same architecture, so a record of these four is enough to build it again.
         exact: the ways in which the network starts at its own function, to 1e-6.
         parameters: of a block made with ``start="fresh"``, from the signal that it takes and its options.
         macs: its multiply-adds of one sample (convolutions and matrix products), likewise.
