@@ -16,7 +16,7 @@ from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.takes import Takes
 from upcycle.core.weights import load_weights
-from upcycle.zoo import densenet, from_pyg, mobilenetv2, vgg
+from upcycle.zoo import densenet, from_pyg, metaformer, mobilenetv2, vgg
 from upcycle.zoo.convnet import MLP, ConvNet
 from upcycle.zoo.from_torchvision import torchvision
 from upcycle.zoo.lenet import LeNet
@@ -162,6 +162,7 @@ def _entries() -> dict[str, Entry]:
         "densenet": _at_least(4, "densenet", lambda shape, k: densenet.DenseNet(densenet.SMALL, k, shape[0])),
         "vit": ViT,
     }
+    former = metaformer.SMALL
     digits = Trained(mean=(0.3053,), std=(0.3759,), classes=tuple("0123456789"), licence="Apache-2.0")
     return {
         **{f"cifar10_resnet{depth}": Entry(make=_resnet(depth), trained=he) for depth in (20, 32, 44, 56)},
@@ -171,6 +172,8 @@ def _entries() -> dict[str, Entry]:
         "cifar10_shufflenetv2_x0_5": Entry(make=_shufflenet, trained=chenyaofo),
         "cifar10_lenet_captum": Entry(make=_at_least(16, "lenet", LeNet), trained=captum),
         **{f"cifar10_{name}": Entry(make=make, trained=distilled(name)) for name, make in small.items()},
+        "cifar10_caformer": Entry(make=former["caformer_tiny"], trained=distilled("caformer")),
+        "cifar10_poolformer": Entry(make=former["poolformer_tiny"], trained=distilled("poolformer")),
         "cifar10_wrn40_2": Entry(make=_wrn(40, 2), trained=distilled("wrn40_2")),
         "digits_teacher": Entry(make=_convnet(32, 64, 128), shape=(1, 8, 8), trained=digits),
         **{f"resnet{depth}": Entry(make=_resnet(depth)) for depth in DEPTHS},
@@ -180,6 +183,11 @@ def _entries() -> dict[str, Entry]:
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
         "convnet_groupnorm": Entry(make=_convnet(16, 32, 64, groups=8)),
         **{name: Entry(make=make) for name, make in small.items()},
+        "mobilenetv2_ca": Entry(
+            make=lambda shape, k: mobilenetv2.MobileNetV2(mobilenetv2.SMALL, k, shape[0], attention=True)
+        ),
+        **{name: Entry(make=make) for name, make in former.items()},
+        **{name: Entry(make=make, shape=(3, 224, 224)) for name, make in metaformer.BIG.items()},
         "tree": Entry(make=_tree((2, 4, 8), (64, 64, 32))),
         "tree_small": Entry(make=_tree((2, 4), (16, 8), width=16, hidden=32)),
         "wrn16_1": Entry(make=_wrn(16, 1)),
