@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
@@ -36,6 +37,7 @@ class RandomMixing(nn.Module):
 
     def __init__(self, tokens: int, maps: bool = True) -> None:
         super().__init__()
+        self.tokens = tokens
         self.maps = maps
         self.random_matrix: Tensor
         self.register_buffer("random_matrix", torch.rand(tokens, tokens).softmax(dim=-1))
@@ -47,9 +49,9 @@ class RandomMixing(nn.Module):
             UserError: there are more or fewer of them than the mixer was made for.
         """
         if not self.maps:
-            return self.random_matrix @ _counted(x, 1, len(self.random_matrix))
-        tokens = _counted(x.flatten(2), 2, len(self.random_matrix))
-        return (tokens @ self.random_matrix.T).unflatten(2, x.shape[2:])
+            return self.random_matrix @ _counted(x, 1, self.tokens)
+        tokens = _counted(x.flatten(2), 2, self.tokens)
+        return F.linear(tokens, self.random_matrix).unflatten(2, x.shape[2:])
 
 
 def _counted(x: Float[Tensor, "b ..."], axis: int, n: int) -> Tensor:
@@ -59,6 +61,37 @@ def _counted(x: Float[Tensor, "b ..."], axis: int, n: int) -> Tensor:
 
 
 fx.wrap("_counted")  # it asks for sizes, which a traced forward does not know
+
+
+class AsTokens(nn.Module):
+    """Let a module that works on tokens (b, n, c) work on a map (b, c, h, w), or on a grid (b, h, w, c).
+
+    Args:
+        module: takes and gives tokens.
+        grid: whether a grid comes in and goes out, or else a map.
+    """
+
+    def __init__(self, module: nn.Module, grid: bool = False) -> None:
+        super().__init__()
+        self.module = module
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give what the module gives, laid out as ``x`` is."""
+        if self.grid:
+            return self.module(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+        return self.module(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class MapAttention(AsTokens):
+    """Attention of CAFormer on maps, so that one signal goes from block to block: timm's stage makes tokens of its map.
+
+    Args:
+        dim: channels, a multiple of 32.
+    """
+
+    def __init__(self, dim: int, **_: Any) -> None:
+        super().__init__(import_timm().models.metaformer.Attention(dim))
 
 
 def random_mixing(tokens: int) -> type[nn.Module]:
@@ -107,7 +140,7 @@ def _tiny(shape: Shape, num_classes: int, mixers: tuple[str, ...]) -> nn.Module:
         "identity": nn.Identity,
         "pool": parts.Pooling,
         "sepconv": parts.SepConv,
-        "attention": parts.Attention,
+        "attention": MapAttention,
     }
     made: nn.Module = parts.MetaFormer(
         shape[0],
@@ -115,7 +148,7 @@ def _tiny(shape: Shape, num_classes: int, mixers: tuple[str, ...]) -> nn.Module:
         token_mixers=[
             known[m] if m in known else random_mixing(h * w) for m, (h, w) in zip(mixers, sizes, strict=True)
         ],
-        norm_layers=[parts.LayerNormNoBias if m == "attention" else parts.LayerNorm2dNoBias for m in mixers],
+        norm_layers=parts.LayerNorm2dNoBias,
         res_scale_init_values=(None, None, 1.0),
         use_mlp_head=False,
         **TINY,

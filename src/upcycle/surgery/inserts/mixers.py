@@ -15,7 +15,7 @@ from upcycle.core.errors import require
 from upcycle.surgery.inserts.base import Block, How, Kind, Place, Start
 from upcycle.surgery.signals import Signal
 from upcycle.zoo.from_timm import import_timm
-from upcycle.zoo.metaformer import RandomMixing
+from upcycle.zoo.metaformer import AsTokens, RandomMixing
 
 
 class AsMap(nn.Module):
@@ -38,31 +38,12 @@ class AsMap(nn.Module):
         return self.module(x.transpose(1, 2).unflatten(2, self.size)).flatten(2).transpose(1, 2)
 
 
-class AsTokens(nn.Module):
-    """Let a module that works on tokens (b, n, c) work on a map (b, c, h, w), or on a grid (b, h, w, c).
-
-    Args:
-        module: takes and gives tokens.
-        signal: how what comes in and goes out is laid out.
-    """
-
-    def __init__(self, module: nn.Module, signal: Signal) -> None:
-        super().__init__()
-        self.module = module
-        self.grid = signal.layout == "grid"
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.grid:
-            return self.module(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
-        return self.module(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
-
-
 def _on_maps(module: nn.Module, signal: Signal) -> nn.Module:
     return module if signal.layout == "map" else AsMap(module, signal)
 
 
 def _on_tokens(module: nn.Module, signal: Signal) -> nn.Module:
-    return module if signal.layout == "tokens" else AsTokens(module, signal)
+    return module if signal.layout == "tokens" else AsTokens(module, signal.layout == "grid")
 
 
 def _metaformer() -> Any:
