@@ -47,17 +47,6 @@ class Instead(nn.Module):
         return self.block(x)
 
 
-class Gate(nn.Module):
-    """What a module gives, times what a gate says of it: x g(x)."""
-
-    def __init__(self, gate: nn.Module) -> None:
-        super().__init__()
-        self.gate = gate
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
-
-
 class AsMap(nn.Module):
     """A block of maps (b, c, h, w) at work on tokens (b, e + h w, c) or on a grid (b, h, w, c).
 
@@ -103,11 +92,11 @@ def wrapped(module: nn.Module, block: nn.Module, how: How, kind: Kind, signal: S
         kind: of the signal as the block is given it.
         signal: that the network has there, before the block.
     """
-    inner = Gate(block) if how == "gate" else block
+    inner = block
     if kind == "square":
-        inner = AsMap(inner, signal)
+        inner = AsMap(block, signal)
     elif kind == "tokens" and signal.layout == "grid":
-        inner = AsTokens(inner, signal)
+        inner = AsTokens(block, signal)
     if how == "replace":
         return Instead(inner)
     return Before(module, inner) if how == "before" else After(module, inner)

@@ -32,8 +32,7 @@ class Place:
         module: the module itself, with its weights; a block that replaces it may use them.
         takes: the tensor that the block is given, as its kind has it: of a square of tokens a map. With ``before`` the
             module's input, with ``gate`` and ``after`` its output.
-        gives: the tensor that must come out of the block; differs from ``takes`` with ``replace`` alone. A gate gives
-            what broadcasts to it.
+        gives: the tensor that must come out of the block; differs from ``takes`` with ``replace`` alone.
     """
 
     name: str
@@ -79,8 +78,8 @@ class Block:
         others: further ways in which it can be put there.
         make: called as ``make(place, how, start, **options)``, the options being arguments of plain data with defaults:
             the module for a :class:`Place`, in training mode, whose fresh weights are drawn from torch's global random
-            state. With ``gate`` it gives what the module's output is multiplied with, given that output; with
-            ``before`` and ``after`` it takes the module's input or output; with ``replace`` it stands for the module.
+            state. With ``gate`` and ``after`` it takes the module's output, with ``before`` its input; with
+            ``replace`` it stands for the module. A gate gives what it takes, each value times one of its own.
             Keys and shapes of its state are the same for both starts. :class:`UserError` refuses a place or an option,
             in a sentence that names the place.
         exact: the ways in which the network starts at its own function, to 1e-6.
