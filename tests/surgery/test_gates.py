@@ -19,6 +19,7 @@ from upcycle.surgery.inserts import BLOCKS
 from upcycle.surgery.inserts.base import Place
 from upcycle.surgery.inserts.gates import Scaled
 from upcycle.surgery.inserts.strip_pooling import MixedPooling, StripPooling
+from upcycle.surgery.operate import Cut, operate, start_error
 from upcycle.surgery.signals import Signal
 
 pytest.importorskip("timm", reason="timm is not installed (extra vision)")
@@ -192,28 +193,33 @@ def test_columns_in_another_order_come_out_in_that_order() -> None:
         assert (module(moved) - module(x).index_select(axis, order)).abs().max() < 1e-6
 
 
-def gated(network: nn.Module, name: str, block: str, start: str, **options: Any) -> None:
-    """Put a gate behind a module by hand."""
-    old = network.get_submodule(name)
-    channels = next(m.num_features for m in old.modules() if isinstance(m, nn.BatchNorm2d))
-    signal = Signal("map", channels, (8, 8))
-    gate = BLOCKS[block].make(Place(name, old, signal, signal), "gate", start, **options)
-    network.set_submodule(name, nn.Sequential(old, gate))
-
-
 def test_a_trained_network_keeps_its_function_and_without_the_constant_nearly_so(cifar10: Path) -> None:
     model, data = resolve("zoo:cifar10_resnet20"), load("cifar10")
     data = data.normalised(model.mean, model.std)
-    x, network = data.test.batch(torch.arange(64), device=torch.device("cpu")).images, model.module.eval()
+    x = data.test.batch(torch.arange(64), device=torch.device("cpu")).images
+    product = operate(model, Cut(at=("layer*.bn2",), block="coord"))
+    assert start_error(model, product, x) <= 1e-7
+    for gate in product.module.modules():
+        if isinstance(gate, Scaled):
+            gate.one = 1.0  # σ(4.6)² = 0.98 of each branch
     with torch.no_grad():
-        before = network(x)
-        for name in [name for name, _ in network.named_modules() if name.endswith("bn2")]:
-            gated(network, name, "coord", "same")
-        assert (network.eval()(x) - before).norm() <= 1e-6 * before.norm()
-        for gate in network.modules():
-            if isinstance(gate, Scaled):
-                gate.one = 1.0  # σ(4.6)² = 0.98 of each branch
-        assert 1e-3 < (network(x) - before).norm() / before.norm() < 0.05
+        before, after = model.module.eval()(x), product.module.eval()(x)
+    assert 1e-3 < (after - before).norm() / before.norm() < 0.05
+
+
+# Channels and side of the maps behind the depthwise convolutions of MobileNetV2 that widen.
+WIDE = ((64, 16), (96, 16), (96, 8), (192, 8), (192, 8), (192, 4), (384, 4))
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_put_into_a_trained_network(name: str, cifar10: Path) -> None:
+    model, block = resolve("zoo:cifar10_mobilenetv2"), BLOCKS[name]
+    product = operate(model, Cut(at=("stages.[1-9].*.depthwise",), block=name))
+    assert start_error(model, product, model.example(16)) <= 1e-7
+    before, after = (cost.count(m.module, m.input_shape) for m in (model, product))
+    signals = [Signal("map", c, (side, side)) for c, side in WIDE]
+    assert after.parameters - before.parameters == sum(map(block.parameters, signals))
+    assert after.macs - before.macs == sum(map(block.macs, signals))
 
 
 # -- strip pooling and mixed pooling ---------------------------------------------------------------------------

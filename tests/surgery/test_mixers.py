@@ -10,46 +10,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError
+from upcycle.core.references import resolve
 from upcycle.measure import cost
 from upcycle.surgery.inserts import BLOCKS
 from upcycle.surgery.inserts.base import Place
+from upcycle.surgery.operate import Cut, operate
 from upcycle.surgery.signals import Layout, Signal
 
 pytest.importorskip("timm", reason="timm is not installed (extra vision)")
 
 MIXERS = ["pool", "identity", "random", "sepconv", "attention"]
-LAYOUTS = pytest.mark.parametrize("layout", ["map", "grid", "tokens"])
 H, W, C = 6, 9, 64
 
 
-def made(name: str, layout: Layout = "map", channels: int = C, **options: Any) -> nn.Module:
+def made(name: str, layout: Layout = "map", channels: int = C, extra: int = 0, **options: Any) -> nn.Module:
     torch.manual_seed(0)
-    signal = Signal(layout, channels, (H, W))
-    return (
-        BLOCKS[name].make(Place("blocks.0.mixer", nn.Identity(), signal, signal), "replace", "fresh", **options).eval()
-    )
-
-
-def laid_out(x: Tensor, layout: Layout) -> Tensor:
-    """A map (b, c, h, w) in another layout."""
-    return {"map": x, "grid": x.permute(0, 2, 3, 1), "tokens": x.flatten(2).transpose(1, 2)}[layout]
+    signal = Signal(layout, channels, (H, W), extra)
+    place = Place("blocks.0.mixer", nn.Identity(), signal, signal)
+    return BLOCKS[name].make(place, "replace", "fresh", **options).eval()
 
 
 def some(n: int = 2) -> Tensor:
     return torch.randn(n, C, H, W, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", MIXERS)
-@LAYOUTS
-def test_costs_are_those_that_are_counted_and_layouts_compute_the_same(name: str, layout: Layout) -> None:
-    block, signal = BLOCKS[name], Signal(layout, C, (H, W))
-    module, on_maps = made(name, layout), made(name)
-    counted = cost.count(module, signal.shape(1)[1:])
+def tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "extra"),
+    [*((name, "map", 0) for name in MIXERS), ("identity", "tokens", 2), ("attention", "tokens", 2)],
+)
+def test_costs_are_those_that_are_counted(name: str, layout: Layout, extra: int) -> None:
+    block, signal = BLOCKS[name], Signal(layout, C, (H, W), extra)
+    assert layout in block.kinds
+    counted = cost.count(made(name, layout, extra=extra), signal.shape(1)[1:])
     assert (block.parameters(signal), block.macs(signal)) == (counted.parameters, counted.macs)
-    for mine, theirs in zip(module.state_dict().values(), on_maps.state_dict().values(), strict=True):
-        mine.copy_(theirs)
-    with torch.no_grad():
-        assert torch.allclose(module(laid_out(some(), layout)), laid_out(on_maps(some()), layout), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -90,11 +87,9 @@ def test_random_mixing_is_a_mean_that_never_learns() -> None:
     assert not list(module.parameters()) and torch.equal(module.state_dict()["random_matrix"], state)
 
 
-@LAYOUTS
-def test_random_mixing_refuses_another_size(layout: Layout) -> None:
-    other = torch.randn(2, C, H, W - 1)
+def test_random_mixing_refuses_another_size() -> None:
     with pytest.raises(UserError, match=rf"made for {H * W} places, not for {H * (W - 1)}"):
-        made("random", layout)(laid_out(other, layout))
+        made("random")(torch.randn(2, C, H, W - 1))
 
 
 def test_a_separable_convolution_is_two_linear_layers_around_a_filter() -> None:
@@ -116,14 +111,31 @@ def test_a_separable_convolution_is_two_linear_layers_around_a_filter() -> None:
 
 
 def test_attention_is_that_of_pytorch_without_positions() -> None:
-    module, x = made("attention", "tokens"), laid_out(some(), "tokens")
+    module, x = made("attention", "tokens"), tokens(some())
     theirs = nn.MultiheadAttention(C, C // 32, bias=False, batch_first=True)
-    theirs.load_state_dict({"in_proj_weight": module.state_dict()["qkv.weight"],
-                            "out_proj.weight": module.state_dict()["proj.weight"]})  # fmt: skip
+    state = module.state_dict()
+    theirs.load_state_dict({"in_proj_weight": state["qkv.weight"], "out_proj.weight": state["proj.weight"]})
+    on_maps = made("attention")
+    on_maps.load_state_dict({f"module.{key}": value for key, value in state.items()})
     with torch.no_grad():
         assert torch.allclose(module(x), theirs(x, x, x)[0], atol=1e-5)
         order = torch.randperm(H * W)
         assert torch.allclose(module(x[:, order]), module(x)[:, order], atol=1e-5)
+        assert torch.allclose(tokens(on_maps(some())), module(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_in_place_of_the_attention_of_a_vision_transformer(name: str) -> None:
+    model = resolve("zoo:vit", pretrained=False)
+    product = operate(model, Cut(at=("blocks.*.attention",), block=name), "fresh")
+    before, after = (cost.count(m.module, m.input_shape) for m in (model, product))
+    signal, block = Signal("map", 96, (8, 8)), BLOCKS[name]
+    old = 4 * 64 * 96**2 + 2 * 64**2 * 96
+    assert after.macs - before.macs == 4 * (block.macs(signal) - old)
+    assert after.parameters - before.parameters == 4 * (block.parameters(signal) - 4 * 96**2 - 96)
+    product.module.train()(product.example(4)).square().mean().backward()
+    for key, weight in product.module.named_parameters():
+        assert weight.grad is not None and weight.grad.abs().sum() > 0, key
 
 
 @pytest.mark.parametrize(

@@ -26,65 +26,56 @@ TINY = {"depths": (1, 1, 2), "dims": (24, 48, 96)}
 
 
 class RandomMixing(nn.Module):
-    """Replace each token by a mean of all, with weights that are drawn once: y = R x.
+    """Replace each place of a map by a mean of all, with weights that are drawn once: y = R x.
 
     The rows of R (n, n) are the softmax of uniform numbers in [0, 1). R is state: it is saved, and never trained.
 
     Args:
-        tokens: n; a map has h w of them.
-        maps: whether maps (b, c, h, w) come in, or else tokens (b, n, c).
+        places: n = h w.
     """
 
-    def __init__(self, tokens: int, maps: bool = True) -> None:
+    def __init__(self, places: int) -> None:
         super().__init__()
-        self.tokens = tokens
-        self.maps = maps
+        self.places = places
         self.random_matrix: Tensor
-        self.register_buffer("random_matrix", torch.rand(tokens, tokens).softmax(dim=-1))
+        self.register_buffer("random_matrix", torch.rand(places, places).softmax(dim=-1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens.
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Mix the places.
 
         Raises:
             UserError: there are more or fewer of them than the mixer was made for.
         """
-        if not self.maps:
-            return self.random_matrix @ _counted(x, 1, self.tokens)
-        tokens = _counted(x.flatten(2), 2, self.tokens)
-        return F.linear(tokens, self.random_matrix).unflatten(2, x.shape[2:])
+        return F.linear(_counted(x.flatten(2), self.places), self.random_matrix).unflatten(2, x.shape[2:])
 
 
-def _counted(x: Float[Tensor, "b ..."], axis: int, n: int) -> Tensor:
-    found = x.shape[axis]
+def _counted(x: Tensor, n: int) -> Tensor:
+    found = x.shape[2]
     require(found == n, f"Random mixing was made for {n} places, not for {found}: give images of the size it has.")
     return x
 
 
-fx.wrap("_counted")  # it asks for sizes, which a traced forward does not know
+fx.wrap("_counted")  # it asks for a size, which a traced forward does not know
 
 
-class AsTokens(nn.Module):
-    """Let a module that works on tokens (b, n, c) work on a map (b, c, h, w), or on a grid (b, h, w, c).
+class OnMaps(nn.Module):
+    """Let a module that works on tokens (b, n, c) work on maps (b, c, h, w).
 
     Args:
         module: takes and gives tokens.
-        grid: whether a grid comes in and goes out, or else a map.
     """
 
-    def __init__(self, module: nn.Module, grid: bool = False) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.grid = grid
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Give what the module gives, laid out as ``x`` is."""
-        if self.grid:
-            return self.module(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Give the module's tokens as a map."""
         return self.module(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-class MapAttention(AsTokens):
-    """Attention of CAFormer on maps, so that one signal goes from block to block: timm's stage makes tokens of its map.
+class MapAttention(OnMaps):
+    """Attention of CAFormer on maps, so that a map goes from block to block: timm's stage makes tokens of its map.
 
     Args:
         dim: channels, a multiple of 32.
@@ -94,12 +85,12 @@ class MapAttention(AsTokens):
         super().__init__(import_timm().models.metaformer.Attention(dim))
 
 
-def random_mixing(tokens: int) -> type[nn.Module]:
+def random_mixing(places: int) -> type[nn.Module]:
     """Make the mixer of a stage with so many places, as timm's skeleton wants it: a class."""
 
     class Mixing(RandomMixing):
         def __init__(self, **_: Any) -> None:
-            super().__init__(tokens)
+            super().__init__(places)
 
     return Mixing
 

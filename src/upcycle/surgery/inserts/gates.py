@@ -41,7 +41,8 @@ class Scaled(nn.Module):
     def __init__(self, b0: float, gate: Any = torch.sigmoid) -> None:
         super().__init__()
         self.gate = gate
-        self.one = gate(torch.tensor(b0)).item()
+        # Of the bias as float32 has it, and in float64, so that a start is exact in both.
+        self.one = gate(torch.tensor(b0, dtype=torch.float32).double()).item()
 
     def forward(self, t: Tensor) -> Tensor:
         return self.gate(t) / self.one
@@ -82,11 +83,6 @@ def hidden(channels: int, r: int) -> int:
     return max(8, channels // r)
 
 
-def taken(place: Place, how: How) -> Signal:
-    """The signal that a block takes: what the module at its place takes or gives."""
-    return place.takes if how in ("before", "replace") else place.gives
-
-
 def coord(place: Place, how: How, start: Start, *, r: int = 32, b0: float = B0) -> nn.Module:
     """Coordinate attention: x times a gate along the height and one along the width.
 
@@ -97,7 +93,7 @@ def coord(place: Place, how: How, start: Start, *, r: int = 32, b0: float = B0) 
         r: channels over hidden width, which is at least 8.
         b0: the bias at which both gates start.
     """
-    c = taken(place, how).channels
+    c = place.takes.channels
     made = coordinate_attention(c, hidden(c, r), gate_of(start, b0))
     if start == "same":
         constant(made.get_submodule("conv_h"), b0)
@@ -112,7 +108,7 @@ def se(place: Place, how: How, start: Start, *, r: int = 16, b0: float = B0) -> 
         r: channels over hidden width, which is at least 8.
         b0: the bias at which the gate starts.
     """
-    c = taken(place, how).channels
+    c = place.takes.channels
     made: nn.Module = gate_class("se")(c, rd_channels=hidden(c, r), gate_layer=gate_of(start, b0))
     if start == "same":
         constant(made.get_submodule("fc2"), b0)
@@ -122,7 +118,7 @@ def se(place: Place, how: How, start: Start, *, r: int = 16, b0: float = B0) -> 
 def ese(place: Place, how: How, start: Start) -> nn.Module:
     """Effective squeeze and excitation: SE with one full layer and a hard sigmoid (Lee, Park, arXiv:1911.06667)."""
     function: Any = functools.partial(Scaled, 0.0, nn.functional.hardsigmoid) if start == "same" else nn.Hardsigmoid
-    made: nn.Module = gate_class("ese")(taken(place, how).channels, gate_layer=function)
+    made: nn.Module = gate_class("ese")(place.takes.channels, gate_layer=function)
     if start == "same":
         constant(made.get_submodule("fc"), 0.0)
     return made
@@ -130,7 +126,7 @@ def ese(place: Place, how: How, start: Start) -> nn.Module:
 
 def eca(place: Place, how: How, start: Start) -> nn.Module:
     """Efficient channel attention: SE with a convolution over neighbouring channels (Wang et al., arXiv:1910.03151)."""
-    made: nn.Module = gate_class("eca")(taken(place, how).channels, gate_layer=gate_of(start, 0.0))
+    made: nn.Module = gate_class("eca")(place.takes.channels, gate_layer=gate_of(start, 0.0))
     if start == "same":
         constant(made.get_submodule("conv"), 0.0)
     return made
@@ -144,7 +140,7 @@ def cbam(place: Place, how: How, start: Start, *, r: int = 16) -> nn.Module:
     Args:
         r: channels over hidden width, which is at least 8.
     """
-    c = taken(place, how).channels
+    c = place.takes.channels
     made: nn.Module = gate_class("cbam")(c, rd_channels=hidden(c, r), gate_layer=gate_of(start, 0.0))
     if start == "same":
         constant(made.get_submodule("channel.fc2"), 0.0)
@@ -161,7 +157,7 @@ def gc(place: Place, how: How, start: Start, *, r: int = 8, b0: float = B0) -> n
         r: channels over hidden width, which is at least 8.
         b0: the bias at which the gate starts.
     """
-    c = taken(place, how).channels
+    c = place.takes.channels
     made: nn.Module = gate_class("gc")(c, rd_channels=hidden(c, r), gate_layer=gate_of(start, b0))
     if start == "same":
         constant(made.get_submodule("mlp_scale.fc2"), b0)

@@ -9,41 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from upcycle.core.errors import require
 from upcycle.surgery.inserts.base import Block, How, Kind, Place, Start
 from upcycle.surgery.signals import Signal
 from upcycle.zoo.from_timm import import_timm
-from upcycle.zoo.metaformer import AsTokens, RandomMixing
+from upcycle.zoo.metaformer import OnMaps, RandomMixing
 
 
-class AsMap(nn.Module):
-    """Let a module that works on maps work on tokens (b, h w, c), or on a grid of them (b, h, w, c).
-
-    Args:
-        module: takes and gives (b, c, h, w).
-        signal: how what comes in and goes out is laid out.
-    """
-
-    def __init__(self, module: nn.Module, signal: Signal) -> None:
-        super().__init__()
-        self.module = module
-        self.size = signal.size
-        self.grid = signal.layout == "grid"
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.grid:
-            return self.module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.module(x.transpose(1, 2).unflatten(2, self.size)).flatten(2).transpose(1, 2)
-
-
-def _on_maps(module: nn.Module, signal: Signal) -> nn.Module:
-    return module if signal.layout == "map" else AsMap(module, signal)
-
-
-def _on_tokens(module: nn.Module, signal: Signal) -> nn.Module:
-    return module if signal.layout == "tokens" else AsTokens(module, signal.layout == "grid")
+def _places(s: Signal) -> int:
+    return s.size[0] * s.size[1]
 
 
 def _metaformer() -> Any:
@@ -57,7 +33,8 @@ def pool(place: Place, how: How, start: Start, *, size: int = 3) -> nn.Module:
         size: the side of the window, an odd number; places outside the map do not count.
     """
     require(size >= 3 and size % 2 == 1, f"size must be an odd number from 3 on, and it is {size}.")
-    return _on_maps(_metaformer().Pooling(size), place.takes)
+    made: nn.Module = _metaformer().Pooling(size)
+    return made
 
 
 def identity(place: Place, how: How, start: Start) -> nn.Module:
@@ -67,9 +44,7 @@ def identity(place: Place, how: How, start: Start) -> nn.Module:
 
 def random(place: Place, how: How, start: Start) -> nn.Module:
     """Means over all places by weights that are drawn once and never trained (RandFormer), for one size of map."""
-    n = place.takes.size[0] * place.takes.size[1]
-    maps = place.takes.layout == "map"
-    return RandomMixing(n) if maps else _on_tokens(RandomMixing(n, maps=False), place.takes)
+    return RandomMixing(_places(place.takes))
 
 
 def sepconv(place: Place, how: How, start: Start, *, expansion: int = 2, kernel: int = 7) -> nn.Module:
@@ -81,10 +56,10 @@ def sepconv(place: Place, how: How, start: Start, *, expansion: int = 2, kernel:
     """
     require(expansion >= 1, f"expansion must be at least 1, and it is {expansion}.")
     require(kernel >= 1 and kernel % 2 == 1, f"kernel must be an odd number from 1 on, and it is {kernel}.")
-    made = _metaformer().SepConv(
+    made: nn.Module = _metaformer().SepConv(
         place.takes.channels, expansion_ratio=expansion, kernel_size=kernel, padding=kernel // 2
     )
-    return _on_maps(made, place.takes)
+    return made
 
 
 def attention(place: Place, how: How, start: Start, *, head: int = 32) -> nn.Module:
@@ -101,11 +76,8 @@ def attention(place: Place, how: How, start: Start, *, head: int = 32) -> nn.Mod
         head >= 1 and c % head == 0,
         f"head must divide the {c} channels at {place.name}, and it is {head}.",
     )
-    return _on_tokens(_metaformer().Attention(c, head_dim=head), place.takes)
-
-
-def _places(s: Signal) -> int:
-    return s.size[0] * s.size[1]
+    made: nn.Module = _metaformer().Attention(c, head_dim=head)
+    return OnMaps(made) if place.takes.layout == "map" else made
 
 
 def _sepconv_parameters(s: Signal, expansion: int = 2, kernel: int = 7) -> int:
@@ -119,12 +91,14 @@ def _sepconv_macs(s: Signal, expansion: int = 2, kernel: int = 7) -> int:
 
 
 def _attention_macs(s: Signal, head: int = 32) -> int:
-    n, c = _places(s), s.channels
+    n, c = s.extra + _places(s), s.channels
     return 4 * n * c * c + 2 * n * n * c
 
 
-EVERY: tuple[Kind, ...] = ("map", "square", "tokens")
+EVERY: tuple[Kind, ...] = ("map", "tokens")
+"""Class tokens are tokens like others."""
 PLACED: tuple[Kind, ...] = ("map", "square")
+"""Class tokens have no place, and are left as they are."""
 
 
 def _mixer(
@@ -155,7 +129,7 @@ MIXERS = (
     _mixer(
         "random",
         "means over all places by drawn weights, for one size (RandFormer)",
-        EVERY,
+        PLACED,
         random,
         lambda s: 0,
         lambda s: s.channels * _places(s) ** 2,

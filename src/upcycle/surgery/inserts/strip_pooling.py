@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from upcycle.core.errors import require
 from upcycle.surgery.inserts.base import Block, How, Place, Start
-from upcycle.surgery.inserts.gates import B0, constant, gate_of, taken
+from upcycle.surgery.inserts.gates import B0, constant, gate_of
 from upcycle.surgery.signals import Signal
 
 
@@ -93,7 +93,7 @@ def spm(place: Place, how: How, start: Start, *, b0: float = B0) -> nn.Module:
     Args:
         b0: the bias at which the gate starts.
     """
-    made = StripPooling(taken(place, how).channels, gate_of(start, b0))
+    made = StripPooling(place.takes.channels, gate_of(start, b0))
     if start == "same":
         constant(made.last, b0)
     return made
@@ -107,7 +107,7 @@ def mpm(place: Place, how: How, start: Start) -> nn.Module:
     Raises:
         UserError: fewer than 4 channels, of which there is no quarter.
     """
-    signal = taken(place, how)
+    signal = place.takes
     require(signal.channels >= 4, f"mpm needs maps of 4 channels or more, and {place.name} has {signal.channels}.")
     made = MixedPooling(signal.channels, signal.size, relu=start == "fresh")
     if start == "same":
