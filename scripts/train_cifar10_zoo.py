@@ -1,4 +1,4 @@
-"""Train a network of the zoo on CIFAR-10: `zoo:cifar10_NAME` for vgg, mobilenetv2, densenet, vit and wrn40_2.
+"""Train a network of the zoo on CIFAR-10: `zoo:cifar10_NAME` for vgg, mobilenetv2, densenet, vit, wrn40_2 and emo.
 
 Run from the repository's root: `python scripts/train_cifar10_zoo.py NAME`, with the images and the teacher under
 `$UPCYCLE_DATA`, best on an accelerator. Each is distilled from `zoo:cifar10_resnet56` on 45,000 training images; it
@@ -24,13 +24,19 @@ HERE = Path(__file__).resolve().parent.parent
 # The augmentation repeats after 8 epochs, so that the teacher, which costs as much as a student, is asked no oftener.
 VIEWS = 8
 FAST = Recipe(epochs=90, batch_size=256, lr=0.1, warmup=3)
+ATTENTIVE = Recipe(
+    epochs=25, batch_size=128, optimizer="adamw", lr=1e-3, weight_decay=0.05, decayed="matrices", warmup=2
+)
 RECIPES = {
     "vgg": FAST,
     "mobilenetv2": dataclasses.replace(FAST, epochs=65),
     "densenet": dataclasses.replace(FAST, epochs=42),
     "vit": dataclasses.replace(FAST, epochs=38, optimizer="adamw", lr=1e-3, weight_decay=0.05),
     "wrn40_2": dataclasses.replace(FAST, epochs=28),
+    "emo": dataclasses.replace(ATTENTIVE, lr=3e-3),
 }
+STUDENTS = {"emo": "emo_tiny"}
+"""Networks of the zoo that are not called as what is trained."""
 
 
 def main() -> None:
@@ -52,7 +58,7 @@ def train(name: str, data: str | Images, recipe: Recipe, views: int, *, run: Pat
     """Distil, measure, and write weights with their lineage."""
     result = upcycle.distill(
         teacher="zoo:cifar10_resnet56",
-        student=f"zoo:{name}",
+        student=f"zoo:{STUDENTS.get(name, name)}",
         data=data,
         out=run,
         resume=True,
