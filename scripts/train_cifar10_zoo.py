@@ -1,4 +1,4 @@
-"""Train a network of the zoo on CIFAR-10: `zoo:cifar10_NAME` for vgg, mobilenetv2, densenet, vit, wrn40_2 and emo.
+"""Train a network of the zoo on CIFAR-10: `zoo:cifar10_NAME` for each NAME in `RECIPES`.
 
 Run from the repository's root: `python scripts/train_cifar10_zoo.py NAME`, with the images and the teacher under
 `$UPCYCLE_DATA`, best on an accelerator. Each is distilled from `zoo:cifar10_resnet56` on 45,000 training images; it
@@ -34,8 +34,9 @@ RECIPES = {
     "vit": dataclasses.replace(FAST, epochs=38, optimizer="adamw", lr=1e-3, weight_decay=0.05),
     "wrn40_2": dataclasses.replace(FAST, epochs=28),
     "emo": dataclasses.replace(ATTENTIVE, lr=3e-3),
+    "shunted": ATTENTIVE,
 }
-STUDENTS = {"emo": "emo_tiny"}
+STUDENTS = {"emo": "emo_tiny", "shunted": "shunted_tiny"}
 """Networks of the zoo that are not called as what is trained."""
 
 

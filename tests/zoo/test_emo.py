@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from upcycle.core.frozen import fold_batchnorm, frozen
 from upcycle.core.references import resolve
 from upcycle.surgery.blocks import chain
-from upcycle.zoo.emo import EMO, IRMB, SIZES, ChannelNorm, WindowAttention, join_windows, split_windows
+from upcycle.zoo.emo import EMO, IRMB, SIZES, WindowAttention, join_windows, split_windows
+from upcycle.zoo.layers import ChannelNorm
 
 TINY = SIZES["tiny"]
 

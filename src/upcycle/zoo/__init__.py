@@ -16,7 +16,7 @@ from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.takes import Takes
 from upcycle.core.weights import load_weights
-from upcycle.zoo import densenet, emo, from_pyg, mobilenetv2, vgg
+from upcycle.zoo import densenet, emo, from_pyg, mobilenetv2, shunted, vgg
 from upcycle.zoo.convnet import MLP, ConvNet
 from upcycle.zoo.from_torchvision import torchvision
 from upcycle.zoo.lenet import LeNet
@@ -178,6 +178,7 @@ def _entries() -> dict[str, Entry]:
         **{f"cifar10_{name}": Entry(make=make, trained=distilled(name)) for name, make in small.items()},
         "cifar10_wrn40_2": Entry(make=_wrn(40, 2), trained=distilled("wrn40_2")),
         "cifar10_emo": Entry(make=emo.MAKERS["emo_tiny"], trained=distilled("emo")),
+        "cifar10_shunted": Entry(make=shunted.MAKERS["shunted_tiny"], trained=distilled("shunted")),
         "digits_teacher": Entry(make=_convnet(32, 64, 128), shape=(1, 8, 8), trained=digits),
         **{f"resnet{depth}": Entry(make=_resnet(depth)) for depth in DEPTHS},
         "resnet3-1-1": Entry(make=_blocks(3, 1, 1)),
@@ -186,7 +187,7 @@ def _entries() -> dict[str, Entry]:
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
         "convnet_groupnorm": Entry(make=_convnet(16, 32, 64, groups=8)),
         **{name: Entry(make=make) for name, make in small.items()},
-        **{name: Entry(make=make, shape=_shape(name)) for name, make in emo.MAKERS.items()},
+        **{name: Entry(make=make, shape=_shape(name)) for name, make in {**emo.MAKERS, **shunted.MAKERS}.items()},
         "tree": Entry(make=_tree((2, 4, 8), (64, 64, 32))),
         "tree_small": Entry(make=_tree((2, 4), (16, 8), width=16, hidden=32)),
         "wrn16_1": Entry(make=_wrn(16, 1)),

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from upcycle.zoo.drop_path import DropPath
+from upcycle.zoo import keys
+from upcycle.zoo.layers import ChannelNorm, DropPath, drop_rates
 
 EPS = 1e-6
 """Of all normalisations."""
@@ -92,13 +92,6 @@ SIZES = {
         stride=1,
     ),
 }
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Normalise each pixel of a map (b, c, h, w) over its channels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def split_windows(x: Tensor, side: int, heads: int) -> Tensor:
@@ -218,6 +211,8 @@ class EMO(nn.Module):
         in_channels: c.
     """
 
+    published_names = keys.EMO
+
     def __init__(self, size: Size, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         width = size.stem
@@ -225,7 +220,7 @@ class EMO(nn.Module):
             nn.Conv2d(in_channels, width, 3, size.stride, padding=1), nn.BatchNorm2d(width, eps=EPS),
             *_depthwise(width, 3, 1), SqueezeExcite(width), nn.Conv2d(width, width, 1, bias=False),
         )  # fmt: skip
-        drops = iter(torch.linspace(0, size.drop_path, sum(stage.depth for stage in size.stages)).tolist())
+        drops = drop_rates(size.drop_path, sum(stage.depth for stage in size.stages))
         self.stages = nn.Sequential()
         for stage in size.stages:
             blocks = []
