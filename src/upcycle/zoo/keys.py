@@ -1,7 +1,7 @@
 """Names of published weights and ours for them: patterns of :func:`re.sub` and replacements, each applied in turn.
 
-Sources of the names: the logs of github.com/zhangzjn/EMO (``resources/EMO_1M/log_train.txt`` lists every parameter), and
-the modules of github.com/OliverRensu/Shunted-Transformer, whose files of weights lie elsewhere and were not at hand.
+Sources of the names: the logs of github.com/zhangzjn/EMO (``resources/EMO_1M/log_train.txt`` lists every parameter).
+Reconstructed: those of github.com/OliverRensu/Shunted-Transformer, from its modules, since its files were not at hand.
 """
 
 from __future__ import annotations

@@ -146,9 +146,8 @@ class ShuntedAttention(nn.Module):
             k, v = self.kv(x).chunk(2, dim=3)
             o = attend(q, split_heads(k, self.heads), split_heads(v, self.heads))
             return self.out(o.view_as(x) + on_map(self.local, v))
-        parts = [
-            attend(own, *merged(x)) for own, merged in zip(q.chunk(len(self.merged), dim=1), self.merged, strict=True)
-        ]
+        n = self.heads // len(self.merged)
+        parts = [attend(q[:, i * n : (i + 1) * n], *merged(x)) for i, merged in enumerate(self.merged)]
         return self.out(torch.cat(parts, dim=2).view_as(x))
 
 
