@@ -226,8 +226,8 @@ class EMO(nn.Module):
             blocks = []
             for i in range(stage.depth):
                 ratio, stride, head = (2 * stage.ratio, 2, 0) if i == 0 else (stage.ratio, 1, stage.head)
-                more = {"head": head, "window": size.window, "norm": stage.norm, "drop_path": next(drops)}
-                blocks.append(IRMB(width, stage.width, ratio, stage.kernel, stride, **more))
+                inside = (stride, head, size.window, stage.norm, next(drops))
+                blocks.append(IRMB(width, stage.width, ratio, stage.kernel, *inside))
                 width = stage.width
             self.stages.append(nn.Sequential(*blocks))
         self.norm = ChannelNorm(width, eps=EPS)

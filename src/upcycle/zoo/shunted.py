@@ -230,7 +230,7 @@ class ShuntedTransformer(nn.Module):
             self.stages.append(nn.Sequential(OrderedDict(parts)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(width, num_classes)
-        _initialise(self)
+        initialise(self)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The maps behind each stage, with strides 4, 8, 16 and 32 in the released networks."""
@@ -248,7 +248,7 @@ def whole_squares(images: Tensor, divisor: int) -> Tensor:
     Raises:
         UserError: a side is no multiple of ``divisor``.
     """
-    check_sides(*images.shape[2:], divisor)
+    check_sides(images.shape[2], images.shape[3], divisor)
     return images
 
 
@@ -274,7 +274,7 @@ def _stem(size: Size, in_channels: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(width, width, 2, 2))
 
 
-def _initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module) -> None:
     """As the released networks begin: convolutions by their fan-out, linear layers from a narrow normal."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -288,7 +288,7 @@ def _initialise(network: nn.Module) -> None:
 
 def _maker(size: Size) -> Callable[[tuple[int, int, int], int], nn.Module]:
     def make(shape: tuple[int, int, int], k: int) -> nn.Module:
-        check_sides(*shape[1:], size.divisor)
+        check_sides(shape[1], shape[2], size.divisor)
         return ShuntedTransformer(size, k, shape[0])
 
     return make
