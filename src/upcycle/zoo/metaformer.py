@@ -163,15 +163,13 @@ def _sizes(size: tuple[int, int], stem: tuple[int, int, int], stages: int) -> li
     return found
 
 
-BIG: dict[str, Callable[[Shape, int], nn.Module]] = {
+MAKERS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "identityformer_s12": identityformer_s12,
     "randformer_s12": randformer_s12,
-}
-"""Of the papers' sizes, for images of 224 x 224; PoolFormer, ConvFormer and CAFormer are ``timm:``."""
-SMALL: dict[str, Callable[[Shape, int], nn.Module]] = {
     "identityformer_tiny": tiny("identity", "identity", "identity"),
     "randformer_tiny": tiny("identity", "random", "random"),
     "poolformer_tiny": tiny("pool", "pool", "pool"),
     "convformer_tiny": tiny("sepconv", "sepconv", "sepconv"),
     "caformer_tiny": tiny("sepconv", "sepconv", "attention"),
 }
+"""By name in the zoo. PoolFormer, ConvFormer and CAFormer of the papers' sizes are ``timm:``."""

@@ -50,7 +50,7 @@ class Insert(nn.Module):
     def prepare(self, progress: float, generator: torch.Generator) -> None:
         """Get ready for the next batch of the tuning; called before its forward, on every process with equal draws.
 
-        A batch that is met twice is prepared for twice, with the same draws.
+        Once more when the tuning is over, with the progress 1: what it is then is what is saved.
 
         Args:
             progress: the share of the tuning that is done, from 0 to 1.
