@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from upcycle.core.checkpoint import COUNTER, read_checkpoint, weights_in
 from upcycle.core.errors import UserError, require
 from upcycle.core.outputs import own
 
+Names = tuple[tuple[str, str], ...]
+"""Patterns of published names of weights, and what each becomes, as :func:`re.sub` has them."""
+
 
 def load_weights(module: nn.Module, file: str | Path, key: str | None = None) -> tuple[str, ...]:
     """Fill ``module`` from a weights file, or leave it as it was.
@@ -21,7 +26,8 @@ def load_weights(module: nn.Module, file: str | Path, key: str | None = None) ->
         module: the network.
         file: ``.safetensors``, or what ``torch.save`` wrote, as long as it holds tensors and plain data only.
             Envelopes (``state_dict``, ``model_state``, ...) and prefixes (``module.``, ``student.``, ...) are taken
-            off, counters and losses among the weights left out. Digests in ``FILE.sha256``, ``SHA256SUMS`` (also one
+            off, counters and losses among the weights left out. Where ``module.published_names`` holds :data:`Names`,
+            those of the network's authors are replaced by ours. Digests in ``FILE.sha256``, ``SHA256SUMS`` (also one
             folder up) or ``manifest.json`` are checked where these exist.
         key: the envelope or prefix of the weights to take, such as ``state_dict_ema`` or ``student``. Needed where
             several fit, but for averaged weights beside others, of which the others are taken.
@@ -48,6 +54,8 @@ def load_weights(module: nn.Module, file: str | Path, key: str | None = None) ->
     else:
         checkpoint = read_checkpoint(path, content)
     target = own(module)
+    if isinstance(checkpoint, dict):
+        checkpoint = renamed(checkpoint, getattr(target, "published_names", ()))
     found, others = weights_in(checkpoint, target.state_dict(), str(path), key)
     fill(target, found.state, str(path))
     notes = []
@@ -59,6 +67,20 @@ def load_weights(module: nn.Module, file: str | Path, key: str | None = None) ->
     if found.beside:
         notes.append(f"Of {path.name} is left out what is no weight of the network: {_some(list(found.beside))}.")
     return tuple(notes)
+
+
+def renamed(state: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """Give weights the names of a network of ours.
+
+    Args:
+        state: what a file holds; names that fit no pattern stay.
+        names: in order, of which the first that fits the whole name counts.
+    """
+    found = {}
+    for key, value in state.items():
+        fits = (match.expand(new) for old, new in names if (match := re.fullmatch(old, str(key))))
+        found[next(fits, key)] = value
+    return found
 
 
 def _check_digest(path: Path, content: bytes) -> None:
