@@ -2,6 +2,7 @@
 
 Sources of the names: the logs of github.com/zhangzjn/EMO (``resources/EMO_1M/log_train.txt`` lists every parameter).
 Reconstructed: those of github.com/OliverRensu/Shunted-Transformer, from its modules, since its files were not at hand.
+Those of github.com/HanshuYAN/TisODE are those of its three published networks, which name their parts differently.
 """
 
 from __future__ import annotations
@@ -39,4 +40,10 @@ SHUNTED: Names = (
     (r"\.mlp\.dwconv\.dwconv\.", ".feed_forward.local."),
     (r"\.mlp\.fc2\.", ".feed_forward.project."),
     (r"\bhead\.", "linear."),
+)
+
+ODENET: Names = (
+    (r"^(?:net|downsampling_layers)\.([0134])\.", r"stem.\1."),
+    (r"^(?:net\.6(?:\.odefunc)?|feature_layers)\.(conv|norm)([12])\.(?:_layer\.)?", r"field.\1\2."),
+    (r"^(?:net\.9|fc_layers\.2)\.", "linear."),
 )
