@@ -3,7 +3,8 @@
 Run from the repository's root: `python scripts/train_cifar10_zoo.py NAME`, with the images and the teacher under
 `$UPCYCLE_DATA`, best on an accelerator. Each is distilled from `zoo:cifar10_resnet56` on 45,000 training images; it
 goes on where it was stopped. Selection of the epoch: none, the last. The test images are read once, at the end.
-`--smoke` goes the whole way on a few images, and keeps nothing.
+`--alone` trains the same network on the labels, with equal updates and views, and keeps its accuracy beside the weights:
+what the teacher added. `--smoke` goes the whole way on a few images, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ RECIPES = {
     "wrn40_2": dataclasses.replace(FAST, epochs=28),
     "emo": dataclasses.replace(ATTENTIVE, lr=3e-3),
     "shunted": ATTENTIVE,
+    "caformer": dataclasses.replace(ATTENTIVE, lr=2e-3),
+    "poolformer": dataclasses.replace(ATTENTIVE, lr=2e-3),
 }
-STUDENTS = {"emo": "emo_tiny", "shunted": "shunted_tiny"}
+STUDENTS = {name: f"{name}_tiny" for name in ("emo", "shunted", "caformer", "poolformer")}
 """Networks of the zoo that are not called as what is trained."""
 
 
@@ -44,15 +47,17 @@ def main() -> None:
     """Train one network and keep its weights."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--alone", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
-    name, recipe = arguments.name, RECIPES[arguments.name]
+    name, recipe, work = arguments.name, RECIPES[arguments.name], alone if arguments.alone else train
     if not arguments.smoke:
-        train(name, "cifar10", recipe, VIEWS, run=Path("runs") / f"cifar10_{name}", weights=HERE / "weights")
+        run = Path("runs") / f"cifar10_{name}{'_alone' if arguments.alone else ''}"
+        work(name, "cifar10", recipe, VIEWS, run=run, weights=HERE / "weights")
         return
     with tempfile.TemporaryDirectory() as folder:
         recipe = dataclasses.replace(recipe, epochs=1, warmup=0)
-        train(name, few(), recipe, views=1, run=Path(folder) / "run", weights=Path(folder))
+        work(name, few(), recipe, views=1, run=Path(folder) / "run", weights=Path(folder))
 
 
 def train(name: str, data: str | Images, recipe: Recipe, views: int, *, run: Path, weights: Path) -> None:
@@ -71,6 +76,18 @@ def train(name: str, data: str | Images, recipe: Recipe, views: int, *, run: Pat
     assert model.lineage is not None  # distill leaves one
     store.write_json(weights / f"cifar10_{name}.lineage.json", {**model.lineage, "name": f"cifar10_{name}"})
     print(f"cifar10_{name}: test accuracy {accuracy:.2%}; licence {model.licence}; mean {model.mean}, std {model.std}")
+
+
+def alone(name: str, data: str | Images, recipe: Recipe, views: int, *, run: Path, weights: Path) -> None:
+    """Train on the labels, measure, and write the accuracy."""
+    student = f"zoo:{STUDENTS.get(name, name)}"
+    result = upcycle.distill(
+        method="plain", student=student, data=data, out=run, resume=True, recipe=recipe, views=views
+    )
+    accuracy = result.rows[-1]["accuracy"][0]
+    known = {"name": f"cifar10_{name}", "epochs": recipe.epochs, "test accuracy alone": accuracy}
+    store.write_json(weights / f"cifar10_{name}.alone.json", known)
+    print(f"cifar10_{name}: test accuracy alone {accuracy:.2%}")
 
 
 def few() -> Images:

@@ -51,7 +51,7 @@ PUBLISHED = {
 }
 SMALL = ["vgg", "mobilenetv2", "densenet", "vit"]
 OURS = [f"cifar10_{name}" for name in SMALL]
-LATER = ["cifar10_emo", "cifar10_shunted"]
+LATER = ["cifar10_emo", "cifar10_shunted", "cifar10_caformer", "cifar10_poolformer"]
 
 
 def count(module: nn.Module) -> int:

@@ -57,7 +57,9 @@ def operate(
     """Put a block into a copy of a network, in evaluation mode.
 
     The module at a place stays under the name that it had with ``module`` behind it, and the block stands beside it as
-    ``block``: ``layer1.0.module.conv1.weight``, ``layer1.0.block.gate.weight``.
+    ``block``: ``layer1.0.module.conv1.weight``, ``layer1.0.block.fc1.weight``.
+
+    Its ``options`` hold the record of the operation, see :class:`Record`, with the names of the places.
 
     Args:
         model: a trained network of images; it stays as it is.
@@ -108,7 +110,7 @@ def operate(
     return replace(
         made,
         reference=None if source is None else REFERENCE,
-        options={} if source is None else {"source": source, "cut": record},
+        options={"cut": record} if source is None else {"source": source, "cut": record},
         lineage=None,
         name=f"{model.name}-{block.name}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -133,7 +134,9 @@ def _named(title: str, network: nn.Module, patterns: tuple[str, ...]) -> list[st
     require(bool(patterns), "at must name modules, as in 'layer1.*': upcycle blocks NAME --model REFERENCE lists them.")
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
-            raise unknown(f"module of {title} called", pattern, known)
+            near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.5)
+            top = [name for name, _ in network.named_children()]
+            raise unknown(f"module of {title} called", pattern, dict.fromkeys([*near, *top]))
     named = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     return [name for name in named if not any(name.startswith(f"{outer}.") for outer in named)]
 
@@ -183,13 +186,13 @@ def _spot(network: nn.Module, name: str, seen: Seen, block: Block, how: How) -> 
             return f"it {other}"
         gives = other.signal
         if gives.layout != sight.signal.layout or gives.extra != sight.signal.extra:
-            return f"it turns {_words(sight.signal)} into {_words(gives)}, which {block.name} does not"
+            return f"it turns {words(sight.signal)} into {words(gives)}, which {block.name} does not"
     fitting: list[Kind] = [kind for kind in block.kinds if kind in sight.kinds]
     if not fitting:
-        return f"there is {_words(sight.signal)}, and {block.name} works on {' or '.join(map(_KINDS.get, block.kinds))}"  # type: ignore[arg-type]
+        return f"there is {words(sight.signal)}, and {block.name} works on {' or '.join(map(_KINDS.get, block.kinds))}"  # type: ignore[arg-type]
     kind = fitting[0]
     if kind == "square" and isinstance(other, Sight) and how == "replace" and "square" not in other.kinds:
-        return f"it gives {_words(gives)}, and {block.name} gives tokens on a square of places"
+        return f"it gives {words(gives)}, and {block.name} gives tokens on a square of places"
     place = Place(name, module, _as(sight.signal, kind), _as(gives, kind))
     return Spot(place, kind, sight.signal, seen.shape[1:])
 
@@ -197,7 +200,8 @@ def _spot(network: nn.Module, name: str, seen: Seen, block: Block, how: How) -> 
 _KINDS = {"map": "maps", "square": "tokens on a square of places", "tokens": "tokens"}
 
 
-def _words(signal: Signal) -> str:
+def words(signal: Signal) -> str:
+    """A signal in words: ``a map of 64 x 8 x 8``, ``65 tokens``."""
     h, w = signal.size
     if signal.layout == "map":
         return f"a map of {signal.channels} x {h} x {w}"

@@ -94,9 +94,9 @@ def wrapped(module: nn.Module, block: nn.Module, how: How, kind: Kind, signal: S
     """
     inner = block
     if kind == "square":
-        inner = AsMap(inner, signal)
+        inner = AsMap(block, signal)
     elif kind == "tokens" and signal.layout == "grid":
-        inner = AsTokens(inner, signal)
+        inner = AsTokens(block, signal)
     if how == "replace":
         return Instead(inner)
     return Before(module, inner) if how == "before" else After(module, inner)

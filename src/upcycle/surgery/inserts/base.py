@@ -77,11 +77,11 @@ class Block:
         how: the place that it was made for, beside or instead of a module.
         others: further ways in which it can be put there.
         make: called as ``make(place, how, start, **options)``, the options being arguments of plain data with defaults:
-            the module for a :class:`Place`, whose fresh weights are drawn from torch's global random state. With
-            ``gate`` and ``after`` it takes the module's output, with ``before`` its input, and what it gives goes on
-            instead: a gate gives back what it takes, each value times one of its own. With ``replace`` it stands for
-            the module. The same place, way, start and options make the same architecture, so a record of these four is
-            enough to build it again. :class:`UserError` refuses a place or an option, in a sentence that names it.
+            the module for a :class:`Place`, in training mode, whose fresh weights are drawn from torch's global random
+            state. With ``gate`` and ``after`` it takes the module's output, with ``before`` its input; with
+            ``replace`` it stands for the module. A gate gives what it takes, each value times one of its own.
+            Keys and shapes of its state are the same for both starts. :class:`UserError` refuses a place or an option,
+            in a sentence that names the place.
         exact: the ways in which the network starts at its own function, to 1e-6.
         parameters: of a block made with ``start="fresh"``, as ``parameters(signal, **options)`` from the signal that
             it takes.
