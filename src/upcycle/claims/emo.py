@@ -10,7 +10,7 @@ from upcycle.claims.settings import best
 from upcycle.zoo.emo import EMO, SIZES
 
 TRIED: dict[str, dict[float, float]] = {
-    "attention off": {1e-3: 0.0, 3e-3: 1.0, 1e-2: 0.0},
+    "attention off": {1e-3: 53.2, 3e-3: 55.6, 1e-2: 52.3},
 }
 """Learning rates and what they reach on the 1,000 validation images with seed 100, which is outside the claim."""
 RATE = best(TRIED["attention off"])

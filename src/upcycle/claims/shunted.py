@@ -10,7 +10,7 @@ from upcycle.claims.settings import best
 from upcycle.zoo.shunted import SIZES, ShuntedTransformer
 
 TRIED: dict[str, dict[float, float]] = {
-    "one rate": {3e-4: 0.0, 1e-3: 1.0, 3e-3: 0.0},
+    "one rate": {3e-4: 41.1, 1e-3: 49.7, 3e-3: 45.7},
 }
 """Learning rates and what they reach on the 1,000 validation images with seed 100, which is outside the claim."""
 RATE = best(TRIED["one rate"])
