@@ -34,7 +34,8 @@ def parse(parser: Any, words: list[str], hints: dict[str, Any], networks: Iterab
     """Parse, turning the parser's complaints into one sentence with the nearest name.
 
     ``--dry-run`` is ``--dry_run``; a switch needs no value: ``--resume`` is ``--resume true``; a list needs no
-    brackets: ``--cuts layer1,layer2`` is ``--cuts [layer1,layer2]``.
+    brackets: ``--cuts layer1,layer2`` is ``--cuts [layer1,layer2]``; a mapping takes one key at a time: ``--settings.b0
+    0``.
 
     Args:
         hints: the type of each option, to know switches and lists by.
@@ -43,10 +44,12 @@ def parse(parser: Any, words: list[str], hints: dict[str, Any], networks: Iterab
     import jsonargparse
 
     known = [f"--{key}" for key in _keys(parser)]
+    mappings = tuple(f"--{key}." for key, hint in hints.items() if typing.get_origin(hint) is dict)  # of any keys
     words = [re.sub("^--[^=]+", lambda m: m.group().replace("-", "_").replace("__", "--", 1), w) for w in words]
     for i, word in enumerate(words):
         name = word.split("=")[0]
-        if name.startswith("--") and name not in known and name not in ("--help", "--config", "--print_config"):
+        given = name in ("--help", "--config", "--print_config", *known) or name.startswith(mappings)
+        if name.startswith("--") and not given:
             raise unknown("option", name, known)
         hint, following = hints.get(name.removeprefix("--")), words[i + 1] if i + 1 < len(words) else ""
         if hint is bool and "=" not in word and following.lower() not in ("true", "false"):

@@ -25,12 +25,13 @@ SUMMARY = {
     "distill": "train a smaller or different student from a trained teacher",
     "disassemble": "cut the part that knows chosen classes out of a classifier",
     "assemble": "join the parts of several classifiers into one",
-    "reassemble": "build a network within a budget from blocks of several",
+    "reassemble": "put a block into a network, or build one from blocks of several",
     "diagnose": "where a network errs, what it looks at, which channels decide",
     "explain": "which pixels of your images speak for a class",
     "adapt": "tune a network to a new task, or to a domain of which there are only answers",
     "extend": "teach a network one task after another, so that it does not forget the first ones",
     "treat": "mend a network's errors, beside plain further training",
+    "blocks": "what can be put into a network where, with its cost; all about one",
     "methods": "what there is, with the verdict on each; all about one",
     "advise": "given what you have, which method, and the command to run",
     "prove": "run a method's published claim here and show both numbers",
@@ -158,8 +159,12 @@ MAKERS = {
     ),
     "reassemble": Maker(
         "upcycle.verbs.reassemble",
-        {"--zoo": (str | None, None, "references with commas between them, or a folder of saved models")},
-        "reassemble needs networks to take blocks from: give --zoo DIR or --zoo REFERENCE,REFERENCE.",
+        {
+            "--zoo": (str | None, None, "references with commas between them, or a folder of saved models"),
+            "--source": (str | None, None, "reference of the one network that swap takes"),
+        },
+        "reassemble needs networks: give --zoo DIR, --zoo REFERENCE,REFERENCE, or --source REFERENCE.",
+        optional=("--zoo", "--source"),
     ),
     "adapt": Maker(
         "upcycle.verbs.adapt",
@@ -259,17 +264,21 @@ def options_for(verb: str, helped: bool = False) -> list[type]:
     return groups
 
 
+NAMED = {"methods": "method", "blocks": "block"}
+"""The commands that list things, or show one that is named."""
+
+
 def _simple(verb: str) -> Callable[[list[str]], int]:
     """A command whose options are the arguments of one function, and which prints what that returns."""
 
     def run(words: list[str]) -> int:
         parser, hints = _parser(verb), {"json": bool}
         for kind in options_for(verb, bool({"-h", "--help"} & set(words))):
-            skip = {"name"} if verb == "methods" else set()
+            skip = {"name"} if verb in NAMED else set()
             parser.add_class_arguments(kind, as_positional=True, fail_untyped=True, skip=skip)
             hints |= typing.get_type_hints(kind)
-        if verb == "methods":
-            parser.add_argument("name", type=str, nargs="?", default="", help="the method to show")
+        if verb in NAMED:
+            parser.add_argument("name", type=str, nargs="?", default="", help=f"the {NAMED[verb]} to show")
         if verb == "evaluate":
             parser.add_argument("--json", type=bool, default=False, help="print JSON")
         if verb == "predict":

@@ -51,6 +51,7 @@ PUBLISHED = {
 }
 SMALL = ["vgg", "mobilenetv2", "densenet", "vit"]
 OURS = [f"cifar10_{name}" for name in SMALL]
+LATER = ["cifar10_emo", "cifar10_shunted", "cifar10_caformer", "cifar10_poolformer"]
 
 
 def count(module: nn.Module) -> int:
@@ -71,7 +72,8 @@ def assert_round_trip(model: Model, directory: Path) -> None:
 @pytest.mark.parametrize("name", zoo.ENTRIES)
 def test_every_network_round_trips(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = resolve(f"zoo:{name}", pretrained=False, num_classes=7, input_shape=(1, 20, 18))
+    sides = (32, 64) if "shunted" in name else (20, 18)
+    model = resolve(f"zoo:{name}", pretrained=False, num_classes=7, input_shape=(1, *sides))
     for buffer in model.module.buffers():  # statistics that a forgotten buffer would not restore
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)
@@ -241,8 +243,8 @@ def test_our_own_weights_are_found_in_a_checkout_and_with_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [name for name, entry in zoo.ENTRIES.items() if entry.trained and entry.trained.script] == [
-        *OURS, "cifar10_wrn40_2"]  # fmt: skip
-    assert list(RECIPES) == [*SMALL, "wrn40_2"]
+        *OURS, "cifar10_wrn40_2", *LATER]  # fmt: skip
+    assert list(RECIPES) == [*SMALL, "wrn40_2", *(name.removeprefix("cifar10_") for name in LATER)]
     monkeypatch.setattr(zoo, "CHECKOUT", tmp_path / "checkout")
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path / "data"))
     name = "cifar10_vgg"
@@ -308,7 +310,7 @@ def test_trained_weights_reach_their_accuracy(name: str, cifar10: Path, tmp_path
     assert_round_trip(model, tmp_path / "m")
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, *LATER])
 def test_weights_that_are_trained_here_are_what_their_lineage_says(name: str, cifar10: Path) -> None:
     if not (zoo.CHECKOUT / f"{name}.safetensors").is_file():
         pytest.skip(f"{name} is not trained in this checkout")

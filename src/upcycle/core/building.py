@@ -31,7 +31,7 @@ BUILDERS = {
     "pyg": "upcycle.zoo.from_pyg",
 }
 # What makes networks of others again, which are recorded in the options as ``source_of`` has them: OPERATIONS by name,
-# each (**options, rebuild) -> nn.Module, where rebuild builds one of the others.
+# each (**options, rebuild) -> nn.Module, where rebuild builds one of the others, and tries it as runs will use it.
 MADE = {
     "assembly": "upcycle.surgery.operations",
     "continual": "upcycle.continual.weights.operations",

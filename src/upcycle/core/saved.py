@@ -169,8 +169,7 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
         reading=Reading(**record.get("reading", {})),
     )
     # A person's own code may answer with more or other than logits, which was so when it was saved.
-    foreign = into is not None or str(record["reference"]).partition(":")[0] not in (*BUILDERS, *MADE)
-    if foreign and kinds <= {torch.float32}:
+    if (into is not None or _foreign(record["reference"])) and kinds <= {torch.float32}:
         return probe(model)[0]
     return replace(model, module=model.takes.adapted(model.module).eval())
 
@@ -314,10 +313,14 @@ def _again(directory: Path, record: Record, reference: str, options: dict[str, A
     kind, _, name = reference.partition(":")
     made = {key: value for key, value in options.items() if key not in ("num_classes", "input_shape")}
     operations = importlib.import_module(MADE[kind]).OPERATIONS
+
+    def rebuild(source: Any, *, tried: bool = True) -> Model:
+        """Build one of the others. Whatever it answers with, unless ``tried``, if it is no person's own code."""
+        built = _rebuild(directory, *_source(directory, source), trust)
+        return probe(built)[0] if tried or _foreign(built.reference) else built
+
     try:
-        module = operations[name](
-            **made, rebuild=lambda source: probe(_rebuild(directory, *_source(directory, source), trust))[0]
-        )
+        module = operations[name](**made, rebuild=rebuild)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{directory / ARCHITECTURE} is damaged: {one_line(error)}.") from error
     known: dict[str, Any] = dict(record)
@@ -329,6 +332,11 @@ def _again(directory: Path, record: Record, reference: str, options: dict[str, A
         options=made,
         name=known.get("name", name),
     )
+
+
+def _foreign(reference: str | None) -> bool:
+    """Whether a network is built by code that is not ours."""
+    return str(reference).partition(":")[0] not in (*BUILDERS, *MADE)
 
 
 def _source(directory: Path, source: Any) -> tuple[Source, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import store
-from upcycle.core.checkpoint import COUNTER, read_checkpoint, weights_in
+from upcycle.core.checkpoint import COUNTER, DEPTH, read_checkpoint, weights_in
 from upcycle.core.errors import UserError, require
 from upcycle.core.outputs import own
-
-Names = tuple[tuple[str, str], ...]
-"""Patterns of published names of weights, and what each becomes, as :func:`re.sub` has them."""
 
 
 def load_weights(module: nn.Module, file: str | Path, key: str | None = None) -> tuple[str, ...]:
@@ -26,9 +23,9 @@ def load_weights(module: nn.Module, file: str | Path, key: str | None = None) ->
         module: the network.
         file: ``.safetensors``, or what ``torch.save`` wrote, as long as it holds tensors and plain data only.
             Envelopes (``state_dict``, ``model_state``, ...) and prefixes (``module.``, ``student.``, ...) are taken
-            off, counters and losses among the weights left out. Where ``module.published_names`` holds :data:`Names`,
-            those of the network's authors are replaced by ours. Digests in ``FILE.sha256``, ``SHA256SUMS`` (also one
-            folder up) or ``manifest.json`` are checked where these exist.
+            off, counters and losses among the weights left out. Digests in ``FILE.sha256``, ``SHA256SUMS`` (also one
+            folder up) or ``manifest.json`` are checked where these exist. Of a network that has ``published_names``
+            (patterns of :func:`re.sub` with what replaces them, in turn) the file may hold the names of its authors.
         key: the envelope or prefix of the weights to take, such as ``state_dict_ema`` or ``student``. Needed where
             several fit, but for averaged weights beside others, of which the others are taken.
 
@@ -54,11 +51,15 @@ def load_weights(module: nn.Module, file: str | Path, key: str | None = None) ->
     else:
         checkpoint = read_checkpoint(path, content)
     target = own(module)
-    if isinstance(checkpoint, dict):
-        checkpoint = renamed(checkpoint, getattr(target, "published_names", ()))
-    found, others = weights_in(checkpoint, target.state_dict(), str(path), key)
-    fill(target, found.state, str(path))
+    found, others = weights_in(checkpoint, wanted := target.state_dict(), str(path), key)
     notes = []
+    published: Names = getattr(target, "published_names", ())
+    if published and not found.fits(wanted):
+        translated, more = weights_in(renamed(checkpoint, published), wanted, str(path), key)
+        if len(translated.state.keys() & wanted.keys()) > len(found.state.keys() & wanted.keys()):
+            found, others = translated, more
+            notes.append(f"The weights of {path.name} have the names that their authors gave them.")
+    fill(target, found.state, str(path))
     if found.name:
         also = f"; {_some(others)} would fit too, and weights_key chooses" if others else ""
         notes.append(f"The weights of {path.name} are those under '{found.name}'{also}.")
@@ -69,18 +70,25 @@ def load_weights(module: nn.Module, file: str | Path, key: str | None = None) ->
     return tuple(notes)
 
 
-def renamed(state: Mapping[str, Any], names: Names) -> dict[str, Any]:
-    """Give weights the names of a network of ours.
+Names = Sequence[tuple[str, str]]
+
+
+def renamed(checkpoint: Any, names: Names, depth: int = DEPTH) -> Any:
+    """Give a checkpoint with the names of its tensors replaced, inside its envelopes too.
 
     Args:
-        state: what a file holds; names that fit no pattern stay.
-        names: in order, of which the first that fits the whole name counts.
+        names: patterns and replacements of :func:`re.sub`, each applied to what the one before has left.
+        depth: of envelopes that are looked into.
     """
-    found = {}
-    for key, value in state.items():
-        fits = (match.expand(new) for old, new in names if (match := re.fullmatch(old, str(key))))
-        found[next(fits, key)] = value
-    return found
+    if not isinstance(checkpoint, dict) or depth < 0:
+        return checkpoint
+
+    def new(key: str) -> str:
+        for pattern, replacement in names:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+    return {new(str(key)): renamed(item, names, depth - 1) for key, item in checkpoint.items()}
 
 
 def _check_digest(path: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def write_result(
     config: dict[str, Any],
     figure: str,
     facts: dict[str, Any],
+    further: Mapping[str, float] | None = None,
 ) -> None:
     """Write the product with its lineage and card, ``result.json`` and the report into the run directory.
 
@@ -93,9 +95,10 @@ def write_result(
         config: every option by its name.
         figure: the name of what is measured.
         facts: further JSON data for ``result.json``: the command, the sentence, the seeds and so on.
+        further: figures of the product for its lineage, beside what was measured.
     """
     card = cls.card
-    metrics: dict[str, float | list[float]] = {}
+    metrics: dict[str, float | list[float]] = {**(further or {})}
     if rows[-1].get("accuracy"):
         metrics[figure] = [round(a, 6) for a in rows[-1]["accuracy"]]
     trained = {"name": data.name, "digest": data.digest, "licence": data.licence} if len(data.train) else None

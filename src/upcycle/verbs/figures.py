@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from upcycle.core.outputs import gives_probabilities
 from upcycle.core.task import CLASSIFICATION, Evaluation, Measured, Task
 from upcycle.data import Collection
 from upcycle.measure.cost import count, latency, peak_memory
-from upcycle.measure.units import bytes_, duration, si
+from upcycle.measure.units import bytes_, counted, duration, si
 from upcycle.verbs.options import Say
 
 SHOWN = 1_000
@@ -152,6 +153,15 @@ def share(values: Sequence[float]) -> str:
 def points(difference: float) -> str:
     """A difference of two shares in words: ``1.2 points above``."""
     return f"{abs(100 * difference):.1f} points {'above' if difference >= 0 else 'below'}"
+
+
+def chance(own: float, other: float, n: int) -> str:
+    """A difference of two accuracies on the same ``n`` images in words, beside what chance makes of so many."""
+    # Of two independent shares; the images are the same, so the truth is narrower.
+    bound = 1.96 * math.sqrt(sum(p * (1 - p) / n for p in (own, other)))
+    verdict = "more than" if abs(own - other) > bound else "within"
+    images = counted(n, "image")
+    return f"{100 * (own - other):+.1f} points, {verdict} the {100 * bound:.1f} that chance makes of {images}."
 
 
 def table(rows: list[dict[str, Any]], figure: str) -> str:

@@ -133,6 +133,8 @@ def plain(value: Any) -> Any:
         return readable(str(value))
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
     if value is None or isinstance(value, int | float | bool):
         return value
     if isinstance(value, Model):

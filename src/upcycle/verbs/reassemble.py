@@ -1,4 +1,4 @@
-"""``upcycle reassemble``: a network within a budget, from blocks of several trained ones."""
+"""``upcycle reassemble``: a network of blocks of several trained ones, or a trained one with another block in it."""
 
 from __future__ import annotations
 
@@ -11,57 +11,173 @@ from typing import Any
 from torch import nn
 
 from upcycle.core import models, references, saved
-from upcycle.core.errors import require
+from upcycle.core.errors import UserError, require
 from upcycle.core.method import Method
 from upcycle.core.models import Model
-from upcycle.data import describe
+from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
 from upcycle.measure.cost import count
 from upcycle.measure.units import si
 from upcycle.verbs import DEFAULT_METHOD, options
-from upcycle.verbs.arms import Result
-from upcycle.verbs.figures import macs, row, size_sentence, spread
-from upcycle.verbs.naming import Reference, Weights, naming_of, network, network_and_images
+from upcycle.verbs.arms import Fitted, Result
+from upcycle.verbs.figures import chance, macs, row, share, size_sentence, spread
+from upcycle.verbs.methods import find_method
+from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network, network_and_images
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
 
 
 @dataclass(kw_only=True)
-class Setting(Weights, options.Setting):
-    """Data, the networks of the zoo, devices, and where it goes.
+class Setting(options.NamedSetting):
+    """Data, the networks, devices, and where it goes.
 
     Args:
-        classes: the names of the outputs of a zoo's network, with commas between, or a text file with a name in each
-            line; if not given, those of its reference.
+        classes: the names of the outputs of a zoo's network, or of the source, with commas between, or a text file with
+            a name in each line; if not given, those of its reference.
+        control: also run the same training without the block, where a method puts one in, so that one sees which of the
+            two helped.
     """
 
-    classes: tuple[str, ...] | None = None
+    control: bool = True
 
 
 def reassemble(
-    zoo: Reference | Sequence[Reference],
+    zoo: Reference | Sequence[Reference] | None = None,
     *,
+    source: Reference | None = None,
     method: str | type[Method] = DEFAULT_METHOD["reassemble"],
     data: Any = None,
     say: Say = print,
     **options: Any,
 ) -> Result:
-    """A new network within a budget, from blocks of several trained ones.
+    """A new network of trained ones: blocks of several within a budget, or one of them with another block in it.
 
     Args:
         zoo: references, modules or models, or one directory whose sub-directories are saved models.
+        source: reference, module or model of the one network that a method such as swap takes.
         method: see :func:`disassemble`.
-        data: the images and labels of the new task. ``None`` is digits.
+        data: the images and labels of the new task; with a source, images of its own classes. ``None`` is digits.
         say: where progress lines go.
         options: fields of :class:`Setting` and of the method, above all the budget: ``params`` and ``flops``.
 
     Raises:
         UserError: before any work where the request cannot work.
     """
-    given = members(zoo)
+    cls = method if isinstance(method, type) else find_method(method, "reassemble")
     data = "digits" if data is None else data
+    if cls.roles == ("source",):
+        return _operated(_one(cls.card.name, zoo, source), cls, data, say, options)
+    require(
+        source is None,
+        f"{cls.card.name} takes several networks: give --zoo in place of --source. A method that takes one is swap.",
+    )
+    if zoo is None:
+        raise UserError(
+            "reassemble needs networks to take blocks from: give --zoo DIR or --zoo REFERENCE,REFERENCE; or one with "
+            "--source, and --method swap."
+        )
+    return _stitched(zoo, cls, data, say, options)
+
+
+def _one(method: str, zoo: Any, source: Reference | None) -> Reference:
+    """The one network that a method takes."""
+    several = zoo is not None or isinstance(source, tuple | list)
+    if isinstance(source, str) and "," in source and not Path(source).exists():
+        several = True
+    require(not several, f"{method} takes one network: give --source REFERENCE, and no --zoo.")
+    if source is None:
+        raise UserError(f"{method} needs a network: give --source REFERENCE, for example zoo:cifar10_mobilenetv2.")
+    return source
+
+
+# -- one network with a block in it ---------------------------------------------------------------------------------
+
+
+def _operated(reference: Reference, cls: type[Method], data: Any, say: Say, options: dict[str, Any]) -> Result:
+    session = Session("reassemble", cls, {"source": reference}, data, say, options, kind=Setting)
+    session.check()
+    naming = naming_of(session.setting)
+    source, images = network_and_images(reference, data, naming)
+    images = in_classes_of(source, images, naming)
+    seen = session.augmented(images).normalised(source.mean, source.std)
+    session.say(f"data     {describe(images)}")
+    session.show("source", source, images)
+    product, beside = session.arms(lambda seed: (session.method(source=models.own_copy(source)), seen))
+    _show_plan(session, source, seen)
+    if session.setting.dry_run:
+        return session.estimate([product, *beside], source)
+    made, others = session.run(product, beside, lambda model, data: session.measured(model, images))
+    rows = [row(source.name, "source", session.measured(source, images), source)]
+    rows += [other.row(f"{source.name}, {other.arm.words}") for other in others]
+    rows += [made.row(made.model.name)]
+    return session.leave(
+        made,
+        rows,
+        _swap_sentence(rows, made, seen),
+        parents=[parent_node(source, "source")],
+        data=seen,
+        metrics={key: left for key in ("start error",) if (left := made.left[0].get(key)) is not None},
+    )
+
+
+def _show_plan(session: Session, source: Model, data: Images) -> None:
+    """Say what a network would cost, where its method knows that before it runs."""
+    if (planned := getattr(session.method(source=source), "planned", None)) is None:
+        return
+    before, found = count(source.module, source.input_shape), planned(data)
+    session.say(
+        f"product  {found.name}: {found.parameters:,} parameters ({found.parameters - before.parameters:+,}), "
+        f"{found.macs / 1e6:,.2f} M multiply-adds ({(found.macs - before.macs) / 1e6:+,.2f} M)"
+    )
+
+
+def _swap_sentence(rows: list[dict[str, Any]], made: Fitted, data: Images) -> str:
+    """The cost of the surgery, and the accuracies of source, control and product."""
+    source, product, name = rows[0], rows[-1], made.model.name
+    by = [
+        _more(source[key], product[key], noun)
+        for key, noun in (("parameters", "parameters"), ("macs", "multiply-adds"))
+    ]
+    text = f"{name} has {by[0]} and {by[1]} than {source['name']}"
+    if (off := made.left[0].get("start error")) is not None:
+        text += f", whose answers it began with to {off:.1e} of the largest"
+    text += "."
+    accuracy = {line["role"]: line["accuracy"] for line in rows if line["accuracy"]}
+    if "product" not in accuracy:
+        return f"{text} There were no test images to measure it on."
+    text += f" It reaches {share(accuracy['product'])} on the test images of {data.name}, and the source "
+    text += share(accuracy["source"])
+    if "control" not in accuracy:
+        return f"{text}. How much of the difference is the training's own was not measured (--control false)."
+    own, plain = (statistics.fmean(accuracy[role]) for role in ("product", "control"))
+    return (
+        f"{text}, which the same training without the block brings to {share(accuracy['control'])}. The block's own "
+        f"part is {chance(own, plain, len(data.test))}"
+    )
+
+
+def _more(before: int, after: int, noun: str) -> str:
+    """How much more or less there is: ``34.2 k more parameters (+14.2 %)``."""
+    if before == after:
+        return f"no more {noun}"
+    word = "more" if after > before else "fewer"
+    return f"{si(abs(after - before))} {word} {noun} ({after / before - 1:+.1%})"
+
+
+# -- blocks of several networks -------------------------------------------------------------------------------------
+
+
+def _stitched(
+    zoo: Reference | Sequence[Reference], cls: type[Method], data: Any, say: Say, options: dict[str, Any]
+) -> Result:
+    given = members(zoo)
     typed = ",".join(map(str, zoo)) if isinstance(zoo, list | tuple) and not _objects(zoo) else zoo
-    session = Session("reassemble", method, {"zoo": typed}, data, say, options, kind=Setting)
+    session = Session("reassemble", cls, {"zoo": typed}, data, say, options, kind=Setting)
+    require(
+        session.setting.label_map is None,
+        f"{cls.card.name} makes a network for the classes of the data, whatever its members tell apart; leave out "
+        "--label_map.",
+    )
     session.check(looks={"zoo": _check_members})
     naming = naming_of(session.setting)
     first, images = network_and_images(given[0], data, naming, other_task=True)

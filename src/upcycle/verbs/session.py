@@ -307,6 +307,7 @@ class Session:
         notes: Sequence[str] = (),
         pictures: Mapping[str, dict[str, Any]] | None = None,
         more: dict[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> Result:
         """Write the run directory, and say what came out.
 
@@ -317,6 +318,7 @@ class Session:
             notes: that a person must read, beside those of the data and of the method.
             pictures: for the report, beside those of the method.
             more: further JSON data for ``result.json``.
+            metrics: further figures of the product, for its lineage.
         """
         run, product, config = self._main, made.model, self.config()
         assert run is not None
@@ -345,6 +347,7 @@ class Session:
                 config=config,
                 figure=self.figure,
                 facts=facts,
+                further=metrics or {},
             )
             self.say(figures.table(rows, self.figure))
             self.say(sentence)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,9 @@ from upcycle.core.models import Model
 from upcycle.core.task import Evaluation
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
-from upcycle.measure.units import counted
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.arms import Result
-from upcycle.verbs.figures import row, share
+from upcycle.verbs.figures import chance, row, share
 from upcycle.verbs.frequency import by_group, recall_by_count
 from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network_and_images
 from upcycle.verbs.options import Say
@@ -134,14 +132,10 @@ def _sentence(rows: list[dict[str, Any]], name: str, data: Images, *, trains: bo
     if trains and "control" not in accuracy:
         return text + ". How much of the difference is the training's own was not measured (--control false)."
     treated, plain = (statistics.fmean(accuracy[role]) for role in ("product", "control" if trains else "source"))
-    gain, n = treated - plain, len(data.test)
-    # Of two independent shares; the images are the same, so the truth is narrower.
-    bound = 1.96 * math.sqrt(sum(p * (1 - p) / n for p in (treated, plain)))
-    verdict = "more than" if abs(gain) > bound else "within"
-    chance = f"{100 * gain:+.1f} points, {verdict} the {100 * bound:.1f} that chance makes of {counted(n, 'image')}."
+    difference = chance(treated, plain, len(data.test))
     if not trains:
-        return f"{text}: {chance}"
+        return f"{text}: {difference}"
     return (
         f"{text}, and {share(accuracy['control'])} after the same training without the treatment. The treatment's own "
-        f"part is {chance}"
+        f"part is {difference}"
     )

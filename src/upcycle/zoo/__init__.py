@@ -16,7 +16,7 @@ from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.takes import Takes
 from upcycle.core.weights import load_weights
-from upcycle.zoo import densenet, from_pyg, mobilenetv2, vgg
+from upcycle.zoo import densenet, emo, from_pyg, metaformer, mobilenetv2, shunted, vgg
 from upcycle.zoo.convnet import MLP, ConvNet
 from upcycle.zoo.from_torchvision import torchvision
 from upcycle.zoo.lenet import LeNet
@@ -89,6 +89,10 @@ def _at_least(side: int, name: str, make: Make) -> Make:
     return checked
 
 
+def _mobilenetv2_ca(shape: Shape, k: int) -> nn.Module:
+    return mobilenetv2.MobileNetV2(mobilenetv2.SMALL, k, shape[0], attention=True)
+
+
 def _wrn(depth: int, width: int) -> Make:
     return lambda shape, k: WRN(depth, width, k, shape[0])
 
@@ -111,6 +115,11 @@ def _shufflenet(shape: Shape, k: int) -> nn.Module:
     module.conv1[0] = nn.Conv2d(shape[0], 24, 3, padding=1, bias=False)
     module.maxpool = nn.Identity()
     return module
+
+
+def _shape(name: str) -> Shape:
+    """The input of a network that comes in a tiny size, for CIFAR-10, and in those of its paper, for ImageNet."""
+    return (3, 32, 32) if name.endswith("_tiny") else (3, 224, 224)
 
 
 def _convnet128(shape: Shape, k: int) -> nn.Module:
@@ -193,6 +202,10 @@ def _entries() -> dict[str, Entry]:
             )
             for kind in KINDS
         },
+        "cifar10_emo": Entry(make=emo.MAKERS["emo_tiny"], trained=distilled("emo")),
+        "cifar10_shunted": Entry(make=shunted.MAKERS["shunted_tiny"], trained=distilled("shunted")),
+        "cifar10_caformer": Entry(make=metaformer.MAKERS["caformer_tiny"], trained=distilled("caformer")),
+        "cifar10_poolformer": Entry(make=metaformer.MAKERS["poolformer_tiny"], trained=distilled("poolformer")),
         "digits_teacher": Entry(make=_convnet(32, 64, 128), shape=(1, 8, 8), trained=digits),
         **{f"resnet{depth}": Entry(make=_resnet(depth)) for depth in DEPTHS},
         "resnet3-1-1": Entry(make=_blocks(3, 1, 1)),
@@ -201,6 +214,11 @@ def _entries() -> dict[str, Entry]:
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
         "convnet_groupnorm": Entry(make=_convnet(16, 32, 64, groups=8)),
         **{name: Entry(make=make) for name, make in small.items()},
+        "mobilenetv2_ca": Entry(make=_mobilenetv2_ca),
+        **{
+            name: Entry(make=make, shape=_shape(name))
+            for name, make in {**emo.MAKERS, **shunted.MAKERS, **metaformer.MAKERS}.items()
+        },
         "tree": Entry(make=_tree((2, 4, 8), (64, 64, 32))),
         "tree_small": Entry(make=_tree((2, 4), (16, 8), width=16, hidden=32)),
         "wrn16_1": Entry(make=_wrn(16, 1)),

@@ -12,7 +12,12 @@ from upcycle.core.models import Model
 from upcycle.zoo.from_torchvision import no_such, torchvision
 
 
-def _timm() -> Any:
+def import_timm() -> Any:
+    """Import the library.
+
+    Raises:
+        UserError: it, or torchvision which it needs, is missing or broken.
+    """
     if importlib.util.find_spec("timm") is None:
         raise UserError('timm is not installed: pip install "upcycle[vision]"')
     torchvision()  # timm needs it, and explains less when it is broken
@@ -21,9 +26,22 @@ def _timm() -> Any:
     return timm
 
 
+def gate_class(name: str) -> Any:
+    """Find the class of a gate, by the name that ``timm.layers.create_attn`` has for it.
+
+    Raises:
+        UserError: timm is missing, or too old to have it.
+    """
+    timm = import_timm()
+    try:
+        return timm.layers.get_attn(name)
+    except AssertionError as error:
+        raise UserError(f"timm {timm.__version__} has no gate '{name}': pip install --upgrade timm") from error
+
+
 def check(name: str) -> None:
     """Raise UserError for a name that timm does not have; ``NAME.TAG`` picks among its trained weights."""
-    timm = _timm()
+    timm = import_timm()
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise no_such("timm", name, timm.list_models())
@@ -51,7 +69,7 @@ def build(
         UserError: unknown name, timm missing, or weights that cannot be had.
     """
     check(name)
-    timm = _timm()
+    timm = import_timm()
     config = timm.get_pretrained_cfg(name)
     shape = input_shape or tuple(config.input_size)
     options: dict[str, Any] = {"in_chans": shape[0]}

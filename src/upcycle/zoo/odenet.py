@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upcycle.core.euler import euler, euler_to_rest
-from upcycle.core.weights import Names
+from upcycle.zoo import keys
 
 Kind = Literal["cnn", "odenet", "tisode"]
 KINDS: tuple[Kind, ...] = ("cnn", "odenet", "tisode")
@@ -23,13 +23,6 @@ STEP = {"odenet": 0.1, "tisode": 0.05}
 """h of the published networks."""
 WINDOW = (0.9, 1.5)
 """T1 and T2 of the steady-state term in the published training log."""
-
-
-_NAMES: Names = (
-    (r"(?:net|downsampling_layers)\.([0134])\.(weight|bias)", r"stem.\1.\2"),
-    (r"(?:net\.6|net\.6\.odefunc|feature_layers)\.(conv|norm)([12])(?:\._layer)?\.(weight|bias)", r"field.\1\2.\3"),
-    (r"(?:net\.9|fc_layers\.2)\.(weight|bias)", r"linear.\1"),
-)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -94,7 +87,7 @@ class OdeNet(nn.Module):
         window: T1 and T2 of :meth:`forward_to_rest`.
     """
 
-    published_names = _NAMES
+    published_names = keys.TISODE
     """The three published networks name their parts differently."""
 
     def __init__(

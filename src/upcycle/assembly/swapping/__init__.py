@@ -1,0 +1,1 @@
+"""Blocks put into trained networks: the parts of ``swap``."""

@@ -1,0 +1,166 @@
+"""``upcycle blocks``: the blocks that can be put into trained networks, one of them, or where a network has room."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from typing import Any
+
+from upcycle.core import references
+from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.outputs import own
+from upcycle.measure.units import si
+from upcycle.surgery.inserts import BLOCKS
+from upcycle.surgery.inserts.base import Block, Kind
+from upcycle.surgery.looking import Seen, Sight, look
+from upcycle.surgery.places import words
+from upcycle.surgery.signals import Signal
+from upcycle.verbs.naming import Naming, Reference, network, options_as
+
+KINDS: dict[Kind, str] = {"map": "maps", "square": "tokens on a square", "tokens": "tokens"}
+
+
+def blocks(
+    name: str = "", *, shape: tuple[int, ...] = (64, 16, 16), model: Reference | None = None, **naming: Any
+) -> str:
+    """List what can be put where, with parameters and multiply-adds.
+
+    Args:
+        name: of the block to show with its options; if not given, all are listed.
+        shape: channels, height and width of the signal that costs are for.
+        model: reference of a network whose places for the block, or for any, are listed in place of costs.
+        naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
+
+    Raises:
+        UserError: no such block, a shape of other than three numbers, or see
+            :func:`upcycle.core.references.resolve`.
+    """
+    said = options_as(Naming, "blocks", naming)
+    if name and name not in BLOCKS:
+        raise unknown("block", name, BLOCKS)
+    require(
+        len(shape) == 3 and all(n > 0 for n in shape),
+        f"shape must be channels, height and width, three positive numbers, not {','.join(map(str, shape))}.",
+    )
+    if model is not None:
+        if isinstance(model, str):
+            references.check_reference(model)
+        return places_list(network(model, said), [BLOCKS[name]] if name else list(BLOCKS.values()))
+    return page(BLOCKS[name], shape) if name else blocks_list(shape)
+
+
+def blocks_list(shape: tuple[int, ...]) -> str:
+    """A line a block: where it is put, what it works on, whether a network starts at its own function, and its cost."""
+    c, h, w = shape
+    rows = [("block", "put", "works on", "same start", "parameters", "multiply-adds", "")]
+    for block in BLOCKS.values():
+        kinds = " or ".join(KINDS[kind] for kind in block.kinds if kind != "tokens" or "square" not in block.kinds)
+        same = "yes" if block.how in block.exact else "no"
+        rows.append((block.name, block.how, kinds, same, *cost(block, shape), block.summary))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    right = (4, 5)
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    costs = f"Parameters and multiply-adds are those of a block for {c} channels of {h} x {w} places (--shape C,H,W)."
+    more = (
+        "upcycle blocks NAME shows its options, and --model REFERENCE where a network has room. upcycle reassemble "
+        "--source REFERENCE --method swap --block NAME --at PATTERN puts one in."
+    )
+    return "\n".join([*lines, "", costs, more])
+
+
+def cost(block: Block, shape: tuple[int, ...]) -> tuple[str, str]:
+    """Parameters and multiply-adds of a block with its usual options; a dash where it cannot be had of this shape."""
+    c, h, w = shape
+    signal = Signal("map" if {"map", "square"} & {*block.kinds} else "tokens", c, (h, w))
+    try:
+        return si(block.parameters(signal, **block.options())), si(block.macs(signal, **block.options()))
+    except (UserError, ValueError, ArithmeticError):
+        return "-", "-"
+
+
+def page(block: Block, shape: tuple[int, ...]) -> str:
+    """All about one block: what it does, where it goes, its cost, and its options."""
+    c, h, w = shape
+    parameters, macs = cost(block, shape)
+    ways = [
+        f"{how}{' (the network starts at its own function)' if how in block.exact else ''}" for how in ways_of(block)
+    ]
+    about = inspect.cleandoc(block.make.__doc__ or "").partition("\nArgs:")[0].strip()
+    facts = {
+        "paper": block.paper,
+        "put": ", ".join(ways),
+        "works on": ", ".join(KINDS[kind] for kind in block.kinds),
+        "cost": f"{parameters} parameters and {macs} multiply-adds for {c} channels of {h} x {w} places",
+    }
+    lines = [f"{block.name}: {block.summary}", ""]
+    if about:
+        lines += [*textwrap.wrap(about, 88), ""] if "\n\n" not in about else [about, ""]
+    lines += [f"{key.ljust(8)}  {value}" for key, value in facts.items()]
+    options = block.options()
+    lines += ["", "options, each as --settings.NAME VALUE" if options else "It has no options."]
+    told = help_of(block)
+    for name, usual in options.items():
+        lines += textwrap.wrap(
+            f"{name} ({usual}): {told.get(name, '')}".rstrip(": "), 88, initial_indent="  ", subsequent_indent="    "
+        )
+    return "\n".join(lines)
+
+
+def ways_of(block: Block) -> tuple[str, ...]:
+    """The ways in which a block can be put at a module, the usual one first."""
+    return (block.how, *block.others)
+
+
+def help_of(block: Block) -> dict[str, str]:
+    """What the docstring of a block's ``make`` says of each argument."""
+    text = inspect.cleandoc(block.make.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    found: dict[str, str] = {}
+    for line in textwrap.dedent(text).splitlines():
+        if not line.startswith(" ") and ":" in line:
+            names, _, told = line.partition(": ")
+            last = names.split(", ")
+            found |= dict.fromkeys(last, told)
+        elif found and line.strip():
+            for name in last:
+                found[name] += f" {line.strip()}"
+    return found
+
+
+def places_list(model: Any, wanted: list[Block]) -> str:
+    """The modules of a network at which blocks can be put, with what each gives and which blocks fit.
+
+    Args:
+        model: a network of images.
+        wanted: the blocks that are asked for.
+    """
+    require(bool(model.input_shape), f"{model.name} takes no images, and blocks are put into networks of images.")
+    seen, rows = look(model), []
+    for name, module in own(model.module).named_modules():
+        fitting = [block.name for block in wanted if name and fits(seen[name], block)]
+        if fitting and isinstance(gives := seen[name].gives, Sight):
+            rows.append((name, type(module).__name__, words(gives.signal), " ".join(fitting)))
+    if not rows:
+        return f"{model.name} has no place for {' or '.join(block.name for block in wanted)}."
+    rows.insert(0, ("module", "kind", "gives", "blocks, each as it is usually put"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def fits(seen: Seen, block: Block) -> bool:
+    """Whether a module is of the kind that a block is usually put at, by what passes it; the block may still refuse."""
+    if seen.calls != 1 or not isinstance(seen.gives, Sight):
+        return False
+    sides = (
+        [seen.takes, seen.gives] if block.how == "replace" else [seen.takes if block.how == "before" else seen.gives]
+    )
+    if any(not isinstance(side, Sight) or not side.kinds & {*block.kinds} for side in sides):
+        return False
+    return block.how != "replace" or (isinstance(seen.takes, Sight) and seen.takes.signal == seen.gives.signal)
