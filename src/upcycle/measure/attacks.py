@@ -10,7 +10,7 @@ of their own, and the Adversarial Robustness Toolbox is alive, with wrappers of 
 
 Images are in [0, 1] and stay there, epsilon is in that unit, and a network's own normalisation is part of what is
 attacked (:func:`on_pixels`). Attacks run in evaluation mode and leave weights, gradients, modes and random states as
-they were. What is made of an image does not depend on the images beside it.
+they were. What is made of an image depends on its place among the images, and not on those beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from upcycle.core.errors import require
 from upcycle.core.models import Model
 from upcycle.core.portions import portions
+from upcycle.core.seeds import uniform
 from upcycle.core.undisturbed import undisturbed
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -126,20 +127,18 @@ def pgd(
     require(steps >= 1 and restarts >= 1, f"steps and restarts must be at least 1, not {steps} and {restarts}.")
     size = 2.5 * epsilon / steps if step is None else step
     require(size >= 0, f"step must not be negative, and it is {size:g}.")
-    generator = torch.Generator().manual_seed(seed)
     made, worst = images.clone(), images.new_full((len(images),), -torch.inf)
     left = torch.arange(len(images))
     with undisturbed(network), _flushed():
-        for _ in range(restarts):
+        for restart in range(restarts):
             if len(left) == 0:
                 break
-            begin = torch.rand(images.shape, generator=generator)  # of all images, so that none depends on the others
             found = []
             for part in portions(network, len(left)):
                 index = left[part]
                 x, y = images[index], labels[index]
                 low, high = (x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1)
-                at = torch.lerp(low, high, begin[index].to(x))
+                at = torch.lerp(low, high, uniform(seed, restart, index, "pgd", x[0].numel()).view(x.shape).to(x))
                 for _ in range(steps):
                     _, gradient = _ascent(network, at, y)
                     at = at.add_(gradient.sign_(), alpha=size).clamp_(low, high)

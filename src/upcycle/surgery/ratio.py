@@ -1,13 +1,11 @@
-"""The share of tokens that the poll-and-pool blocks of a network keep: read, set, or chosen to fit a budget."""
+"""The share of tokens that the poll-and-pool blocks of a network keep: read and set."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from upcycle.core.errors import require
-from upcycle.core.models import Model, copy_of
 from upcycle.core.outputs import called
-from upcycle.measure.cost import Budget, count
 from upcycle.surgery.inserts.pnp import PollAndPool
 
 
@@ -47,26 +45,3 @@ def set_ratio(network: nn.Module, ratio: float) -> None:
     """
     for block in blocks_in(network):
         block.ratio = ratio
-
-
-def largest_ratio(model: Model, budget: Budget) -> float | None:
-    """The largest ratio, to a hundredth, at which a network keeps within a budget; ``None`` where it does at none.
-
-    Args:
-        model: a network with poll-and-pool blocks; it stays as it is.
-        budget: whose upper ends count.
-    """
-    network = copy_of(model.module)
-
-    def fits(hundredths: int) -> bool:
-        set_ratio(network, hundredths / 100)
-        cost = count(network, model.input_shape)
-        return cost.parameters <= budget.params and cost.macs <= budget.macs
-
-    if not fits(1):
-        return None
-    low, high = 1, 101  # fits at low, and not, as far as is known, at high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low / 100

@@ -2,7 +2,6 @@
 
 Sources of the names: the logs of github.com/zhangzjn/EMO (``resources/EMO_1M/log_train.txt`` lists every parameter).
 Reconstructed: those of github.com/OliverRensu/Shunted-Transformer, from its modules, since its files were not at hand.
-Those of github.com/HanshuYAN/TisODE are those of its three published networks, which name their parts differently.
 """
 
 from __future__ import annotations
@@ -42,8 +41,9 @@ SHUNTED: Names = (
     (r"\bhead\.", "linear."),
 )
 
-ODENET: Names = (
+TISODE: Names = (
     (r"^(?:net|downsampling_layers)\.([0134])\.", r"stem.\1."),
-    (r"^(?:net\.6(?:\.odefunc)?|feature_layers)\.(conv|norm)([12])\.(?:_layer\.)?", r"field.\1\2."),
+    (r"^(?:net\.6|net\.6\.odefunc|feature_layers)\.(conv|norm)([12])\.(?:_layer\.)?", r"field.\1\2."),
     (r"^(?:net\.9|fc_layers\.2)\.", "linear."),
 )
+"""Of github.com/HanshuYAN/TisODE, whose three networks for digits name their parts differently."""

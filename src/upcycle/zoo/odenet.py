@@ -87,7 +87,7 @@ class OdeNet(nn.Module):
         window: T1 and T2 of :meth:`forward_to_rest`.
     """
 
-    published_names = keys.ODENET
+    published_names = keys.TISODE
     """The three published networks name their parts differently."""
 
     def __init__(

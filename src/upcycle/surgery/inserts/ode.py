@@ -36,6 +36,8 @@ from upcycle.zoo.odenet import Field
 PAPER = "Yan, Du, Tan, Feng; arXiv:1910.05513"
 WINDOW = (0.9, 1.5)
 """T1 and T2 of the published training log, multiples of h = 0.1 and 0.05."""
+FINEST = 1000
+"""Most steps of one block."""
 EXACT = 1e-6
 """Largest difference from the block before, relative to its largest output, at which f counts as found."""
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -124,10 +126,10 @@ def _without_input(block: nn.Module, graph: fx.Graph) -> tuple[fx.GraphModule, b
         return None
     rectified = any(_is_relu(n, modules) for n in behind)
     end.args = (left,)
-    for n in (*behind, result):  # by hand: what writes in place is never dead to torch.fx
-        if not n.users:
+    # By hand, since torch.fx keeps what writes in place; where a block needs such a statement, the comparison tells.
+    for n in reversed(graph.nodes):
+        if not n.users and n.op not in ("placeholder", "output"):
             graph.erase_node(n)
-    graph.eliminate_dead_code()
     return fx.GraphModule(block, graph, class_name="Residual"), rectified
 
 
@@ -217,13 +219,14 @@ class OdeBlock(Insert):
     @steps.setter
     def steps(self, value: int) -> None:
         # A forward that asked the buffer could not be exported, since a program knows no values.
+        require(1 <= value <= FINEST, f"An ODE block takes 1 to {FINEST:,} steps, not {value}.")
         self._steps = value
         self.kept_steps.fill_(value)
 
     @staticmethod
     def _follow(module: nn.Module, _: Any) -> None:
         assert isinstance(module, OdeBlock)
-        module._steps = int(module.kept_steps)
+        module.steps = int(module.kept_steps)  # which refuses what a damaged file may hold
 
     def prepare(self, progress: float, generator: torch.Generator) -> None:
         """Set h, which falls step by step until its share of the tuning is over; from then on the term counts."""
@@ -256,6 +259,7 @@ def _make(
     place: Place, start: Start, timed: bool, step: float, until: float, weight: float, window: Sequence[float] | None
 ) -> OdeBlock:
     steps = steps_in(1.0, step, "The time")
+    require(steps <= FINEST, f"An ODE block takes at most {FINEST:,} steps, and {step:g} asks for {steps:,}.")
     require(0 <= until <= 1, f"until must lie between 0 and 1, and it is {until:g}.")
     require(weight >= 0, f"weight must not be negative, and it is {weight:g}.")
     if window is not None:

@@ -259,7 +259,7 @@ class PollAndPool(Insert):
     @staticmethod
     def _follow(module: nn.Module, _: Any) -> None:
         assert isinstance(module, PollAndPool)
-        module._ratio = float(module.kept_ratio)
+        module.ratio = float(module.kept_ratio)  # which refuses what a damaged file may hold
 
     def prepare(self, progress: float, generator: torch.Generator) -> None:
         """Draw the ratio of the next batch, from 1/3 to 0.8; in evaluation it is the one that was asked for."""
@@ -287,16 +287,17 @@ class PollAndPool(Insert):
 
 
 def make(
-    place: Place, how: How, start: Start, *, m: int = 4, ratio: float = 0.5, lam: float = 1e-4, b0: float = 0.0
+    place: Place, how: How, start: Start, *, m: int = 4, ratio: float = 0.8, lam: float = 1e-4, b0: float = 0.0
 ) -> PollAndPool:
     """A poll-and-pool block. Either start has all tokens; a fresh one scores them at random.
 
     Args:
-        place: whose output's tokens are sampled.
+        place: whose tokens are sampled.
         how: after, or before.
         start: same: at ratio 1 the identity.
         m: M, pooled vectors, 30 in the paper's detector of about 850 tokens; 0: what is not polled is dropped.
-        ratio: the share of tokens that is polled once tuning has begun, until one sets another.
+        ratio: the share of tokens that is polled once tuning has begun, until one sets another; training sees 1/3 to
+            0.8.
         lam: λ of the mean score.
         b0: bias of the score's last layer at the start. Its slope there is σ'(b0): 0.25 at 0, 0.01 at 4.6.
 
@@ -306,8 +307,7 @@ def make(
     require(m >= 0, f"m must not be negative, and it is {m}.")
     require(0 < ratio <= 1, f"ratio must be above 0 and at most 1, and it is {ratio:g}.")
     require(lam >= 0, f"lam must not be negative, and it is {lam:g}.")
-    tokens = place.takes if how == "before" else place.gives
-    made = PollAndPool(tokens.channels, m, tokens.extra, ratio, lam, b0)
+    made = PollAndPool(place.takes.channels, m, place.takes.extra, ratio, lam, b0)
     if start == "fresh":
         made.sampler.score[2].reset_parameters()
     return made
@@ -319,7 +319,7 @@ def parameters(takes: Signal, *, m: int = 4, **options: Any) -> int:
     return c * (c + 1) + c + 1 + (c * (c + 1) + m * (c + 1) if m else 0)
 
 
-def macs(takes: Signal, *, m: int = 4, ratio: float = 0.5, **options: Any) -> int:
+def macs(takes: Signal, *, m: int = 4, ratio: float = 0.8, **options: Any) -> int:
     """L (C + 1) C of the score; where tokens are left, twice M C for each, for Wa and the means, and M C² of Wv."""
     c, tokens = takes.channels, takes.size[0] * takes.size[1]
     left = tokens - number_polled(ratio, tokens)
@@ -337,4 +337,5 @@ PNP = Block(
     exact=("after", "before"),
     parameters=parameters,
     macs=macs,
+    scaled="ratio",
 )
