@@ -86,6 +86,12 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "mda_routes": (f"{SRC}/assembly/disassembly", f"{SRC}/assembly/mda.py"),
     "cka": (f"{SRC}/measure/similarity.py",),
     "dery_search": (f"{SRC}/assembly/reassembly",),
+    "swap": (
+        f"{SRC}/surgery/operate.py",
+        f"{SRC}/surgery/places.py",
+        f"{SRC}/surgery/looking.py",
+        f"{SRC}/core/saved.py",
+    ),
     "diagnosis": (f"{SRC}/diagnosis/errors", f"{SRC}/diagnosis/model_doctor.py"),
     "ssf": (f"{SRC}/adaptation/ssf.py", f"{SRC}/adaptation/adapters"),
     "continual": (f"{SRC}/continual/weights", f"{SRC}/continual/er.py", f"{SRC}/continual/derpp.py"),
