@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-from upcycle.claims import Check, Claim, Headline, from_scratch, gain, mean
+from upcycle.claims import Check, Claim, Headline, from_scratch, mean
 from upcycle.claims.settings import best
 from upcycle.zoo.shunted import SIZES, ShuntedTransformer
 
