@@ -85,3 +85,9 @@ def test_mobilenetv2_with_gates(block: str, options: dict[str, int], parameters:
     counted = count(network, IMAGE)
     assert counted.parameters == parameters
     assert round(counted.macs / 1e6, 2) == mega
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("cnn", 141_130), ("odenet", 142_410), ("tisode", 141_130)])
+def test_the_networks_of_tisode_have_as_many_numbers_as_published(name: str, numbers: int) -> None:
+    model = resolve(f"zoo:mnist_{name}", pretrained=False)
+    assert count(model.module, model.input_shape).parameters == numbers

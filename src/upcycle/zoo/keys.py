@@ -40,3 +40,10 @@ SHUNTED: Names = (
     (r"\.mlp\.fc2\.", ".feed_forward.project."),
     (r"\bhead\.", "linear."),
 )
+
+TISODE: Names = (
+    (r"^(?:net|downsampling_layers)\.([0134])\.", r"stem.\1."),
+    (r"^(?:net\.6|net\.6\.odefunc|feature_layers)\.(conv|norm)([12])\.(?:_layer\.)?", r"field.\1\2."),
+    (r"^(?:net\.9|fc_layers\.2)\.", "linear."),
+)
+"""Of github.com/HanshuYAN/TisODE, whose three networks for digits name their parts differently."""
