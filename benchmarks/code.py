@@ -59,7 +59,11 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/zoo/gnn.py",
     ),
     "gfkd_step": (f"{SRC}/distillation/graph_free",),
-    "factor_step": (f"{SRC}/zoo/factorgcn.py", f"{SRC}/distillation/factorgcn.py"),
+    "factor_step": (
+        f"{SRC}/zoo/factorgcn.py",
+        f"{SRC}/zoo/factor_messages.py",
+        f"{SRC}/distillation/factorgcn.py",
+    ),
     "graph_streams": (f"{SRC}/continual/twp.py", f"{SRC}/core/edge_attention.py"),
     "graph_paths": (f"{SRC}/distillation/paths/shortest.py", f"{SRC}/distillation/paths/attention.py"),
     "heat_maps": (f"{SRC}/diagnosis/attribution",),

@@ -3,8 +3,8 @@
 Run from the repository's root: `python scripts/train_cifar10_zoo.py NAME`, with the images and the teacher under
 `$UPCYCLE_DATA`, best on an accelerator. Each is distilled from `zoo:cifar10_resnet56` on 45,000 training images; it
 goes on where it was stopped. Selection of the epoch: none, the last. The test images are read once, at the end.
-`--alone` trains the same network on the labels, with equal updates and views, and keeps its accuracy beside the weights:
-what the teacher added. `--smoke` goes the whole way on a few images, and keeps nothing.
+`--alone` trains the same network on the labels, with equal updates and views, and keeps its accuracy beside the
+weights: what the teacher added. `--smoke` goes the whole way on a few images, and keeps nothing.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.settings import ROWS, tiny_data
+from tests.stops import Killed, StopsAfter
 from upcycle.core import lock
 from upcycle.core.errors import UserError
 from upcycle.core.run import Run
@@ -24,30 +25,6 @@ from upcycle.data.streams import Stream
 from upcycle.verbs.methods import all_methods
 
 EACH = pytest.mark.parametrize("name", ROWS)
-
-
-class Killed(Exception):
-    pass
-
-
-class StopsAfter(Run):
-    """A run that dies after so many updates and stages, as if the process were killed."""
-
-    due = done = 0
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        super().update(*args, **kwargs)
-        self._count()
-
-    def _finish_stage(self, *args: Any) -> None:
-        super()._finish_stage(*args)
-        self._count()
-
-    def _count(self) -> None:
-        self.due -= 1
-        self.done += 1
-        if self.due == 0:
-            raise Killed
 
 
 def fit(name: str, run: Run, n: int = 160) -> dict[str, Tensor]:

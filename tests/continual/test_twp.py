@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.settings_streams import CLASSES, FEATURES, convolutions, gat, graph_stream, plain_net, student
+from tests.stops import Killed, StopsAfter
 from upcycle.continual.baselines import Finetune
 from upcycle.continual.twp import TWP, importance, merge
 from upcycle.core.edge_attention import FirstAttention, virtual_attention
@@ -48,30 +49,6 @@ def loss_of(net: nn.Module, data: Stream, t: int) -> Tensor:
     graphs, labels, _ = split.batch(torch.arange(len(split)), device=torch.device("cpu"))
     z = net(graphs.to(next(net.parameters())))[:, columns[0] : columns[-1] + 1]
     return F.cross_entropy(z, labels - columns[0], reduction="sum") / len(labels)
-
-
-class Killed(Exception):
-    pass
-
-
-class StopsAfter(Run):
-    """A run that dies after so many updates and stages."""
-
-    due = done = 0
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        super().update(*args, **kwargs)
-        self._count()
-
-    def _finish_stage(self, *args: Any) -> None:
-        super()._finish_stage(*args)
-        self._count()
-
-    def _count(self) -> None:
-        self.due -= 1
-        self.done += 1
-        if self.due == 0:
-            raise Killed
 
 
 class Watched(Run):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from upcycle.core.frozen import fold_batchnorm, frozen
 from upcycle.core.references import resolve
+from upcycle.measure.export import write_export
 from upcycle.surgery.blocks import chain
 from upcycle.zoo.emo import EMO, IRMB, SIZES, WindowAttention, join_windows, split_windows
 from upcycle.zoo.layers import ChannelNorm
@@ -250,3 +253,25 @@ def test_every_parameter_of_a_released_network_learns() -> None:
     net = EMO(dataclasses.replace(SIZES["1m"], drop_path=0.0), 10)
     net(torch.randn(2, 3, 64, 64)).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["emo_tiny", "shunted_tiny"])
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_it_is_exported_for_batches_of_any_length(name: str, form: Literal["onnx", "torch"], tmp_path: Path) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+        runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = resolve(f"zoo:{name}", pretrained=False)
+    file = tmp_path / ("net.onnx" if form == "onnx" else "net.pt2")
+    assert write_export(model, file, form) < 1e-4
+    x = model.example(5)
+    with torch.no_grad():
+        expected = model.module.eval()(x)
+    if form == "onnx":
+        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    else:
+        found = torch.export.load(file).module()(x)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)

@@ -17,7 +17,10 @@ from upcycle.core.errors import UserError
 from upcycle.core.graph_inputs import Graphs
 from upcycle.core.graphs import GraphTakes
 from upcycle.core.references import resolve
-from upcycle.zoo.factorgcn import FactorConv, Factors, layers_of, seen_factors, send
+from upcycle.distillation.factorgcn import Discriminated
+from upcycle.zoo import factor_messages
+from upcycle.zoo.factor_messages import Blocks, Listed, messages_over, send
+from upcycle.zoo.factorgcn import FactorConv, Factors, layers_of, seen_factors
 
 TAKES = GraphTakes(6, nodes=(5, 12))
 
@@ -169,3 +172,91 @@ def test_no_library_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch_geometric" else find(name))
     zoo.check("factorgcn")
     assert resolve("zoo:factorgcn", pretrained=False, takes=TAKES).classes == ("0", "1")
+
+
+# -- matrices in place of edges ---------------------------------------------------------------------------------------
+
+
+def unlike() -> Graphs:
+    """Graphs of 1 to 7 nodes, sorted by target: nodes without edges, a loop, an edge twice, and edges one way."""
+    edges = torch.tensor([[1, 0, 2, 2, 5, 4, 7, 7, 9], [0, 1, 1, 2, 4, 5, 6, 6, 8]])
+    batch = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3])
+    x = torch.rand(13, 6, generator=torch.Generator().manual_seed(2)).double()
+    return Graphs(x, edges, batch, n=4)
+
+
+def both(graphs: Graphs) -> tuple[Listed, Blocks]:
+    N, first = len(graphs.x), graphs.starts[0]
+    size = int(first.diff().max())
+    return (
+        Listed(graphs.edge_index, N, torch.float64),
+        Blocks(graphs.edge_index, first, size, N, torch.float64),
+    )
+
+
+@pytest.mark.parametrize("graphs", [unlike(), unlike()[torch.tensor([2, 2, 2])], some().double()])
+@pytest.mark.parametrize("factors", [1, 4])
+def test_matrices_send_what_edges_send(graphs: Graphs, factors: int) -> None:
+    layer = conv(factors=factors).disentangle
+    listed, blocks = (layer(graphs.x, over) for over in both(graphs))
+    N, L = len(graphs.x), factors
+    table = blocks.over.listed(blocks.weight)
+    assert table.shape == (graphs.edge_index.shape[1] + N, L) and torch.allclose(table, listed.weight, atol=1e-14)
+    assert (blocks.over.nodes(blocks.z) - listed.z).abs().max() < 1e-12
+    own = torch.rand(N, L, 3, generator=torch.Generator().manual_seed(3)).double()
+    n, size = blocks.over.shape
+    padded = own.new_zeros(n * size, L, 3).index_copy(0, blocks.over.place, own).view(n, size, L, 3).transpose(1, 2)
+    sent = blocks.over.nodes(blocks.over.send(blocks.sent, padded))
+    assert (sent - listed.over.send(listed.sent, own)).abs().max() < 1e-12
+    means = [f.over.mean(f.z, graphs.batch, graphs.n) for f in (listed, blocks)]
+    assert means[0].shape == (graphs.n, L, 8 // L) and (means[0] - means[1]).abs().max() < 1e-12
+    beyond = torch.ones(n * size, dtype=torch.bool).index_fill(0, blocks.over.place, False).view(n, 1, size, 1)
+    assert not (blocks.z * beyond).any() and not (blocks.sent * beyond).any()
+
+
+@pytest.mark.parametrize("reference", ["zoo:factorgcn", "zoo:factorgcn_5_64"])
+@pytest.mark.parametrize("graphs", [unlike(), some().double()])
+def test_training_on_matrices_is_training_on_edges(
+    reference: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = resolve(reference, pretrained=False, num_classes=3, takes=TAKES)
+    torch.manual_seed(0)
+    net = Discriminated(model.module).double().train()
+    found = []
+    for fullest in (0, 10**9):
+        monkeypatch.setattr(factor_messages, "FULLEST", fullest)
+        net.zero_grad()
+        torch.manual_seed(1)  # of dropout
+        with seen_factors(net) as seen:
+            z, L_d = net(graphs)
+        forms = {type(factors.over) for factors in seen.values()}
+        (z.square().sum() + L_d).backward()
+        found.append((forms, z, L_d, [p.grad for p in net.parameters()]))
+    (edges, z, L_d, gradients), (matrices, again, L_d_again, others) = found
+    assert edges == {Listed} and matrices == {Blocks}
+    assert (z - again).abs().max() < 1e-12 and (L_d - L_d_again).abs() < 1e-12
+    for a, b in zip(gradients, others, strict=True):
+        assert a is not None and b is not None and (a - b).abs().max() < 1e-10 * max(1.0, float(a.abs().max()))
+
+
+def test_matrices_are_for_training_on_graphs_that_are_small_and_alike() -> None:
+    def form(net: nn.Module, graphs: Graphs) -> type:
+        with seen_factors(net) as seen:
+            net(graphs)
+        (found,) = {type(factors.over) for factors in seen.values()}
+        return found
+
+    graphs = some()
+    net = resolve("zoo:factorgcn", pretrained=False, num_classes=2, takes=TAKES).module
+    assert form(net.train(), graphs) is Blocks and form(net.eval(), graphs) is Listed
+    long = Graphs(torch.ones(40, 6), torch.empty(2, 0, dtype=torch.long), torch.zeros(40, dtype=torch.long), n=1)
+    assert form(net.train(), long) is Listed  # 1,600 entries for 40 loops
+    nodes = factor_model(tiny_nodes()).module.train()
+    assert form(nodes, tiny_nodes().train.batch(torch.arange(7), device=torch.device("cpu")).inputs) is Listed
+
+
+def test_a_batch_of_no_node_and_graphs_that_are_not_counted() -> None:
+    none = torch.empty(2, 0, dtype=torch.long)
+    assert isinstance(messages_over(torch.empty(0, 6), none, none[0], 0), Listed)
+    over = messages_over(torch.ones(5, 6), none, torch.tensor([0, 0, 1, 1, 1]))
+    assert isinstance(over, Blocks) and over.shape == (2, 3) and over.place.tolist() == [0, 1, 3, 4, 5]

@@ -8,7 +8,7 @@ import statistics
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from upcycle.claims import Check, Claim, Headline, gain, mean
 from upcycle.claims.graphs import fresh_for
@@ -20,6 +20,7 @@ from upcycle.data.graph_sources import load_graphs
 from upcycle.data.graphs import GraphSet, GraphSplit
 from upcycle.distillation import FactorGCN, Plain
 from upcycle.distillation.factorgcn import told_apart
+from upcycle.zoo.factor_messages import Messages
 from upcycle.zoo.factorgcn import FactorConv
 
 FOLDS = 10
@@ -37,13 +38,19 @@ def as_gcn(model: Model, seed: int) -> Model:
     """The same network with ordinary graph convolutions of equal widths in place of layers with factors."""
     from torch_geometric.nn import GCNConv
 
+    class Convolution(GCNConv):
+        """A graph convolution that is called as a layer with factors is."""
+
+        def forward(self, x: Tensor, edges: Messages) -> Tensor:
+            return super().forward(x, edges.edge_index)
+
     torch.manual_seed(seed)
     module = copy.deepcopy(model.module)
     network: Any = module.network
     for i, conv in enumerate(network.convs):
         assert isinstance(conv, FactorConv)
         project = conv.disentangle.project
-        network.convs[i] = GCNConv(project.in_features, project.out_features * conv.disentangle.factors)
+        network.convs[i] = Convolution(project.in_features, project.out_features * conv.disentangle.factors)
     return dataclasses.replace(model, module=module, reference=None)
 
 

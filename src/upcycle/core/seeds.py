@@ -42,12 +42,17 @@ def uniform(seed: int, epoch: int, ids: Tensor, stream: str, n: int = 1) -> Tens
     Returns:
         float64 (b, n) in [0, 1).
     """
+    sample = _mix((_key(seed, epoch, stream) ^ ids.cpu().numpy().astype(np.uint64)) + _GOLDEN)
+    bits = _mix(sample[:, None] + _GOLDEN * np.arange(1, n + 1, dtype=np.uint64))
+    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
+
+
+@functools.lru_cache(maxsize=64)  # asked anew for every batch of an epoch
+def _key(seed: int, epoch: int, stream: str) -> np.ndarray:
     key = np.zeros(1, np.uint64)
     for word in (seed & _MASK, epoch & _MASK, _word(stream)):
         key = _mix((key ^ np.uint64(word)) + _GOLDEN)
-    sample = _mix((key ^ ids.cpu().numpy().astype(np.uint64)) + _GOLDEN)
-    bits = _mix(sample[:, None] + _GOLDEN * np.arange(1, n + 1, dtype=np.uint64))
-    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
+    return key
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import require
-from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.method import Card, Control
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
@@ -21,6 +21,7 @@ from upcycle.core.run import Run
 from upcycle.core.seeds import uniform
 from upcycle.diagnosis.long_tail.further import REFUSES, SAMPLED, further
 from upcycle.diagnosis.long_tail.heads import Grouped
+from upcycle.diagnosis.long_tail.repair import NEEDS, Repair, mends
 from upcycle.diagnosis.long_tail.trunk import Trunk, number, problems, recorded
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _of_groups(groups: Sequence[Sequence[int]]) -> str:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class BAGS(Method):
+class BAGS(Repair):
     """Balanced group softmax (Li et al.; CVPR 2020; arXiv:2006.10408).
 
     Classes are divided into groups G_i by their numbers of training images. The network stays as it is, in evaluation
@@ -113,15 +114,13 @@ class BAGS(Method):
     background: str | None = None
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=10, weight_decay=1e-4, sampler="class"))
 
-    roles: ClassVar[tuple[str, ...]] = ("source",)
-    trains: ClassVar[tuple[str, ...]] = ()
     admits, refuses = SAMPLED, REFUSES
     card = Card(
         name="bags",
         title="Overcoming Classifier Imbalance for Long-tail Object Detection with Balanced Group Softmax",
         paper="Li, Wang, Kang, Tang, Wang, Li, Feng; CVPR 2020; arXiv:2006.10408",
         verb="treat",
-        needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
+        needs=NEEDS,
         summary="The same network with a classifier in which only classes of like frequency compete.",
         cost="one forward of each image",
         published="LVIS v0.5, Faster R-CNN R50: mAP 25.96 against 20.98 (README of the code); no classification",
@@ -129,15 +128,13 @@ class BAGS(Method):
     )
 
     @classmethod
-    def serves(cls, have: Situation) -> Fit | str | None:
+    def serves(cls, have: Situation) -> Fit | None:
         """To mend rare classes by a classifier in groups."""
-        if have.goal != "mend":
-            return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): a new classifier on the network's features, in "
-            "which only classes of like frequency compete; its scores are no probabilities."
+            "a new classifier on the network's features, in which only classes of like frequency compete; its scores "
+            "are no probabilities."
         )
-        return Fit(15, reason)
+        return mends(have, 15, reason)
 
     def __post_init__(self) -> None:
         self.edges = tuple(self.edges)
@@ -148,10 +145,6 @@ class BAGS(Method):
     def controls(self) -> dict[str, Control]:
         """As many updates of the old classifier, on batches as the images are."""
         return further(self.source, self.recipe)
-
-    def work(self, n: int, teacher: int, student: int) -> float:
-        """A forward of each image, beside which a linear layer counts for nothing."""
-        return float(n * max(teacher, student))
 
     def check(self, data: Images) -> list[str]:
         """Labelled images of every class, a classifier to replace, and the background among the classes."""

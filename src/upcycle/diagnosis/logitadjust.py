@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
+from upcycle.diagnosis.long_tail.repair import NEEDS, Repair, mends
+from upcycle.diagnosis.long_tail.trunk import Trunk, problems
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -25,7 +26,7 @@ def log_priors(n: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LogitAdjust(Method):
+class LogitAdjust(Repair):
     """Long-Tail Learning via Logit Adjustment, after training (Menon et al.; ICLR 2021; arXiv:2007.07314).
 
     A network that was trained on classes of shares π_j = n_j / N gives z_j ≈ log p(j | x) + a number that all classes
@@ -47,14 +48,12 @@ class LogitAdjust(Method):
     source: Model | nn.Module
     tau: float = 1.0
 
-    roles: ClassVar[tuple[str, ...]] = ("source",)
-    trains: ClassVar[tuple[str, ...]] = ()
     card = Card(
         name="logitadjust",
         title="Long-Tail Learning via Logit Adjustment",
         paper="Menon, Jayasumana, Rawat, Jain, Veit, Kumar; ICLR 2021; arXiv:2007.07314",
         verb="treat",
-        needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
+        needs=NEEDS,
         summary="The same network, its logits lowered by how frequent their classes were in training.",
         cost="nothing but counting",
         published="ImageNet-LT and others, ahead of τ-normalisation (from memory, unchecked)",
@@ -62,15 +61,13 @@ class LogitAdjust(Method):
     )
 
     @classmethod
-    def serves(cls, have: Situation) -> Fit | str | None:
+    def serves(cls, have: Situation) -> Fit | None:
         """First to mend rare classes: it takes the numbers of images alone."""
-        if have.goal != "mend":
-            return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): logits are lowered by how frequent their classes "
-            "were; nothing is trained, and only the numbers of training images are needed."
+            "logits are lowered by how frequent their classes were; nothing is trained, and only the numbers of "
+            "training images are needed."
         )
-        return Fit(10, reason)
+        return mends(have, 10, reason)
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("tau",))
@@ -78,10 +75,6 @@ class LogitAdjust(Method):
     def steps(self, n: int) -> int:
         """None."""
         return 0
-
-    def work(self, n: int, teacher: int, student: int) -> float:
-        """A forward of each validation image, which are not more than those to train on."""
-        return float(n * max(teacher, student))
 
     def check(self, data: Images) -> list[str]:
         """Labelled images of every class, and a classifier with a bias."""
@@ -96,7 +89,3 @@ class LogitAdjust(Method):
         (held,) = trunk.rows(run, "validation")
         b = trunk.bias().double().cpu() - self.tau * log_priors(trunk.n)
         return trunk.ended(run, trunk.head(trunk.layer.weight, b), held)
-
-    def product(self, module: nn.Module, data: Images) -> Model:
-        """The source's architecture."""
-        return named(self, module, data)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
-from upcycle.core.losses import ce_loss
-from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.method import Card, Control
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.diagnosis.long_tail.further import REFUSES, SAMPLED, further
-from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
+from upcycle.diagnosis.long_tail.repair import DECOUPLING, NEEDS, Repair, mends, trained
+from upcycle.diagnosis.long_tail.trunk import Trunk
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -38,7 +38,7 @@ class Scales(nn.Module):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LWS(Method):
+class LWS(Repair):
     """Learnable weight scaling of Decoupling Representation and Classifier (Kang et al.; arXiv:1910.09217).
 
     The network and its classifier W, b stay as they are. The logits become
@@ -63,15 +63,13 @@ class LWS(Method):
     source: Model | nn.Module
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=10, weight_decay=0.0, sampler="class"))
 
-    roles: ClassVar[tuple[str, ...]] = ("source",)
-    trains: ClassVar[tuple[str, ...]] = ()
     admits, refuses = SAMPLED, REFUSES
     card = Card(
         name="lws",
         title="Decoupling Representation and Classifier for Long-Tailed Recognition: learnable weight scaling",
-        paper="Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis; ICLR 2020; arXiv:1910.09217",
+        paper=DECOUPLING,
         verb="treat",
-        needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
+        needs=NEEDS,
         summary="The same network, each of its logits scaled by a number learnt where all classes are as frequent.",
         cost="one forward of each image",
         published="ImageNet-LT, ResNeXt-50: all classes 49.9, few-shot 30.3, against 44.4 and 7.7 (README of the code)",
@@ -79,27 +77,17 @@ class LWS(Method):
     )
 
     @classmethod
-    def serves(cls, have: Situation) -> Fit | str | None:
+    def serves(cls, have: Situation) -> Fit | None:
         """To mend rare classes by one number a class."""
-        if have.goal != "mend":
-            return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): one factor a class on the logits, learnt in "
-            "seconds on batches that show every class as often; the directions of the classifier stay."
+            "one factor a class on the logits, learnt in seconds on batches that show every class as often; the "
+            "directions of the classifier stay."
         )
-        return Fit(14, reason)
+        return mends(have, 14, reason)
 
     def controls(self) -> dict[str, Control]:
         """As many updates of the old classifier, on batches as the images are."""
         return further(self.source, self.recipe)
-
-    def work(self, n: int, teacher: int, student: int) -> float:
-        """A forward of each image, beside which k numbers count for nothing."""
-        return float(n * max(teacher, student))
-
-    def check(self, data: Images) -> list[str]:
-        """Labelled images of every class, and a classifier to scale."""
-        return problems(self, data)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the network."""
@@ -107,15 +95,7 @@ class LWS(Method):
         W, b = trunk.layer.weight.detach().cpu(), trunk.bias().cpu()
         logits, held = (replace(rows, x=rows.x @ W.T + b) for rows in trunk.rows(run, "train", "validation"))
         recipe = replace(self.recipe, weight_decay=0.0, decayed="all")
-        scales, optimizer = run.setup(Scales(len(W)), recipe)
-        for _ in run.epochs(recipe.epochs):
-            for z, y, _ in run.batches(logits, recipe):
-                run.step(ce_loss(scales(z), y), optimizer, recipe)
-            run.evaluate(scales, held)
-        run.plain(scales)
+        scales = run.plain(trained(run, Scales(len(W)), logits, held, recipe))
+        assert isinstance(scales, Scales)
         s = scales.s.detach()
         return trunk.ended(run, trunk.head(s[:, None] * W, s * b))
-
-    def product(self, module: nn.Module, data: Images) -> Model:
-        """The source's architecture."""
-        return named(self, module, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
 from upcycle.diagnosis.long_tail.heads import Normalised
+from upcycle.diagnosis.long_tail.repair import DECOUPLING, NEEDS, Repair, mends
 from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems, recorded
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def nearest(c: Float[Tensor, "k d"]) -> tuple[Float[Tensor, "k d"], Float[Tensor
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class NCM(Method):
+class NCM(Repair):
     """The nearest class mean of Decoupling Representation and Classifier (Kang et al.; arXiv:1910.09217).
 
     With the mean c_j of the features of class j on training images as they are, without augmentation, the scores are
@@ -57,14 +58,12 @@ class NCM(Method):
     source: Model | nn.Module
     features: Kind = "cl2n"
 
-    roles: ClassVar[tuple[str, ...]] = ("source",)
-    trains: ClassVar[tuple[str, ...]] = ()
     card = Card(
         name="ncm",
         title="Decoupling Representation and Classifier for Long-Tailed Recognition: nearest class mean",
-        paper="Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis; ICLR 2020; arXiv:1910.09217",
+        paper=DECOUPLING,
         verb="treat",
-        needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
+        needs=NEEDS,
         summary="The same network with the mean feature of each class, however rare, in place of its classifier.",
         cost="one forward of each image",
         published="ImageNet-LT, ResNeXt-50: all classes 47.3, few-shot 28.1, against 44.4 and 7.7 (README of the code)",
@@ -72,15 +71,13 @@ class NCM(Method):
     )
 
     @classmethod
-    def serves(cls, have: Situation) -> Fit | str | None:
+    def serves(cls, have: Situation) -> Fit | None:
         """To mend rare classes without training, where the features tell classes apart."""
-        if have.goal != "mend":
-            return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): an image belongs to the class whose mean feature "
-            "is nearest; nothing is trained, and it is as good as the features are for these classes."
+            "an image belongs to the class whose mean feature is nearest; nothing is trained, and it is as good as the "
+            "features are for these classes."
         )
-        return Fit(12, reason)
+        return mends(have, 12, reason)
 
     def __post_init__(self) -> None:
         ranges(self, one_of={"features": ("cl2n", "l2n", "raw")})
@@ -88,10 +85,6 @@ class NCM(Method):
     def steps(self, n: int) -> int:
         """None."""
         return 0
-
-    def work(self, n: int, teacher: int, student: int) -> float:
-        """A forward of each image."""
-        return float(n * max(teacher, student))
 
     def check(self, data: Images) -> list[str]:
         """Labelled images of every class, and a classifier to replace."""

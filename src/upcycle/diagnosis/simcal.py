@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.losses import cross_entropy
-from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.method import Card, Control
 from upcycle.core.models import Model, copy_of
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.diagnosis.long_tail.further import REFUSES, SAMPLED, further
 from upcycle.diagnosis.long_tail.heads import Dual, layers
+from upcycle.diagnosis.long_tail.repair import NEEDS, Repair, mends
 from upcycle.diagnosis.long_tail.trunk import Trunk, number, problems, recorded
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SimCal(Method):
+class SimCal(Repair):
     """The calibrated head of The Devil is in Classification (Wang et al.; ECCV 2020; arXiv:2007.11978).
 
     The network stays as it is, in evaluation mode, with its classifier, whose softmax is p. Beside it a second one is
@@ -57,15 +58,13 @@ class SimCal(Method):
     background: str | None = None
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, lr=0.01, weight_decay=0.0, sampler="class"))
 
-    roles: ClassVar[tuple[str, ...]] = ("source",)
-    trains: ClassVar[tuple[str, ...]] = ()
     admits, refuses = SAMPLED, REFUSES
     card = Card(
         name="simcal",
         title="The Devil is in Classification: A Simple Framework for Long-tail Instance Segmentation",
         paper="Wang, Li, Kang, Li, Liew, Tang, Hoi, Feng; ECCV 2020; arXiv:2007.11978",
         verb="treat",
-        needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
+        needs=NEEDS,
         summary="The same network with a second classifier, which answers for rare classes only.",
         cost="one forward of each image",
         published="LVIS v0.5, Mask R-CNN R50: AP 18.0 → 22.2, rarest classes 0.0 → 13.3 (README of the code)",
@@ -73,15 +72,13 @@ class SimCal(Method):
     )
 
     @classmethod
-    def serves(cls, have: Situation) -> Fit | str | None:
+    def serves(cls, have: Situation) -> Fit | None:
         """To mend rare classes and leave the answers for frequent ones."""
-        if have.goal != "mend":
-            return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): a second classifier answers for classes of fewer "
-            "than T training images, and the old one for all others; the scores are no probabilities."
+            "a second classifier answers for classes of fewer than T training images, and the old one for all others; "
+            "the scores are no probabilities."
         )
-        return Fit(16, reason)
+        return mends(have, 16, reason)
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("T", "hidden"))
@@ -89,10 +86,6 @@ class SimCal(Method):
     def controls(self) -> dict[str, Control]:
         """As many updates of the old classifier, on batches as the images are."""
         return further(self.source, self.recipe)
-
-    def work(self, n: int, teacher: int, student: int) -> float:
-        """A forward of each image, beside which two linear layers count for nothing."""
-        return float(n * max(teacher, student))
 
     def rare(self, trunk: Trunk) -> list[int]:
         """The classes that the calibrated head answers for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.frequency import counts_of
-from upcycle.core.method import Card, Method, Needs
+from upcycle.core.method import Card
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
+from upcycle.diagnosis.long_tail.repair import DECOUPLING, NEEDS, Repair, mends
+from upcycle.diagnosis.long_tail.trunk import Trunk, problems
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -37,7 +38,7 @@ def mean_recall(z: Float[Tensor, "n k"], y: Int[Tensor, " n"]) -> float:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Tau(Method):
+class Tau(Repair):
     """The τ-normalised classifier of Decoupling Representation and Classifier (Kang et al.; arXiv:1910.09217).
 
     After training on classes of very different numbers of images, the row w_j of the classifier is the longer the more
@@ -61,14 +62,12 @@ class Tau(Method):
     tau: float | None = None
     held: int = 50
 
-    roles: ClassVar[tuple[str, ...]] = ("source",)
-    trains: ClassVar[tuple[str, ...]] = ()
     card = Card(
         name="tau",
         title="Decoupling Representation and Classifier for Long-Tailed Recognition: τ-normalisation",
-        paper="Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis; ICLR 2020; arXiv:1910.09217",
+        paper=DECOUPLING,
         verb="treat",
-        needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
+        needs=NEEDS,
         summary="The same network, the rows of its classifier nearer to one length, so that rare classes are found.",
         cost="one forward of each validation image",
         published="ImageNet-LT, ResNeXt-50: all classes 49.4, few-shot 30.7, against 44.4 and 7.7 (README of the code)",
@@ -76,15 +75,13 @@ class Tau(Method):
     )
 
     @classmethod
-    def serves(cls, have: Situation) -> Fit | str | None:
+    def serves(cls, have: Situation) -> Fit | None:
         """To mend rare classes without training, where images were held out."""
-        if have.goal != "mend":
-            return None
         reason = (
-            "if rare classes go wrong (see upcycle diagnose MODEL): the classifier's rows are brought nearer to one "
-            "length; nothing is trained, and about 50 images of each class must have been held out."
+            "the classifier's rows are brought nearer to one length; nothing is trained, and about 50 images of each "
+            "class must have been held out."
         )
-        return Fit(11, reason)
+        return mends(have, 11, reason)
 
     def __post_init__(self) -> None:
         ranges(self, not_negative=("tau",), at_least={"held": 1})
@@ -92,10 +89,6 @@ class Tau(Method):
     def steps(self, n: int) -> int:
         """None."""
         return 0
-
-    def work(self, n: int, teacher: int, student: int) -> float:
-        """A forward of each validation image, which are not more than those to train on."""
-        return float(n * max(teacher, student))
 
     def check(self, data: Images) -> list[str]:
         """A classifier to replace, and held-out images of every class unless τ is given."""
@@ -126,7 +119,3 @@ class Tau(Method):
             tau = GRID[recalls.index(max(recalls))]
             run.note(f"τ = {tau:g} has the highest mean recall on {len(y):,} validation images, {max(recalls):.1%}.")
         return trunk.ended(run, trunk.head(tau_normalised(W, tau), torch.zeros(len(W))), held)
-
-    def product(self, module: nn.Module, data: Images) -> Model:
-        """The source's architecture."""
-        return named(self, module, data)

@@ -24,7 +24,7 @@ from upcycle.core.seeds import seed_everything
 from upcycle.core.task import MULTILABEL
 from upcycle.core.undisturbed import undisturbed
 from upcycle.measure.factors import TRUTH, Disentanglement, disentanglement, matrices, random_factors
-from upcycle.zoo.factorgcn import Factors, layers_of, mean_of, seen_factors, send
+from upcycle.zoo.factorgcn import Factors, layers_of, seen_factors
 
 if TYPE_CHECKING:
     from upcycle.data.graphs import GraphSet, GraphSplit, NodeSplit
@@ -63,12 +63,11 @@ class Discriminator(nn.Module):
             batch: the graph of each node, (N,).
             n: graphs.
         """
-        E = found.edge_index.shape[1]
-        s = found.sent[E:].index_add(0, found.edge_index[1], found.sent[:E])[:, :, None]
+        over, sent = found.over, found.sent
+        s = over.send(sent, over.spread(found.h.new_ones(len(found.h), 1)))
         x = torch.tanh(F.linear(found.z, self.U_1.weight) + s * self.U_1.bias)
-        x = send(found.sent, x, found.edge_index)
-        x = torch.tanh(F.linear(x, self.U_2.weight) + s * self.U_2.bias)
-        return self.V(torch.tanh(mean_of(x, batch, n)))
+        x = torch.tanh(F.linear(over.send(sent, x), self.U_2.weight) + s * self.U_2.bias)
+        return self.V(torch.tanh(over.mean(x, batch, n)))
 
 
 def disentangling_loss(logits: Float[Tensor, "n L L"]) -> Float[Tensor, ""]:
@@ -325,9 +324,9 @@ def factor_graphs(
         network(graphs)
     first = seen[layers_of(network)[0]]
     size = int(graphs.starts[0].diff().max())
-    edges = first.edge_index.shape[1]  # without loops
     source, target = first.edge_index.unbind()
-    return matrices(first.weight[:edges], source, target, graphs.batch, graphs.n, size)
+    weight = first.over.listed(first.weight)[: len(source)]  # without loops
+    return matrices(weight, source, target, graphs.batch, graphs.n, size)
 
 
 def told_apart(network: nn.Module, data: GraphSet) -> tuple[Disentanglement, Disentanglement]:

@@ -206,7 +206,7 @@ def rebuild_operated(source: dict[str, Any], cut: Any, rebuild: Callable[..., Mo
     try:
         block, how, options = block_of(asked)
         require(record["start"] == "fresh" or how in block.exact, f"{block.name} has no such start")
-        require(len({*names}) == len(names) and not any("*" in n or "?" in n or "[" in n for n in names), "odd places")
+        require(len({*names}) == len(names) and not any({*"*?["} & {*name} for name in names), "odd names of places")
         for spot, side in zip(spots(origin, asked), record["places"], strict=True):
             place, told = spot.place, (Signal.from_record(side["takes"]), Signal.from_record(side["gives"]))
             require((place.name, place.takes, place.gives) == (side["name"], *told), f"'{place.name}' is another place")

@@ -131,7 +131,7 @@ def spots(model: Model, cut: Cut) -> list[Spot]:
 def _named(title: str, network: nn.Module, patterns: tuple[str, ...]) -> list[str]:
     """The modules that patterns name, in the order of the network, outer ones alone."""
     known = [name for name, _ in network.named_modules() if name]
-    require(bool(patterns), "at must name modules, as in 'layer1.*': upcycle blocks NAME --model REFERENCE lists them.")
+    require(bool(patterns), "at must name modules of the network, as in 'layer1.*'.")
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
             near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.5)

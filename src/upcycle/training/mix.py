@@ -118,6 +118,9 @@ def targets(
         like: a tensor of the type that T shall have, on its device.
     """
     T = like.new_zeros(len(y), k)
+    if not isinstance(rho_a, Tensor) and bool((y >= 0).all()) and bool((y_b >= 0).all()):  # as nearly always
+        T.scatter_(1, y[:, None], rho_a)
+        return T.scatter_add_(1, y_b[:, None], T.new_full((len(y), 1), float(rho_b)))
     for label, rho in ((y, rho_a), (y_b, rho_b)):
         T.scatter_add_(1, label.clamp_min(0)[:, None], ((label >= 0) * rho)[:, None].to(T.dtype))
     return T

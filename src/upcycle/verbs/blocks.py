@@ -8,6 +8,7 @@ from typing import Any
 
 from upcycle.core import references
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.models import Model
 from upcycle.core.outputs import own
 from upcycle.measure.units import si
 from upcycle.surgery.inserts import BLOCKS
@@ -45,7 +46,7 @@ def blocks(
     if model is not None:
         if isinstance(model, str):
             references.check_reference(model)
-        return places_list(network(model, said), [BLOCKS[name]] if name else list(BLOCKS.values()))
+        return places_list(network(model, said), BLOCKS[name] if name else None)
     return page(BLOCKS[name], shape) if name else blocks_list(shape)
 
 
@@ -132,26 +133,29 @@ def help_of(block: Block) -> dict[str, str]:
     return found
 
 
-def places_list(model: Any, wanted: list[Block]) -> str:
-    """The modules of a network at which blocks can be put, with what each gives and which blocks fit.
+def places_list(model: Model, wanted: Block | None) -> str:
+    """The modules of a network at which a block can be put as it usually is, with what each gives.
 
     Args:
         model: a network of images.
-        wanted: the blocks that are asked for.
+        wanted: the block that is asked for; without one, modules at which any can be put, and which that are.
     """
     require(bool(model.input_shape), f"{model.name} takes no images, and blocks are put into networks of images.")
-    seen, rows = look(model), []
+    seen = look(model)
+    asked = list(BLOCKS.values()) if wanted is None else [wanted]
+    rows = [("module", "kind", "gives")]
     for name, module in own(model.module).named_modules():
-        fitting = [block.name for block in wanted if name and fits(seen[name], block)]
-        if fitting and isinstance(gives := seen[name].gives, Sight):
-            rows.append((name, type(module).__name__, words(gives.signal), " ".join(fitting)))
-    if not rows:
-        return f"{model.name} has no place for {' or '.join(block.name for block in wanted)}."
-    rows.insert(0, ("module", "kind", "gives", "blocks, each as it is usually put"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+        gives = seen[name].gives
+        if name and isinstance(gives, Sight) and any(fits(seen[name], block) for block in asked):
+            rows.append((name, type(module).__name__, words(gives.signal)))
+    if len(rows) == 1:
+        return f"{model.name} has no place for {wanted.name if wanted is not None else 'any block'}."
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if wanted is None:
+        for kind, noun in KINDS.items():
+            lines += ["", *textwrap.wrap(f"On {noun}: {', '.join(b.name for b in asked if kind in b.kinds)}.", 88)]
+    return "\n".join(lines)
 
 
 def fits(seen: Seen, block: Block) -> bool:

@@ -21,7 +21,7 @@ from upcycle.measure.units import si
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.arms import Fitted, Result
 from upcycle.verbs.figures import chance, macs, row, share, size_sentence, spread
-from upcycle.verbs.methods import find_method
+from upcycle.verbs.methods import all_methods, find_method
 from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network, network_and_images
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
@@ -67,14 +67,12 @@ def reassemble(
     data = "digits" if data is None else data
     if cls.roles == ("source",):
         return _operated(_one(cls.card.name, zoo, source), cls, data, say, options)
-    require(
-        source is None,
-        f"{cls.card.name} takes several networks: give --zoo in place of --source. A method that takes one is swap.",
-    )
+    taking_one = [m.card.name for m in all_methods() if m.card.verb == "reassemble" and m.roles == ("source",)]
+    hint = f"--source REFERENCE is for --method {' or '.join(taking_one)}"
+    require(source is None, f"{cls.card.name} takes several networks: give --zoo. {hint}.")
     if zoo is None:
         raise UserError(
-            "reassemble needs networks to take blocks from: give --zoo DIR or --zoo REFERENCE,REFERENCE; or one with "
-            "--source, and --method swap."
+            f"reassemble needs networks to take blocks from: give --zoo DIR or --zoo REFERENCE,REFERENCE. {hint}."
         )
     return _stitched(zoo, cls, data, say, options)
 
@@ -140,19 +138,19 @@ def _swap_sentence(rows: list[dict[str, Any]], made: Fitted, data: Images) -> st
     ]
     text = f"{name} has {by[0]} and {by[1]} than {source['name']}"
     if (off := made.left[0].get("start error")) is not None:
-        text += f", whose answers it began with to {off:.1e} of the largest"
+        text += f"; before it was tuned its answers differed by {off:.1e} of the largest"
     text += "."
     accuracy = {line["role"]: line["accuracy"] for line in rows if line["accuracy"]}
     if "product" not in accuracy:
         return f"{text} There were no test images to measure it on."
-    text += f" It reaches {share(accuracy['product'])} on the test images of {data.name}, and the source "
+    text += f" It reaches {share(accuracy['product'])} on the test images of {data.name}, and the source reaches "
     text += share(accuracy["source"])
     if "control" not in accuracy:
         return f"{text}. How much of the difference is the training's own was not measured (--control false)."
     own, plain = (statistics.fmean(accuracy[role]) for role in ("product", "control"))
     return (
-        f"{text}, which the same training without the block brings to {share(accuracy['control'])}. The block's own "
-        f"part is {chance(own, plain, len(data.test))}"
+        f"{text}, or {share(accuracy['control'])} after the same training without the block. The block's own part is "
+        f"{chance(own, plain, len(data.test))}"
     )
 
 

@@ -196,16 +196,16 @@ def _entries() -> dict[str, Entry]:
         "cifar10_lenet_captum": Entry(make=_at_least(16, "lenet", LeNet), trained=captum),
         **{f"cifar10_{name}": Entry(make=make, trained=distilled(name)) for name, make in small.items()},
         "cifar10_wrn40_2": Entry(make=_wrn(40, 2), trained=distilled("wrn40_2")),
+        "cifar10_emo": Entry(make=emo.MAKERS["emo_tiny"], trained=distilled("emo")),
+        "cifar10_shunted": Entry(make=shunted.MAKERS["shunted_tiny"], trained=distilled("shunted")),
+        "cifar10_caformer": Entry(make=metaformer.MAKERS["caformer_tiny"], trained=distilled("caformer")),
+        "cifar10_poolformer": Entry(make=metaformer.MAKERS["poolformer_tiny"], trained=distilled("poolformer")),
         **{
             f"mnist_{kind}": Entry(
                 make=_odenet(kind), shape=(1, 28, 28), trained=replace(yan, file=f"mnist_{kind}_yan")
             )
             for kind in KINDS
         },
-        "cifar10_emo": Entry(make=emo.MAKERS["emo_tiny"], trained=distilled("emo")),
-        "cifar10_shunted": Entry(make=shunted.MAKERS["shunted_tiny"], trained=distilled("shunted")),
-        "cifar10_caformer": Entry(make=metaformer.MAKERS["caformer_tiny"], trained=distilled("caformer")),
-        "cifar10_poolformer": Entry(make=metaformer.MAKERS["poolformer_tiny"], trained=distilled("poolformer")),
         "digits_teacher": Entry(make=_convnet(32, 64, 128), shape=(1, 8, 8), trained=digits),
         **{f"resnet{depth}": Entry(make=_resnet(depth)) for depth in DEPTHS},
         "resnet3-1-1": Entry(make=_blocks(3, 1, 1)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -69,11 +69,10 @@ def _published(
     drop_path: float,
 ) -> Size:
     """A released network; ``heads`` are those of the last two stages."""
-    ends = ((3, 0, "batch"), (3, 0, "batch"), (5, heads[0], "layer"), (5, heads[1], "layer"))
-    stages = (
-        Stage(depth=d, width=c, ratio=r, kernel=k, head=h, norm=norm)  # type: ignore[arg-type]
-        for d, c, r, (k, h, norm) in zip(depths, widths, ratios, ends, strict=True)
-    )
+    stages = []
+    for i, (depth, width, ratio) in enumerate(zip(depths, widths, ratios, strict=True)):
+        late: dict[str, Any] = {"kernel": 5, "head": heads[i - 2], "norm": "layer"} if i >= 2 else {}
+        stages.append(Stage(depth=depth, width=width, ratio=ratio, **late))
     return Size(stages=tuple(stages), drop_path=drop_path)
 
 

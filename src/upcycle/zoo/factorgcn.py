@@ -16,9 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import require
+from upcycle.zoo.factor_messages import Listed, Messages, mean_of, messages_over, sum_of
 
-SLOPE = 6.0
-"""What scores are multiplied with before the sigmoid, as published."""
 FACTORS = 4
 """Of a network that nothing else is said about."""
 Level = Literal["graph", "node"]
@@ -29,45 +28,22 @@ class Factors(NamedTuple):
 
     Args:
         h: the shared projection h' of the nodes, (N, d).
-        z: what each node gets in each factor, z_e[i] = Σ_{j→i} E_e[j → i] deg(j)^-1/2 h'_j, (N, L, d).
-        weight: E_e[j → i] of each edge in each factor, in (0, 1), (M, L): the edges in their order, then a loop a node.
-        sent: E_e[j → i] deg(j)^-1/2, what a message is multiplied with, (M, L).
-        edge_index: j and i of each edge but the loops, int64 (2, E).
+        z: what each node gets in each factor, z_e[i] = Σ_{j→i} E_e[j → i] deg(j)^-1/2 h'_j, in the form of ``over``.
+        weight: E_e[j → i] of each edge in each factor, in (0, 1), in the form of ``over``.
+        sent: E_e[j → i] deg(j)^-1/2, what a message is multiplied with, in the form of ``over``.
+        over: the edges; :meth:`Listed.listed` and :meth:`Listed.nodes` give one form of weights and nodes for all.
     """
 
     h: Tensor
     z: Tensor
     weight: Tensor
     sent: Tensor
-    edge_index: Tensor
+    over: Messages
 
-
-def send(weight: Tensor, x: Tensor, edge_index: Tensor) -> Tensor:
-    """Σ_{j→i} weight_e[j → i] x_j for every node i and factor e, all factors in one pass: (N, L, w).
-
-    Args:
-        weight: of each edge in each factor, then of each node's loop, (M, L).
-        x: w numbers for each node and factor, (N, L, w), or the same for all factors, (N, 1, w).
-        edge_index: j and i of each edge but the loops, int64 (2, E).
-    """
-    E = edge_index.shape[1]
-    messages = weight[:E, :, None] * x.index_select(0, edge_index[0])
-    return (weight[E:, :, None] * x).index_add(0, edge_index[1], messages)
-
-
-def scales(edge_index: Int[Tensor, "2 E"], x: Tensor) -> Float[Tensor, " M"]:
-    """deg(j)^-1/2 of the source of each edge, and then of each node's loop.
-
-    The degree counts edges into a node, its loop among them, so no node has none. Loops of the data are left out (their
-    scale is 0), so that each node has one.
-
-    Args:
-        edge_index: source and target of each edge.
-        x: anything with a row for each node, which gives number format and device.
-    """
-    real = (edge_index[0] != edge_index[1]).to(x.dtype)
-    own = x.new_ones(x.shape[0]).index_add(0, edge_index[1], real).rsqrt()
-    return torch.cat([own.index_select(0, edge_index[0]) * real, own])
+    @property
+    def edge_index(self) -> Int[Tensor, "2 E"]:
+        """j and i of each edge but the loops."""
+        return self.over.edge_index
 
 
 class Disentangle(nn.Module):
@@ -93,20 +69,19 @@ class Disentangle(nn.Module):
         """L."""
         return self.of_source.out_features
 
-    def forward(self, x: Float[Tensor, "N d_in"], edge_index: Int[Tensor, "2 E"]) -> Factors:
+    def forward(self, x: Float[Tensor, "N d_in"], edges: Int[Tensor, "2 E"] | Messages) -> Factors:
+        over = Listed(edges, x.shape[0], x.dtype) if isinstance(edges, Tensor) else edges
         h = self.project(x)
-        of_source, of_target = self.of_source(h), self.of_target(h)
-        score = of_source.index_select(0, edge_index[0]) + of_target.index_select(0, edge_index[1])
-        weight = torch.sigmoid(SLOPE * torch.cat([score, of_source + of_target]))
-        sent = weight * scales(edge_index, h)[:, None]
-        return Factors(h, send(sent, h[:, None], edge_index), weight, sent, edge_index)
+        weight, sent = over.weigh(self.of_source(h), self.of_target(h))
+        return Factors(h, over.send(sent, over.spread(h)), weight, sent, over)
 
 
 class FactorConv(nn.Module):
     """A graph convolution in each of L factor graphs, whose results stand side by side, (N, d_in) to (N, d_out).
 
     z_e[i] = Σ_{j→i} E_e[j → i] deg(j)^-1/2 h'_j, with :class:`Disentangle`; the result is [z_1 | ... | z_L]. Called
-    like a layer of PyTorch Geometric: ``FactorConv(7, 64, 4)(x, edge_index)``.
+    like a layer of PyTorch Geometric: ``FactorConv(7, 64, 4)(x, edge_index)``; or, by networks of several layers, with
+    the edges as :func:`~upcycle.zoo.factor_messages.messages_over` has prepared them for all.
 
     Departure: the layer adds loops, and their place is in the degree; in the authors' code they are part of the data.
 
@@ -128,8 +103,9 @@ class FactorConv(nn.Module):
         )
         self.disentangle = Disentangle(d_in, d_out // factors, factors)
 
-    def forward(self, x: Float[Tensor, "N d_in"], edge_index: Int[Tensor, "2 E"]) -> Float[Tensor, "N d_out"]:
-        return self.disentangle(x, edge_index).z.flatten(1)
+    def forward(self, x: Float[Tensor, "N d_in"], edges: Int[Tensor, "2 E"] | Messages) -> Float[Tensor, "N d_out"]:
+        found = self.disentangle(x, edges)
+        return found.over.nodes(found.z).flatten(1)
 
 
 def layers_of(network: nn.Module) -> list[Disentangle]:
@@ -180,8 +156,10 @@ class FactorGCN(nn.Module):
         self.level = level
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor, batch_size: int | None = None) -> Tensor:
+        matrices = self.training and self.level == "graph"
+        edges = messages_over(x, edge_index, batch, batch_size, matrices=matrices)
         for conv in self.convs:
-            x = F.leaky_relu(conv(x, edge_index), 0.2)
+            x = F.leaky_relu(conv(x, edges), 0.2)
         x = mean_of(x, batch, batch_size) if self.level == "graph" else x
         return self.linear(torch.tanh(x))
 
@@ -219,33 +197,17 @@ class DeepFactorGCN(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor, batch_size: int | None = None) -> Tensor:
         x = x.to_dense() if x.layout == torch.sparse_csr else x
+        matrices = self.training and self.level == "graph"
+        edges = messages_over(x, edge_index, batch, batch_size, matrices=matrices)
         logits = self._logits(0, x, batch, batch_size)
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
-            x = F.relu(norm(conv(x, edge_index)))
+            x = F.relu(norm(conv(x, edges)))
             logits = logits + self._logits(i, x, batch, batch_size)
         return logits
 
     def _logits(self, layer: int, x: Tensor, batch: Tensor, batch_size: int | None) -> Tensor:
         x = sum_of(x, batch, batch_size) if self.level == "graph" else x
         return F.dropout(self.linears[layer](x), self.p, self.training)
-
-
-def sum_of(x: Float[Tensor, "N ..."], batch: Int[Tensor, " N"], n: int | None = None) -> Float[Tensor, "n ..."]:
-    """The sum over the nodes of each graph.
-
-    Args:
-        x: anything of each node.
-        batch: the graph of each node.
-        n: the number of graphs; as many as ``batch`` names if not given.
-    """
-    n = int(batch.max()) + 1 if n is None else n
-    return x.new_zeros(n, *x.shape[1:]).index_add(0, batch, x)
-
-
-def mean_of(x: Float[Tensor, "N ..."], batch: Int[Tensor, " N"], n: int | None = None) -> Float[Tensor, "n ..."]:
-    """The mean over the nodes of each graph; see :func:`sum_of`."""
-    counts = sum_of(x.new_ones(x.shape[0]), batch, n)
-    return sum_of(x, batch, n) / counts.view(-1, *[1] * (x.ndim - 1))
 
 
 def make(name: str, features: int, num_classes: int, level: Level, factors: int | None = None) -> nn.Module:

@@ -69,7 +69,8 @@ def _too_dear(source: Model, cut: Cut, start: Start, budget: Budget, cost: Cost)
     where = min(found, key=lambda key: found[key].macs if by_macs else found[key].parameters)
     return (
         f"with {cut.block} {next(iter(found))} the network has {_words(cost)}, and the budget is {budget}; the "
-        f"cheapest that can be had, with it {where}, has {_words(found[where])}"
+        f"cheapest that can be had, with it {where}, has {_words(found[where])}, and without it "
+        f"{_words(cost_of(source))}"
     )
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from upcycle.core.losses import ce_loss
-from upcycle.core.method import Card, Control, Method, Needs
+from upcycle.core.method import Card, Control
 from upcycle.core.models import Model, copy_of, own_copy
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.diagnosis.long_tail.trunk import Trunk, named, problems
+from upcycle.diagnosis.long_tail.repair import NEEDS, Repair, trained
+from upcycle.diagnosis.long_tail.trunk import Trunk
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -24,7 +24,7 @@ REFUSES = {"any": "it trains a classifier alone, on features that are computed o
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class FurtherTraining(Method):
+class FurtherTraining(Repair):
     """Cross-entropy of the classifier of a trained network on its kept features, every image as often.
 
     Args:
@@ -35,42 +35,23 @@ class FurtherTraining(Method):
     source: Model | nn.Module
     recipe: Recipe
 
-    roles: ClassVar[tuple[str, ...]] = ("source",)
-    trains: ClassVar[tuple[str, ...]] = ()
     card = Card(
         name="trained",
         title="Further training of a classifier",
         paper="common practice",
         verb="treat",
-        needs=Needs(data="labelled", teacher="weights", architectures="a classifier that ends in a linear layer"),
+        needs=NEEDS,
         summary="The same network, its classifier trained on: what a repair must beat.",
         cost="one forward of each image",
         published="none: it is what others are compared with",
     )
-
-    def work(self, n: int, teacher: int, student: int) -> float:
-        """A forward of each image, beside which a linear layer counts for nothing."""
-        return float(n * max(teacher, student))
-
-    def check(self, data: Images) -> list[str]:
-        """Labelled images of every class, and a classifier to train."""
-        return problems(self, data)
 
     def fit(self, run: Run, data: Images) -> nn.Module:
         """The algorithm; returns the network."""
         trunk = Trunk.of(self, data)
         rows, held = trunk.rows(run, "train", "validation")
         head = copy_of(trunk.layer).requires_grad_(True)
-        head, optimizer = run.setup(head, self.recipe)
-        for _ in run.epochs(self.recipe.epochs):
-            for f, y, _ in run.batches(rows, self.recipe):
-                run.step(ce_loss(head(f), y), optimizer, self.recipe)
-            run.evaluate(head, held)
-        return trunk.ended(run, head)
-
-    def product(self, module: nn.Module, data: Images) -> Model:
-        """The source's architecture."""
-        return named(self, module, data)
+        return trunk.ended(run, trained(run, head, rows, held, self.recipe))
 
 
 def further(source: Model | nn.Module, recipe: Recipe) -> dict[str, Control]:
