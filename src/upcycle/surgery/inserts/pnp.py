@@ -143,16 +143,16 @@ def sample(
         padding: true where there is no token.
         positions: what is sampled alongside, by the same places and weights, but never scaled.
     """
-    index, length = ranks(s, padding), x.shape[1]
+    index, length = ranks(s, padding), x.shape[1]  # no len(x): it would fix the size of a batch in a program
     if padding is None:
         most = least = number_polled(ratio, length)
-        slots = x.new_zeros((len(x), most), dtype=torch.bool)
+        slots = x.new_zeros((x.shape[0], most), dtype=torch.bool)
     else:
         n = numbers_polled(ratio, padding)
         most, least = int(n.max()), int(n.min())
         slots = torch.arange(most, device=x.device) >= torch.minimum(n, (~padding).sum(1))[:, None]
     polled, rest = index[:, :most], index[:, least:]
-    tokens, weights = [poll(x, s, polled)], x.new_zeros((len(x), rest.shape[1], 0))
+    tokens, weights = [poll(x, s, polled)], x.new_zeros((x.shape[0], rest.shape[1], 0))
     where = [] if positions is None else [take(positions, polled)]
     empty = [slots]
     if weigh is not None and rest.shape[1]:
@@ -163,7 +163,7 @@ def sample(
         left = take(x, rest)
         pooled, weights = pool(left, weigh(left), absent)
         tokens.append(value(pooled))
-        nothing = x.new_zeros((len(x), 1), dtype=torch.bool) if absent is None else absent.all(1, keepdim=True)
+        nothing = x.new_zeros((x.shape[0], 1), dtype=torch.bool) if absent is None else absent.all(1, keepdim=True)
         empty.append(nothing.expand(-1, weights.shape[2]))
         if positions is not None:
             where.append(weights.transpose(1, 2) @ take(positions, rest))
