@@ -138,7 +138,8 @@ def _swap_sentence(rows: list[dict[str, Any]], made: Fitted, data: Images) -> st
     ]
     text = f"{name} has {by[0]} and {by[1]} than {source['name']}"
     if (off := made.left[0].get("start error")) is not None:
-        text += f"; before it was tuned its answers differed by {off:.1e} of the largest"
+        text += "; before it was tuned its answers "
+        text += f"differed by {off:.1e} of the largest" if off else "were the same"
     text += "."
     accuracy = {line["role"]: line["accuracy"] for line in rows if line["accuracy"]}
     if "product" not in accuracy:
