@@ -20,7 +20,7 @@ from tests.settings_groups import group_networks, layer_networks, tiny_groups
 from tests.settings_streams import gat, graph_stream, one_convolution, plain_net
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
-from upcycle.assembly import MDA, NES, DeRy, MDAAssembly
+from upcycle.assembly import MDA, NES, DeRy, MDAAssembly, Swap
 from upcycle.continual import (
     BLIP,
     ER,
@@ -514,6 +514,24 @@ ROWS = {
         {**_REASSEMBLE, "tune": "all", "recipe": _RECIPE},
         (*_WORDS, "--tune=all"),
         networks=lambda: {"zoo": (fitted("a", 7), fitted("b", 8, 24))},
+    ),
+    "swap": Row(
+        Swap,
+        {"block": "coord", "at": ("relu?",), "settings": {"b0": 0.0}, "recipe": _RECIPE},
+        ("--block=coord", "--at=relu?", *_WORDS),
+        networks=lambda: {"source": fitted("source", 7)},
+    ),
+    "swap-regress": Row(
+        Swap,
+        {"block": "sepconv", "at": ("blocks.*.attention",), "regress_epochs": 2, "recipe": _TUNE},
+        ("--block=sepconv", "--at=blocks.*.attention", "--regress_epochs=1", *_WORDS),
+        networks=lambda: {"source": tiny_vit(7)},
+    ),
+    "swap-pnp": Row(
+        Swap,
+        {"block": "pnp", "at": ("blocks.0",), "settings": {"m": 2}, "recipe": _TUNE},
+        ("--block=pnp", "--at=blocks.0", "--settings.m=2", *_WORDS),
+        networks=lambda: {"source": tiny_vit(7)},
     ),
     "modeldoctor": Row(
         ModelDoctor,

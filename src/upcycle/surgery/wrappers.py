@@ -1,6 +1,7 @@
 """Layers that put a block before, behind or in place of a module; torch.fx traces all of them.
 
-Whatever a network hands to a module beside its first argument reaches the module, and not the block.
+So their forwards are typed for tensors and for what torch.fx traces with. Whatever a network hands to a module beside its
+first argument reaches the module, and not the block.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from upcycle.surgery.inserts.base import How, Kind
 from upcycle.surgery.signals import Signal
@@ -21,7 +22,7 @@ class Before(nn.Module):
         super().__init__()
         self.module, self.block = module, block
 
-    def forward(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
+    def forward(self, x: Any, *more: Any, **named: Any) -> Any:
         return self.module(self.block(x), *more, **named)
 
 
@@ -32,7 +33,7 @@ class After(nn.Module):
         super().__init__()
         self.module, self.block = module, block
 
-    def forward(self, *given: Any, **named: Any) -> Tensor:
+    def forward(self, *given: Any, **named: Any) -> Any:
         return self.block(self.module(*given, **named))
 
 
@@ -43,7 +44,7 @@ class Instead(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
+    def forward(self, x: Any, *more: Any, **named: Any) -> Any:
         return self.block(x)
 
 
@@ -59,7 +60,7 @@ class AsMap(nn.Module):
         super().__init__()
         self.block, self.signal = block, signal
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         if self.signal.layout == "grid":
             return self.block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         extra = self.signal.extra
@@ -78,7 +79,7 @@ class AsTokens(nn.Module):
         super().__init__()
         self.block, self.signal = block, signal
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         return self.block(x.flatten(1, 2)).unflatten(1, self.signal.size)
 
 

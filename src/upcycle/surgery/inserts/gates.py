@@ -44,7 +44,7 @@ class Scaled(nn.Module):
         # Of the bias as float32 has it, and in float64, so that a start is exact in both.
         self.one = gate(torch.tensor(b0, dtype=torch.float32).double()).item()
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Any) -> Any:  # a tensor, or what torch.fx traces with
         return self.gate(t) / self.one
 
 
