@@ -93,7 +93,7 @@ def main() -> None:
         "ours, to rest": backward(lambda: torch.stack(_scalars(*euler_to_rest(still, z, 0.05, (0.9, 1.5))))),
         "two loops, to rest": backward(lambda: torch.stack(_scalars(*both_loops(still, z)))),
     }
-    off = max(float((euler(f, z, h) - theirs(f, h)).abs().max()) for f, h in ((still, 0.05), (timed, 0.1)))
+    off = max(float((euler(f, z, h) - theirs(f, h)).detach().abs().max()) for f, h in ((still, 0.05), (timed, 0.1)))
     times = {name: min(seconds) for name, seconds in alternate(arms, repetitions).items()}
     figures = {
         **{f"{name} (ms)": round(1e3 * seconds, 1) for name, seconds in times.items()},

@@ -292,7 +292,9 @@ class PollAndPool(Insert):
 def make(
     place: Place, how: How, start: Start, *, m: int = 4, ratio: float = 0.8, lam: float = 1e-4, b0: float = 0.0
 ) -> PollAndPool:
-    """A poll-and-pool block. Either start has all tokens; a fresh one scores them at random.
+    """Make a sampler that keeps the tokens with the highest scores and M means of the others.
+
+    Either start keeps all tokens until tuning begins; a fresh one scores them at random.
 
     Args:
         place: whose tokens are sampled.
