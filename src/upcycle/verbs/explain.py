@@ -18,7 +18,8 @@ from upcycle.measure.units import counted
 from upcycle.reports import write_report
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, known, maps_of, overlay
-from upcycle.verbs.naming import Naming, Reference, answering, network_and_pictures, options_as
+from upcycle.verbs.naming import Naming, Reference, options_as
+from upcycle.verbs.networks import answering, network_and_pictures
 from upcycle.verbs.options import Say, command_of
 
 DEFAULT = ("learned", "gradcam")

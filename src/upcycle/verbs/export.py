@@ -8,7 +8,8 @@ from typing import Any, Literal
 from upcycle.core import references
 from upcycle.core.errors import require
 from upcycle.measure.export import write_export
-from upcycle.verbs.naming import Naming, Reference, answering, any_network, options_as
+from upcycle.verbs.naming import Naming, Reference, options_as
+from upcycle.verbs.networks import answering, any_network
 from upcycle.verbs.options import Say
 
 

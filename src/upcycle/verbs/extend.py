@@ -38,7 +38,8 @@ from upcycle.verbs.arms import Fitted, Result
 from upcycle.verbs.directory import first_process
 from upcycle.verbs.figures import figures_of, hundredths, like_of, share, spread
 from upcycle.verbs.loading import augmented
-from upcycle.verbs.naming import Reference, Weights, any_network, naming_of
+from upcycle.verbs.naming import Reference, Weights, naming_of
+from upcycle.verbs.networks import any_network
 from upcycle.verbs.options import RunSetting, Say
 from upcycle.verbs.session import Session
 

@@ -15,7 +15,8 @@ from upcycle.core.devices import device_of
 from upcycle.core.errors import UserError
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
-from upcycle.verbs.naming import Naming, Reference, answering, network_and_pictures, options_as
+from upcycle.verbs.naming import Naming, Reference, options_as
+from upcycle.verbs.networks import answering, network_and_pictures
 
 
 @dataclass(frozen=True, kw_only=True)
