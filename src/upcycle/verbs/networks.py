@@ -18,6 +18,7 @@ from upcycle.data.files import as_split, read_pictures
 from upcycle.data.images import as_images, reshaped_words
 from upcycle.data.labels import mapped, read_label_map, relabelled, targets_of
 from upcycle.data.pixels import Form
+from upcycle.verbs.figures import told_the_task
 from upcycle.verbs.loading import load_for, loaded
 from upcycle.verbs.naming import Naming, Reference
 
@@ -78,7 +79,8 @@ def any_network(
     of_images = [name for name in ("size", "mean", "std") if model.inputs and getattr(naming, name, None) is not None]
     require(not of_images, f"{model.name} takes {model.takes}, which have no {' and no '.join(of_images)} to be said.")
     usual = like.reading if built and like is not None else model.reading
-    model = dataclasses.replace(model, reading=naming.reading(usual))
+    notes = () if other_task else told_the_task(model)
+    model = dataclasses.replace(model, reading=naming.reading(usual), notes=(*model.notes, *notes))
     if naming.sides is None or built:
         return model
     return _taking(model, _shape(naming, model.input_shape), "leave out --size for its own")
