@@ -135,7 +135,7 @@ def scratch(seed: int, quick: bool) -> dict[str, float]:
     }
     networks = {kind: from_noise(kind, seed, quick) for kind in KINDS}
     foreign = fgsm(networks["cnn"], x, y, 0.3)
-    figures = {}
+    figures: dict[str, float] = {}
     for kind, network in networks.items():
         found = {"clean": accuracy(network, x, y), "noise": accuracy(network, shown, y)}
         found |= {name: accuracy(network, x, y, attack) for name, attack in own.items()}

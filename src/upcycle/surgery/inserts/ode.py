@@ -206,7 +206,8 @@ class OdeBlock(Insert):
         self.field, self.rectified = field, rectified
         self.begin, self.end, self.until = begin, steps, until
         self.weight, self.window = weight, window
-        self._resting, self._moved = False, None
+        self._resting = False
+        self._moved: Tensor | None = None
         self.register_buffer("kept_steps", torch.tensor(begin))
         self.register_load_state_dict_post_hook(OdeBlock._follow)
         self.steps = begin

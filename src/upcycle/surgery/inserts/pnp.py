@@ -184,14 +184,15 @@ class Sampler(nn.Module):
 
     def __init__(self, c: int, m: int, b0: float | None = None) -> None:
         super().__init__()
-        self.score = nn.Sequential(nn.Linear(c, c), nn.ReLU(), nn.Linear(c, 1))
+        last = nn.Linear(c, 1)
+        self.score = nn.Sequential(nn.Linear(c, c), nn.ReLU(), last)
         self.weigh = nn.Linear(c, m) if m else None
         self.value = nn.Linear(c, c) if m else nn.Identity()
         self.b0 = b0
         if b0 is not None:
-            nn.init.zeros_(self.score[2].weight)
-            nn.init.constant_(self.score[2].bias, b0)
-            if m:
+            nn.init.zeros_(last.weight)
+            nn.init.constant_(last.bias, b0)
+            if isinstance(self.value, nn.Linear):
                 nn.init.eye_(self.value.weight)
                 nn.init.zeros_(self.value.bias)
 
@@ -314,7 +315,7 @@ def make(
     require(lam >= 0, f"lam must not be negative, and it is {lam:g}.")
     made = PollAndPool(place.takes.channels, m, place.takes.extra, ratio, lam, b0)
     if start == "fresh":
-        made.sampler.score[2].reset_parameters()
+        made.sampler.score[2].reset_parameters()  # type: ignore[operator]
     return made
 
 
