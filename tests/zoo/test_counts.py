@@ -57,9 +57,10 @@ IMAGE = (3, 224, 224)
         ("zoo:randformer_s12", 11_891_712, 1.89),
         ("timm:convformer_s18", 26_774_448, 3.94),
         ("timm:caformer_s18", 26_341_656, 4.11),
+        ("zoo:mobilenetv2_100_ca", 3_950_648, 0.31),
     ],
 )
-def test_metaformer(reference: str, parameters: int, giga: float) -> None:
+def test_metaformer_and_coordinate_attention(reference: str, parameters: int, giga: float) -> None:
     pytest.importorskip("timm", reason="timm is not installed (extra vision)")
     model = resolve(reference, pretrained=False, num_classes=1000, input_shape=IMAGE)
     counted = count(model.module, IMAGE)

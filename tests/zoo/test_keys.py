@@ -98,12 +98,57 @@ def shunted_names(depths: tuple[int, ...], convolutions: int) -> Shapes:
     return found | both("head", (1000, 512))
 
 
+def mobilenetv2_ca_names(version: int) -> Shapes:
+    """Every weight of MobileNetV2 with coordinate attention, as the modules at github.com/houqb/CoordAttention have it.
+
+    Args:
+        version: 0 for ``mbv2_ca.py``, 1 for the layers' names in ``coordatt.py``.
+    """
+    rows, columns = (("conv2", "conv3"), ("conv_h", "conv_w"))[version]
+    found, width, n = {"features.0.0.weight": (32, 3, 3, 3), **batch_norm("features.0.1", 32)}, 32, 1
+    stages = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+    for t, c, depth in stages:
+        for _ in range(depth):
+            name, hidden, at = f"features.{n}.conv", t * width, 0
+            if t > 1:
+                found |= {f"{name}.0.weight": (hidden, width, 1, 1), **batch_norm(f"{name}.1", hidden)}
+                at, m = 3, max(8, hidden // 32)
+                found |= both(f"{name}.6.conv1", (m, hidden, 1, 1)) | batch_norm(f"{name}.6.bn1", m)
+                found |= both(f"{name}.6.{rows}", (hidden, m, 1, 1)) | both(f"{name}.6.{columns}", (hidden, m, 1, 1))
+            found |= {f"{name}.{at}.weight": (hidden, 1, 3, 3), **batch_norm(f"{name}.{at + 1}", hidden)}
+            last = 7 if t > 1 else 3
+            found |= {f"{name}.{last}.weight": (c, hidden, 1, 1), **batch_norm(f"{name}.{last + 1}", c)}
+            width, n = c, n + 1
+    found |= {"conv.0.weight": (1280, 320, 1, 1), **batch_norm("conv.1", 1280)}
+    return found | both("classifier.1", (1000, 1280))
+
+
 def networks() -> Iterator[tuple[Shapes, nn.Module, keys.Names]]:
     with torch.device("meta"):
         for name, sizes in {"1m": EMO_1M, "2m": EMO_2M, "5m": EMO_5M, "6m": EMO_6M}.items():
             yield emo_names(*sizes), EMO(SIZES[name], 1000), keys.EMO
         for name, (depths, n) in {"t": ((1, 2, 4, 1), 0), "s": ((2, 4, 12, 1), 1), "b": ((3, 4, 24, 2), 2)}.items():
             yield shunted_names(depths, n), ShuntedTransformer(SHUNTED_SIZES[name], 1000), keys.SHUNTED
+
+
+def test_both_versions_of_coordinate_attention_are_one_to_one() -> None:
+    pytest.importorskip("timm", reason="timm is not installed (extra vision)")
+    net = resolve("zoo:mobilenetv2_100_ca", pretrained=False, num_classes=1000).module
+    ours = {key: tuple(t.shape) for key, t in net.state_dict().items()}
+    for version in (0, 1):
+        published = mobilenetv2_ca_names(version)
+        translated = renamed(dict(published), keys.MOBILENETV2_CA)
+        assert len(translated) == len(published) and translated == ours
+    assert list(renamed(dict.fromkeys(ours), keys.MOBILENETV2_CA)) == list(ours)
+
+
+def test_a_file_of_coordinate_attention_fills_the_network(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is not installed (extra vision)")
+    published = drawn(mobilenetv2_ca_names(0))
+    torch.save({"state_dict": published}, tmp_path / "mbv2_ca.pth")
+    state = resolve("zoo:mobilenetv2_100_ca", weights=tmp_path / "mbv2_ca.pth", num_classes=1000).module.state_dict()
+    assert torch.equal(state["blocks.1.0.se.conv_h.weight"], published["features.2.conv.6.conv2.weight"])
+    assert torch.equal(state["blocks.6.0.bn3.running_var"], published["features.17.conv.8.running_var"])
 
 
 def test_published_names_and_ours_are_one_to_one() -> None:

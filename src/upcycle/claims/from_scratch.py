@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
 
+import torch
 from torch import nn
 
 from upcycle.claims.settings import by_validation, cifar10, test, train
@@ -24,7 +26,8 @@ TRAINING = "CIFAR-10, first 5,000 training images, crop and flip, 8 epochs of Ad
 @cache
 def setting(quick: bool) -> Images:
     """A part of CIFAR-10, with the normalisation of its networks."""
-    return cifar10(500 if quick else 5_000, ("crop", "flip"), resolve("zoo:cifar10_resnet20", pretrained=False))
+    data = cifar10(500 if quick else 5_000, ("crop", "flip"), resolve("zoo:cifar10_resnet20", pretrained=False))
+    return dataclasses.replace(data, test=data.test.subset(torch.arange(500))) if quick else data
 
 
 def recipe(lr: float, quick: bool) -> Recipe:

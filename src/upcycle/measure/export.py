@@ -136,14 +136,22 @@ def _to_onnx(facts: dict[str, Any], network: nn.Module, example: Tensor, held: T
     # ONNX gets attention as plain matrix products, which leave their answer in another order of memory than the fast
     # kernels do: what a forward does with it afterwards has to be traced behind those.
     with sdpa_kernel(SDPBackend.MATH):
-        program = torch.onnx.export(
-            _program(network, example), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
-        )
+        made = _with_plain_sorts(_program(network, example))
+        program = torch.onnx.export(made, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"])
     assert program is not None  # dynamo=True makes one
     program.model.metadata_props[METADATA] = json.dumps(facts)
     program.save(str(file), external_data=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": held.numpy()})[0])
+
+
+def _with_plain_sorts(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Replace stable sorts in a program by ordinary ones: ONNX has one way to sort, and keeps equal values in order."""
+    for n in program.graph.nodes:
+        if n.target is torch.ops.aten.sort.stable:
+            n.args = (n.args[0], n.kwargs.get("dim", -1), n.kwargs.get("descending", False))
+            n.target, n.kwargs = torch.ops.aten.sort.default, {}
+    return program
 
 
 def _to_torch(network: nn.Module, example: Tensor, held: Tensor, file: Path) -> Tensor:

@@ -22,7 +22,8 @@ from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.arms import Fitted, Result
 from upcycle.verbs.figures import chance, macs, row, share, size_sentence, spread
 from upcycle.verbs.methods import all_methods, find_method
-from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network, network_and_images
+from upcycle.verbs.naming import Reference, naming_of
+from upcycle.verbs.networks import in_classes_of, network, network_and_images
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
 

@@ -215,6 +215,7 @@ def _entries() -> dict[str, Entry]:
         "convnet_groupnorm": Entry(make=_convnet(16, 32, 64, groups=8)),
         **{name: Entry(make=make) for name, make in small.items()},
         "mobilenetv2_ca": Entry(make=_mobilenetv2_ca),
+        "mobilenetv2_100_ca": Entry(make=mobilenetv2.published_with_attention, shape=(3, 224, 224)),
         **{
             name: Entry(make=make, shape=_shape(name))
             for name, make in {**emo.MAKERS, **shunted.MAKERS, **metaformer.MAKERS}.items()

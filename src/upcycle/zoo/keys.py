@@ -1,6 +1,8 @@
 """Names of published weights and ours for them: patterns of :func:`re.sub` and replacements, each applied in turn.
 
 Sources of the names: the logs of github.com/zhangzjn/EMO (``resources/EMO_1M/log_train.txt`` lists every parameter).
+Those of MobileNetV2 with coordinate attention are its modules' at github.com/houqb/CoordAttention (``mbv2_ca.py``; what
+``coordatt.py`` calls the same layers are our names).
 Reconstructed: those of github.com/OliverRensu/Shunted-Transformer, from its modules, since its files were not at hand.
 """
 
@@ -47,3 +49,25 @@ TISODE: Names = (
     (r"^(?:net\.9|fc_layers\.2)\.", "linear."),
 )
 """Of github.com/HanshuYAN/TisODE, whose three networks for digits name their parts differently."""
+
+_FIRST = (2, 4, 7, 11, 14, 17, 18)
+"""The number of the first block of each stage from the second on, and one past the last."""
+_BLOCKS = [(n, stage, n - first) for stage, first in enumerate(_FIRST[:-1], 1) for n in range(first, _FIRST[stage])]
+MOBILENETV2_CA: Names = (
+    (r"\bfeatures\.0\.0\.", "conv_stem."),
+    (r"\bfeatures\.0\.1\.", "bn1."),
+    *(
+        (rf"\bfeatures\.1\.conv\.{i}\.", f"blocks.0.0.{name}.")
+        for i, name in ((0, "conv_dw"), (1, "bn1"), (3, "conv_pw"), (4, "bn2"))
+    ),
+    *((rf"\bfeatures\.{n}\.conv\.", f"blocks.{stage}.{i}.") for n, stage, i in _BLOCKS),
+    *(
+        (rf"(\bblocks\.\d+\.\d+)\.{i}\.", rf"\1.{name}.")
+        for i, name in ((0, "conv_pw"), (1, "bn1"), (3, "conv_dw"), (4, "bn2"), (6, "se"), (7, "conv_pwl"), (8, "bn3"))
+    ),
+    (r"\.se\.conv2\.", ".se.conv_h."),
+    (r"\.se\.conv3\.", ".se.conv_w."),
+    (r"\bconv\.0\.", "conv_head."),
+    (r"\bconv\.1\.", "bn2."),
+    (r"\bclassifier\.1\.", "classifier."),
+)

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from upcycle.zoo.from_timm import gate_class
+from upcycle.zoo import keys
+from upcycle.zoo.from_timm import gate_class, import_timm
 from upcycle.zoo.resnet import initialise
 
 # Expansion t, channels c, blocks n and first stride s, as in table 2 of the paper.
@@ -88,6 +89,24 @@ class MobileNetV2(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.last(self.stages(self.stem(images)))
         return self.linear(self.pool(x).flatten(1))
+
+
+def published_with_attention(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Make MobileNetV2 of the published size with coordinate attention: timm's, with it in the place of SE.
+
+    Args:
+        shape: (c, h, w); any size is taken.
+        num_classes: k.
+    """
+    made: nn.Module = import_timm().create_model("mobilenetv2_100", num_classes=num_classes, in_chans=shape[0])
+    for name, module in list(made.named_modules()):
+        if name.endswith(".se") and not name.startswith("blocks.0."):
+            assert isinstance(module, nn.Identity)
+            depthwise = made.get_submodule(f"{name[:-3]}.conv_dw")
+            assert isinstance(depthwise, nn.Conv2d)
+            made.set_submodule(name, coordinate_attention(depthwise.out_channels))
+    made.published_names = keys.MOBILENETV2_CA  # type: ignore[assignment]
+    return made
 
 
 def coordinate_attention(channels: int, hidden: int | None = None, gate: Any = nn.Sigmoid) -> nn.Module:
