@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
+import upcycle
 from tests.settings import fitted, tiny_data
 from upcycle.core import saved
 from upcycle.core.errors import UserError
@@ -514,3 +516,24 @@ def test_no_loss_is_logged_of_scores_that_are_no_probabilities(tmp_path: Path) -
 def test_bags_says_how_classes_are_divided() -> None:
     assert "ordinary softmax" in _of_groups([[0, 1]])
     assert _of_groups([[0], [1, 2], [3]]) == "The 3 groups have 1, 2 and 1 classes, the rarest first."
+
+
+def test_predict_and_explain_call_scores_scores(tmp_path: Path) -> None:
+    """Exponentials of these do not sum to one, and a softmax of them is the probability of nothing."""
+    data, picture = tail(), tmp_path / "picture.png"
+    Image.fromarray(data.test.images[0, :, :, 0].numpy()).save(picture)
+    made = repaired("ncm")
+    found = upcycle.predict(made, picture)
+    z = predict_logits(made.module, data.test.subset(torch.tensor([0])))
+    assert not found.sure and torch.allclose(found.scores, z, atol=1e-5) and float(found.scores.max()) <= 0
+    header, line = found.csv().splitlines()
+    assert header.split(",")[:3] == ["path", "class", "score"] and float(line.split(",")[2]) == round(float(z.max()), 6)
+    assert "scores alone" in found.text()
+    with pytest.raises(UserError, match=r"take \.scores in place of \.probabilities"):
+        _ = found.probabilities
+    plain = upcycle.predict(source(), picture)
+    assert plain.sure and plain.csv().startswith("path,class,probability,")
+    assert torch.equal(plain.probabilities, plain.scores) and abs(float(plain.scores.sum()) - 1) < 1e-5
+    for model, name in ((made, "softmax of scores"), (source(), "probability")):
+        upcycle.explain_images(model, picture, methods=("saliency",), out=tmp_path / name, say=lambda text: None)
+        assert (tmp_path / name / "explained.csv").read_text().startswith(f"path,class,{name}\n")

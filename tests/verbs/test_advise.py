@@ -105,7 +105,7 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "labelled"}, ["kd", "vam", "netgraft", "dery", "tfkd", "mda", "nes", *FREE, "plain"]),
         ({"data": "labelled", "teacher": "predictions"}, ["kd", "dine", "vam", "tfkd", "nes", "plain"]),
         ({"data": "labelled", "teacher": "none"}, ["tfkd", "nes", "plain"]),
-        ({"data": "labelled", "architecture": "transformer"}, ["kd", "netgraft", "dery", "tfkd", "plain"]),
+        ({"data": "labelled", "architecture": "transformer"}, ["kd", "netgraft", "dery", "tfkd", "swap", "plain"]),
         ({"data": "labelled", "goal": "part"}, ["mda"]),
         ({"data": "labelled", "goal": "part", "architecture": "transformer"}, []),
         ({"data": "unlabelled", "goal": "part"}, []),
@@ -116,7 +116,7 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "labelled", "goal": "explain", "architecture": "transformer"}, []),
         ({"data": "labelled", "goal": "join", "architecture": "transformer"}, ["dery"]),
         ({"data": "labelled", "architecture": "same", "goal": "better"}, ["tfkd", "kd", "vam", "plain"]),
-        ({"data": "labelled", "goal": "better"}, ["kd", "vam", "tfkd", "plain"]),
+        ({"data": "labelled", "goal": "better"}, ["kd", "vam", "tfkd", "swap", "plain"]),
         ({"data": "labelled", "goal": "task"}, ["ssf", "lora", "ia3", "probe"]),
         ({"data": "unlabelled", "goal": "task"}, []),
         ({"data": "unlabelled", "goal": "domain"}, ["dine", "beta"]),
@@ -264,7 +264,7 @@ def test_commands_name_options_that_exist():
     from upcycle.verbs import distill, extend
 
     classes = {m.card.name: m for m in EVERY if m.card.name in REAL}
-    settings = {verb: {f.name for f in dataclasses.fields(kind)} | {"teacher", "student", "method", "zoo"}
+    settings = {verb: {f.name for f in dataclasses.fields(kind)} | {"teacher", "student", "method", "zoo", "source"}
                 for verb, kind in (("distill", distill.Setting), ("extend", extend.Setting))}  # fmt: skip
     for have in SITUATIONS:
         for choice in ask(**have).choices:

@@ -366,3 +366,40 @@ def test_a_run_is_re_made_from_its_command_and_its_configuration(
         assert digest(tmp_path / str(i)) == digest(done)
     config = json.loads(json.dumps(read_json(done / "result.json")["config"]))
     assert config["stream"].startswith("folders:") and "data" not in config
+
+
+def test_few_updates_a_task_are_said(tmp_path: Path) -> None:
+    """Two batches a task leave a network nowhere near what it could learn; twenty are not remarked upon."""
+
+    def notes(epochs: int) -> list[str]:
+        recipe = {"epochs": epochs, "batch_size": 20}
+        options = {"few": 20, "control": False, "quiet": True, "recipe": recipe}
+        made = extend(NET, stream="splits:digits/5", out=tmp_path / str(epochs), **options)
+        return [note for note in read_json(made.directory / "result.json")["notes"] if "updates" in note]
+
+    assert notes(10) == []
+    (note,) = notes(1)
+    assert note.startswith("Each task was learnt in 2 updates on average") and "--recipe.epochs" in note
+
+
+def test_a_network_that_was_told_the_task_says_so_where_it_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of its classes compete then that did not before, so a lower figure has a reason."""
+    options = {"few": 20, "control": False, "quiet": True, "method": "finetune", "recipe": {"epochs": 2}}
+    for scenario in ("task", "class"):
+        extend(NET, stream="splits:digits/5", scenario=scenario, out=tmp_path / scenario, **options)
+    accuracy = read_json(tmp_path / "task" / "result.json")["rows"][-1]["accuracy"][0]
+
+    def said(run: str) -> list[str]:
+        return [note for note in upcycle.evaluate(tmp_path / run).notes if "task" in note]
+
+    (note,) = said("task")
+    assert f"with the task of each sample told, {accuracy:.1%} right" in note and "all its 10 classes" in note
+    assert said("class") == []
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
+    assert "was measured with the task" in upcycle.predict(tmp_path / "task", tmp_path / "black.png").text()
+    capsys.readouterr()
+    stream = f"--stream=folders:{folders(tmp_path / 'further', [[0, 1]])}"
+    words = ["extend", str(tmp_path / "task"), "--method=finetune", stream, "--scenario=task", "--dry_run"]
+    assert cli.main(words) == 0 and "task of each sample" not in capsys.readouterr().out  # it is told again there

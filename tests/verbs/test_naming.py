@@ -20,7 +20,8 @@ from upcycle.core import references, saved
 from upcycle.data.images import Images
 from upcycle.verbs.adapt import Setting
 from upcycle.verbs.methods import find_method
-from upcycle.verbs.naming import Naming, naming_of, network, network_and_images
+from upcycle.verbs.naming import Naming, naming_of
+from upcycle.verbs.networks import network, network_and_images
 from upcycle.verbs.options import default_of, split_options
 
 __all__ = ["here", "refused"]  # fixtures
@@ -202,7 +203,7 @@ def test_a_teacher_with_more_outputs_than_the_data_have_classes(mapped: tuple[nn
 
 
 def test_the_images_of_a_treatment_are_labelled_by_a_map(mapped: tuple[nn.Module, Path]) -> None:
-    from upcycle.verbs.naming import in_classes_of
+    from upcycle.verbs.networks import in_classes_of
 
     net, file = mapped
     model, images = network_and_images(net, "animals", said := Naming(label_map=file))

@@ -94,6 +94,8 @@ OTHERS = {
     ("core/probe.py", "precision"),  # of what trains; the makers alone ask whether a network can
     ("training/simultaneous.py", "form"),  # a keyword of its function
     ("core/ingredients.py", "cache"),  # of a method that has it, as is asked before
+    ("surgery/ratio.py", "block"),  # in a command that is written out
+    *(("verbs/blocks.py", name) for name in ("source", "block", "at", "settings.NAME")),  # likewise
 }
 METHODS = {Path(inspect.getfile(m)).relative_to(SRC).as_posix(): m for m in all_methods()}
 

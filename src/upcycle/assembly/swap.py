@@ -127,22 +127,25 @@ class Swap(Method):
         """To change the architecture of a trained network; what that gains is for its control to say."""
         if have.goal == "join":
             return "it takes one network, and puts a block into that."
-        if have.goal not in ("better", "smaller") or have.data in ("none", "few"):
+        if have.goal not in ("better", "smaller"):
             return None
-        options = "--block coord --at 'MODULES'"
-        reason = (
-            "a block of a published architecture, such as coordinate attention, is put into the trained network, which "
-            "starts at its own function and is tuned with itself as its teacher; upcycle blocks lists what fits where."
-        )
-        if have.goal == "smaller":
-            if have.architecture != "transformer":
-                return "it puts blocks into a network, which make one smaller only in place of attention."
-            options = "--block sepconv --at 'MODULES'"
+        if have.architecture == "same":
+            return "it changes the architecture, by a block."
+        if have.goal == "better":
+            if have.data != "labelled":
+                return "a network that only imitates itself gets no better by a block."
             reason = (
-                "attention of the trained network is replaced by a mixer with fewer multiply-adds, which learns to "
-                "stand for it; a student of its own saves more."
+                "a block of a published architecture, such as coordinate attention, is put into the trained network, "
+                "which starts at its own function and is tuned; upcycle blocks lists what fits where."
             )
-        return Fit(45, reason, options, networks="--source MODEL")
+            return Fit(45, reason, "--block coord --at 'MODULES'", networks="--source MODEL")
+        if have.architecture != "transformer":
+            return "its blocks make a network smaller only in place of attention."
+        reason = (
+            "attention of the trained network is replaced by a mixer with fewer multiply-adds, which learns to stand "
+            "for it; a student of its own saves more."
+        )
+        return Fit(45, reason, "--block sepconv --at 'MODULES'", networks="--source MODEL")
 
     def __post_init__(self) -> None:
         self.at = tuple(self.at)

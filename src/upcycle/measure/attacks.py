@@ -5,8 +5,8 @@ Tsipras, Vladu, arXiv:1706.06083), from given images, so that any network may be
 another one than the one that is judged, they are a transfer attack. That and restarts tell robustness from gradients
 that are merely small.
 
-No dependency is worth it: torchattacks and foolbox have had no release for over two years and pin or pull in packages
-of their own, and the Adversarial Robustness Toolbox is alive, with wrappers of many frameworks around the same loops.
+No dependency: torchattacks (last release 2023) and foolbox (2024) are at rest, and the Adversarial Robustness Toolbox
+wraps many frameworks around the same loops.
 
 Images are in [0, 1] and stay there, epsilon is in that unit, and a network's own normalisation is part of what is
 attacked (:func:`on_pixels`). Attacks run in evaluation mode and leave weights, gradients, modes and random states as

@@ -76,7 +76,8 @@ def block_of(cut: Cut) -> tuple[Block, How, dict[str, Any]]:
             raise UserError(
                 f"The option {name} of {block.name} must be like {usual[name]!r}, its default, not {value!r}."
             )
-    return block, how, {**usual, **cut.options}
+    whole = {name: float(v) if isinstance(usual[name], float) else v for name, v in cut.options.items()}
+    return block, how, {**usual, **whole}
 
 
 def _fits(value: Any, usual: Any) -> bool:

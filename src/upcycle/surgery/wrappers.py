@@ -1,7 +1,7 @@
 """Layers that put a block before, behind or in place of a module; torch.fx traces all of them.
 
-So their forwards are typed for tensors and for what torch.fx traces with. Whatever a network hands to a module beside its
-first argument reaches the module, and not the block.
+So their forwards are typed for tensors and for what torch.fx traces with. Whatever a network hands to a module beside
+its first argument reaches the module, and not the block.
 """
 
 from __future__ import annotations

@@ -33,17 +33,8 @@ from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.arms import Arm, Result
 from upcycle.verbs.figures import figures_of, row, share
 from upcycle.verbs.methods import baseline
-from upcycle.verbs.naming import (
-    SAID,
-    Naming,
-    Reference,
-    images_for,
-    in_classes_of,
-    naming_of,
-    network,
-    network_and_images,
-    takes_any,
-)
+from upcycle.verbs.naming import SAID, Naming, Reference, naming_of
+from upcycle.verbs.networks import images_for, in_classes_of, network, network_and_images, takes_any
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
 

@@ -23,16 +23,8 @@ from upcycle.data.pool_files import parent_node
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import macs, row, share, size_sentence
-from upcycle.verbs.naming import (
-    Naming,
-    Reference,
-    Weights,
-    images_for,
-    naming_of,
-    network,
-    network_and_images,
-    takes_any,
-)
+from upcycle.verbs.naming import Naming, Reference, Weights, naming_of
+from upcycle.verbs.networks import images_for, network, network_and_images, takes_any
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
 

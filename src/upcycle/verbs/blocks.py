@@ -16,7 +16,8 @@ from upcycle.surgery.inserts.base import Block, Kind
 from upcycle.surgery.looking import Seen, Sight, look
 from upcycle.surgery.places import words
 from upcycle.surgery.signals import Signal
-from upcycle.verbs.naming import Naming, Reference, network, options_as
+from upcycle.verbs.naming import Naming, Reference, options_as
+from upcycle.verbs.networks import network
 
 KINDS: dict[Kind, str] = {"map": "maps", "square": "tokens on a square", "tokens": "tokens"}
 

@@ -40,7 +40,8 @@ from upcycle.verbs.figures import like_of, row, show_accuracy
 from upcycle.verbs.frequency import by_group, group_lines, recall_by_count
 from upcycle.verbs.frequency import sentence as of_frequency
 from upcycle.verbs.heatmaps import known, maps_of, overlay
-from upcycle.verbs.naming import Naming, Reference, in_classes_of, network_and_data, options_as
+from upcycle.verbs.naming import Naming, Reference, options_as
+from upcycle.verbs.networks import in_classes_of, network_and_data
 from upcycle.verbs.options import Say, command_of
 
 if TYPE_CHECKING:

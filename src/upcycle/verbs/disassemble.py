@@ -17,7 +17,8 @@ from upcycle.data.pool_files import parent_node
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import row, size_sentence
-from upcycle.verbs.naming import Reference, Weights, in_classes_of, naming_of, network_and_images
+from upcycle.verbs.naming import Reference, Weights, naming_of
+from upcycle.verbs.networks import in_classes_of, network_and_images
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
 

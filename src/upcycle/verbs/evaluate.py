@@ -21,7 +21,8 @@ from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.figures import like_of, scored
 from upcycle.verbs.frequency import group_lines
-from upcycle.verbs.naming import Naming, Reference, answering, network_and_data, options_as
+from upcycle.verbs.naming import Naming, Reference, options_as
+from upcycle.verbs.networks import answering, network_and_data
 
 NOT = "not probabilities"
 """Stands for figures of probabilities, where the answers of a network are scores alone."""

@@ -12,13 +12,16 @@ from typing import Any
 
 from upcycle.core import lineage, references, store
 from upcycle.core.errors import require, unknown
+from upcycle.core.models import Model
+from upcycle.core.outputs import gives_probabilities
 from upcycle.diagnosis.attribution import Attribution
 from upcycle.measure.machine import machine
 from upcycle.measure.units import counted
 from upcycle.reports import write_report
 from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, known, maps_of, overlay
-from upcycle.verbs.naming import Naming, Reference, answering, network_and_pictures, options_as
+from upcycle.verbs.naming import Naming, Reference, options_as
+from upcycle.verbs.networks import answering, network_and_pictures
 from upcycle.verbs.options import Say, command_of
 
 DEFAULT = ("learned", "gradcam")
@@ -82,7 +85,7 @@ def explain_images(
             image.save(buffer, "PNG")
             store.write_atomic(place / "maps" / method / f"{i:04d}-{Path(name).stem}.png", buffer.getvalue())
     first = next(iter(found.values()))
-    store.write_atomic(place / "explained.csv", _table(names, first, net.classes).encode())
+    store.write_atomic(place / "explained.csv", _table(names, first, net).encode())
     about = "each image's answer" if target is None else target
     picture = overlay(
         f"What speaks for {about}",
@@ -114,10 +117,11 @@ def explain_images(
     return Explained(directory=place, report=report, maps=found)
 
 
-def _table(names: list[str], found: Attribution, classes: tuple[str, ...]) -> str:
+def _table(names: list[str], found: Attribution, net: Model) -> str:
+    """A line an image: path, class, and how much of the softmax of the network's answer is that class'."""
     text = io.StringIO()
     writer: Callable[[list[str]], object] = csv.writer(text, lineterminator="\n").writerow
-    writer(["path", "class", "probability"])
+    writer(["path", "class", "probability" if gives_probabilities(net.module) else "softmax of scores"])
     for name, c, p in zip(names, found.target.tolist(), found.probability.tolist(), strict=True):
-        writer([name, classes[c], f"{p:.6f}"])
+        writer([name, net.classes[c], f"{p:.6f}"])
     return text.getvalue()

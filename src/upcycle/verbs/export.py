@@ -11,7 +11,8 @@ from upcycle.core.errors import require
 from upcycle.core.models import copy_of
 from upcycle.measure.export import write_export
 from upcycle.surgery.ratio import set_ratio
-from upcycle.verbs.naming import Naming, Reference, answering, any_network, options_as
+from upcycle.verbs.naming import Naming, Reference, options_as
+from upcycle.verbs.networks import answering, any_network
 from upcycle.verbs.options import Say
 
 

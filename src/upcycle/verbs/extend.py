@@ -36,19 +36,22 @@ from upcycle.measure.units import bytes_
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.arms import Fitted, Result
 from upcycle.verbs.directory import first_process
-from upcycle.verbs.figures import figures_of, hundredths, like_of, share, spread
+from upcycle.verbs.figures import TOLD, figures_of, hundredths, like_of, share, spread
 from upcycle.verbs.loading import augmented
-from upcycle.verbs.naming import Reference, Weights, any_network, naming_of
+from upcycle.verbs.naming import Reference, Weights, naming_of
+from upcycle.verbs.networks import any_network
 from upcycle.verbs.options import RunSetting, Say
 from upcycle.verbs.session import Session
 
 FIGURES = {
-    "task": "task-incremental accuracy",
+    "task": TOLD,
     "class": "class-incremental accuracy",
     "domain": "domain-incremental accuracy",
     "general": "general accuracy",
 }
 """What the average accuracy over all tasks after the last one is called, by scenario."""
+FEWEST = 20
+"""Updates a task, below which a network has hardly begun to learn it and may have left what it knew."""
 MEMORY = "memory"  # the folder beside model/ with what the method keeps
 ROWS, COLUMNS = 20, 10  # of the picture of the memory
 
@@ -146,13 +149,13 @@ def extend(
         if not any(line["shown"][shown] for line in rows):
             for line in rows:
                 del line["shown"][shown]
-    notes = []
+    notes = _short(made.left[0]["scores"], len(data)) if "recipe" in cls.options() else []
     if data.before:
-        notes = [
+        notes.append(
             f"{len(data.before)} classes were learnt before ({', '.join(data.classes[k] for k in data.before)}). "
             f"They compete in every answer, but this stream has no test {data.base.noun} of them, so what is left of "
             "them is not in the figures."
-        ]
+        )
     picture = _memory(made.left[0]["kept"], data)
     scores = {
         (cls.card.name if arm is made else arm.arm.name): arm.left[0]["scores"].record() for arm in (*others, made)
@@ -323,6 +326,17 @@ def _sentence(made: Fitted, rows: Sequence[dict[str, Any]]) -> str:
     if "lower bound" in bounds and statistics.fmean(accuracy) <= statistics.fmean(bounds["lower bound"]):
         text += ". That is no better than fine-tuning"
     return text + "."
+
+
+def _short(scores: Scores, tasks: int) -> list[str]:
+    """A note where each task had few updates, as it has by default where there are few images."""
+    updates = scores.updates / tasks
+    if not 0 < updates < FEWEST:
+        return []
+    return [
+        f"Each task was learnt in {updates:.3g} updates on average, which is few: smaller batches "
+        "(--recipe.batch_size) and more epochs (--recipe.epochs) give more."
+    ]
 
 
 def _memory(kept: Past, data: Stream) -> dict[str, Any]:

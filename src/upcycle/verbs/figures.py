@@ -18,6 +18,8 @@ from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.units import bytes_, counted, duration, si
 from upcycle.verbs.options import Say
 
+TOLD = "task-incremental accuracy"
+"""The name of an accuracy that is measured with the task of each sample told."""
 SHOWN = 1_000
 """Validation samples on which :func:`show_accuracy` measures, at most."""
 
@@ -52,6 +54,19 @@ def show_accuracy(
     if isinstance(found, Evaluation) and found.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
         of_images = f"Is its normalisation right, and the order of its classes?{hint}"
         say(f"         That is near chance. {'Is the order of its classes right?' if model.inputs else of_images}")
+
+
+def told_the_task(model: Model) -> tuple[str, ...]:
+    """A note on a network that was measured with the task of each sample told, which no other verb does."""
+    metrics = (model.lineage or {}).get("metrics") or {}
+    if TOLD not in metrics:
+        return ()
+    found = metrics[TOLD]
+    return (
+        f"{model.name} learnt one task after another and was measured with the task of each sample told, "
+        f"{share(found if isinstance(found, list) else [found])} right; here it is not told, and chooses among all "
+        f"its {len(model.classes)} classes.",
+    )
 
 
 def row(name: str, role: str, arms: Sequence[Measured], model: Model, like: Any = None) -> dict[str, Any]:

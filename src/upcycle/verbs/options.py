@@ -191,10 +191,14 @@ def command_of(
     return command_line(verb, given, always, default, positional)
 
 
+_SIMPLE = re.compile(r"[\w./:+*?][\w./:+*?\[\]-]*")
+"""An item that the command line reads back from a list with commas and without brackets."""
+
+
 def _option(key: str, value: Any) -> list[str]:
     """An option and its value as words, such that the command line reads the value back."""
     if isinstance(value, list):
-        simple = all(isinstance(v, str) and re.fullmatch(r"[\w./:+][\w./:+-]*", v) and v != "null" for v in value)
+        simple = all(isinstance(v, str) and v != "null" and _SIMPLE.fullmatch(v) for v in value)
         text = ",".join(value) if value and simple else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     else:
         text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -22,7 +22,8 @@ from upcycle.data.images import as_images
 from upcycle.data.labels import match_classes, read_label_map
 from upcycle.data.pool_files import PREFIX, lineage_of, load_pool, pool_directory, weights_digest
 from upcycle.verbs.loading import is_files, load_for, loaded
-from upcycle.verbs.naming import any_network, data_as, data_for, naming_of, takes_any
+from upcycle.verbs.naming import naming_of
+from upcycle.verbs.networks import any_network, data_as, data_for, takes_any
 from upcycle.verbs.options import Say
 
 

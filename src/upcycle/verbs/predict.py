@@ -12,10 +12,14 @@ from torch import Tensor
 
 from upcycle.core import references, store
 from upcycle.core.devices import device_of
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
-from upcycle.verbs.naming import Naming, Reference, answering, network_and_pictures, options_as
+from upcycle.core.outputs import gives_probabilities
+from upcycle.verbs.naming import Naming, Reference, options_as
+from upcycle.verbs.networks import answering, network_and_pictures
+
+SCORES = "scores alone, of which the highest decides, and no probabilities"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,34 +30,50 @@ class Predictions:
         model: the network that was asked.
         paths: of the images, relative to their folder.
         classes: the names of the k classes.
-        probabilities: float32 (n, k).
+        scores: float32 (n, k), of which the highest decides: probabilities, or what a network answers that gives none.
         file: the CSV that they were written to, if any.
     """
 
     model: Model
     paths: list[str]
     classes: tuple[str, ...]
-    probabilities: Tensor
+    scores: Tensor
     file: Path | None = None
 
     @property
+    def sure(self) -> bool:
+        """Whether the scores are probabilities; see :func:`~upcycle.core.outputs.gives_probabilities`."""
+        return gives_probabilities(self.model.module)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Float32 (n, k).
+
+        Raises:
+            UserError: the network answers with scores alone.
+        """
+        require(self.sure, f"{self.model.name} gives {SCORES}: take .scores in place of .probabilities.")
+        return self.scores
+
+    @property
     def predicted(self) -> list[str]:
-        """The likeliest class of each image."""
-        return [self.classes[k] for k in self.probabilities.argmax(1).tolist()]
+        """The class with the highest score, for each image."""
+        return [self.classes[k] for k in self.scores.argmax(1).tolist()]
 
     def csv(self) -> str:
-        """A line an image: path, predicted class, its probability, and the probability of every class."""
+        """A line an image: path, predicted class, its probability (or score), and that of every class."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "class", "probability", *self.classes])
-        for path, name, row in zip(self.paths, self.predicted, self.probabilities.tolist(), strict=True):
+        writer.writerow(["path", "class", "probability" if self.sure else "score", *self.classes])
+        for path, name, row in zip(self.paths, self.predicted, self.scores.tolist(), strict=True):
             writer.writerow([path, name, f"{max(row):.6f}", *(f"{p:.6f}" for p in row)])
         return text.getvalue()
 
     def text(self) -> str:
         """For a terminal: how many, and where they are."""
         said = f"{len(self.paths):,} image{'s' if len(self.paths) > 1 else ''} to {self.file}"
-        return "\n".join([said if self.file is not None else self.csv(), *(f"note     {n}" for n in self.model.notes)])
+        notes = [*self.model.notes, *([] if self.sure else [f"{self.model.name} gives {SCORES}."])]
+        return "\n".join([said if self.file is not None else self.csv(), *(f"note     {n}" for n in notes)])
 
 
 def predict(
@@ -71,7 +91,8 @@ def predict(
         model: a reference, or the path of a saved model or run; in Python also a module or a
             Model.
         images: an image, or a folder of images; sub-folders are searched too.
-        out: a CSV file for the predictions: path, predicted class, its probability, and that of every class.
+        out: a CSV file for the predictions: path, predicted class, its probability, and that of every class; scores in
+            place of probabilities, where a network gives none.
         overwrite: write over the file that is there.
         accelerator: the kind of device, as in Lightning Fabric.
         naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
@@ -88,8 +109,9 @@ def predict(
         store.require_free(file, overwrite)
     net, split, paths = network_and_pictures(model, place, said)
     net = answering(net, said)
-    p = predict_logits(net.module, split, device=device_of(accelerator)).softmax(1)
-    found = Predictions(model=net, paths=paths, classes=net.classes, probabilities=p, file=file)
+    z = predict_logits(net.module, split, device=device_of(accelerator))
+    scores = z.softmax(1) if gives_probabilities(net.module) else z
+    found = Predictions(model=net, paths=paths, classes=net.classes, scores=scores, file=file)
     if file is not None:
         store.write_atomic(file, found.csv().encode())
     return found

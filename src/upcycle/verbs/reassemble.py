@@ -22,7 +22,8 @@ from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.arms import Fitted, Result
 from upcycle.verbs.figures import chance, macs, row, share, size_sentence, spread
 from upcycle.verbs.methods import all_methods, find_method
-from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network, network_and_images
+from upcycle.verbs.naming import Reference, naming_of
+from upcycle.verbs.networks import in_classes_of, network, network_and_images
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
 
@@ -138,7 +139,8 @@ def _swap_sentence(rows: list[dict[str, Any]], made: Fitted, data: Images) -> st
     ]
     text = f"{name} has {by[0]} and {by[1]} than {source['name']}"
     if (off := made.left[0].get("start error")) is not None:
-        text += f"; before it was tuned its answers differed by {off:.1e} of the largest"
+        text += "; before it was tuned its answers "
+        text += f"differed by {off:.1e} of the largest" if off else "were the same"
     text += "."
     accuracy = {line["role"]: line["accuracy"] for line in rows if line["accuracy"]}
     if "product" not in accuracy:

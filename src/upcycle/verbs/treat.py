@@ -17,7 +17,8 @@ from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import chance, row, share
 from upcycle.verbs.frequency import by_group, recall_by_count
-from upcycle.verbs.naming import Reference, in_classes_of, naming_of, network_and_images
+from upcycle.verbs.naming import Reference, naming_of
+from upcycle.verbs.networks import in_classes_of, network_and_images
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
 

@@ -101,8 +101,9 @@ def published_with_attention(shape: tuple[int, int, int], num_classes: int) -> n
     made: nn.Module = import_timm().create_model("mobilenetv2_100", num_classes=num_classes, in_chans=shape[0])
     for name, module in list(made.named_modules()):
         if name.endswith(".se") and not name.startswith("blocks.0."):
+            assert isinstance(module, nn.Identity)
             depthwise = made.get_submodule(f"{name[:-3]}.conv_dw")
-            assert isinstance(module, nn.Identity) and isinstance(depthwise, nn.Conv2d)
+            assert isinstance(depthwise, nn.Conv2d)
             made.set_submodule(name, coordinate_attention(depthwise.out_channels))
     made.published_names = keys.MOBILENETV2_CA  # type: ignore[assignment]
     return made

@@ -206,7 +206,8 @@ class OdeBlock(Insert):
         self.field, self.rectified = field, rectified
         self.begin, self.end, self.until = begin, steps, until
         self.weight, self.window = weight, window
-        self._resting, self._moved = False, None
+        self._resting = False
+        self._moved: Tensor | None = None
         self.register_buffer("kept_steps", torch.tensor(begin))
         self.register_load_state_dict_post_hook(OdeBlock._follow)
         self.steps = begin
@@ -290,14 +291,14 @@ def _make(
 
 
 def make_ode(place: Place, how: How, start: Start, *, step: float = 0.1, until: float = 0.5) -> OdeBlock:
-    """An ODE block.
+    """Make z(1) of dz/dt = f(z) by Euler of a residual block x + f(x), or a new f of convolutions and GroupNorm.
 
     Args:
         place: of the residual block that it replaces.
         how: replace.
         start: same: the block's own f, from h = 1 on; fresh: a new f, which takes the time, with h = ``step``.
-        step: h at the end, of which 1 is a multiple.
-        until: the share of the tuning after which h is at its end.
+        step: h at the end, of which 1 is a multiple; the block computes f 1 / h times.
+        until: the share of the tuning after which h is at its end; until then it falls from 1.
 
     Raises:
         UserError: an option out of range, or a block that is no x + f(x).
@@ -315,12 +316,16 @@ def make_tisode(
     weight: float = 0.01,
     window: Sequence[float] = WINDOW,
 ) -> OdeBlock:
-    """An ODE block that no time enters and that comes to rest.
+    """Make an ODE block that no time enters, and whose state the tuning brings to rest.
 
     Args:
-        place, how, start, step, until: see :func:`make_ode`.
+        place: of the residual block that it replaces.
+        how: replace.
+        start: same: the block's own f, from h = 1 on; fresh: a new f with h = ``step``.
+        step: h at the end, of which 1 is a multiple; the block computes f 1 / h times.
+        until: the share of the tuning after which h is at its end; until then it falls from 1.
         weight: w of the steady-state term, which comes in when h is at its end.
-        window: T1 and T2, multiples of ``step``.
+        window: T1 and T2 of the steady-state term, multiples of ``step``.
 
     Raises:
         UserError: see :func:`make_ode`.

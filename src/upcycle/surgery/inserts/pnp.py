@@ -128,6 +128,7 @@ def sample(
     ratio: float,
     padding: Bool[Tensor, "b l"] | None = None,
     positions: Float[Tensor, "b l c"] | None = None,
+    by: Float[Tensor, "b l"] | None = None,
 ) -> Sample:
     """Poll and pool a batch.
 
@@ -142,8 +143,10 @@ def sample(
         ratio: the share of tokens that are polled.
         padding: true where there is no token.
         positions: what is sampled alongside, by the same places and weights, but never scaled.
+        by: what the tokens are ordered by, if not by their scores.
     """
-    index, length = ranks(s, padding), x.shape[1]  # no len(x): it would fix the size of a batch in a program
+    # Shapes, and never len(x), which would fix the size of a batch in an exported program.
+    index, length = ranks(s if by is None else by, padding), x.shape[1]
     if padding is None:
         most = least = number_polled(ratio, length)
         slots = x.new_zeros((x.shape[0], most), dtype=torch.bool)
@@ -181,14 +184,15 @@ class Sampler(nn.Module):
 
     def __init__(self, c: int, m: int, b0: float | None = None) -> None:
         super().__init__()
-        self.score = nn.Sequential(nn.Linear(c, c), nn.ReLU(), nn.Linear(c, 1))
+        last = nn.Linear(c, 1)
+        self.score = nn.Sequential(nn.Linear(c, c), nn.ReLU(), last)
         self.weigh = nn.Linear(c, m) if m else None
         self.value = nn.Linear(c, c) if m else nn.Identity()
         self.b0 = b0
         if b0 is not None:
-            nn.init.zeros_(self.score[2].weight)
-            nn.init.constant_(self.score[2].bias, b0)
-            if m:
+            nn.init.zeros_(last.weight)
+            nn.init.constant_(last.bias, b0)
+            if isinstance(self.value, nn.Linear):
                 nn.init.eye_(self.value.weight)
                 nn.init.zeros_(self.value.bias)
 
@@ -211,7 +215,7 @@ class Sampler(nn.Module):
             x = F.layer_norm(x, x.shape[2:])
         else:
             scale = s * (1 + math.exp(-self.b0))
-        return sample(x, scale, self.weigh, self.value, ratio, padding, positions), s
+        return sample(x, scale, self.weigh, self.value, ratio, padding, positions, self.rank(s)), s
 
 
 # -- the block --------------------------------------------------------------------------------------------------------
@@ -289,7 +293,9 @@ class PollAndPool(Insert):
 def make(
     place: Place, how: How, start: Start, *, m: int = 4, ratio: float = 0.8, lam: float = 1e-4, b0: float = 0.0
 ) -> PollAndPool:
-    """A poll-and-pool block. Either start has all tokens; a fresh one scores them at random.
+    """Make a sampler that keeps the tokens with the highest scores and M means of the others.
+
+    Either start keeps all tokens until tuning begins; a fresh one scores them at random.
 
     Args:
         place: whose tokens are sampled.
@@ -309,7 +315,7 @@ def make(
     require(lam >= 0, f"lam must not be negative, and it is {lam:g}.")
     made = PollAndPool(place.takes.channels, m, place.takes.extra, ratio, lam, b0)
     if start == "fresh":
-        made.sampler.score[2].reset_parameters()
+        made.sampler.score[2].reset_parameters()  # type: ignore[operator]
     return made
 
 
