@@ -30,7 +30,7 @@ def test_every_method_has_one_claim() -> None:
     assert len(set(covered)) == len(covered) and not set(covered) & set(found)
     names = {method.card.name for method in all_methods()}
     settings = {"attribution", "esam", "snapmix", "longtail", "longtailcifar10", "emo", "shunted"}
-    settings |= {"pnp", "tisode", "ode"}
+    settings |= {"coord", "metaformer", "pnp", "tisode", "ode"}
     assert names | settings == {*found, *covered}
     assert all(find(name).method == name or name in find(name).covers for name in names)
     assert find("er") is find("derpp") is found["derpp"]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
 
 from upcycle.core.references import resolve
 from upcycle.measure.cost import count
-from upcycle.surgery.inserts import BLOCKS
-from upcycle.surgery.inserts.base import Place
-from upcycle.surgery.signals import Signal
+from upcycle.surgery.operate import Cut, operate
 
 # Parameters and millions of multiply-adds (convolutions and matrix products) with 1,000 classes at 224 x 224 pixels.
 # Those of EMO agree with every digit of the authors' logs (1.361, 2.377, 5.109 and 6.168 M); those of Shunted with
@@ -73,19 +70,14 @@ def test_metaformer_and_coordinate_attention(reference: str, parameters: int, gi
     [("coord", {}, 3_950_648, 306.67), ("se", {"r": 24}, 3_890_136, 301.15)],
 )
 def test_mobilenetv2_with_gates(block: str, options: dict[str, int], parameters: int, mega: float) -> None:
-    timm = pytest.importorskip("timm", reason="timm is not installed (extra vision)")
-    network: nn.Module = timm.create_model("mobilenetv2_100")
-    plain = count(network, IMAGE)
-    assert (plain.parameters, round(plain.macs / 1e6, 1)) == (3_504_872, 300.8)
-    places = [name for name, _ in network.named_modules() if name.endswith(".se") and not name.startswith("blocks.0")]
-    assert len(places) == 16
-    for name in places:
-        signal = Signal("map", network.get_submodule(name[:-3] + ".conv_pwl").in_channels, (7, 7))
-        place = Place(name, network.get_submodule(name), signal, signal)
-        network.set_submodule(name, BLOCKS[block].make(place, "replace", "fresh", **options))
-    counted = count(network, IMAGE)
-    assert counted.parameters == parameters
-    assert round(counted.macs / 1e6, 2) == mega
+    pytest.importorskip("timm", reason="timm is not installed (extra vision)")
+    plain = resolve("timm:mobilenetv2_100", pretrained=False, num_classes=1000, input_shape=IMAGE)
+    size = count(plain.module, IMAGE)
+    assert (size.parameters, round(size.macs / 1e6, 1)) == (3_504_872, 300.8)
+    cut = Cut(at=("blocks.[1-6].*.se",), block=block, how="replace", options=options)
+    size = count(operate(plain, cut, "fresh").module, IMAGE)
+    assert size.parameters == parameters
+    assert round(size.macs / 1e6, 2) == mega
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("cnn", 141_130), ("odenet", 142_410), ("tisode", 141_130)])
