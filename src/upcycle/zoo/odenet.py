@@ -43,7 +43,7 @@ class TimedConv2d(nn.Conv2d):
     def __init__(self, channels: int) -> None:
         super().__init__(1 + channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: float = 0.0) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
         out = F.conv2d(x, self.weight[:, 1:], self.bias, padding=1)
         if t == 0:
             return out
