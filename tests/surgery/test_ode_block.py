@@ -90,7 +90,7 @@ def test_f_is_found_however_the_sum_is_written(name: str) -> None:
     z = x + f(x)
     assert (F.relu(z) if rectified else z).sub(before).abs().max() < 1e-6
     block = make_tisode(place, "replace", "same").eval()
-    assert block.steps == 1 and (block(x) - before).abs().max() < 1e-6
+    assert block.step == 1 and (block(x) - before).abs().max() < 1e-6
     own = dict(place.module.named_parameters())
     assert {id(p) for p in block.parameters()} <= {id(p) for p in own.values()}  # the trained weights, and no others
     block.prepare(1.0, generator())
@@ -193,8 +193,9 @@ def test_h_falls_while_it_is_tuned_and_then_the_term_comes_in() -> None:
         block.prepare(progress, generator())
         block.train()
         block(x)
-        seen.append((block.steps, block.penalty() is not None))
-    assert seen == [(1, False), (2, False), (4, False), (6, False), (8, False), (9, False), *[(10, True)] * 3]
+        seen.append((round(block.step, 3), block.penalty() is not None))
+    falling = [(1.0, False), (0.631, False), (0.398, False), (0.251, False), (0.158, False), (0.105, False)]
+    assert seen == [*falling, *[(0.1, True)] * 3]
     block.eval()
     block(x)
     assert block.penalty() is None
@@ -215,7 +216,7 @@ def test_the_term_is_weighted_once_and_can_be_left_out() -> None:
     ):
         still.prepare(1.0, generator())
         still.train()(x)
-        assert still.steps == 10 and still.penalty() is None
+        assert still.step == 0.1 and still.penalty() is None
 
 
 def test_a_term_that_nobody_took_does_not_stop_a_copy() -> None:
@@ -224,7 +225,7 @@ def test_a_term_that_nobody_took_does_not_stop_a_copy() -> None:
     block.train()(torch.randn(2, 8, 6, 5))
     again = copy.deepcopy(block)
     assert again.penalty() is None and block.penalty() is not None
-    assert again.steps == block.steps == 10
+    assert again.step == block.step == 0.1
 
 
 def test_the_step_is_saved_with_the_weights_and_loaded(tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_the_step_is_saved_with_the_weights_and_loaded(tmp_path: Path) -> None:
         block.prepare(0.2, generator())
     saved.save(made, tmp_path / "m")
     again = saved.load(tmp_path / "m")
-    assert [b.steps for b in inserts(again.module)] == [4, 4, 4]  # type: ignore[attr-defined]
+    assert [round(b.step, 4) for b in inserts(again.module)] == [0.3981] * 3  # type: ignore[attr-defined]
     x = made.example(3)
     with torch.no_grad():
         assert torch.equal(again.module(x), made.module.eval()(x))
@@ -242,11 +243,23 @@ def test_the_step_is_saved_with_the_weights_and_loaded(tmp_path: Path) -> None:
         assert torch.allclose(torch.export.load(tmp_path / "m.pt2").module()(x), made.module(x), atol=1e-4)
 
 
-@pytest.mark.parametrize("steps", [0, -3, 10**12])
-def test_a_damaged_step_is_refused(steps: int) -> None:
+@pytest.mark.parametrize("step", [0.0, -0.1, 1e-9, 2.0, float("nan")])
+def test_a_damaged_step_is_refused(step: float) -> None:
     block = make_tisode(written("x + out"), "replace", "same")
-    with pytest.raises(UserError, match=r"takes 1 to 1,000 steps"):
-        block.load_state_dict({**block.state_dict(), "kept_steps": torch.tensor(steps)})
+    with pytest.raises(UserError, match=r"lies between 0\.001 and 1"):
+        block.load_state_dict({**block.state_dict(), "kept_step": torch.tensor(step)})
+
+
+def test_the_state_changes_continuously_with_h() -> None:
+    block, x = make_tisode(written("x + out"), "replace", "same").eval(), torch.randn(3, 8, 6, 5)
+    for h in (1.0, 0.5, 1 / 3, 0.1):  # where a step more is needed
+        block.step = h
+        at = block(x)
+        block.step = h * (1 - 1e-5)
+        assert 0 < (block(x) - at).abs().max() < 1e-3
+    block.step = 0.4
+    z = euler(block.field, x, 0.4, 0.8)
+    assert torch.allclose(block(x), z + 0.2 * block.field(0.8, z), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ode", "tisode"])
@@ -256,7 +269,7 @@ def test_a_new_block_has_the_numbers_that_are_said(name: str) -> None:
         made = entry.make(Place("b", nn.Identity(), signal, signal), "replace", "fresh", **options)
         assert sum(p.numel() for p in made.parameters()) == entry.parameters(signal, **options)
         assert count(made, signal.shape(1)[1:]).macs == entry.macs(signal, **options)
-        assert isinstance(made, OdeBlock) and made.steps == 5
+        assert isinstance(made, OdeBlock) and made.step == 0.2
 
 
 def test_a_new_tisode_of_64_channels_is_that_of_the_paper() -> None:

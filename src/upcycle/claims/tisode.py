@@ -62,7 +62,7 @@ def pixels(name: str, n: int) -> tuple[Tensor, Tensor]:
 def released(quick: bool) -> dict[str, float]:
     """Accuracy of the authors' networks, clean and under FGSM; one gradient serves every epsilon."""
     x, y = pixels("mnist", 50 if quick else 1000)
-    figures = {}
+    figures: dict[str, float] = {}
     for kind, title in TITLES.items():
         network = on_pixels(resolve(f"zoo:mnist_{kind}"))
         figures[f"released {title}, clean (%)"] = 100 * accuracy(network, x, y)
@@ -175,7 +175,7 @@ def in_a_trained_network(seed: int, quick: bool) -> dict[str, float]:
     source, data = setting(quick)
     x, y = pixels("cifar10", 32 if quick else 500)
     foreign = fgsm(on_pixels(resolve("zoo:cifar10_resnet32")), x, y, 4 * TINY)
-    figures = {
+    figures: dict[str, float] = {
         "error of the start, of the largest answer": start_error(source, operate(source, swap("tisode", quick).cut))
     }
     for name, make in arms(quick, seed).items():

@@ -16,6 +16,7 @@ training too. A new f has GroupNorm. The paper's window runs from T to 2T (unche
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.euler import euler, euler_to_rest, steps_in
+from upcycle.core.euler import OFF_GRID, euler, euler_to_rest, steps_in
 from upcycle.core.undisturbed import undisturbed
 from upcycle.surgery.inserts.base import Block, How, Insert, Place, Start
 from upcycle.surgery.signals import Signal
@@ -37,7 +38,7 @@ PAPER = "Yan, Du, Tan, Feng; arXiv:1910.05513"
 WINDOW = (0.9, 1.5)
 """T1 and T2 of the published training log, multiples of h = 0.1 and 0.05."""
 FINEST = 1000
-"""Most steps of one block."""
+"""Most steps of one block: 1 / h."""
 EXACT = 1e-6
 """Largest difference from the block before, relative to its largest output, at which f counts as found."""
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -176,65 +177,68 @@ def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 class OdeBlock(Insert):
     """z(1) of dz/dt = f(t, z) from z(0) = x by explicit Euler, and a ReLU behind it where the replaced block had one.
 
+    Where 1 is no multiple of h, as on the way to its end, the last step is what is left. So z(1) changes continuously
+    with h: a network whose h jumped from 1 to 1/2 would answer otherwise at once.
+
     Args:
         field: f(t, z).
         rectified: whether a ReLU stands behind z(1).
-        steps: 1 / h at the end of the tuning.
-        begin: 1 / h before it.
+        begin, end: h before the tuning and at its end.
         until: the share of the tuning after which h is at its end.
         weight: w of the steady-state term.
-        window: T1 and T2 of that term; ``None`` for an ODE without it.
+        window: T1 and T2 of that term, multiples of ``end``; ``None`` for an ODE without it.
 
     Attributes:
-        steps: 1 / h now. It is saved with the weights.
+        step: h now. It is saved with the weights.
     """
 
-    kept_steps: Tensor
+    kept_step: Tensor
 
     def __init__(
         self,
         field: nn.Module,
         *,
         rectified: bool,
-        steps: int,
-        begin: int,
+        begin: float,
+        end: float,
         until: float,
         weight: float,
         window: tuple[float, float] | None,
     ) -> None:
         super().__init__()
         self.field, self.rectified = field, rectified
-        self.begin, self.end, self.until = begin, steps, until
+        self.begin, self.end, self.until = begin, end, until
         self.weight, self.window = weight, window
         self._resting = False
         self._moved: Tensor | None = None
-        self.register_buffer("kept_steps", torch.tensor(begin))
+        self.register_buffer("kept_step", torch.tensor(begin))
         self.register_load_state_dict_post_hook(OdeBlock._follow)
-        self.steps = begin
+        self.step = begin
 
     @property
-    def steps(self) -> int:
-        """1 / h."""
-        return self._steps
+    def step(self) -> float:
+        """h."""
+        return self._step
 
-    @steps.setter
-    def steps(self, value: int) -> None:
+    @step.setter
+    def step(self, value: float) -> None:
         # A forward that asked the buffer could not be exported, since a program knows no values.
-        require(1 <= value <= FINEST, f"An ODE block takes 1 to {FINEST:,} steps, not {value}.")
-        self._steps = value
-        self.kept_steps.fill_(value)
+        require(1 / FINEST <= value <= 1, f"The step of an ODE block lies between {1 / FINEST:g} and 1, not {value:g}.")
+        whole = round(1 / value)
+        self._step = 1 / whole if abs(1 / value - whole) < OFF_GRID else float(value)  # float32 may have kept it
+        self.kept_step.fill_(value)
 
     @staticmethod
     def _follow(module: nn.Module, _: Any) -> None:
         assert isinstance(module, OdeBlock)
-        module.steps = int(module.kept_steps)  # which refuses what a damaged file may hold
+        module.step = float(module.kept_step)  # which refuses what a damaged file may hold
 
     def prepare(self, progress: float, generator: torch.Generator) -> None:
-        """Set h, which falls step by step until its share of the tuning is over; from then on the term counts."""
+        """Set h, which falls by equal factors until its share of the tuning is over; from then on the term counts."""
         there = progress >= self.until
-        steps = self.end if there else self.begin + int((self.end - self.begin) * progress / self.until)
-        if steps != self.steps:
-            self.steps = steps
+        step = self.end if there else self.begin * (self.end / self.begin) ** (progress / self.until)
+        if step != self.step:
+            self.step = step
         self._resting = there and self.window is not None and self.weight > 0
 
     def penalty(self) -> Tensor | None:
@@ -243,17 +247,21 @@ class OdeBlock(Insert):
         return None if moved is None else self.weight * moved
 
     def forward(self, x: Tensor) -> Tensor:
+        h = self.step
         if self.training and self._resting and self.window is not None:
-            z, self._moved = euler_to_rest(self.field, x, 1 / self.steps, self.window)
+            z, self._moved = euler_to_rest(self.field, x, h, self.window)
         else:
-            z = euler(self.field, x, 1 / self.steps)
+            whole = math.floor(1 / h + OFF_GRID)
+            z, left = euler(self.field, x, h, whole * h), 1 - whole * h
+            if left > OFF_GRID:
+                z = torch.add(z, self.field(whole * h, z), alpha=left)
         return F.relu(z) if self.rectified else z
 
     def __getstate__(self) -> dict[str, Any]:  # a term that nobody asked for holds a graph, which cannot be copied
         return {**self.__dict__, "_moved": None}
 
     def extra_repr(self) -> str:
-        return f"steps={self.steps}"
+        return f"step={self.step:g}"
 
 
 def _make(
@@ -282,8 +290,8 @@ def _make(
     return OdeBlock(
         field,
         rectified=rectified,
-        steps=steps,
-        begin=1 if start == "same" else steps,
+        begin=1.0 if start == "same" else step,
+        end=step,
         until=until if start == "same" else 0.0,
         weight=weight,
         window=None if window is None else (window[0], window[1]),

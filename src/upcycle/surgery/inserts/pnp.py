@@ -184,17 +184,16 @@ class Sampler(nn.Module):
 
     def __init__(self, c: int, m: int, b0: float | None = None) -> None:
         super().__init__()
-        last = nn.Linear(c, 1)
+        last, value = nn.Linear(c, 1), nn.Linear(c, c)
         self.score = nn.Sequential(nn.Linear(c, c), nn.ReLU(), last)
         self.weigh = nn.Linear(c, m) if m else None
-        self.value = nn.Linear(c, c) if m else nn.Identity()
+        self.value = value if m else nn.Identity()
         self.b0 = b0
         if b0 is not None:
             nn.init.zeros_(last.weight)
             nn.init.constant_(last.bias, b0)
-            if isinstance(self.value, nn.Linear):
-                nn.init.eye_(self.value.weight)
-                nn.init.zeros_(self.value.bias)
+            nn.init.eye_(value.weight)
+            nn.init.zeros_(value.bias)
 
     def rank(self, s: Tensor) -> Tensor:
         """What tokens are ordered by: their score."""
@@ -315,7 +314,7 @@ def make(
     require(lam >= 0, f"lam must not be negative, and it is {lam:g}.")
     made = PollAndPool(place.takes.channels, m, place.takes.extra, ratio, lam, b0)
     if start == "fresh":
-        made.sampler.score[2].reset_parameters()  # type: ignore[operator]
+        made.sampler.score[2] = nn.Linear(place.takes.channels, 1)
     return made
 
 
