@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from tests.settings import ROWS, tiny_data, tiny_model
+from upcycle import cli
 from upcycle.core import ingredients
 from upcycle.core.errors import UserError
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
+from upcycle.diagnosis import Tau
 from upcycle.distillation import KD, Plain
 from upcycle.verbs import methods
+from upcycle.verbs.options import Setting, split_options
 
 ASKS: dict[str, dict[str, Any]] = {
     "sharpness": {"sharpness": "sam"},
@@ -222,3 +226,29 @@ def test_the_list_says_who_takes_what_and_why_not(capsys: pytest.CaptureFixture[
 )
 def test_estimates_count_the_meetings(asks: dict[str, Any], times: float) -> None:
     assert ingredients.times(with_recipe("kd", **asks)) == pytest.approx(times)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--recipe.mix", "mixup"], "netgraft has no recipe, and so no --recipe.mix; its own options are --cuts, "),
+        (["--recipe.mix=mixup"], "--lr_chain. --recipe.mix is for kd, "),
+        (["--recipe.epochs", "3"], "so no --recipe.epochs; its own options are --cuts, "),
+        (["--config", "c.yaml"], "so no --recipe.sampler; its own options"),
+    ],
+)
+def test_a_method_without_a_recipe_says_so(
+    words: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("recipe:\n  sampler: class\n")
+    networks = ["--teacher", "zoo:digits_teacher", "--student", "zoo:convnet"]
+    assert cli.main(["distill", "--method", "netgraft", *networks, *words]) == 2
+    assert part in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_in_python_too() -> None:
+    with pytest.raises(UserError, match=r"tau has no recipe, and so no --recipe\.sampler; its own options are --tau, "):
+        split_options(Tau, Setting, {"recipe": {"sampler": "class"}})
+    with pytest.raises(UserError, match=r"tau has no recipe, and so no --recipe; its"):
+        split_options(Tau, Setting, {"recipe": Recipe()})

@@ -30,6 +30,13 @@ def value_of(words: Sequence[str], option: str) -> str | None:
     return found
 
 
+def recipe_fields(words: Sequence[str], content: dict[str, Any]) -> list[str]:
+    """The fields of a recipe that a command line or its file sets; "" for the whole."""
+    found = [m.group(1) or "" for word in words if (m := re.match(r"--recipe(?:\.([\w-]+))?(?:=|$)", word))]
+    there = content.get("recipe")
+    return [*found, *(there if isinstance(there, dict) and there else [""] if "recipe" in content else [])]
+
+
 def parse(parser: Any, words: list[str], hints: dict[str, Any], networks: Iterable[str] = ()) -> Any:
     """Parse, turning the parser's complaints into one sentence with the nearest name.
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from upcycle.arguments import arguments_as, hints_of, options_of, parse, read_config, value_of, words_of
+from upcycle.arguments import arguments_as, hints_of, options_of, parse, read_config, recipe_fields, value_of, words_of
 from upcycle.core.errors import UserError, unknown
 from upcycle.verbs import DEFAULT_METHOD
 
@@ -191,6 +191,7 @@ MAKERS = {
 def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
     """Parse a command that makes a model: the keyword arguments of its function, and the method's class."""
     from upcycle.verbs.methods import add_plugin, find_method
+    from upcycle.verbs.options import require_recipe
 
     maker, words = MAKERS[verb], list(words)
     setting = importlib.import_module(maker.module).Setting
@@ -204,6 +205,8 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
         del words[i : i + (1 if "=" in words[i] else 2)]
     name = value_of(words, "method")
     cls = find_method(str(content.get("method", DEFAULT_METHOD[verb])) if name is None else name, verb)
+    for field in recipe_fields(words, content):
+        require_recipe(cls, field)
     helped = bool({"-h", "--help"} & set(words))  # reading docstrings takes time
     parser = _parser(verb)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")

@@ -73,14 +73,37 @@ def refuse(method: Any, others: Callable[[], Iterable[Any]]) -> None:
             raise UserError(f"{method.card.name} takes no {option}{because}; {_who(method, ingredient, others())}.")
 
 
+FIELDS = {"sharpness": "sharpness", "keep": "dropping", "select": "selection", "mix": "mix", "sampler": "sampler"}
+"""The ingredient that a field of a recipe asks for."""
+
+
+def without_recipe(method: Any, field: str, others: Callable[[], Iterable[Any]]) -> UserError:
+    """The error for a field of a recipe, where a method has none: which options it has, and who takes an ingredient.
+
+    Args:
+        method: its class.
+        field: of a recipe, such as ``mix``; "" for the whole.
+        others: gives all methods.
+    """
+    option = f"--recipe.{field}" if field else "--recipe"
+    own = ", ".join(f"--{name}" for name in method.options())
+    able = _able(method, FIELDS[field], others()) if field in FIELDS else []
+    who = f" {option} is for {', '.join(able)}." if able else ""
+    return UserError(f"{method.card.name} has no recipe, and so no {option}; its own options are {own}.{who}")
+
+
 def _who(method: Any, ingredient: str, others: Iterable[Any]) -> str:
     """The methods that do admit an ingredient, those of the same verb where there are any."""
-    able = [m.card for m in others if ingredient in m.admits]
-    near = [card for card in able if card.verb == method.card.verb] or able
-    names = f"{', '.join(card.name for card in near)} do{'es' if len(near) == 1 else ''}" if near else "no method does"
+    near = _able(method, ingredient, others)
+    names = f"{', '.join(near)} do{'es' if len(near) == 1 else ''}" if near else "no method does"
     if ingredient in PARTS and "sharpness" in method.admits:
         return f"{names}, and {method.card.name} takes --recipe.{PARTS[ingredient]} 1"
     return names
+
+
+def _able(method: Any, ingredient: str, others: Iterable[Any]) -> list[str]:
+    able = [m.card for m in others if ingredient in m.admits]
+    return [card.name for card in [card for card in able if card.verb == method.card.verb] or able]
 
 
 def problems(method: Any, data: Any) -> list[str]:

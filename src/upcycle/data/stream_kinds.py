@@ -36,7 +36,8 @@ from upcycle.data.streams import Scenario, Stream
 KINDS = ("splits", "permuted", "rotated", "parts", "drifting", "folders", "tasks")
 FOLDERS = {"folders": "a folder of images", "tasks": "a set of graphs"}
 """The things that lie in a folder for each task."""
-
+COUNTED = ("splits", "permuted", "rotated", "parts")
+"""The kinds whose number of tasks stands in their name."""
 
 _SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<data>.+?)(/(?P<count>\d+(\+\d+|(,\d+)+)?))?")
 
@@ -46,8 +47,27 @@ def check_stream(reference: str) -> None:
     kind, data, _ = _parts(reference)
     if kind in FOLDERS:
         require(Path(data).expanduser().is_dir(), f"There is no folder {data} with {FOLDERS[kind]} for each task.")
-    else:
+        return
+    _require_number(reference, kind, data)
+    check_reference(data)
+
+
+def _require_number(reference: str, kind: str, data: str) -> None:
+    """Say where something else stands in place of the number of tasks, and so was read as part of the data's name."""
+    name, stroke, count = data.rpartition("/")
+    if kind in COUNTED and stroke and not _is_there(data) and _is_there(name):
+        more = ", 2+1 for two classes and then one at a time, or the classes of each task, as in 3,2,2"
+        raise UserError(
+            f"'{count}' in {reference} is no number of tasks; write {kind}:{name}/2{more if kind == 'splits' else ''}."
+        )
+
+
+def _is_there(data: str) -> bool:
+    try:
         check_reference(data)
+    except UserError:
+        return False
+    return True
 
 
 def is_of_graphs(reference: str) -> bool:
@@ -62,7 +82,16 @@ def _parts(reference: str) -> tuple[str, str, str]:
         raise UserError(f"A stream is written KIND:DATA/TASKS, for example splits:cifar10/5, not '{reference}'.")
     if found["kind"] not in KINDS:
         raise unknown("kind of stream", found["kind"], KINDS)
+    if found["kind"] in COUNTED:
+        _require_some(reference, found["count"] or "")
     return found["kind"], found["data"], found["count"] or ""
+
+
+def _require_some(name: str, count: str) -> None:
+    """Each number behind the stroke is one of tasks, or of the classes of a task."""
+    if "0" in (number.lstrip("0") or "0" for number in re.findall(r"\d+", count)):
+        what = "a task without classes" if set(count) & {"+", ","} else "no task"
+        raise UserError(f"{name} has {what}; each number behind the / is 1 or more.")
 
 
 def stream(
@@ -114,6 +143,7 @@ def stream(
         read = partial(load, size=size, channels=channels, columns=columns, least_classes=1)
         root, reading = Path(data).expanduser(), reading or Reading()
         return _few(folder_stream(reference, root, scenario or "class", shuffle, read, reading), few)
+    _require_number(reference, kind, data)
     images = load(data, size=size, channels=channels, reading=reading, columns=columns)
     _require_classes(images)
     if long_tail is not None:
@@ -129,7 +159,7 @@ def stream(
         require(scenario in (None, "general"), "A drifting stream has no tasks: its scenario is general.")
         return _few(_drifting(reference, images), few)
     require(scenario in (None, "domain"), f"A {kind} stream shows the same classes all along: its scenario is domain.")
-    require(count.isdigit() and int(count) >= 1, f"{kind}:{data} needs the number of its tasks: {kind}:{data}/10.")
+    require(count.isdigit(), f"{kind}:{data} needs the number of its tasks: {kind}:{data}/10.")
     if kind == "parts":
         return _few(portions(reference, images, int(count)), few)
     change = _permuted if kind == "permuted" else _rotated(int(count))
@@ -163,6 +193,7 @@ def _few(made: Stream, few: int | None) -> Stream:
 
 def _sizes(count: str, k: int, name: str) -> list[int]:
     """How many classes each task has."""
+    _require_some(f"splits:{name}/{count}", count)
     if "+" in count:
         first, then = map(int, count.split("+"))
         require(
@@ -174,7 +205,7 @@ def _sizes(count: str, k: int, name: str) -> list[int]:
         sizes = [int(n) for n in count.split(",")]
         require(sum(sizes) == k and min(sizes) >= 1, f"{count} adds up to {sum(sizes)} classes, and {name} has {k}.")
         return sizes
-    require(count.isdigit() and int(count) >= 1, f"splits:{name} needs the number of its tasks: splits:{name}/5.")
+    require(count.isdigit(), f"splits:{name} needs the number of its tasks: splits:{name}/{min(5, k)}.")
     n = int(count)
     require(n <= k, f"The {k} classes of {name} do not divide into {n} tasks, for each needs at least one.")
     return [k // n + (t < k % n) for t in range(n)]  # where they do not divide, the first tasks have one more

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import torch
 
+from upcycle.core import ingredients
 from upcycle.core.devices import device_of
 from upcycle.core.errors import require, unknown
-from upcycle.core.method import Method
+from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
 from upcycle.data import Collection
 from upcycle.data.decode import readable
@@ -109,6 +110,9 @@ def split_options(cls: type[Method], kind: type, options: dict[str, Any]) -> tup
     """Options for the dataclass ``kind`` and for the method, or an error for what belongs to neither."""
     fields = {f.name for f in dataclasses.fields(kind)}
     known = [*sorted(fields), *cls.options()]
+    if "recipe" in options and "recipe" not in known:
+        of = options["recipe"]
+        require_recipe(cls, next(iter(of), "") if isinstance(of, dict) else "")
     for key in options:
         if key not in known:
             raise unknown(f"option of {cls.card.name}", key, known)
@@ -117,6 +121,12 @@ def split_options(cls: type[Method], kind: type, options: dict[str, Any]) -> tup
         if isinstance(value, dict) and dataclasses.is_dataclass(usual := default_of(cls, key)):
             own[key] = dataclasses.replace(usual, **value)  # type: ignore[type-var]  # a method's default, no class
     return {key: value for key, value in options.items() if key in fields}, own
+
+
+def require_recipe(cls: type[Method], field: str) -> None:
+    """Raise :class:`UserError` where a field of a recipe is set, and the method has no recipe."""
+    if "recipe" not in cls.options():
+        raise ingredients.without_recipe(cls, field, built_in)
 
 
 def default_of(cls: type[Method], option: str) -> Any:
