@@ -76,6 +76,7 @@ BARS: dict[str, dict[str, Bar]] = {
         "runs/six-digits": Bar(0.95),
         "runs/mixed": Bar(0.9),
     },
+    "docs/operate.md": {"runs/gated": Bar(0.95)},
     "docs/without-data.md": {"runs/without-data": Bar(0.85), "runs/from-the-pool": Bar(0.85)},
     "docs/graphs.md": {
         "runs/factors": Bar(0.85),

@@ -102,9 +102,9 @@ def _operated(reference: Reference, cls: type[Method], data: Any, say: Say, opti
     session.say(f"data     {describe(images)}")
     session.show("source", source, images)
     product, beside = session.arms(lambda seed: (session.method(source=models.own_copy(source)), seen))
-    _show_plan(session, source, seen)
+    student = _show_plan(session, source, seen)
     if session.setting.dry_run:
-        return session.estimate([product, *beside], source)
+        return session.estimate([product, *beside], source, student=student)
     made, others = session.run(product, beside, lambda model, data: session.measured(model, images))
     rows = [row(source.name, "source", session.measured(source, images), source)]
     rows += [other.row(f"{source.name}, {other.arm.words}") for other in others]
@@ -119,15 +119,16 @@ def _operated(reference: Reference, cls: type[Method], data: Any, say: Say, opti
     )
 
 
-def _show_plan(session: Session, source: Model, data: Images) -> None:
-    """Say what a network would cost, where its method knows that before it runs."""
+def _show_plan(session: Session, source: Model, data: Images) -> int | None:
+    """Say what a network would cost, where its method knows that before it runs; returns its multiply-adds."""
     if (planned := getattr(session.method(source=source), "planned", None)) is None:
-        return
+        return None
     before, found = count(source.module, source.input_shape), planned(data)
     session.say(
         f"product  {found.name}: {found.parameters:,} parameters ({found.parameters - before.parameters:+,}), "
         f"{found.macs / 1e6:,.2f} M multiply-adds ({(found.macs - before.macs) / 1e6:+,.2f} M)"
     )
+    return int(found.macs)
 
 
 def _swap_sentence(rows: list[dict[str, Any]], made: Fitted, data: Images) -> str:
