@@ -84,10 +84,13 @@ PAGES = {  # claims of what is no method
     "snapmix": "[`snapmix`](ingredients.md#mixing)",
     "longtail": "[`longtail`](rare-classes.md)",
     "longtailcifar10": "[`longtailcifar10`](rare-classes.md)",
-    "coord": "[`coord`](your-model-your-data.md#the-zoo)",
-    "metaformer": "[`metaformer`](your-model-your-data.md#the-zoo)",
+    "coord": "[`coord`](operate.md)",
+    "metaformer": "[`metaformer`](operate.md)",
     "emo": "[`emo`](your-model-your-data.md#the-zoo)",
     "shunted": "[`shunted`](your-model-your-data.md#the-zoo)",
+    "pnp": "[`pnp`](operate.md)",
+    "tisode": "[`tisode`](operate.md)",
+    "ode": "[`ode`](operate.md)",
 }
 
 

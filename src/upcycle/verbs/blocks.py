@@ -8,6 +8,7 @@ from typing import Any
 
 from upcycle.core import references
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.method import built_in
 from upcycle.core.models import Model
 from upcycle.core.outputs import own
 from upcycle.measure.units import si
@@ -69,9 +70,10 @@ def blocks_list(shape: tuple[int, ...]) -> str:
         for row in rows
     ]
     costs = f"Parameters and multiply-adds are those of a block for {c} channels of {h} x {w} places (--shape C,H,W)."
+    method = next(m.card.name for m in built_in() if m.card.verb == "reassemble" and m.roles == ("source",))
     more = (
         "upcycle blocks NAME shows its options, and --model REFERENCE where a network has room. upcycle reassemble "
-        "--source REFERENCE --method swap --block NAME --at PATTERN puts one in."
+        f"--source REFERENCE --method {method} --block NAME --at PATTERN puts one in."
     )
     return "\n".join([*lines, "", costs, more])
 

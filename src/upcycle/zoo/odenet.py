@@ -47,7 +47,7 @@ class TimedConv2d(nn.Conv2d):
         out = F.conv2d(x, self.weight[:, 1:], self.bias, padding=1)
         if t == 0:
             return out
-        everywhere = x.new_full((1, 1, *x.shape[2:]), t)
+        everywhere = torch.full_like(x[:1, :1], t)
         return out + F.conv2d(everywhere, self.weight[:, :1], padding=1)
 
 
