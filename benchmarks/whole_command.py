@@ -31,7 +31,7 @@ from upcycle.measure.machine import matmul_rate
 RIVAL = str(Path(__file__).parent / "plain_distillation.py")
 UPCYCLE = [sys.executable, "-m", "upcycle.cli", "distill"]
 PARTS = ("digits", "cifar-5000", "cifar-45000", "cifar-kept", "jpeg")
-KEPT = 8  # epochs of the part with kept outputs: four views are made once and used twice
+KEPT = 5  # epochs of the part with kept outputs: the fewest at which one of the four views is used again
 
 
 def timed(words: Sequence[str], threads: int) -> dict[str, float]:
