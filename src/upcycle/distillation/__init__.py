@@ -8,6 +8,7 @@ from upcycle.distillation.fastdfkd import FastDFKD
 from upcycle.distillation.gfkd import GFKD
 from upcycle.distillation.kd import KD
 from upcycle.distillation.kdexplainer import KDExplainer
+from upcycle.distillation.ltl import LTL
 from upcycle.distillation.netgraft import NetGraft
 from upcycle.distillation.onestagegan import OneStageGAN
 from upcycle.distillation.plain import Plain
@@ -31,4 +32,5 @@ METHODS: tuple[type[Method], ...] = (
     RELIANT,
     FactorGCN,
     SPAGAN,
+    LTL,
 )
