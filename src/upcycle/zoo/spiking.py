@@ -32,6 +32,8 @@ VGG11: Plan = (((64, 1), (128, 2), (256, 1), (256, 2), (512, 1), (512, 2), (512,
 """As in the authors' code, for CIFAR."""
 CAP = 2.0
 """Of the activations of the network that teaches."""
+LONGEST = 10_000
+"""Steps, at most."""
 
 
 # -- neurons ----------------------------------------------------------------------------------------------------------
@@ -192,6 +194,7 @@ def check_steps(thing: Any) -> None:
         if number is not None and not isinstance(number, int):
             raise TypeError(f"steps are whole numbers, not {number!r}")
     ranges(thing, at_least={"time_steps": 1}, not_negative=("warmup_steps",))
+    require(T <= LONGEST, f"time_steps must be at most {LONGEST:,}, and it is {T}.")
     require(T_w is None or T_w < T, f"warmup_steps must be below time_steps, {T}, and it is {T_w}.")
 
 
