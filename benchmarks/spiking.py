@@ -10,7 +10,6 @@ snntorch (extra dev).
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import alternate, record
+from benchmarks.common import alternate, asked_sizes, record
 from upcycle import zoo
 from upcycle.core.frozen import frozen
 from upcycle.core.memory import keep_freed
@@ -30,7 +29,7 @@ from upcycle.distillation.spikes.layers import copied
 from upcycle.distillation.spikes.rates import percentile, target
 from upcycle.zoo.spiking import Spiking
 
-BATCH, T, T_W, ROUNDS = 64, 8, 4, 12
+T, T_W = 8, 4
 MOST, LEAST = 1.3, 1.2
 """What T steps may take over T steps of the teacher; and how many times as fast as snntorch they have to be."""
 
@@ -102,15 +101,13 @@ def step_of(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None
 
 def main() -> None:
     """Time all, and write the record."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="one repetition, printed only")
-    quick = parser.parse_args().quick
+    sizes = asked_sizes(batch=64, repetitions=12)
     torch.set_num_threads(1)
     keep_freed()  # as every run does
     torch.manual_seed(0)
     capped = zoo.build("capped", pretrained=False)
-    images = torch.randn(BATCH, 1, 28, 28).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (BATCH,))
+    images = torch.randn(sizes.batch, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (sizes.batch,))
     teacher, names = frozen(capped.module, images, keep_modules=True), copied(capped)
     ordinary = zoo.build("capped", pretrained=False).module.to(memory_format=torch.channels_last).train()
     ours, offline, online = spiking(), Local(spiking(), online=False), Local(spiking(), online=True)
@@ -142,7 +139,7 @@ def main() -> None:
     }
     seen = activations(teacher, names, images)
     arms["percentiles"] = lambda: [percentile(one, 99.9) for one in seen] and None
-    best = {name: min(seconds) for name, seconds in alternate(arms, 1 if quick else ROUNDS).items()}
+    best = {name: min(seconds) for name, seconds in alternate(arms, sizes.repetitions).items()}
     over = best["spiking, through time"] / (T * best["ordinary network"])
     faster = best["snntorch, the image's current once"] / best["spiking, through time"]
     figures = {
@@ -159,15 +156,11 @@ def main() -> None:
     }
     for name, value in figures.items():
         print(f"{name}: {value}")
-    if quick:
+    if sizes.quick:
         return
-    print(record("spiking", figures, batch=BATCH, time_steps=T, rounds=ROUNDS, threads=1, snntorch=_version()))
+    print(record("spiking", figures, batch=sizes.batch, time_steps=T, rounds=sizes.repetitions, threads=1))
     if not figures["gates held"]:
         raise SystemExit(f"{over:.2f} of at most {MOST}, and {faster:.2f} of at least {LEAST}")
-
-
-def _version() -> str:
-    return str(getattr(snntorch, "__version__", "unknown"))
 
 
 if __name__ == "__main__":
