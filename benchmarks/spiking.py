@@ -110,7 +110,7 @@ def main() -> None:
     labels = torch.randint(10, (sizes.batch,))
     teacher, names = frozen(capped.module, images, keep_modules=True), copied(capped)
     ordinary = zoo.build("capped", pretrained=False).module.to(memory_format=torch.channels_last).train()
-    ours, offline, online = spiking(), Local(spiking(), online=False), Local(spiking(), online=True)
+    ours, offline, online = spiking(), Local(spiking(), online=False), Local(spiking(), online=True, T_w=T_W)
     theirs, hoisted = Theirs(spiking(), once=False), Theirs(spiking(), once=True)
 
     def of(network: nn.Module) -> Callable[[], None]:

@@ -292,3 +292,16 @@ def test_the_plan_of_both_is_the_same() -> None:
     ours = [m.weight.shape for m in spiking(SHAPE, 10, TINY).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     theirs = [m.weight.shape for m in Capped(SHAPE, 10, TINY).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert ours == theirs and len(ours) == 4
+
+
+def test_quiet_steps_keep_no_gradient_and_change_no_spike() -> None:
+    net, images = tiny_spiking(time_steps=6).double(), drawn(5, *SHAPE)
+    found = {}
+    for quiet in (0, 4):
+        net.zero_grad()
+        y, spikes = net.simulate(images, blocked=True, through_time=False, quiet=quiet)
+        (y[4:].square().sum() + sum(s[4:].sum() for s in spikes)).backward()
+        found[quiet] = [y.detach(), *spikes, *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
+    assert len(found[0]) == len(found[4]) == 1 + 3 + 8
+    for a, b in zip(found[0], found[4], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)

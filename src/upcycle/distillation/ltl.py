@@ -75,14 +75,15 @@ class Local(nn.Module):
     Args:
         network: the network.
         online: cut it between its steps too.
+        T_w: steps that nothing is learnt from online.
     """
 
-    def __init__(self, network: Spiking, online: bool) -> None:
+    def __init__(self, network: Spiking, online: bool, T_w: int = 0) -> None:
         super().__init__()
-        self.network, self.online = network, online
+        self.network, self.online, self.quiet = network, online, T_w if online else 0
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self.network.simulate(images, blocked=True, through_time=not self.online)
+        return self.network.simulate(images, blocked=True, through_time=not self.online, quiet=self.quiet)
 
 
 def activations(teacher: Frozen, names: Sequence[str], images: Tensor) -> list[Tensor]:
@@ -224,7 +225,7 @@ class LTL(Method):
         source, student = self.model("teacher", data), self.model("student", data)
         names, online, T_w = copied(source, self.layers), self.form == "online", self.T_w
         teacher = run.frozen(source, data.validation, keep_modules=True)
-        net, optimizer = run.setup(Local(student.module, online), self.recipe)  # type: ignore[arg-type]
+        net, optimizer = run.setup(Local(student.module, online, T_w), self.recipe)  # type: ignore[arg-type]
         held = _held(run, data)
         before = run.stage("before", lambda: self._distances(teacher, names, net.network, held))
         for _ in run.epochs(self.recipe.epochs):

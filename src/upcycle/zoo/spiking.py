@@ -99,9 +99,9 @@ def wide(x: Tensor) -> Tensor:
 
 def _potentials(current: Tensor, steps: int, constant: bool, decay: float, theta: float, reset: Reset) -> list[Tensor]:
     """u[1] to u[T]."""
-    currents = [current] * steps if constant else current.unflatten(0, (steps, -1)).unbind(0)
-    u = [currents[0]]
-    for I in currents[1:]:  # noqa: E741
+    each = [current] * steps if constant else current.unflatten(0, (steps, -1)).unbind(0)
+    u = [each[0]]
+    for I in each[1:]:  # noqa: E741
         fired = u[-1] > theta
         left = u[-1].masked_fill(fired, 0) if reset == "zero" else u[-1] - theta * fired
         u.append(torch.add(I, left, alpha=decay))
@@ -198,6 +198,16 @@ def check_steps(thing: Any) -> None:
     require(T_w is None or T_w < T, f"warmup_steps must be below time_steps, {T}, and it is {T_w}.")
 
 
+def currents(synapses: nn.Module, s: Tensor, steps: int, quiet: int) -> Tensor:
+    """What a layer gives for all steps, (T b, ...); for the first ``quiet`` of them without a gradient."""
+    if not quiet:
+        return synapses(s)
+    n = quiet * (len(s) // steps)
+    with torch.no_grad():
+        before = synapses(s[:n])
+    return torch.cat([before, synapses(s[n:])])
+
+
 class Spiking(nn.Module):
     """A network of layers of synapses with :class:`LIF` neurons behind each, and synapses that are read from.
 
@@ -252,7 +262,7 @@ class Spiking(nn.Module):
         return y.cumsum(0)[T_w:].sum(0) / sum(range(T_w + 1, T + 1))
 
     def simulate(
-        self, images: Tensor, *, blocked: bool = False, through_time: bool = True
+        self, images: Tensor, *, blocked: bool = False, through_time: bool = True, quiet: int = 0
     ) -> tuple[Float[Tensor, "T b k"], list[Tensor]]:
         """Run all steps: the currents y that are read, and the spikes of each layer, (T, b, ...).
 
@@ -260,13 +270,14 @@ class Spiking(nn.Module):
             images: (b, c, h, w).
             blocked: detach the spikes that enter a layer, so that no gradient leaves it for the one before.
             through_time: see :class:`LIF`.
+            quiet: the first steps that nothing is learnt from: behind the first layer no gradient is kept for them.
         """
-        s, spikes = images, []
+        s, spikes, T = images, [], self.time_steps
         for i, (synapses, neurons) in enumerate(zip(self.synapses, self.neurons, strict=True)):
-            s = neurons(synapses(s), self.time_steps, i == 0, through_time)
-            spikes.append(s.unflatten(0, (self.time_steps, -1)))
+            s = neurons(currents(synapses, s, T, quiet if i else 0), T, i == 0, through_time)
+            spikes.append(s.unflatten(0, (T, -1)))
             s = s.detach() if blocked else s
-        return wide(self.readout(s)).unflatten(0, (self.time_steps, -1)), spikes
+        return wide(currents(self.readout, s, T, quiet)).unflatten(0, (T, -1)), spikes
 
 
 def spiking(shape: tuple[int, int, int], num_classes: int, plan: Plan = SMALL, **options: Any) -> Spiking:
