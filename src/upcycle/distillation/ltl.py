@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # -- losses -----------------------------------------------------------------------------------------------------------
 
 
-def sums(x: Float[Tensor, "T b *n"], T_w: int, online: bool) -> Iterator[tuple[int, Float[Tensor, "b *n"]]]:
+def sums(x: Float[Tensor, "T b *n"], T_w: int, online: bool) -> Iterator[tuple[int, Float[Tensor, " b *n"]]]:
     """t and X[t] = x[1] + ... + x[t], for each t > T_w; ``online``: without a gradient to what came before t."""
     X = x[:T_w].sum(0)
     for t in range(T_w + 1, len(x) + 1):
@@ -57,7 +57,7 @@ def output_loss(
 
 
 def local_loss(
-    s: Float[Tensor, "T b *n"], A: Float[Tensor, "b *n"], T_w: int, online: bool = False
+    s: Float[Tensor, "T b *n"], A: Float[Tensor, " b *n"], T_w: int, online: bool = False
 ) -> Float[Tensor, ""]:
     """Σ_{t > T_w} MSE(n[t] / t, A), with n[t] the spikes counted up to t; the mean over all elements.
 

@@ -33,7 +33,7 @@ def percentile(a: Tensor, q: float, generator: torch.Generator | None = None) ->
     return flat.kthvalue(max(rank, 1)).values
 
 
-def target(a: Float[Tensor, "b *n"], P: Float[Tensor, ""]) -> Float[Tensor, "b *n"]:
+def target(a: Float[Tensor, " b *n"], P: Float[Tensor, ""]) -> Float[Tensor, " b *n"]:
     """A = clip(a / P, 0, 1): the rates that activations stand for; zeros where the whole layer is zero.
 
     Args:
