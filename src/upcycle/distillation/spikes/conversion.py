@@ -43,7 +43,7 @@ def converted(
         ValueError: layers of other shapes.
     """
     folded = replace(teacher, module=fold_batchnorm(teacher.module)[0])
-    theirs = [call.module for call in observed(folded, images, kind=LAYERS)]
+    theirs = [call.module for call in observed(folded, images, kind=LAYERS) if call.name]
     made = copy_of(like)
     ours = [m for m in made.modules() if isinstance(m, LAYERS)]  # in their order, the readout last
     if [m.weight.shape for m in theirs] != [m.weight.shape for m in ours]:

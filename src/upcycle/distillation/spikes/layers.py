@@ -54,7 +54,7 @@ def shapes_of(model: Model, network: Spiking) -> list[tuple[int, ...]]:
 
 def copied(teacher: Model, layers: Sequence[str] = ()) -> tuple[str, ...]:
     """The layers of a teacher that are copied: those that are named, or all of its activations in their order."""
-    return tuple(layers) or tuple(call.name for call in observed(teacher, kind=ACTIVATIONS))
+    return tuple(layers) or tuple(call.name for call in observed(teacher, kind=ACTIVATIONS) if call.name)
 
 
 def looked_at(teacher: Model, data: Images) -> Tensor:
