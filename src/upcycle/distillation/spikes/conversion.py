@@ -57,4 +57,4 @@ def converted(
         layer.weight.copy_(source.weight * (P[i] / P[i + 1]))
         layer.bias.copy_(0 if source.bias is None else source.bias / P[i + 1])
     made.neurons = nn.ModuleList(LIF(tau=float("inf"), theta=1.0, reset=reset) for _ in made.neurons)
-    return made  # type: ignore[no-any-return]
+    return made
