@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CHECKED = 256
 """Samples that a copy is checked on, at most."""
-PIXELS = 2**20
+PIXELS = 2**19
 """Fewer, but 64 at least, where images are so large that all of them have more pixels than this."""
 
 _made: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Frozen]] = weakref.WeakKeyDictionary()
