@@ -49,7 +49,8 @@ class FeatureMap:
         if self.kind == "channels last":
             return out.permute(0, 3, 1, 2)
         if self.kind == "tokens":
-            return out[:, self._places(out)].mT.unflatten(2, self.grid)
+            places = out[:, self._places(out)] if self.beside else out
+            return places.mT.unflatten(2, self.grid)
         return out[:, :, None, None] if self.kind == "vector" else out
 
     def put(self, maps: Float[Tensor, "b c h w"], out: Tensor) -> Tensor:
