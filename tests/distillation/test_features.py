@@ -26,7 +26,7 @@ from upcycle.core.store import tensor_digest
 from upcycle.data import Images, ImageSplit
 from upcycle.distillation.features import Features, Translator, attention_loss, hint_loss, relation_loss
 from upcycle.distillation.kd import KD
-from upcycle.distillation.layer_pairs.pairs import Pair, Spot, chosen, comparable, compared, spots
+from upcycle.distillation.layer_pairs.pairs import Spot, chosen, comparable, compared, spots
 from upcycle.measure.similarity import linear_cka
 
 RECIPE = Recipe(epochs=1, batch_size=32, lr=0.05)
@@ -175,7 +175,7 @@ def test_a_class_token_is_kept_where_both_have_it_and_dropped_where_one_has_none
     pair = comparable(tokens("s", 9, (3, 3)), tokens("t", 10, (3, 3), (0,)))
     f_s, f_t = pair.features(out[:, 1:], out)
     assert torch.equal(f_s, f_t) and f_s.shape == (2, 4, 3, 3)
-    assert "1 tokens of the teacher without a place are left out" in pair.words("attention")
+    assert "the teacher's tokens without a place (1) are left out" in pair.words("attention")
 
 
 def test_another_number_of_tokens_is_refused_with_both() -> None:

@@ -64,7 +64,7 @@ class Pair(NamedTuple):
     whole: bool = False
 
     def features(self, out_s: Tensor, out_t: Tensor) -> tuple[Tensor, Tensor]:
-        """What both layers gave, as (b, c, h, w) on one grid, in float32 or better."""
+        """Bring what both layers gave to (b, c, h, w) on one grid, in float32 or better."""
         f_s, f_t = (self._on_grid(spot.place, out) for spot, out in ((self.student, out_s), (self.teacher, out_t)))
         return f_s, f_t
 
@@ -79,14 +79,14 @@ class Pair(NamedTuple):
         return F.adaptive_avg_pool2d(f, self.grid)
 
     def words(self, loss: str) -> str:
-        """What is compared, and how it was made comparable."""
+        """Say what is compared, and how it was made comparable."""
         said = f"Layer {self.student.words()} of the student learns from {self.teacher.words()} of the teacher"
         if loss == "hint":
             widths = f"{self.student.width} to {self.teacher.width}"
             said += f", through a linear map of {widths} channels that is no part of the product"
         for who, spot in (("student", self.student), ("teacher", self.teacher)):
             if not self.whole and spot.place.beside:
-                said += f"; {len(spot.place.beside)} tokens of the {who} without a place are left out"
+                said += f"; the {who}'s tokens without a place ({len(spot.place.beside)}) are left out"
             if not self.whole and spot.place.grid != self.grid:
                 said += f"; the {who}'s are average-pooled to {self.grid[0]} x {self.grid[1]}"
         return f"{said}."
