@@ -187,6 +187,12 @@ def test_another_number_of_tokens_is_refused_with_both() -> None:
         comparable(tokens("s", 7, None), Spot(FeatureMap("t", grid=(4, 4)), (8, 4, 4), (4, 4)))
 
 
+def test_tokens_that_are_dropped_in_training_are_named() -> None:
+    pair = comparable(tokens("s", 10, (3, 3), (0,)), tokens("t", 10, (3, 3), (0,)))
+    with pytest.raises(UserError, match="'s' gives 6 tokens in training and 10 in evaluation mode"):
+        pair.features(torch.randn(2, 6, 4), torch.randn(2, 10, 4))
+
+
 def test_maps_of_another_size_are_pooled_in_two_dimensions() -> None:
     large, small = (Spot(FeatureMap(n, grid=(s, s)), (5, s, s), (s, s)) for n, s in (("s", 8), ("t", 4)))
     out = maps(0, size=8).float()
@@ -386,7 +392,7 @@ def test_small_and_tiny_vision_transformers_of_timm_at_224() -> None:
     method.require(data)
     made = method.fit(run, data)
     assert run.updates == 1 and all(p.isfinite().all() for p in made.parameters())
-    assert "a linear map of 192 to 384 channels" in run.notes[-1]
+    assert any("a linear map of 192 to 384 channels" in note for note in run.notes)
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------
@@ -471,3 +477,12 @@ def test_the_command_says_it_in_a_sentence(tmp_path: Path, capsys: pytest.Captur
     assert cli.main([*words, "--layers=block4"]) == 2
     said = capsys.readouterr().err
     assert "There is no submodule of ConvNet 'block4'. Did you mean 'block" in said and not (tmp_path / "run").exists()
+
+
+def test_a_student_whose_layers_have_other_names_is_told_of_the_option() -> None:
+    data = pictures()
+    method = Features(teacher=fresh("zoo:resnet8", data), student=fresh("zoo:convnet", data), layers=("layer3",))
+    with pytest.raises(
+        UserError, match=r"no submodule of ConvNet 'layer3'.* other names, give these by --student_layers"
+    ):
+        method.require(data)

@@ -105,7 +105,10 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "labelled"}, ["kd", "features", "vam", "netgraft", "dery", "tfkd", "mda", "nes", *FREE, "plain"]),
         ({"data": "labelled", "teacher": "predictions"}, ["kd", "dine", "vam", "tfkd", "nes", "plain"]),
         ({"data": "labelled", "teacher": "none"}, ["tfkd", "nes", "plain"]),
-        ({"data": "labelled", "architecture": "transformer"}, ["kd", "features", "netgraft", "dery", "tfkd", "swap", "plain"]),
+        (
+            {"data": "labelled", "architecture": "transformer"},
+            ["kd", "features", "netgraft", "dery", "tfkd", "swap", "plain"],
+        ),
         ({"data": "labelled", "goal": "part"}, ["mda"]),
         ({"data": "labelled", "goal": "part", "architecture": "transformer"}, []),
         ({"data": "unlabelled", "goal": "part"}, []),

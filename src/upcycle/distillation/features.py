@@ -247,8 +247,15 @@ class Features(Method):
             UserError: a layer that there is not, or two that cannot be compared.
         """
         x = data.validation.batch(torch.arange(min(2, len(data.validation))), device=torch.device("cpu")).images
-        student = spots(self.model("student", data), x, self.student_layers or self.layers)
         teacher = spots(self.model("teacher", data), x, self.layers)
+        try:
+            student = spots(self.model("student", data), x, self.student_layers or self.layers)
+        except UserError as error:
+            if self.student_layers or not self.layers:
+                raise
+            raise UserError(
+                f"{error} If the student's layers have other names, give these by --student_layers."
+            ) from error
         both = list(zip(student, teacher, strict=True)) if self.layers else chosen(student, teacher, self.pairs)
         pairs = [comparable(s, t) for s, t in both]
         for pair in pairs:
@@ -263,13 +270,15 @@ class Features(Method):
         """The algorithm; returns the student without the linear maps."""
         model, network = self.model("teacher", data), self.model("student", data).module
         pairs = self.found(data) if self.weight else []
+        for pair in pairs:
+            run.note(pair.words(self.loss))
         folded = folds_across(innermost(model.module), [pair.teacher.place.name for pair in pairs])
         teacher = run.frozen(model, data.validation, keep_modules=bool(pairs), keep_bn=folded)
         translators = Translator.of(pairs if self.loss == "hint" else [], run.generator("translators"))
         student, optimizer = run.setup(network, partial(self._optimizer, translators))
         if len(translators):
             run.setup(translators)
-        whole = bool(pairs) and self.loss == "relations"  # D is one of the batch over all processes
+        gathers = bool(pairs) and self.loss == "relations"  # its D is one of the whole batch, over all processes
         with compared(pairs, student, teacher) as features:
             before = self._look(run, data, student, teacher, features, translators)
             for _ in run.epochs(self.recipe.epochs):
@@ -277,7 +286,7 @@ class Features(Method):
                 for images, y, _ in run.batches(data.train, self.recipe):
                     z_s, z_t = student(images), teacher(images)
                     both = features()
-                    if whole:
+                    if gathers:
                         z_s, z_t, y = run.gather(z_s), run.gather(z_t), run.gather(y)
                         both = [(run.gather(f_s), run.gather(f_t)) for f_s, f_t in both]
                     loss = self.terms(z_s, z_t, y)
@@ -285,11 +294,9 @@ class Features(Method):
                         D = self.distance(both, translators)
                         loss = loss + self.weight * D
                         run.track(features=D)
-                    run.step(loss, optimizer, self.recipe, "global" if whole else "mean")
+                    run.step(loss, optimizer, self.recipe, "global" if gathers else "mean")
                 run.evaluate(student, data.validation)
             after = self._look(run, data, student, teacher, features)
-        for pair in pairs:
-            run.note(pair.words(self.loss))
         if pairs:
             run.picture("features", picture(pairs, before, after))
         return run.plain(student)

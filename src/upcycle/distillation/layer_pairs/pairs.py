@@ -74,6 +74,11 @@ class Pair(NamedTuple):
         (h, w), (to_h, to_w) = f.shape[2:], self.grid
         if (h, w) == self.grid:
             return f
+        if self.whole:
+            raise UserError(
+                f"'{place.name}' gives {h} tokens in training and {self.grid[0]} in evaluation mode, so they cannot be "
+                "compared; name a layer before tokens are dropped."
+            )
         if h % to_h == 0 and w % to_w == 0:  # of which a GPU has a deterministic gradient
             return F.avg_pool2d(f, (h // to_h, w // to_w))
         return F.adaptive_avg_pool2d(f, self.grid)
