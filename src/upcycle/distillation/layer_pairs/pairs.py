@@ -100,7 +100,8 @@ class Pair(NamedTuple):
 def spots(model: Model, x: Float[Tensor, "b c h w"], layers: Sequence[str] = ()) -> list[Spot]:
     """The layers of those names; if none are given those that all logits pass through, in their order.
 
-    Without such maps, as in a perceptron, the last vector between weights.
+    Of these only what is laid out as the last one is, so not the convolutions in front of a transformer's tokens. Where
+    there are no such maps, as in a perceptron, the last vector between weights.
 
     Args:
         x: images as in training, two at most.
@@ -117,6 +118,7 @@ def spots(model: Model, x: Float[Tensor, "b c h w"], layers: Sequence[str] = ())
             seen = {one.name: one for one in flow.seen}
             return [_spot(flow, seen.get(name), name, model.name) for name in layers]
         found = [Spot(place, tuple(seen.out.shape[1:]), place.grid) for place, seen in flow.maps()]
+        found = [spot for spot in found if spot.place.kind == found[0].place.kind]
         last = None if found else flow.vector()
         if last is not None:
             (out,) = (seen.out for seen in flow.seen if seen.name == last.name)
