@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import os
@@ -9,6 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,31 @@ def alternate(functions: dict[str, Callable[[], Any]], repetitions: int = 9) -> 
             if round_:
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a benchmark does.
+
+    Args:
+        batch: samples at a time.
+        repetitions: rounds that are timed.
+        quick: too little to be recorded.
+    """
+
+    batch: int
+    repetitions: int
+    quick: bool
+
+
+def asked_sizes(batch: int, repetitions: int) -> Sizes:
+    """Read ``--batch``, ``--repetitions`` and ``--quick`` off the command line, with these as defaults."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--repetitions", type=int, default=repetitions)
+    parser.add_argument("--quick", action="store_true", help="two repetitions of two images, printed only")
+    words = parser.parse_args()
+    return Sizes(2, 2, True) if words.quick else Sizes(words.batch, words.repetitions, False)
 
 
 def record(name: str, figures: dict[str, Any], **settings: Any) -> Path:

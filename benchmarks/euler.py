@@ -8,7 +8,6 @@ and minima count. Run from the repository: ``python -m benchmarks.euler``; needs
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 import torchdiffeq
 from torch import Tensor
 
-from benchmarks.common import alternate, record
+from benchmarks.common import alternate, asked_sizes, record
 from upcycle.core.euler import euler, euler_to_rest
 from upcycle.zoo.odenet import Field
 
@@ -51,17 +50,12 @@ def concatenated(field: Field) -> Callable[[float, Tensor], Tensor]:
 
 def main() -> None:
     """Time, print and record."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="two repetitions of two images, printed only")
-    arguments = parser.parse_args()
-    batch, repetitions = (2, 2) if arguments.quick else (arguments.batch, arguments.repetitions)
+    asked = asked_sizes(batch=32, repetitions=15)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     still, timed = Field(64, timed=False), Field(64, timed=True)
     with_channel = concatenated(timed)
-    z = torch.randn(batch, 64, 13, 13)
+    z = torch.randn(asked.batch, 64, 13, 13)
     ends = torch.tensor([0.0, 1.0])
 
     def theirs(f: Callable[[float, Tensor], Tensor], h: float) -> Tensor:
@@ -94,7 +88,7 @@ def main() -> None:
         "two loops, to rest": backward(lambda: torch.stack(_scalars(*both_loops(still, z)))),
     }
     off = max(float((euler(f, z, h) - theirs(f, h)).detach().abs().max()) for f, h in ((still, 0.05), (timed, 0.1)))
-    times = {name: min(seconds) for name, seconds in alternate(arms, repetitions).items()}
+    times = {name: min(seconds) for name, seconds in alternate(arms, asked.repetitions).items()}
     figures = {
         **{f"{name} (ms)": round(1e3 * seconds, 1) for name, seconds in times.items()},
         "forward, ours over the floor": round(times["ours, forward"] / times["the field alone"], 3),
@@ -106,8 +100,9 @@ def main() -> None:
     }
     for name, value in figures.items():
         print(f"{name}: {value}")
-    if not arguments.quick:
-        print(record("euler", figures, batch=batch, repetitions=repetitions, threads=1, torchdiffeq="0.2.5"))
+    if not asked.quick:
+        settings = {"batch": asked.batch, "repetitions": asked.repetitions, "threads": 1}
+        print(record("euler", figures, **settings, torchdiffeq="0.2.5"))
 
 
 def _scalars(z: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,13 @@ every token is kept. Run from the repository: ``python -m benchmarks.pnp_latency
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import alternate, record
+from benchmarks.common import alternate, asked_sizes, record
 from upcycle.core.models import Model, copy_of
 from upcycle.core.references import resolve
 from upcycle.measure.cost import count
@@ -61,21 +60,17 @@ def latencies(source: Model, m: int, batch: int, repetitions: int) -> dict[str, 
 
 def main() -> None:
     """Time, print and record."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repetitions", type=int, default=30)
-    parser.add_argument("--quick", action="store_true", help="two repetitions of two images, printed only")
-    arguments = parser.parse_args()
-    batch, repetitions = (2, 2) if arguments.quick else (arguments.batch, arguments.repetitions)
+    asked = asked_sizes(batch=16, repetitions=30)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     figures = {}
     for reference, m in NETWORKS.items():
-        figures[reference] = latencies(resolve(reference, pretrained=False), m, batch, repetitions)
+        figures[reference] = latencies(resolve(reference, pretrained=False), m, asked.batch, asked.repetitions)
         for name, row in figures[reference].items():
             print(reference, name, *(f"{key}={value}" for key, value in row.items()))
-    if not arguments.quick:
-        print(record("pnp_latency", figures, batch=batch, repetitions=repetitions, threads=1, precision="float32"))
+    if not asked.quick:
+        settings = {"batch": asked.batch, "repetitions": asked.repetitions, "threads": 1}
+        print(record("pnp_latency", figures, **settings, precision="float32"))
 
 
 if __name__ == "__main__":

@@ -39,14 +39,17 @@ def main() -> None:
             net = timm.create_model("resnet50", pretrained=False)
             net.load_state_dict(load_file(plain / saved.WEIGHTS))
 
-        times = alternate({
-            "swap": lambda: operate(model, CUT),
-            "load": lambda: saved.load(place),
-            "load without a block": lambda: saved.load(plain),
-            "timm and safetensors": theirs,
-            "copy": lambda: copy.deepcopy(model.module),
-            "look": lambda: look(model),
-        }, REPETITIONS)  # fmt: skip
+        times = alternate(
+            {
+                "swap": lambda: operate(model, CUT),
+                "load": lambda: saved.load(place),
+                "load without a block": lambda: saved.load(plain),
+                "timm and safetensors": theirs,
+                "copy": lambda: copy.deepcopy(model.module),
+                "look": lambda: look(model),
+            },
+            REPETITIONS,
+        )
     best = {name: min(seconds) for name, seconds in times.items()}
     both = best["swap"] + best["load"]
     for name, seconds in best.items():

@@ -295,9 +295,14 @@ def test_the_product_teaches_and_learns(product: Model) -> None:
 def test_the_product_is_a_member_of_a_reassembly(product: Model, tmp_path: Path) -> None:
     data = tiny_data(64)
     method = DeRy(
-        zoo=(product, resolve("zoo:digits_teacher")), blocks=2, probe=32, runs=3, candidates=2, score_batches=1,
+        zoo=(product, resolve("zoo:digits_teacher")),
+        blocks=2,
+        probe=32,
+        runs=3,
+        candidates=2,
+        score_batches=1,
         tune="none",
-    )  # fmt: skip
+    )
     method.require(data)
     whole = method.product(method.fit(Run(None, quiet=True), data), data)
     saved.save(whole, tmp_path / "whole")

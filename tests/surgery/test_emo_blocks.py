@@ -76,8 +76,11 @@ def unsettled(module: nn.Module) -> nn.Module:
     for m in module.modules():
         if isinstance(m, nn.BatchNorm2d):
             for tensor, (low, high) in (
-                (m.weight, (0.5, 1.5)), (m.bias, (-0.3, 0.3)), (m.running_mean, (-0.3, 0.3)), (m.running_var, (0.5, 2)),
-            ):  # fmt: skip
+                (m.weight, (0.5, 1.5)),
+                (m.bias, (-0.3, 0.3)),
+                (m.running_mean, (-0.3, 0.3)),
+                (m.running_var, (0.5, 2)),
+            ):
                 assert tensor is not None
                 nn.init.uniform_(tensor, low, high)
     return module.eval()

@@ -258,8 +258,10 @@ def test_transposing_swaps_the_strips() -> None:
         nn.init.normal_(convolution.weight)
     state = module.state_dict()
     turned = {k: v.transpose(2, 3) if v.ndim == 4 else v for k, v in state.items()}
-    swapped = {k.replace("vertical", "?").replace("horizontal", "vertical").replace("?", "horizontal"): v
-               for k, v in turned.items()}  # fmt: skip
+    swapped = {
+        k.replace("vertical", "?").replace("horizontal", "vertical").replace("?", "horizontal"): v
+        for k, v in turned.items()
+    }
     other.load_state_dict(swapped)
     assert (module(x) - other(x.transpose(2, 3)).transpose(2, 3)).abs().max() < 1e-6
 

@@ -59,9 +59,17 @@ def test_a_network_gets_a_block(tmp_path: Path) -> None:
 def test_in_python_with_a_model(tmp_path: Path) -> None:
     source = fitted("source", 7)
     result = upcycle.reassemble(
-        source=source, method="swap", block="se", at=("relu?",), settings={"b0": 0.0}, data="digits", control=False,
-        recipe={"epochs": 1}, out=tmp_path / "run", quiet=True,
-    )  # fmt: skip
+        source=source,
+        method="swap",
+        block="se",
+        at=("relu?",),
+        settings={"b0": 0.0},
+        data="digits",
+        control=False,
+        recipe={"epochs": 1},
+        out=tmp_path / "run",
+        quiet=True,
+    )
     assert [row["role"] for row in result.rows] == ["source", "product"] and "--control false" in result.sentence
     with pytest.raises(UserError, match="into=module"):
         saved.load(tmp_path / "run")

@@ -243,7 +243,10 @@ def test_our_own_weights_are_found_in_a_checkout_and_with_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [name for name, entry in zoo.ENTRIES.items() if entry.trained and entry.trained.script] == [
-        *OURS, "cifar10_wrn40_2", *LATER]  # fmt: skip
+        *OURS,
+        "cifar10_wrn40_2",
+        *LATER,
+    ]
     assert list(RECIPES) == [*SMALL, "wrn40_2", *(name.removeprefix("cifar10_") for name in LATER)]
     monkeypatch.setattr(zoo, "CHECKOUT", tmp_path / "checkout")
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path / "data"))
@@ -459,3 +462,20 @@ def test_builders_answer_to_the_same_call() -> None:
     for module in building.BUILDERS.values():
         signature = inspect.signature(importlib.import_module(module).build)
         assert list(signature.parameters)[:4] == ["name", "pretrained", "num_classes", "input_shape"]
+
+
+@pytest.mark.parametrize("reference", ["zoo:emo_tiny", "zoo:shunted_tiny"])
+def test_networks_with_attention_learn_in_bf16(reference: str) -> None:
+    torch.manual_seed(0)
+    net = resolve(reference, num_classes=10, input_shape=(3, 32, 32), pretrained=False).module.train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    x, y = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    losses = []
+    for _ in range(8):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(net(x).float(), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5

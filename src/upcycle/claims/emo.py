@@ -23,15 +23,8 @@ OFF = dataclasses.replace(
 )
 ARMS = {"EMO": partial(EMO, TINY, 10), "attention off": partial(EMO, OFF, 10)}
 
-
-def on_validation(arm: str, value: float, quick: bool = False) -> float:
-    """Give what a learning rate reaches on validation images."""
-    return from_scratch.on_validation(ARMS[arm], value, quick)
-
-
-def measure(seed: int, quick: bool) -> dict[str, float]:
-    """Both arms, at the rate that was chosen for the one without attention."""
-    return from_scratch.measured(ARMS, seed, quick, RATE)
+on_validation = partial(from_scratch.on_validation, ARMS)
+measure = partial(from_scratch.measured, ARMS, lr=RATE)
 
 
 CLAIM = Claim(

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from upcycle.claims.settings import by_validation, cifar10, test, train
+from upcycle.claims.settings import by_adamw, by_validation, cifar10, test, train
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
@@ -32,15 +32,7 @@ def setting(quick: bool) -> Images:
 
 def recipe(lr: float, quick: bool) -> Recipe:
     """All arms: eight epochs, one of warm-up, batches of 64; biases and normalisations are not decayed."""
-    return Recipe(
-        epochs=1 if quick else 8,
-        batch_size=64,
-        optimizer="adamw",
-        lr=lr,
-        weight_decay=0.05,
-        decayed="matrices",
-        warmup=0.0 if quick else 1.0,
-    )
+    return by_adamw(lr, 8, quick, batch_size=64, warmup=1.0)
 
 
 def trained(make: Make, data: Images, seed: int, quick: bool, lr: float) -> nn.Module:
@@ -51,13 +43,13 @@ def trained(make: Make, data: Images, seed: int, quick: bool, lr: float) -> nn.M
     return train(Plain(student=student, recipe=recipe(lr, quick)), data, seed)
 
 
-def on_validation(make: Make, lr: float, quick: bool) -> float:
+def on_validation(arms: Mapping[str, Make], arm: str, lr: float, quick: bool = False) -> float:
     """Give what a learning rate reaches on validation images with seed 100, in per cent: it is chosen by this."""
     data = by_validation(setting(quick))
-    return 100 * test(trained(make, data, 100, quick, lr), data).accuracy
+    return 100 * test(trained(arms[arm], data, 100, quick, lr), data).accuracy
 
 
-def measured(arms: Mapping[str, Make], seed: int, quick: bool, lr: float) -> dict[str, float]:
+def measured(arms: Mapping[str, Make], seed: int, quick: bool, *, lr: float) -> dict[str, float]:
     """All arms: the same images, order of batches, updates and learning rate; and the size of each."""
     data = setting(quick)
     figures = {f"{arm} (%)": 100 * test(trained(m, data, seed, quick, lr), data).accuracy for arm, m in arms.items()}

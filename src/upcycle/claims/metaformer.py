@@ -11,10 +11,9 @@ from torch import nn
 
 from upcycle.assembly.swap import Swap
 from upcycle.claims import Check, Claim, Headline, from_scratch, mean
-from upcycle.claims.settings import BESIDE, by_validation, cifar10, test, train
+from upcycle.claims.settings import BESIDE, by_adamw, by_validation, cifar10, test, train
 from upcycle.core.method import Method
 from upcycle.core.models import Model
-from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.data import Images
 from upcycle.measure.cost import count
@@ -36,22 +35,9 @@ def setting(quick: bool) -> tuple[Model, Images]:
     return source, dataclasses.replace(data, test=data.test.subset(torch.arange(500))) if quick else data
 
 
-def recipe(lr: float, quick: bool) -> Recipe:
-    """All arms but those from scratch: AdamW, batches of 128."""
-    return Recipe(
-        epochs=1 if quick else 5,
-        batch_size=128,
-        optimizer="adamw",
-        lr=lr,
-        weight_decay=0.05,
-        decayed="matrices",
-        warmup=0.0 if quick else 0.5,
-    )
-
-
 def swap(mixer: str, lr: float, quick: bool) -> Swap:
     """A mixer in place of every attention, regressed for an epoch and tuned for five."""
-    return Swap(source=setting(quick)[0], block=mixer, at=("blocks.*.attention",), recipe=recipe(lr, quick))
+    return Swap(source=setting(quick)[0], block=mixer, at=("blocks.*.attention",), recipe=by_adamw(lr, 5, quick))
 
 
 def method(arm: str, lr: float, quick: bool) -> Method:
@@ -73,7 +59,7 @@ SCRATCH: dict[str, Any] = {f"{name} from scratch": partial(tiny, name) for name 
 def on_validation(arm: str, value: float, quick: bool = False) -> float:
     """Give what a learning rate reaches on validation images with seed 100: it is chosen by this."""
     if arm == "from scratch":
-        return from_scratch.on_validation(SCRATCH["identityformer from scratch"], value, quick)
+        return from_scratch.on_validation(SCRATCH, "identityformer from scratch", value, quick)
     data = by_validation(setting(quick)[1])
     return 100 * test(train(method(arm, value, quick), data, 100), data).accuracy
 
@@ -88,7 +74,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     costs = {"the source": source, "sepconv": operate(source, swap("sepconv", 1e-3, quick).cut, "fresh")}
     figures |= {f"{name}, multiply-adds": float(count(m.module, data.shape).macs) for name, m in costs.items()}
     if seed < BESIDE:
-        figures |= from_scratch.measured(SCRATCH, seed, quick, RATES["from scratch"])
+        figures |= from_scratch.measured(SCRATCH, seed, quick, lr=RATES["from scratch"])
     return figures
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from upcycle.claims import Check, mean
 from upcycle.core.evaluate import evaluate
 from upcycle.core.method import Method
 from upcycle.core.models import Model
@@ -57,6 +58,19 @@ def short(epochs: int, lr: float = 0.05) -> Recipe:
     return Recipe(epochs=epochs, batch_size=128, lr=lr, warmup=min(1.0, epochs / 4))
 
 
+def by_adamw(lr: float, epochs: int, quick: bool, *, batch_size: int = 128, warmup: float = 0.5) -> Recipe:
+    """The recipe of attention and of the blocks around it: AdamW, cosine, and a decay of matrices alone."""
+    return Recipe(
+        epochs=1 if quick else epochs,
+        batch_size=batch_size,
+        optimizer="adamw",
+        lr=lr,
+        weight_decay=0.05,
+        decayed="matrices",
+        warmup=0.0 if quick else warmup,
+    )
+
+
 # -- what was chosen before the seeds of a claim ------------------------------------------------------------------
 
 BESIDE = 3
@@ -76,3 +90,23 @@ def best(tried: Mapping[float, float]) -> float:
 def at_edge(tried: Mapping[float, float]) -> bool:
     """Whether the best value is the least or the greatest that was tried, so that a better one may lie beyond."""
     return best(tried) in (min(tried), max(tried))
+
+
+# -- what operations on a trained network have to show ------------------------------------------------------------
+
+START = "error of the start, of the largest answer"
+"""The name of the figure that :func:`same_start` reads."""
+
+
+def same_start(network: str) -> Check:
+    """The check that an operated network starts at the function of the trained one.
+
+    Args:
+        network: its name in the check's sentence, as in "the transformer".
+    """
+    return Check(
+        text=f"at the start its answers differ from those of {network} by a millionth of the largest at most",
+        value=lambda m: -mean(m, START),
+        bound=-1e-6,
+        exact=True,
+    )

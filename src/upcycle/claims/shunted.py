@@ -18,15 +18,8 @@ BOTH = dataclasses.replace(SIZES["tiny"], drop_path=0.05)
 ONE = dataclasses.replace(BOTH, stages=(dataclasses.replace(BOTH.stages[0], rates=(2,)), BOTH.stages[1]))
 ARMS = {"shunted": partial(ShuntedTransformer, BOTH, 10), "one rate": partial(ShuntedTransformer, ONE, 10)}
 
-
-def on_validation(arm: str, value: float, quick: bool = False) -> float:
-    """Give what a learning rate reaches on validation images."""
-    return from_scratch.on_validation(ARMS[arm], value, quick)
-
-
-def measure(seed: int, quick: bool) -> dict[str, float]:
-    """Both arms, at the rate that was chosen for the one with a single rate of merging."""
-    return from_scratch.measured(ARMS, seed, quick, RATE)
+on_validation = partial(from_scratch.on_validation, ARMS)
+measure = partial(from_scratch.measured, ARMS, lr=RATE)
 
 
 CLAIM = Claim(

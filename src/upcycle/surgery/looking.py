@@ -1,4 +1,4 @@
-"""What every module of a network is given and gives, seen while one batch passes it."""
+"""Inputs and outputs of every module of a network, seen while one batch passes it."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def ways_of(block: Block) -> tuple[str, ...]:
 
 
 def help_of(block: Block) -> dict[str, str]:
-    """What the docstring of a block's ``make`` says of each argument."""
+    """Read the line of each argument from the docstring of a block's ``make``."""
     text = inspect.cleandoc(block.make.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
     found: dict[str, str] = {}
     for line in textwrap.dedent(text).splitlines():

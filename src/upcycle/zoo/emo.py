@@ -216,9 +216,12 @@ class EMO(nn.Module):
         super().__init__()
         width = size.stem
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, size.stride, padding=1), nn.BatchNorm2d(width, eps=EPS),
-            *_depthwise(width, 3, 1), SqueezeExcite(width), nn.Conv2d(width, width, 1, bias=False),
-        )  # fmt: skip
+            nn.Conv2d(in_channels, width, 3, size.stride, padding=1),
+            nn.BatchNorm2d(width, eps=EPS),
+            *_depthwise(width, 3, 1),
+            SqueezeExcite(width),
+            nn.Conv2d(width, width, 1, bias=False),
+        )
         drops = drop_rates(size.drop_path, sum(stage.depth for stage in size.stages))
         self.stages = nn.Sequential()
         for stage in size.stages:

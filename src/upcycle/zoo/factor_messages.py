@@ -52,7 +52,7 @@ class Listed:
         return send(weight, x, self.edge_index)
 
     def nodes(self, x: Float[Tensor, "N L w"]) -> Float[Tensor, "N L w"]:
-        """What each node has, node by node."""
+        """Gather the rows of each node, node by node."""
         return x
 
     def mean(self, x: Float[Tensor, "N L w"], batch: Int[Tensor, " N"], n: int) -> Float[Tensor, "n L w"]:

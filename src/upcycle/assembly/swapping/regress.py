@@ -1,4 +1,4 @@
-"""What stands at the places of a block learns, each alone, to give what the trained network gives there."""
+"""Regression at the places of a block: each learns, alone, to give what the trained network gives there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STAGE = "regress"
 Call = tuple[tuple[Any, ...], dict[str, Any], Tensor]
-"""What a module was given, by position and by name, and what it gave."""
+"""Arguments of a module, by position and by name, and its output."""
 
 
 def imitation_loss(y: Float[Tensor, " b *rest"], target: Float[Tensor, " b *rest"]) -> Float[Tensor, ""]:

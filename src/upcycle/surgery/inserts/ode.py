@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -370,14 +371,11 @@ ODE = Block(
     parameters=_parameters(True),
     macs=_macs(True),
 )
-TISODE = Block(
+TISODE = replace(
+    ODE,
     name="tisode",
     summary="an ODE block that comes to rest, so that small disturbances of its input fade",
-    paper=PAPER,
-    kinds=("map", "tokens"),
-    how="replace",
     make=make_tisode,
-    exact=("replace",),
     parameters=_parameters(False),
     macs=_macs(False),
 )

@@ -196,7 +196,7 @@ class Sampler(nn.Module):
             nn.init.zeros_(value.bias)
 
     def rank(self, s: Tensor) -> Tensor:
-        """What tokens are ordered by: their score."""
+        """Give the key that tokens are ordered by: their score."""
         return s
 
     def forward(
