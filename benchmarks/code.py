@@ -58,6 +58,12 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/data/fair_tables.py",
         f"{SRC}/zoo/gnn.py",
     ),
+    "features_step": (
+        *STEP,
+        f"{SRC}/distillation/features.py",
+        f"{SRC}/distillation/layer_pairs",
+        f"{SRC}/core/taps.py",
+    ),
     "gfkd_step": (f"{SRC}/distillation/graph_free",),
     "factor_step": (
         f"{SRC}/zoo/factorgcn.py",

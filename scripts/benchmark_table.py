@@ -158,6 +158,22 @@ JOBS = (
         PRODUCT,
     ),
     Job(
+        "a step of distilling features, one pair of layers",
+        NOTHING,
+        "features_step",
+        _ms("milliseconds", "KD + hint"),
+        None,
+        _ms("milliseconds", "KD"),
+        "a step of KD",
+    ),
+    Job(
+        "the same, two vision transformers",
+        "timm's task of feature distillation",
+        "features_step",
+        _ms("milliseconds", "transformers, KD + hint, the classifier's input"),
+        _ms("milliseconds", "timm, feature distillation"),
+    ),
+    Job(
         "load 10,000 images, crop and flip",
         "torchvision, 2 workers",
         "loading",

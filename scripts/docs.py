@@ -49,6 +49,7 @@ MISSING = "*Not measured yet.*\n"
 BENCHMARKS = (
     *(f"whole_command_{part}" for part in WHOLE),
     "kd_step",
+    "features_step",
     "kd_accuracy",
     "loading",
     "startup",

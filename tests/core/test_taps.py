@@ -59,6 +59,25 @@ def test_replaces_what_flows(net) -> None:
     assert torch.equal(out, expected)
 
 
+def test_apart_from_the_network_nothing_overwrites_what_is_captured() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2))
+    x = torch.randn(3, 4)
+    with Taps(net, ["0"]) as overwritten:
+        expected = net(x)
+    with Taps(net, ["0"], apart=True) as taps:
+        out = net(x)
+    assert torch.equal(out, expected) and torch.equal(taps["0"], net[0](x)) and (taps["0"] < 0).any()
+    assert torch.equal(overwritten["0"], taps["0"].relu())
+    (taps["0"].square().sum() + out.sum()).backward()  # which would fail on an overwritten one
+    assert net[0].weight.grad is not None
+
+    gru = nn.Sequential(nn.GRU(4, 6, batch_first=True))
+    with Taps(gru, ["0"], apart=True) as taps:
+        first, state = gru(x[None])
+    assert torch.equal(first, taps["0"]) and first is not taps["0"] and state.shape == (1, 1, 6)
+
+
 def test_gradients_start_at_a_replacement(net) -> None:
     leaf = lambda t: t.detach().requires_grad_()  # noqa: E731
     with Taps(net, ["stem"], replace={"stem": leaf}) as taps:

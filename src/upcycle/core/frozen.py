@@ -9,7 +9,7 @@ import inspect
 import io
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -307,6 +307,12 @@ def fold_batchnorm(module: nn.Module) -> tuple[nn.Module, int]:
         _fold(result.get_submodule(layer_name), result.get_submodule(norm_name))
         result.set_submodule(norm_name, nn.Identity())
     return result, len(pairs)
+
+
+def folds_across(module: nn.Module, names: Iterable[str]) -> bool:
+    """Whether folding changes what one of these submodules gives: a layer is in it, and its BatchNorm outside."""
+    pairs = _foldable(module) if (names := [f"{name}." for name in names if name]) else []
+    return any(f"{layer}.".startswith(name) > norm.startswith(name) for layer, norm in pairs for name in names)
 
 
 def _foldable(module: nn.Module) -> list[tuple[str, str]]:

@@ -33,13 +33,14 @@ def frozen_for(
     *,
     input_grad: bool = False,
     keep_bn: bool = False,
+    keep_modules: bool = False,
 ) -> Frozen:
     """A frozen copy of ``model`` that takes the inputs of ``split`` (``None``: noise) and is checked on some of them.
 
     The copy of a split is the same one again until other weights, inputs or properties are asked for.
     """
-    kind: dict[str, Any] = {"input_grad": input_grad, "keep_bn": keep_bn, "precision": precision}
-    kind["task"] = model.task
+    kind: dict[str, Any] = {"input_grad": input_grad, "keep_bn": keep_bn, "keep_modules": keep_modules}
+    kind |= {"precision": precision, "task": model.task}
     if split is None:
         return frozen(model.module, model.example(CHECKED).to(device), **kind)
     own = (getattr(split, "mean", model.mean), getattr(split, "std", model.std))

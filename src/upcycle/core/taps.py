@@ -74,6 +74,8 @@ class Taps:
         module: any network.
         names: submodules, as ``module.named_modules()`` calls them; ``""`` is the network itself.
         kind: capture what these submodules give ("output") or their first positional argument ("input").
+        apart: of each output captured the network goes on with a copy, so that what overwrites its input, as an
+            activation does in place, leaves the captured tensor as it was given.
         replace: for each name, a function whose result takes the place of that submodule's output. The rest
             of the network, and an output tap of the same name, see the replacement.
 
@@ -88,12 +90,13 @@ class Taps:
         names: Iterable[str] = (),
         *,
         kind: Literal["output", "input"] = "output",
+        apart: bool = False,
         replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self.names = tuple(names)
         self._replace = dict(replace or {})
         self._modules = {name: _named(module, name) for name in (*self.names, *self._replace)}
-        self._kind = kind
+        self._kind, self._apart = kind, apart
         self._handles: list[RemovableHandle] = []
         self._captured: dict[str, Tensor] = {}
 
@@ -125,14 +128,14 @@ class Taps:
 
     def _replacer(self, name: str, function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            new = function(_tensor(name, output))
-            return new if isinstance(output, Tensor) else type(output)((new, *output[1:]))
+            return _with(output, function(_tensor(name, output)))
 
         return hook
 
-    def _output_catcher(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def _output_catcher(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
             self._captured[name] = _tensor(name, output)
+            return _with(output, self._captured[name].clone()) if self._apart else None
 
         return hook
 
@@ -162,3 +165,8 @@ def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise UserError(f"Submodule '{name}' passes a {type(value).__name__}, not a tensor; tap one inside it.")
     return value
+
+
+def _with(output: Any, tensor: Tensor) -> Any:
+    """An output with another tensor in the place of its tensor, or of its first element."""
+    return tensor if isinstance(output, Tensor) else type(output)((tensor, *output[1:]))

@@ -5,6 +5,7 @@ from upcycle.distillation.cmi import CMI
 from upcycle.distillation.deepinversion import DeepInversion
 from upcycle.distillation.factorgcn import FactorGCN
 from upcycle.distillation.fastdfkd import FastDFKD
+from upcycle.distillation.features import Features
 from upcycle.distillation.gfkd import GFKD
 from upcycle.distillation.kd import KD
 from upcycle.distillation.kdexplainer import KDExplainer
@@ -18,6 +19,7 @@ from upcycle.distillation.vam import VAM
 
 METHODS: tuple[type[Method], ...] = (
     KD,
+    Features,
     Plain,
     TfKD,
     NetGraft,
