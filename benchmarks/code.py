@@ -65,6 +65,11 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/core/taps.py",
     ),
     "gfkd_step": (f"{SRC}/distillation/graph_free",),
+    "spiking": (
+        f"{SRC}/zoo/spiking.py",
+        f"{SRC}/distillation/ltl.py",
+        f"{SRC}/distillation/spikes/rates.py",
+    ),
     "factor_step": (
         f"{SRC}/zoo/factorgcn.py",
         f"{SRC}/zoo/factor_messages.py",

@@ -27,6 +27,7 @@ PACKAGES = (
     "numpy",
     "pillow",
     "torchdistill",
+    "snntorch",
     "upcycle",
 )
 

@@ -354,6 +354,15 @@ JOBS = (
         "a GCN's of equal width",
     ),
     Job(
+        "a training step of a spiking network, 8 steps",
+        "snntorch",
+        "spiking",
+        _ms("milliseconds", "spiking, through time"),
+        _ms("milliseconds", "snntorch, through time"),
+        lambda f: 8 * _ms("milliseconds", "ordinary network")(f),
+        "8 steps of the ordinary network",
+    ),
+    Job(
         "an iteration of GFKD",
         "the same over lists of edges",
         "gfkd_step",

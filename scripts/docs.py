@@ -75,6 +75,7 @@ BENCHMARKS = (
     "factor_step",
     "graph_paths",
     "graph_streams",
+    "spiking",
     "long_tail_heads",
     "shortcut",
     "mixing",

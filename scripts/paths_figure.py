@@ -47,18 +47,29 @@ def key(names: list[tuple[str, str]], top: float) -> tuple[Markup, float]:
 def figure(file: Path) -> str:
     """The paths that a run drew, as an SVG file with its own style and key."""
     data = json.loads(file.read_text())
+    seen = {group for item in data["items"] for path in item["paths"] for group in path["groups"]}
+    names = [(name.replace("_", " "), HUES[i % len(HUES)]) for i, name in enumerate(data["groups"]) if i in seen]
+    return alone(file, names)
+
+
+def alone(file: Path, names: list[tuple[str, str]], style: str = "") -> str:
+    """A picture of a run as an SVG file of its own.
+
+    Args:
+        file: of the picture.
+        names: what its key says of which tone.
+        style: further rules.
+    """
     body = re.search(r"<svg.*</svg>", str(picture(file).body), re.DOTALL)
     assert body is not None
     height = float(body[0].split('"', 2)[1].split()[-1])
-    seen = {group for item in data["items"] for path in item["paths"] for group in path["groups"]}
-    names = [(name.replace("_", " "), HUES[i % len(HUES)]) for i, name in enumerate(data["groups"]) if i in seen]
     legend, top = key(names, 0)
     inner = body[0].replace("<svg ", f'<svg y="{top + 10}" width="{WIDTH}" height="{height}" overflow="visible" ', 1)
     whole = f"{-MARGIN} {-MARGIN} {WIDTH + 2 * MARGIN} {top + 10 + height + 2 * MARGIN:.0f}"
     paper = f'<rect x="{-MARGIN}" y="{-MARGIN}" width="100%" height="100%" fill="#fff"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{whole}" width="{1.5 * WIDTH:.0f}">'
-        f"<style>{STYLE}</style>{paper}{legend}{inner}</svg>\n"
+        f"<style>{STYLE}{style}</style>{paper}{legend}{inner}</svg>\n"
     )
 
 

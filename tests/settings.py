@@ -17,6 +17,7 @@ from torch import nn
 from tests.settings_factors import factor_networks, label_networks, taught_networks, tiny_factors
 from tests.settings_graphs import networks, other_graphs, path_networks, spoil_graphs, tiny_graphs, tiny_nodes
 from tests.settings_groups import group_networks, layer_networks, tiny_groups
+from tests.settings_spiking import spiking_networks
 from tests.settings_streams import gat, graph_stream, one_convolution, plain_net
 from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
@@ -52,6 +53,7 @@ from upcycle.distillation import (
     CMI,
     GFKD,
     KD,
+    LTL,
     RELIANT,
     SPAGAN,
     VAM,
@@ -493,6 +495,25 @@ ROWS = {
         data=tiny_nodes,
         extra=PYG,
         **_GRAPHS,
+    ),
+    "ltl": Row(
+        LTL,
+        {"recipe": _PRETRAIN, "time_steps": 4},
+        ("--teacher=zoo:capped", "--teacher_weights=fresh", "--student=zoo:spiking", "--time_steps=2", *_WORDS),
+        networks=spiking_networks,
+    ),
+    "ltl-online": Row(
+        LTL,
+        {"recipe": _PRETRAIN, "time_steps": 5, "form": "online", "warmup_steps": 2},
+        (
+            "--teacher=zoo:capped",
+            "--teacher_weights=fresh",
+            "--student=zoo:spiking",
+            "--time_steps=3",
+            "--form=online",
+            *_WORDS,
+        ),
+        networks=spiking_networks,
     ),
     "mda": Row(
         MDA,

@@ -117,6 +117,9 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "unlabelled", "goal": "mend"}, []),
         ({"data": "labelled", "goal": "explain", "teacher": "predictions"}, ["kdexplainer"]),
         ({"data": "labelled", "goal": "explain", "architecture": "transformer"}, []),
+        ({"data": "labelled", "goal": "spikes"}, ["ltl"]),
+        ({"data": "labelled", "goal": "spikes", "architecture": "transformer"}, []),
+        ({"data": "labelled", "goal": "spikes", "teacher": "predictions"}, []),
         ({"data": "labelled", "goal": "join", "architecture": "transformer"}, ["dery"]),
         ({"data": "labelled", "architecture": "same", "goal": "better"}, ["tfkd", "kd", "features", "vam", "plain"]),
         ({"data": "labelled", "goal": "better"}, ["kd", "features", "vam", "tfkd", "swap", "plain"]),
@@ -300,7 +303,7 @@ def test_every_command_parses():
         values, method = arguments_of(verb, words)
         assert f"--method {method.card.name}" in command
         if verb == "distill":
-            assert values["student"] in ("STUDENT", "zoo:tree") and (values["teacher"] == "TEACHER") == (
+            assert values["student"] in ("STUDENT", "zoo:tree", "zoo:spiking") and (values["teacher"] == "TEACHER") == (
                 "--teacher" in command
             )
 

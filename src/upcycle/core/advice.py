@@ -14,7 +14,7 @@ from upcycle.core.errors import unknown
 Data = Literal["none", "few", "unlabelled", "labelled"]
 Access = Literal["none", "predictions", "features", "weights"]
 Architecture = Literal["any", "same", "conv", "transformer"]
-Goal = Literal["smaller", "better", "part", "join", "mend", "explain", "task", "domain", "extend"]
+Goal = Literal["smaller", "better", "part", "join", "mend", "explain", "task", "domain", "extend", "spikes"]
 Source = Literal["none", "labelled"]
 Present = Literal["all", "some"]
 Known = Literal["unknown", "known"]
@@ -53,6 +53,7 @@ GOAL_WORDS: dict[Goal, str] = {
     "task": "a trained network to tell other classes apart",
     "domain": "a network that works on images which look otherwise than those that one was trained on",
     "extend": "a network that learns one task after another and keeps the first ones",
+    "spikes": "a network that computes with spikes, for a device that does",
 }
 VERB_GOALS: dict[str, tuple[Goal, ...]] = {
     "distill": ("smaller", "better"),
@@ -73,6 +74,7 @@ _ELSEWHERE: dict[Goal, str] = {
     "task": "it is for the classes that its networks have.",
     "domain": "it knows of no other domain than that of its images.",
     "extend": "it learns once, and not one task after another.",
+    "spikes": "what it makes sends numbers from layer to layer, and no spikes.",
 }
 _VERBS = {
     "assemble": "it joins several networks of different classes; ask for --goal join.",

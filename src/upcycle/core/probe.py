@@ -29,6 +29,7 @@ from upcycle.core.outputs import (
     tensors_of,
     unwrapped,
 )
+from upcycle.core.spikes import sends_spikes
 from upcycle.core.takes import Pictures
 from upcycle.core.task import CLASSIFICATION
 from upcycle.core.undisturbed import undisturbed
@@ -58,6 +59,8 @@ def probe(model: Model) -> tuple[Model, int]:
     trial = _Trial(replace(model, module=module))
     with undisturbed(trial.network):
         trial.formats()
+        if sends_spikes(trial.network):  # which rounding would decide, and with them whether two answers are the same
+            trial.network.double()
         trial.evaluation()
         trial.batches()
         trial.training()

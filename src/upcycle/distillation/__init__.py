@@ -9,6 +9,7 @@ from upcycle.distillation.features import Features
 from upcycle.distillation.gfkd import GFKD
 from upcycle.distillation.kd import KD
 from upcycle.distillation.kdexplainer import KDExplainer
+from upcycle.distillation.ltl import LTL
 from upcycle.distillation.netgraft import NetGraft
 from upcycle.distillation.onestagegan import OneStageGAN
 from upcycle.distillation.plain import Plain
@@ -33,4 +34,5 @@ METHODS: tuple[type[Method], ...] = (
     RELIANT,
     FactorGCN,
     SPAGAN,
+    LTL,
 )

@@ -45,6 +45,15 @@ def bytes_(value: float) -> str:
     return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
+def joules(value: float) -> str:
+    """An energy with three digits.
+
+    >>> joules(4.6e-12), joules(1.23e-5)
+    ('4.60 pJ', '12.3 µJ')
+    """
+    return _scaled(value * 1e12, ("pJ", "nJ", "µJ", "mJ", "J"))
+
+
 def duration(seconds: float) -> str:
     """A time with two or three digits.
 

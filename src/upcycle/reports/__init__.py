@@ -14,7 +14,8 @@ from upcycle.core import licences, lineage
 from upcycle.core.errors import UserError, one_line
 from upcycle.core.read import Count, checked
 from upcycle.core.store import read_json, write_atomic
-from upcycle.measure.units import bytes_, duration, si
+from upcycle.measure.energy import joules_of
+from upcycle.measure.units import bytes_, duration, joules, si
 from upcycle.reports import figures
 from upcycle.reports.figures import Arm
 from upcycle.reports.pictures import picture
@@ -44,6 +45,8 @@ class Row(TypedDict, total=False):
     macs: float | None
     latency: float | None
     memory: float | None
+    additions: float | None
+    energy: float | None
     shown: dict[str, Any]
 
 
@@ -107,7 +110,7 @@ def write_report(run_directory: Path) -> Path:
 
 def _page(run_directory: Path, result: dict[str, Any], family: lineage.Node | None) -> str:
     data, figure = result.get("data", {}), str(result.get("figure", "test accuracy"))
-    arms = figures.arms(result.get("rows", []))
+    arms = figures.arms(_beside_spikes(result.get("rows", [])))
     classes = [str(c) for c in data.get("classes", [])]
     by_class = [*figures.per_class(classes, arms), *figures.confusion(classes, arms, figures.product(arms))]
     pictures = [picture(file) for file in sorted(run_directory.glob("pictures/*.json"))]
@@ -175,6 +178,8 @@ def _measures(arms: list[Arm], figure: str) -> list[dict[str, Any]]:
     shown: list[tuple[str, str, Callable[[Any], str], tuple[str, str]]] = [
         ("Parameters", "parameters", si, ("fewer", "more")),
         ("Multiply-adds", "macs", si, ("fewer", "more")),
+        ("Synaptic operations", "additions", si, ("fewer", "more")),
+        ("Energy of arithmetic, estimated", "energy", joules, ("less", "more")),
         ("Latency", "latency", duration, ("faster", "slower")),
         ("Memory", "memory", bytes_, ("less", "more")),
     ]
@@ -193,6 +198,13 @@ def _measures(arms: list[Arm], figure: str) -> list[dict[str, Any]]:
             ]
             lines.append({"name": name, "cells": cells})
     return lines
+
+
+def _beside_spikes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a comparison, with the energy of multiply-adds where another network sends spikes."""
+    if not any(row.get("energy") for row in rows):
+        return rows
+    return [{"energy": joules_of(row["macs"]), **row} if row.get("macs") else row for row in rows]
 
 
 def _accuracy_cell(row: dict[str, Any], teacher: dict[str, Any]) -> tuple[str, str]:

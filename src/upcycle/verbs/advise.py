@@ -138,8 +138,8 @@ def advise(
             transformer, if both are.
         goal: a smaller network, or a better one of the same size; a part for some of its classes; to join several
             trained networks; to mend one that errs; to explain what a teacher's answers change; a network for
-            another task; one for another domain, that is, the same classes on images that look otherwise; or to
-            extend a network by one task after another.
+            another task; one for another domain, that is, the same classes on images that look otherwise; to
+            extend a network by one task after another; or spikes, for a device that computes with them.
         source: for another domain, whether there are labelled images of the old one.
         present: for another domain, whether all classes occur there, or only some, which ones being unknown.
         task_id: to extend, whether the task of an image is known when it is classified.

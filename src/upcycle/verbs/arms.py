@@ -78,7 +78,8 @@ class Fitted:
     def row(self, name: str) -> dict[str, Any]:
         """Its line of the comparison, called ``name``."""
         like = figures.like_of(self.model, self.data)
-        return figures.showing(figures.row(name, self.arm.role, self.measured, self.model, like), self.left)
+        line = figures.row(name, self.arm.role, self.measured, self.model, like)
+        return figures.showing({**line, **figures.spent(self.model, self.data)}, self.left)
 
 
 def notes_of(method: Any, data: Any) -> list[str]:

@@ -29,7 +29,7 @@ from upcycle.measure.cost import count
 from upcycle.measure.units import si
 from upcycle.verbs import DEFAULT_METHOD, options
 from upcycle.verbs.arms import Arm, Result
-from upcycle.verbs.figures import like_of, points, row, show_accuracy, showing, spread
+from upcycle.verbs.figures import like_of, points, row, show_accuracy, showing, spent, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.methods import all_methods, baseline, find_method
 from upcycle.verbs.naming import SAID, naming_of
@@ -174,7 +174,7 @@ def distill(
     rows = []
     if guide is not None:
         found = [_guided(session, guide, made.data, made.data.test)]
-        line = row(guide.name, "teacher", found, guide, like_of(guide, made.data))
+        line = {**row(guide.name, "teacher", found, guide, like_of(guide, made.data)), **spent(guide, made.data)}
         rows.append(showing(line, made.left, "shown of the teacher"))
     rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
     rows.append(made.row(f"{made.model.name} by {cls.card.name}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from upcycle.core import references
@@ -18,8 +18,8 @@ from upcycle.core.task import CLASSIFICATION, Evaluation, Measured
 from upcycle.data import check_reference
 from upcycle.data.labels import match_classes
 from upcycle.measure.cost import count, latency, peak_memory
-from upcycle.measure.units import bytes_, duration, si
-from upcycle.verbs.figures import like_of, scored
+from upcycle.measure.units import bytes_, duration, joules, si
+from upcycle.verbs.figures import like_of, scored, spent
 from upcycle.verbs.frequency import group_lines
 from upcycle.verbs.naming import Naming, Reference, options_as
 from upcycle.verbs.networks import answering, network_and_data
@@ -41,6 +41,7 @@ class Evaluated(Evaluation):
         like: what its size and speed are measured on.
         noun: what the samples are called.
         groups: its classes by the number of their training samples, where some are rare or borders were given.
+        spent: additions and energy of one sample, of a network that sends spikes.
     """
 
     model: Model
@@ -51,6 +52,7 @@ class Evaluated(Evaluation):
     like: Any = None
     noun: str = "images"
     groups: Groups | None = None
+    spent: dict[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The figures as JSON data."""
@@ -82,7 +84,7 @@ class Scored:
 
     Args:
         measured: its figures.
-        model, data, split, classes, notes, like, noun: see :class:`Evaluated`.
+        model, data, split, classes, notes, like, noun, spent: see :class:`Evaluated`.
     """
 
     measured: Measured
@@ -93,6 +95,7 @@ class Scored:
     notes: tuple[str, ...] = ()
     like: Any = None
     noun: str = "images"
+    spent: dict[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -129,6 +132,7 @@ def _record(found: Evaluated | Scored, figures: dict[str, Any]) -> dict[str, Any
         "count": found.count,
         "parameters": cost.parameters,
         "macs": cost.macs,
+        **found.spent,
         "notes": list(found.notes),
     }
 
@@ -147,11 +151,13 @@ def _text(
         **figures,
         "parameters": si(cost.parameters),
         "multiply-adds": si(cost.macs),
+        **_spent(found.spent),
         "latency": duration(latency(module, like)),
         "memory": bytes_(peak_memory(module, like)),
     }
     lines = [f"{found.model.name} on {found.count:,} {found.split} {found.noun} of {found.data}", ""]
-    lines += [f"  {name.ljust(17)}  {value}" for name, value in shown.items()]
+    wide = max(17, *map(len, shown))
+    lines += [f"  {name.ljust(wide)}  {value}" for name, value in shown.items()]
     if groups:
         lines += ["", f"  by number of training {found.noun}", *(f"    {line}" for line in groups)]
     width = max(map(len, found.classes), default=0)
@@ -159,6 +165,13 @@ def _text(
     for name, share in zip(found.classes, per_class, strict=False):
         lines.append(f"    {name.ljust(width)}  {f'no {found.noun}' if share is None else f'{share:.1%}'}")
     return "\n".join([*lines, *(f"note     {note}" for note in found.notes)])
+
+
+def _spent(found: dict[str, float]) -> dict[str, str]:
+    """The operations of a network that sends spikes, in words; none of another."""
+    if not found:
+        return {}
+    return {"synaptic operations": si(found["additions"]), "energy, estimated": joules(found["energy"])}
 
 
 def evaluate(
@@ -215,6 +228,7 @@ def evaluate(
         "notes": notes,
         "like": like_of(net, found),
         "noun": found.noun,
+        "spent": spent(net, found),
     }
     if not isinstance(measured, Evaluation):
         return Scored(measured=measured, **about)

@@ -12,9 +12,11 @@ import torch
 from upcycle.core.evaluate import measured
 from upcycle.core.models import Model
 from upcycle.core.outputs import gives_probabilities
+from upcycle.core.spikes import sends_spikes
 from upcycle.core.task import CLASSIFICATION, Evaluation, Measured, Task
 from upcycle.data import Collection
 from upcycle.measure.cost import count, latency, peak_memory
+from upcycle.measure.energy import operations
 from upcycle.measure.units import bytes_, counted, duration, si
 from upcycle.verbs.options import Say
 
@@ -22,6 +24,8 @@ TOLD = "task-incremental accuracy"
 """The name of an accuracy that is measured with the task of each sample told."""
 SHOWN = 1_000
 """Validation samples on which :func:`show_accuracy` measures, at most."""
+SPIKING = 64
+"""Test samples on which spikes are counted, at most."""
 
 
 def show_accuracy(
@@ -106,6 +110,23 @@ def like_of(model: Model, data: Any) -> Any:
     return split.batch(torch.arange(len(split) if split.together else 1), device=torch.device("cpu")).inputs
 
 
+def spent(model: Model, data: Any) -> dict[str, float]:
+    """Give what a network that sends spikes does for one sample, as further figures of its line; none of another.
+
+    Args:
+        data: on whose test samples spikes are counted.
+    """
+    if not sends_spikes(model.module):
+        return {}
+    data = getattr(data, "base", data)  # of a stream
+    split = (data.test if len(data.test) else data.train).seen_by(model)
+    if not len(split):
+        return {}
+    index = torch.arange(min(SPIKING, len(split)))
+    found = operations(model, split.batch(index, device=torch.device("cpu")).inputs)
+    return {"additions": found.additions, "energy": found.joules}
+
+
 def showing(row: dict[str, Any], left: Sequence[dict[str, Any]], name: str = "shown") -> dict[str, Any]:
     """A line with further shares, in columns of their own, that a method left with its runs.
 
@@ -182,10 +203,16 @@ def chance(own: float, other: float, n: int) -> str:
 def table(rows: list[dict[str, Any]], figure: str) -> str:
     """The comparison for a terminal: what a row has to show, a text by the name of its column, or else its costs."""
     own = list(dict.fromkeys(name for r in rows for name in r.get("shown", ())))
-    lines = [("", figure, *(own or ("parameters", "multiply-adds", "latency", "memory")))]
+    costs = [
+        ("parameters", "parameters", si),
+        ("macs", "multiply-adds", si),
+        *([("additions", "synaptic operations", si)] if any("additions" in r for r in rows) else []),
+        ("latency", "latency", duration),
+        ("memory", "memory", bytes_),
+    ]
+    lines = [("", figure, *(own or (name for _, name, _ in costs)))]
     for r in rows:
-        costs = (("parameters", si), ("macs", si), ("latency", duration), ("memory", bytes_))  # none of a black box
-        cells = [show(r[key]) if key in r else "" for key, show in costs]
+        cells = [show(r[key]) if key in r else "" for key, _, show in costs]  # none of a black box
         cells = [r.get("shown", {}).get(name, "") for name in own] if own else cells
         lines.append((r["name"], spread(r["accuracy"]), *cells))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

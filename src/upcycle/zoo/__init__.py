@@ -16,7 +16,7 @@ from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
 from upcycle.core.takes import Takes
 from upcycle.core.weights import load_weights
-from upcycle.zoo import densenet, emo, from_pyg, metaformer, mobilenetv2, shunted, vgg
+from upcycle.zoo import densenet, emo, from_pyg, metaformer, mobilenetv2, shunted, spiking, vgg
 from upcycle.zoo.convnet import MLP, ConvNet
 from upcycle.zoo.from_torchvision import torchvision
 from upcycle.zoo.lenet import LeNet
@@ -107,6 +107,10 @@ def _mlp(*widths: int, dropout: float) -> Make:
 
 def _odenet(kind: Kind) -> Make:
     return _at_least(4, "odenet", lambda shape, k: OdeNet(kind, k, shape[0]))
+
+
+def _of_plan(make: Callable[..., nn.Module], plan: spiking.Plan) -> Make:
+    return lambda shape, k: make(shape, k, plan)
 
 
 def _shufflenet(shape: Shape, k: int) -> nn.Module:
@@ -230,6 +234,10 @@ def _entries() -> dict[str, Entry]:
         "mlp100": Entry(make=_mlp(100, 100, dropout=0.0), shape=(1, 28, 28)),
         "mlp400": Entry(make=_mlp(400, dropout=0.0), shape=(1, 28, 28)),
         "mlp_small": Entry(make=_mlp(300, dropout=0.0), shape=(1, 28, 28)),
+        "spiking": Entry(make=_of_plan(spiking.spiking, spiking.SMALL), shape=(1, 28, 28)),
+        "spiking_vgg11": Entry(make=_of_plan(spiking.spiking, spiking.VGG11)),
+        "capped": Entry(make=_of_plan(spiking.Capped, spiking.SMALL), shape=(1, 28, 28)),
+        "capped_vgg11": Entry(make=_of_plan(spiking.Capped, spiking.VGG11)),
     }
 
 
@@ -272,6 +280,8 @@ def build(
     input_shape: Shape | None = None,
     takes: Takes | None = None,
     factors: int | None = None,
+    time_steps: int | None = None,
+    warmup_steps: int | None = None,
 ) -> Model:
     """A network of the zoo.
 
@@ -282,6 +292,7 @@ def build(
         input_shape: (c, h, w); the network's own when not given. ResNets and conv nets take any size.
         takes: what the graphs are like, for a network over graphs; 2 classes when not given.
         factors: of the first layer, for a network that has some; its own number when not given.
+        time_steps, warmup_steps: of a spiking network, see :class:`upcycle.zoo.spiking.Spiking`.
 
     Raises:
         UserError: unknown name, no trained weights to be had, or channels that those weights don't fit.
@@ -300,14 +311,16 @@ def build(
     mean, std = ((PLAIN[0],) * shape[0], (PLAIN[1],) * shape[0])
     if trained is not None and shape[0] == entry.shape[0]:
         mean, std = trained.mean, trained.std
+    module = entry.make(shape, k)
+    steps = _run_for(name, module, time_steps, warmup_steps)
     model = Model(
-        module=entry.make(shape, k),
+        module=module,
         input_shape=shape,
         mean=mean,
         std=std,
         classes=tuple(map(str, range(k))),
         reference=f"zoo:{name}",
-        options={"num_classes": k, "input_shape": list(shape)},
+        options={"num_classes": k, "input_shape": list(shape), **steps},
         name=name,
     )
     if pretrained and trained is not None:
@@ -317,6 +330,16 @@ def build(
         tree = file.with_name(f"{name}.lineage.json")
         model.lineage = lineage.read(tree) if tree.is_file() else None
     return model
+
+
+def _run_for(name: str, module: nn.Module, time_steps: int | None, warmup_steps: int | None) -> dict[str, int]:
+    """Set the steps of a spiking network, and give what it is rebuilt with; of another there are none to set."""
+    if not isinstance(module, spiking.Spiking):
+        require(time_steps is None and warmup_steps is None, f"zoo:{name} has no time steps.")
+        return {}
+    if time_steps is not None or warmup_steps is not None:
+        module.run_for(module.time_steps if time_steps is None else time_steps, warmup_steps)
+    return module.steps()
 
 
 def _over_graphs(name: str, takes: GraphTakes, k: int, factors: int | None) -> Model:
