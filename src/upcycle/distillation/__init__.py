@@ -14,6 +14,7 @@ from upcycle.distillation.plain import Plain
 from upcycle.distillation.reliant import RELIANT
 from upcycle.distillation.spagan import SPAGAN
 from upcycle.distillation.tfkd import TfKD
+from upcycle.distillation.tinymim import TinyMIM
 from upcycle.distillation.vam import VAM
 
 METHODS: tuple[type[Method], ...] = (
@@ -31,4 +32,5 @@ METHODS: tuple[type[Method], ...] = (
     RELIANT,
     FactorGCN,
     SPAGAN,
+    TinyMIM,
 )
