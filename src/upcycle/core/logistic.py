@@ -70,7 +70,7 @@ class Probe(NamedTuple):
     labels: int
 
 
-def probe(run: Run, model: Model, data: Any) -> Probe | None:
+def linear_probe(run: Run, model: Model, data: Any) -> Probe | None:
     """Fit a linear classifier to what the classifier of a network is given, for the classes of the data.
 
     The labels are those of training samples, as far as they are known; where none is, those of validation samples,

@@ -16,7 +16,7 @@ from upcycle.core.checks import inputs_apart, problems_of
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.frozen import Frozen, frozen
 from upcycle.core.heads import classifier
-from upcycle.core.logistic import probe
+from upcycle.core.logistic import linear_probe
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.patterns import weights_of
@@ -236,7 +236,7 @@ class TinyMIM(Method):
 
     def _probed(self, run: Run, data: Images, student: Model) -> nn.Module:
         """The student with a linear probe as its classifier, and a note on the labels that this has seen."""
-        found = probe(run, student, data)
+        found = linear_probe(run, student, data)
         if found is None:
             run.note("No image has a label, so the student's classifier is as it came; train it on labels.")
             return student.module
@@ -245,8 +245,8 @@ class TinyMIM(Method):
         what = {"train": "training", "validation": "validation"}[found.split]
         run.note(
             f"The student's classifier is a linear probe, fitted to {answers} {found.labels:,} {what} images; its "
-            "features saw no label. To tune all of it on labels: upcycle distill --method plain --student RUN --student_weights "
-            "pretrained, where RUN is the directory of this run."
+            "features saw no label. To tune all of it on labels: upcycle distill --method plain --student RUN "
+            "--student_weights pretrained, where RUN is the directory of this run."
         )
         module = run.plain(student.module)
         if found.split == "train":
