@@ -72,6 +72,7 @@ BENCHMARKS = (
     "graphs",
     "gfkd_step",
     "factor_step",
+    "tinymim_step",
     "graph_paths",
     "graph_streams",
     "long_tail_heads",
