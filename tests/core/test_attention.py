@@ -105,9 +105,10 @@ def timm_by_hand(net: Any, i: int) -> list[Tensor]:
 
 def transformers_by_hand(net: Any, i: int) -> list[Tensor]:
     vit = net.network.vit
-    states = net.network(X, output_hidden_states=True).hidden_states
-    layer = vit.layers[i] if hasattr(vit, "layers") else vit.encoder.layer[i]
-    x, attention = layer.layernorm_before(states[i]), layer.attention
+    x = vit.embeddings(X)
+    for layer in vit.layers[:i]:
+        x = layer(x)
+    x, attention = vit.layers[i].layernorm_before(x), vit.layers[i].attention
     layers = [attention.q_proj, attention.k_proj, attention.v_proj]
     return each_head(x, [one.weight for one in layers], [one.bias for one in layers])
 
