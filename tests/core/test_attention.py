@@ -172,7 +172,8 @@ def test_nothing_runs_behind_and_it_equals_the_full_forward(family: str) -> None
         began.clear()
         with torch.no_grad():
             heads = attention.read(net, X)
-        assert began[-1] == attention.layers[-1]
+        ran = [name for name in began if not name.endswith(("q_norm", "k_norm"))]  # which the reading itself asks
+        assert ran[-1] == attention.layers[-1]
         assert all(torch.equal(a, b) for a, b in zip(heads, right, strict=True))
     assert not any(m._forward_hooks for m in net.modules())
 

@@ -400,7 +400,6 @@ class Patches(nn.Module):
         (["--block=9"], ["vit has 4 blocks with attention", "no --block 9"]),
         (["--block=-1"], ["block must not be negative"]),
         (["--recipe.mix=mixup"], ["tinymim takes no --recipe.mix mixup, because no label or answer takes part"]),
-        (["--data=cora"], ["tinymim"]),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_work(
