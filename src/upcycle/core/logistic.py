@@ -42,7 +42,7 @@ def logistic_regression(
     std = std.clamp_min(LEAST * float(std.max())) if bool(std.any()) else torch.ones_like(std)
     z = (x - mean) / std
     W, b = z.new_zeros(k, z.shape[1], requires_grad=True), z.new_zeros(k, requires_grad=True)
-    found = LBFGS([W, b], max_iter=STEPS, tolerance_grad=1e-8, history_size=20, line_search_fn="strong_wolfe")
+    found = LBFGS([W, b], max_iter=STEPS, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         found.zero_grad()
