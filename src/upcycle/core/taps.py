@@ -40,7 +40,7 @@ def observed(
 
     Args:
         model: its ``module`` is run.
-        images: a batch for it; if not given, :meth:`Model.example` on its device.
+        images: a batch for it; if not given, :meth:`Model.example` on its device and in its number format.
         kind: of the submodules wanted.
     """
     calls: list[Call] = []
@@ -51,7 +51,7 @@ def observed(
         for name, m in wanted
     ]
     if images is None:
-        images = model.example().to(next((p.device for p in network.parameters()), torch.device("cpu")))
+        images = model.example().to(next(network.parameters(), torch.zeros(())))
     try:
         with undisturbed(network):
             out = network(images)

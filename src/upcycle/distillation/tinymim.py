@@ -18,7 +18,7 @@ from upcycle.core.frozen import Frozen, frozen
 from upcycle.core.heads import classifier
 from upcycle.core.logistic import linear_probe
 from upcycle.core.method import Card, Method, Needs
-from upcycle.core.models import Model
+from upcycle.core.models import Model, copy_of
 from upcycle.core.patterns import weights_of
 from upcycle.core.ranges import ranges
 from upcycle.core.recipe import Recipe
@@ -248,10 +248,9 @@ class TinyMIM(Method):
             "features saw no label. To tune all of it on labels: upcycle distill --method plain --student RUN "
             "--student_weights pretrained, where RUN is the directory of this run."
         )
-        module = run.plain(student.module)
         if found.split == "train":
-            run.evaluate(module, data.validation)
-        return module
+            run.evaluate(copy_of(student.module).to(run.device, torch.float32), data.validation)
+        return run.plain(student.module)
 
     def product(self, module: nn.Module, data: Images) -> Model:
         """The student's architecture with the classes of the data, called a probe."""
