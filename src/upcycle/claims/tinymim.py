@@ -63,16 +63,17 @@ def final_feature(teacher: Model, student: Model, data: Images, recipe: Recipe, 
     """
     run = Run(None, seed=seed, quiet=True)
     target = run.frozen(headless(teacher), data.validation)
-    widths = [linear(model.module, classifier(model)).in_features for model in (student, teacher)]
+    ours, theirs = (linear(model.module, classifier(model)).in_features for model in (student, teacher))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        both = nn.Sequential(headless(student).module, nn.Linear(*widths))
+        both = nn.Sequential(headless(student).module, nn.Linear(ours, theirs))
     both, optimizer = run.setup(both, recipe)
     for _ in run.epochs(recipe.epochs):
         both.train()
         for images, _, _ in run.batches(data.train, recipe):
             run.step(F.mse_loss(both(images), target(images)), optimizer, recipe)
-    student.module.load_state_dict({**student.module.state_dict(), **run.plain(both)[0].state_dict()})
+    run.plain(both)
+    student.module.load_state_dict({**student.module.state_dict(), **both[0].state_dict()})
     if (found := linear_probe(run, student, data)) is not None:
         student.module.set_submodule(classifier(student), found.head)
     return student.module
