@@ -75,6 +75,12 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/zoo/factor_messages.py",
         f"{SRC}/distillation/factorgcn.py",
     ),
+    "tinymim_step": (
+        f"{SRC}/distillation/tinymim.py",
+        f"{SRC}/core/attention.py",
+        f"{SRC}/core/taps.py",
+        f"{SRC}/zoo/vit.py",
+    ),
     "graph_streams": (f"{SRC}/continual/twp.py", f"{SRC}/core/edge_attention.py"),
     "graph_paths": (f"{SRC}/distillation/paths/shortest.py", f"{SRC}/distillation/paths/attention.py"),
     "heat_maps": (f"{SRC}/diagnosis/attribution",),

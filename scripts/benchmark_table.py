@@ -363,6 +363,15 @@ JOBS = (
         "8 steps of the ordinary network",
     ),
     Job(
+        "a step of TinyMIM, ViT 96x4 to 48x3",
+        NOTHING,
+        "tinymim_step",
+        _ms("milliseconds", "a step"),
+        None,
+        _ms("milliseconds", "its multiply-adds at the rate of matrix products"),
+        "its multiply-adds",
+    ),
+    Job(
         "an iteration of GFKD",
         "the same over lists of edges",
         "gfkd_step",

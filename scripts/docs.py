@@ -73,6 +73,7 @@ BENCHMARKS = (
     "graphs",
     "gfkd_step",
     "factor_step",
+    "tinymim_step",
     "graph_paths",
     "graph_streams",
     "spiking",

@@ -66,6 +66,7 @@ from upcycle.distillation import (
     OneStageGAN,
     Plain,
     TfKD,
+    TinyMIM,
 )
 from upcycle.distillation.data_free.making import Making
 from upcycle.predictors import Answers
@@ -140,10 +141,15 @@ def tiny_tree(seed: int) -> Model:
     return dataclasses.replace(tiny_model("student", seed), module=module)
 
 
-def tiny_vit(seed: int) -> Model:
+def tiny_vit(seed: int, name: str = "student", width: int = 16, depth: int = 2, heads: int = 2) -> Model:
     """Two blocks, four tokens."""
     torch.manual_seed(seed)
-    return dataclasses.replace(tiny_model("student", seed), module=ViT((1, 8, 8), 10, width=16, depth=2, heads=2))
+    return dataclasses.replace(tiny_model(name, seed), module=ViT((1, 8, 8), 10, width, depth, heads))
+
+
+def token_networks() -> dict[str, Model]:
+    """Two vision transformers of as many tokens: the teacher wider and deeper, with another number of heads."""
+    return {"teacher": seen(tiny_vit(7, "teacher", 24, 4, 3)), "student": tiny_vit(100, width=12)}
 
 
 def tiny_plain(seed: int) -> Model:
@@ -514,6 +520,18 @@ ROWS = {
             *_WORDS,
         ),
         networks=spiking_networks,
+    ),
+    "tinymim": Row(
+        TinyMIM,
+        {"recipe": _TUNE},
+        ("--teacher=zoo:cifar10_vit", "--student=zoo:vit_small", *_WORDS),
+        networks=token_networks,
+    ),
+    "tinymim-last": Row(
+        TinyMIM,
+        {"recipe": _TUNE, "block": 4, "heads": 4, "jitter": False},
+        ("--teacher=zoo:cifar10_vit", "--student=zoo:vit_small", "--block=4", "--heads=4", "--jitter=false", *_WORDS),
+        networks=token_networks,
     ),
     "mda": Row(
         MDA,

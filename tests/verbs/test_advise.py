@@ -102,12 +102,15 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
 @pytest.mark.parametrize(
     ("have", "order"),
     [
-        ({"data": "labelled"}, ["kd", "features", "vam", "netgraft", "dery", "tfkd", "mda", "nes", *FREE, "plain"]),
+        (
+            {"data": "labelled"},
+            ["kd", "features", "vam", "netgraft", "dery", "tfkd", "mda", "nes", "tinymim", *FREE, "plain"],
+        ),
         ({"data": "labelled", "teacher": "predictions"}, ["kd", "dine", "vam", "tfkd", "nes", "plain"]),
         ({"data": "labelled", "teacher": "none"}, ["tfkd", "nes", "plain"]),
         (
             {"data": "labelled", "architecture": "transformer"},
-            ["kd", "features", "netgraft", "dery", "tfkd", "swap", "plain"],
+            ["kd", "features", "tinymim", "netgraft", "dery", "tfkd", "swap", "plain"],
         ),
         ({"data": "labelled", "goal": "part"}, ["mda"]),
         ({"data": "labelled", "goal": "part", "architecture": "transformer"}, []),

@@ -16,6 +16,7 @@ from upcycle.distillation.plain import Plain
 from upcycle.distillation.reliant import RELIANT
 from upcycle.distillation.spagan import SPAGAN
 from upcycle.distillation.tfkd import TfKD
+from upcycle.distillation.tinymim import TinyMIM
 from upcycle.distillation.vam import VAM
 
 METHODS: tuple[type[Method], ...] = (
@@ -35,4 +36,5 @@ METHODS: tuple[type[Method], ...] = (
     FactorGCN,
     SPAGAN,
     LTL,
+    TinyMIM,
 )

@@ -93,6 +93,10 @@ def _mobilenetv2_ca(shape: Shape, k: int) -> nn.Module:
     return mobilenetv2.MobileNetV2(mobilenetv2.SMALL, k, shape[0], attention=True)
 
 
+def _vit_small(shape: Shape, k: int) -> nn.Module:
+    return ViT(shape, k, width=48, depth=3, heads=4)
+
+
 def _wrn(depth: int, width: int) -> Make:
     return lambda shape, k: WRN(depth, width, k, shape[0])
 
@@ -218,6 +222,7 @@ def _entries() -> dict[str, Entry]:
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
         "convnet_groupnorm": Entry(make=_convnet(16, 32, 64, groups=8)),
         **{name: Entry(make=make) for name, make in small.items()},
+        "vit_small": Entry(make=_vit_small),
         "mobilenetv2_ca": Entry(make=_mobilenetv2_ca),
         "mobilenetv2_100_ca": Entry(make=mobilenetv2.published_with_attention, shape=(3, 224, 224)),
         **{
