@@ -25,10 +25,11 @@ from upcycle.zoo.odenet import KINDS, Kind, OdeNet
 from upcycle.zoo.resnet import DEPTHS, ResNet
 from upcycle.zoo.tree import Tree
 from upcycle.zoo.vit import ViT
+from upcycle.zoo.vit_plain import PlainViT
 from upcycle.zoo.wrn import WRN
 
 Shape = tuple[int, int, int]
-Make = Callable[[Shape, int], nn.Module]
+Make = Callable[..., nn.Module]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHIPPED = Path(__file__).parent / "weights"
@@ -61,11 +62,19 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A zoo network: how it is made from (c, h, w) and a number of classes, and what it was trained as."""
+    """A zoo network: how it is made from (c, h, w) and a number of classes, and what it was trained as.
+
+    Args:
+        make: the maker.
+        shape: of its images where nobody says another.
+        trained: what it was trained as, if it was.
+        sizes: names of sizes of its own that the maker takes besides.
+    """
 
     make: Make
     shape: Shape = (3, 32, 32)
     trained: Trained | None = None
+    sizes: tuple[str, ...] = ()
 
 
 def _resnet(depth: int, projection: bool = False) -> Make:
@@ -214,6 +223,7 @@ def _entries() -> dict[str, Entry]:
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
         "convnet_groupnorm": Entry(make=_convnet(16, 32, 64, groups=8)),
         **{name: Entry(make=make) for name, make in small.items()},
+        "vit_plain": Entry(make=PlainViT, sizes=("patch", "width", "depth", "heads")),
         "mobilenetv2_ca": Entry(make=_mobilenetv2_ca),
         "mobilenetv2_100_ca": Entry(make=mobilenetv2.published_with_attention, shape=(3, 224, 224)),
         **{
@@ -272,6 +282,10 @@ def build(
     input_shape: Shape | None = None,
     takes: Takes | None = None,
     factors: int | None = None,
+    patch: int | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
 ) -> Model:
     """A network of the zoo.
 
@@ -282,11 +296,20 @@ def build(
         input_shape: (c, h, w); the network's own when not given. ResNets and conv nets take any size.
         takes: what the graphs are like, for a network over graphs; 2 classes when not given.
         factors: of the first layer, for a network that has some; its own number when not given.
+        patch: side of a patch in pixels, for a network that lets one choose; its own when not given.
+        width: of a token, likewise.
+        depth: number of blocks, likewise.
+        heads: of each attention, likewise.
 
     Raises:
         UserError: unknown name, no trained weights to be had, or channels that those weights don't fit.
     """
     check(name)
+    asked = {"patch": patch, "width": width, "depth": depth, "heads": heads}
+    sizes = {key: size for key, size in asked.items() if size is not None}
+    for key in sizes:
+        chosen = name in ENTRIES and key in ENTRIES[name].sizes
+        require(chosen, f"zoo:{name} is of one {key}; zoo:vit_plain lets you choose it.")
     if name in GRAPH_NETWORKS:
         return _over_graphs(name, from_pyg.graphs_for(f"zoo:{name}", pretrained, takes), num_classes or 2, factors)
     require(factors is None, f"zoo:{name} has no factors.")
@@ -301,13 +324,13 @@ def build(
     if trained is not None and shape[0] == entry.shape[0]:
         mean, std = trained.mean, trained.std
     model = Model(
-        module=entry.make(shape, k),
+        module=entry.make(shape, k, **sizes),
         input_shape=shape,
         mean=mean,
         std=std,
         classes=tuple(map(str, range(k))),
         reference=f"zoo:{name}",
-        options={"num_classes": k, "input_shape": list(shape)},
+        options={"num_classes": k, "input_shape": list(shape), **sizes},
         name=name,
     )
     if pretrained and trained is not None:
