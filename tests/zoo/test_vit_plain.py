@@ -108,7 +108,7 @@ def test_the_sizes_that_were_chosen_are_saved_with_it(tmp_path: Path) -> None:
 
 
 def test_bad_sizes_are_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"8 x 10 is no whole number of them: bring them to 8 x 12 by --size\."):
+    with pytest.raises(UserError, match=r"8 x 10 is no multiple of that: bring them to 8 x 12 by --size\."):
         made((3, 8, 10))
     with pytest.raises(UserError, match="5 heads do not divide a width of 12"):
         made(heads=5)

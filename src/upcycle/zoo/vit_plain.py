@@ -1,7 +1,7 @@
 """A vision transformer as its paper has it: An Image is Worth 16x16 Words.
 
 Dosovitskiy et al. (arXiv:2010.11929), equations 1 to 4: one projection of each patch, a class token, learnt positions,
-blocks with the normalisation first and an MLP four times as wide, and a linear classifier of the class token. So a token
+blocks with the normalisation first and an MLP four times as wide, a linear classifier of the class token. So a token
 has seen nothing but its own patch before the first block, which ``zoo:vit`` does not promise.
 
 Departures: the class token is classified by one linear layer also in pre-training; no dropout.
@@ -67,7 +67,7 @@ class PlainViT(nn.Module):
         channels, h, w = shape
         require(
             h % patch == 0 and w % patch == 0 and min(h, w) > 0,
-            f"vit_plain cuts images into patches of {patch} x {patch} pixels, and {h} x {w} is no whole number of them: "
+            f"vit_plain cuts images into patches of {patch} x {patch} pixels, and {h} x {w} is no multiple of that: "
             f"bring them to {-(-h // patch) * patch} x {-(-w // patch) * patch} by --size.",
         )
         self.stem = nn.Conv2d(channels, width, patch, stride=patch)
