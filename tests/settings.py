@@ -55,6 +55,7 @@ from upcycle.distillation import (
     RELIANT,
     SPAGAN,
     VAM,
+    BootstrapViT,
     DeepInversion,
     FactorGCN,
     FastDFKD,
@@ -69,6 +70,7 @@ from upcycle.predictors import Answers
 from upcycle.zoo.convnet import ConvNet
 from upcycle.zoo.tree import Tree
 from upcycle.zoo.vit import ViT
+from upcycle.zoo.vit_plain import PlainViT
 
 
 class TinyNet(nn.Module):
@@ -141,6 +143,13 @@ def tiny_vit(seed: int) -> Model:
     """Two blocks, four tokens."""
     torch.manual_seed(seed)
     return dataclasses.replace(tiny_model("student", seed), module=ViT((1, 8, 8), 10, width=16, depth=2, heads=2))
+
+
+def tiny_plain_vit(seed: int) -> Model:
+    """Two blocks of four heads, sixteen tokens and one of the class."""
+    torch.manual_seed(seed)
+    module = PlainViT((1, 8, 8), 10, patch=2, width=12, depth=2, heads=4)
+    return dataclasses.replace(tiny_model("student", seed), module=module)
 
 
 def tiny_plain(seed: int) -> Model:
@@ -370,6 +379,18 @@ ROWS = {
         networks=lambda: {"teacher": seen(tiny_model("teacher", 7)), "student": tiny_tree(100)},
     ),
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
+    "bootstrapvit": Row(
+        BootstrapViT,
+        {"recipe": _TUNE},
+        ("--student=zoo:vit_plain", *_WORDS),
+        networks=lambda: {"student": tiny_plain_vit(100)},
+    ),
+    "bootstrapvit-shared": Row(
+        BootstrapViT,
+        {"recipe": _TUNE, "mode": "shared", "pool_after": (0,), "norm": "post"},
+        ("--student=zoo:vit_plain", *_WORDS, "--mode=shared", "--norm=post"),
+        networks=lambda: {"student": tiny_plain_vit(100)},
+    ),
     "fastdfkd": Row(
         FastDFKD,
         {"recipe": _RECIPE, "making": dataclasses.replace(_WARMING, views=12), **_GENERATE, "k": 2, "reset": 1},
