@@ -105,7 +105,14 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "labelled"}, ["kd", "vam", "netgraft", "dery", "tfkd", "mda", "nes", *FREE, "plain"]),
         ({"data": "labelled", "teacher": "predictions"}, ["kd", "dine", "vam", "tfkd", "nes", "plain"]),
         ({"data": "labelled", "teacher": "none"}, ["tfkd", "nes", "plain"]),
-        ({"data": "labelled", "architecture": "transformer"}, ["kd", "netgraft", "dery", "tfkd", "swap", "plain"]),
+        (
+            {"data": "labelled", "architecture": "transformer"},
+            ["kd", "netgraft", "dery", "tfkd", "bootstrapvit", "swap", "plain"],
+        ),
+        (
+            {"data": "labelled", "architecture": "transformer", "teacher": "none"},
+            ["bootstrapvit", "tfkd", "plain"],
+        ),
         ({"data": "labelled", "goal": "part"}, ["mda"]),
         ({"data": "labelled", "goal": "part", "architecture": "transformer"}, []),
         ({"data": "unlabelled", "goal": "part"}, []),
