@@ -18,7 +18,7 @@ from tests.settings_factors import factor_networks, label_networks, taught_netwo
 from tests.settings_graphs import networks, other_graphs, path_networks, spoil_graphs, tiny_graphs, tiny_nodes
 from tests.settings_groups import group_networks, layer_networks, tiny_groups
 from tests.settings_streams import gat, graph_stream, one_convolution, plain_net
-from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
+from upcycle.adaptation import BA3US, BETA, CMAE, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly, Swap
 from upcycle.continual import (
@@ -281,6 +281,7 @@ _TUNE = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=0.01)
 _LEARN = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 _PRETRAIN = Recipe(epochs=2, batch_size=16, optimizer="adam", lr=1e-3, weight_decay=0.0)
 _BETA = Recipe(epochs=3, batch_size=16, lr=0.05)  # small batches, so that there are some of hard images
+_MASKED = {"mask": 0.5, "shift": 1, "projection": 8, "decoder_width": 8}
 _HEAD = Recipe(epochs=3, batch_size=32, lr=0.05, sampler="class")
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
 _MAKING = Making(rounds=4, batch=32, kd_steps=4, capacity=128)
@@ -659,6 +660,18 @@ ROWS = {
         {"recipe": _RECIPE, "mode": "vanilla", "updates": 2, "copies": 4, "params": "norm-affine"},
         (*_WORDS, "--mode=vanilla", "--updates=2", "--copies=4", "--params=norm-affine"),
         networks=lambda: {"source": tiny_model("source", 7), "source_data": tiny_data()},
+    ),
+    "cmae": Row(
+        CMAE,
+        {"recipe": _TUNE, **_MASKED},
+        ("--weights=fresh", *_WORDS, "--group=1"),
+        networks=lambda: {"source": tiny_plain_vit(7)},
+    ),
+    "cmae-mae": Row(
+        CMAE,
+        {"recipe": _TUNE, **_MASKED, "w_contrast": 0.0, "scale": 1.0, "group": 1},
+        ("--weights=fresh", *_WORDS, "--w_contrast=0", "--group=1"),
+        networks=lambda: {"source": dataclasses.replace(tiny_plain_vit(7), classes=tuple("abcdefghij"))},
     ),
     "ssf": Row(
         SSF,

@@ -42,11 +42,14 @@ def renamed(key: str) -> str:
     return key
 
 
-def test_it_is_timms_vision_transformer_on_the_same_weights() -> None:
+@pytest.mark.parametrize("name", ["vit_plain", "vit_plain_mean"])
+def test_it_is_timms_vision_transformer_on_the_same_weights(name: str) -> None:
     vision = pytest.importorskip("timm.models.vision_transformer", reason="timm is not installed (extra vision)")
-    model = made()
+    torch.manual_seed(0)
+    model = zoo.build(name, pretrained=False, num_classes=5, input_shape=(3, 8, 12), **SIZE)
+    pooled = {"global_pool": "avg", "fc_norm": False} if name == "vit_plain_mean" else {}
     theirs = vision.VisionTransformer(
-        (8, 12), 4, 3, 5, embed_dim=12, depth=2, num_heads=3, norm_layer=nn.LayerNorm
+        (8, 12), 4, 3, 5, embed_dim=12, depth=2, num_heads=3, norm_layer=nn.LayerNorm, **pooled
     ).eval()
     theirs.load_state_dict({renamed(key): t for key, t in model.module.state_dict().items()})
     x = torch.randn(3, 3, 8, 12)
@@ -114,5 +117,5 @@ def test_bad_sizes_are_one_sentence() -> None:
         made(heads=5)
     with pytest.raises(UserError, match="patch must be at least 1, and it is 0"):
         made(patch=0)
-    with pytest.raises(UserError, match=r"zoo:vit is of one patch; zoo:vit_plain lets you choose it\."):
+    with pytest.raises(UserError, match=r"zoo:vit is of one patch; zoo:vit_plain lets you choose\."):
         zoo.build("vit", pretrained=False, patch=8)

@@ -72,7 +72,7 @@ def assert_round_trip(model: Model, directory: Path) -> None:
 @pytest.mark.parametrize("name", zoo.ENTRIES)
 def test_every_network_round_trips(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sides = (32, 64) if "shunted" in name else (20, 16) if name == "vit_plain" else (20, 18)
+    sides = (32, 64) if "shunted" in name else (20, 16) if "vit_plain" in name else (20, 18)
     model = resolve(f"zoo:{name}", pretrained=False, num_classes=7, input_shape=(1, *sides))
     for buffer in model.module.buffers():  # statistics that a forgotten buffer would not restore
         if buffer.is_floating_point():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model
-from upcycle.core.taps import observed
+from upcycle.core.taps import Taps, observed
 
 PREFIX = 8
 """Tokens at most that stand before those of the image: of a class, registers."""
+CLOSE = 1e-5
+"""How far a token may move, over the largest value of all, and count as the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,3 +70,74 @@ def blocks_of(model: Model) -> Blocks:
         f"{model.name} is no vision transformer whose blocks are known: it needs a submodule 'blocks' which tokens of "
         "one number and width pass, behind a convolution, as zoo:vit_plain, zoo:vit and those of timm have."
     )
+
+
+def last_of(model: Model, blocks: Blocks) -> str:
+    """The name of the module that gives the tokens as they are used: the LayerNorm behind the blocks, or the last one.
+
+    Args:
+        blocks: those of the model.
+    """
+    calls = observed(model)
+    at = next(i for i, call in enumerate(calls) if call.name == blocks.names[-1])
+    shape = calls[at].output.shape
+    for call in calls[at + 1 :]:
+        if isinstance(call.module, nn.LayerNorm) and call.output.shape == shape:
+            return call.name
+    return blocks.names[-1]
+
+
+def leaking(model: Model, blocks: Blocks) -> int:
+    """How many tokens beside its own the pixels of one patch reach before the first block.
+
+    Found by a patch in the middle of an image that is changed.
+
+    Args:
+        blocks: those of the model.
+    """
+    _, h, w = model.input_shape
+    rows, columns = blocks.grid
+    row, column = rows // 2, columns // 2
+    images = model.example(2).to(next(model.module.parameters()))
+    images[1] = images[0]
+    top, left = row * h // rows, column * w // columns
+    images[1, :, top : (row + 1) * h // rows, left : (column + 1) * w // columns] += 1
+    first = next(call for call in observed(model, images) if call.name == blocks.names[0]).input
+    apart = (first[0] - first[1]).abs().amax(1)
+    moved = (apart > CLOSE * first.abs().max()).nonzero().flatten().tolist()
+    return len(set(moved) - {blocks.prefix + row * columns + column})
+
+
+def encode(
+    network: nn.Module, images: Tensor, blocks: Blocks, last: str, keep: Int[Tensor, "b v"] | None = None
+) -> Float[Tensor, "b t d"]:
+    """The tokens that a network gives at the end, where only some of an image's pass its blocks.
+
+    Those left out are dropped before the first block, positions added, so that they cost nothing. What follows the
+    tokens, such as a classifier, runs too, on what is left of them.
+
+    Args:
+        network: the one that blocks were found in.
+        images: a batch for it.
+        blocks: its blocks.
+        last: the module that gives the tokens, see :func:`last_of`.
+        keep: places of the tokens that stay, v of each image; ``None``: all. Those before the image's always do.
+    """
+
+    def visible(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if keep is None:
+            return None
+        x = args[0]
+        places = keep[..., None].expand(-1, -1, x.shape[2])
+        return (torch.cat([x[:, : blocks.prefix], x[:, blocks.prefix :].gather(1, places)], 1), *args[1:])
+
+    handle = network.get_submodule(blocks.names[0]).register_forward_pre_hook(visible)
+    try:
+        with Taps(network, [last]) as taps:
+            network(images)
+    finally:
+        handle.remove()
+    tokens = taps[last]
+    if keep is not None and tokens.shape[1] != blocks.prefix + keep.shape[1]:  # a compiled network has no hooks
+        raise RuntimeError(f"{tokens.shape[1]} tokens came where {blocks.prefix + keep.shape[1]} were let through")
+    return tokens

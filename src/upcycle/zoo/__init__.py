@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -34,6 +35,7 @@ Make = Callable[..., nn.Module]
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHIPPED = Path(__file__).parent / "weights"
 CHECKOUT = Path(__file__).parents[3] / "weights"  # too much for the package; only in the repository
+VIT_SIZES = ("patch", "width", "depth", "heads")
 # For networks that nothing was trained with: any data then lie within [-2, 2].
 PLAIN = (0.5, 0.25)
 
@@ -223,7 +225,8 @@ def _entries() -> dict[str, Entry]:
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
         "convnet_groupnorm": Entry(make=_convnet(16, 32, 64, groups=8)),
         **{name: Entry(make=make) for name, make in small.items()},
-        "vit_plain": Entry(make=PlainViT, sizes=("patch", "width", "depth", "heads")),
+        "vit_plain": Entry(make=PlainViT, sizes=VIT_SIZES),
+        "vit_plain_mean": Entry(make=partial(PlainViT, pool="mean"), sizes=VIT_SIZES),
         "mobilenetv2_ca": Entry(make=_mobilenetv2_ca),
         "mobilenetv2_100_ca": Entry(make=mobilenetv2.published_with_attention, shape=(3, 224, 224)),
         **{
@@ -309,7 +312,7 @@ def build(
     sizes = {key: size for key, size in asked.items() if size is not None}
     for key in sizes:
         chosen = name in ENTRIES and key in ENTRIES[name].sizes
-        require(chosen, f"zoo:{name} is of one {key}; zoo:vit_plain lets you choose it.")
+        require(chosen, f"zoo:{name} is of one {key}; zoo:vit_plain lets you choose.")
     if name in GRAPH_NETWORKS:
         return _over_graphs(name, from_pyg.graphs_for(f"zoo:{name}", pretrained, takes), num_classes or 2, factors)
     require(factors is None, f"zoo:{name} has no factors.")

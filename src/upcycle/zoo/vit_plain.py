@@ -9,6 +9,8 @@ Departures: the class token is classified by one linear layer also in pre-traini
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,7 @@ class PlainViT(nn.Module):
         width: of a token, a multiple of ``heads``.
         depth: blocks.
         heads: of each attention.
+        pool: what is classified, the class token or the mean of the patches' tokens, as masked autoencoders are used.
 
     Raises:
         UserError: an image that is no whole number of patches, or a width that the heads do not divide.
@@ -59,8 +62,10 @@ class PlainViT(nn.Module):
         width: int = 72,
         depth: int = 4,
         heads: int = 9,
+        pool: Literal["class", "mean"] = "class",
     ) -> None:
         super().__init__()
+        self.pool = pool
         self.patch, self.width, self.depth, self.heads = patch, width, depth, heads
         ranges(self, at_least=dict.fromkeys(("patch", "width", "depth", "heads"), 1))
         require(width % heads == 0, f"{heads} heads do not divide a width of {width}; take a multiple.")
@@ -79,7 +84,8 @@ class PlainViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.blocks(self.tokens(self.stem(images)))
-        return self.linear(self.norm(x)[:, 0])
+        x = self.norm(x)
+        return self.linear(x[:, 0] if self.pool == "class" else x[:, 1:].mean(dim=1))
 
 
 def initialise(network: PlainViT) -> None:
