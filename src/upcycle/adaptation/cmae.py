@@ -225,7 +225,7 @@ class CMAE(Method):
         groups = rows * columns // side**2
         if not 0 < (keep := self.kept(groups)) < groups:
             what = "no token visible" if keep == 0 else "nothing hidden"
-            return [f"mask {self.mask:g} leaves {what} of {groups} groups of patches: choose another"]
+            return [f"mask {self.mask:g} leaves {what} of {groups} groups: choose another, or another --group"]
         if self.shift is not None and self.shift > min(h, w):
             return [f"shift {self.shift} is more than the {min(h, w)} pixels of an image"]
         return self._untried(source, blocks, keep * side**2)
@@ -314,7 +314,9 @@ class CMAE(Method):
                 run.setup(part)
         views = self.views(data)
         for _ in run.epochs(self.recipe.epochs if self.learns else 0):
-            encoder.train()
+            for part in (encoder, pixels, online, target):
+                if part is not None:
+                    part.train()
             for both, _, index in run.batches(views, self.recipe.batch_size):
                 x_s, keep = both[:, 0], self.visible(run, ids[index.cpu()], blocks)
                 z, loss = encode(encoder, x_s, blocks, last, keep), x_s.new_zeros(())

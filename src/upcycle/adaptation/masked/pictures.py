@@ -65,7 +65,7 @@ def picture(
         "layout": "rows",
         "title": "What is made of the visible patches",
         "caption": f"An image, the {keep.shape[1]} of its {patches.shape[1]} patches that the encoder sees, and what "
-        "the decoder makes of the others after the last epoch. Brightness and contrast of each patch are the image's own, "
-        "since it does not give them.",
+        "the decoder makes of the others after the last epoch. Brightness and contrast of each patch are the image's "
+        "own, since it does not give them.",
         "items": items,
     }
