@@ -1,7 +1,7 @@
 """A training step of a masked autoencoder: ``cmae`` without its contrast, and ``ViTMAEForPreTraining`` of transformers.
 
-The same sizes and images, and equal shares of hidden patches, so as many multiply-adds: forward, loss, backward and AdamW, on
-one thread. Beside them a step with the contrast. Each figure is the minimum of many rounds, in which all take turns.
+The same sizes, images and share of hidden patches, so as many multiply-adds: forward, loss, backward and AdamW, on one
+thread. Beside them a step with the contrast. Each figure is the minimum of many rounds, in which all take turns.
 Run from the repository: ``python -m benchmarks.cmae_step``.
 """
 

@@ -1,8 +1,8 @@
-"""The picture of the page about CMAE, docs/assets/cmae.png: images, what the encoder sees of them, and what is made of it.
+"""The picture of the page about CMAE, docs/assets/cmae.png: images, what the encoder sees, and what is made of it.
 
 Run from the repository's root, with Fashion-MNIST under `$UPCYCLE_DATA`, in a few minutes:
 
-    upcycle adapt --config recipes/cmae_fashion.yaml --out runs/cmae
+    upcycle adapt --config recipes/cmae_fashion.yaml --data fashion_mnist_local --out runs/cmae
     python -m scripts.cmae_figure runs/cmae
 """
 

@@ -225,9 +225,9 @@ def test_the_target_gets_no_gradient_and_follows_by_name() -> None:
     method = known(recipe=dataclasses.replace(RECIPE, epochs=1))
     made = method.fit(Run(None, seed=5, precision="64-true"), data)
     _, online, target = method.made
-    begun = {name: p.double() for name, p in method.begun[2].named_parameters()}  # type: ignore[union-attr]
-    after = {f"network.{name}": p for name, p in made.named_parameters()}
-    after |= {f"projector.{name}": p for name, p in online.projector.named_parameters()}
+    begun = {name: p.detach().double() for name, p in method.begun[2].named_parameters()}  # type: ignore[union-attr]
+    after = {f"network.{name}": p.detach() for name, p in made.named_parameters()}
+    after |= {f"projector.{name}": p.detach() for name, p in online.projector.named_parameters()}
     moved = 0
     for name, p in target.named_parameters():
         assert p.grad is None and not p.requires_grad

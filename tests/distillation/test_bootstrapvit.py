@@ -139,10 +139,10 @@ def test_the_loss_between_features_reaches_the_transformer_alone_and_vanishes_wh
     of_vit, of_agent = [tokens[n][:, 1:] for n in blocks.names], [maps[f"blocks.{i}"] for i in range(2)]
     loss = feature_loss(of_vit, of_agent, (6, 4))
     loss.backward()
-    assert all(p.grad is None for p in agent.parameters()) and float(loss) > 0.1
+    assert all(p.grad is None for p in agent.parameters()) and loss.item() > 0.1
     assert model.module.get_parameter("stem.weight").grad.abs().sum() > 0  # type: ignore[union-attr]
     scaled = [3 * t.transpose(1, 2).unflatten(2, (6, 4)) + 1 for t in of_vit]
-    assert float(feature_loss(of_vit, scaled, (6, 4))) < 1e-6  # normalised over channels
+    assert feature_loss(of_vit, scaled, (6, 4)).item() < 1e-6  # normalised over channels
 
 
 def test_larger_maps_are_pooled_in_two_dimensions() -> None:
@@ -176,7 +176,7 @@ def test_the_product_answers_alike_without_its_agent(mode: Any) -> None:
     fresh.load_state_dict(made.state_dict())
     with torch.no_grad():
         assert torch.equal(fresh.eval()(x), made(x))
-    names = {row["name"] for row in rows}
+    names = {row[3] for row in rows}
     assert {"transformer_loss", "agent_loss", "feature_loss", "agent_accuracy", "validation_accuracy"} <= names
 
 
@@ -245,7 +245,7 @@ def test_images_labels_and_options_that_do_not_fit_are_refused() -> None:
         BootstrapViT(student=nine()).require(tiny_data())
     with pytest.raises(UserError, match="has the blocks 0 to 1, so pool_after cannot name 2"):
         BootstrapViT(student=tiny_plain_vit(0), pool_after=(0, 2)).require(tiny_data())
-    for options in ({"mode": "both"}, {"stem": "resnet"}, {"norm": "none"}, {"w_feat": -1.0}, {"pool_after": (-1,)}):
+    for options in ({"w_feat": -1.0}, {"w_feat": float("inf")}, {"pool_after": (-1,)}):
         with pytest.raises(UserError, match=next(iter(options))):
             BootstrapViT(student=tiny_plain_vit(0), **options)  # type: ignore[arg-type]
 
@@ -257,8 +257,9 @@ def test_the_command_takes_no_teacher_and_can_train_the_student_alone(
     words += ["--recipe.epochs=1", f"--out={tmp_path / 'run'}"]
     assert cli.main([*words, "--teacher=zoo:digits_teacher"]) == 2
     assert "bootstrapvit takes no teacher; leave out --teacher" in capsys.readouterr().err
-    assert cli.main([*words, "--mode=both"]) == 2 and not (tmp_path / "run").exists()
-    capsys.readouterr()
+    for odd in ("--mode=both", "--stem=resnet", "--norm=none"):
+        assert cli.main([*words, odd]) == 2 and not (tmp_path / "run").exists()
+        assert odd.split("=")[1] in capsys.readouterr().err
     assert cli.main([*words, "--alone"]) == 0
     said = capsys.readouterr().out
     assert "vit_plain alone" in said and "vit_plain by bootstrapvit" in said and "trained alone" in said

@@ -72,16 +72,16 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     method="cmae",
-    sentence="Telling images apart while reconstructing what is hidden of them gives an encoder whose features are worth "
-    "more to a linear classifier than those of the reconstruction alone.",
+    sentence="Telling images apart while reconstructing what is hidden of them gives an encoder whose features are "
+    "worth more to a linear classifier than those of the reconstruction alone.",
     published="ImageNet, ViT-B, fine-tuned: MAE 82.9 and 83.6, CMAE 83.8 and 84.7 after 300 and 1600 epochs (README of "
     "the authors). No figure for so few images, or for a linear probe.",
-    setting="Fashion-MNIST (a split of its own), first 5,000 training images without labels, 10 epochs of AdamW, batches "
-    "of 256; zoo:vit_plain_mean, patches of 4, width 96, 4 blocks, 3 heads; decoders of width 64, two blocks and one; 65 "
-    "% hidden, patch by patch, shift of 3 pixels at most. Then a linear probe on the mean of the frozen tokens, of the "
-    "same images with their labels, its penalty chosen on validation images; that is the product. MAE: the same with the "
-    "contrast's weight at 0. Beside it CIFAR-10, first 5,000 images, in groups of 2 x 2 patches and with flips, with the "
-    "first three seeds.",
+    setting="Fashion-MNIST (a split of its own), first 5,000 training images without labels, 10 epochs of AdamW, "
+    "batches of 256; zoo:vit_plain_mean, patches of 4, width 96, 4 blocks, 3 heads; decoders of width 64, two blocks "
+    "and one; 65 % hidden, patch by patch, a shift of 3 pixels at most. Then a linear probe on the mean of the frozen "
+    "tokens, of the same images with their labels, its penalty chosen on validation images; that is the product. MAE: "
+    "the same with the contrast's weight at 0. Beside it CIFAR-10, first 5,000 images, in groups of 2 x 2 patches and "
+    "with flips, with the first three seeds.",
     data=tuple(NAMES.values()),
     measure=measure,
     headline=Headline(

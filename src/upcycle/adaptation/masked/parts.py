@@ -28,7 +28,7 @@ def visible_places(noise: Float[Tensor, "b g"], grid: Grid, side: int, keep: int
     rows, columns = grid
     places = torch.arange(rows * columns, device=noise.device).view(rows // side, side, columns // side, side)
     of_groups = places.transpose(1, 2).reshape(-1, side * side)
-    chosen = noise.argsort(1, stable=True)[:, :keep]
+    chosen = noise.argsort(dim=1, stable=True)[:, :keep]
     return of_groups[chosen].flatten(1).sort(1).values
 
 
