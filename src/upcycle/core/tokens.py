@@ -73,7 +73,7 @@ def blocks_of(model: Model) -> Blocks:
 
 
 def last_of(model: Model, blocks: Blocks) -> str:
-    """The name of the module that gives the tokens as they are used: the LayerNorm behind the blocks, or the last one.
+    """Name the module that gives the tokens as they are used: the LayerNorm behind the blocks, or the last of them.
 
     Args:
         blocks: those of the model.
@@ -88,7 +88,7 @@ def last_of(model: Model, blocks: Blocks) -> str:
 
 
 def leaking(model: Model, blocks: Blocks) -> int:
-    """How many tokens beside its own the pixels of one patch reach before the first block.
+    """Count the tokens beside its own that the pixels of one patch reach before the first block.
 
     Found by images of which one patch is changed: the first one, and one in the middle. The larger number of both.
 
@@ -111,7 +111,7 @@ def leaking(model: Model, blocks: Blocks) -> int:
 def encode(
     network: nn.Module, images: Tensor, blocks: Blocks, last: str, keep: Int[Tensor, "b v"] | None = None
 ) -> Float[Tensor, "b t d"]:
-    """The tokens that a network gives at the end, where only some of an image's pass its blocks.
+    """Give the tokens of a network behind its blocks, which only some of an image's pass.
 
     Those left out are dropped before the first block, positions added, so that they cost nothing. What follows the
     tokens, such as a classifier, runs too, on what is left of them.

@@ -34,7 +34,7 @@ SQUARES = (4, 9, 16)
 
 
 def head_kernel(w_v: Float[Tensor, "d d"], w_o: Float[Tensor, "d d"], heads: int) -> Float[Tensor, "d d k k"]:
-    """The kernel of the convolution that heads are: W_m = W_O^m W_V^m at position m of its window, row by row.
+    """Make the kernel of the convolution that heads are: W_m = W_O^m W_V^m at position m of its window, row by row.
 
     Made of the weights by operations that gradients pass, so it has to be made anew in each step.
 
@@ -95,7 +95,7 @@ def feature_loss(
 
 
 def _pooled(x: Float[Tensor, "b d h w"], size: tuple[int, int]) -> Float[Tensor, "b n d"]:
-    """The map brought to a smaller size, each place of it normalised over its channels."""
+    """Bring a map to a smaller size, and normalise each place of it over its channels."""
     x = x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)
     return F.layer_norm(x.flatten(2).transpose(1, 2), x.shape[1:2])
 
@@ -117,7 +117,7 @@ class Shared(NamedTuple):
 
 
 def shared_of(block: nn.Module) -> Shared | None:
-    """The layers of a block as ``zoo:vit_plain``, ``zoo:vit`` and timm call them; ``None`` where they are others."""
+    """Find the layers of a block by the names of ``zoo:vit_plain``, ``zoo:vit`` and timm; ``None`` where it has others."""
     attention = getattr(block, "attention", None) or getattr(block, "attn", None)
     qkv, mlp = getattr(attention, "qkv", None), getattr(block, "mlp", None)
     out = getattr(attention, "out", None) or getattr(attention, "proj", None)

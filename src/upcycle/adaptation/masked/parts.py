@@ -17,7 +17,7 @@ Grid = tuple[int, int]
 
 
 def visible_places(noise: Float[Tensor, "b g"], grid: Grid, side: int, keep: int) -> Int[Tensor, "b v"]:
-    """The places of the tokens that stay visible, ascending: those of the groups with the smallest noise.
+    """Choose the places of the tokens that stay visible, ascending: those of the groups with the smallest noise.
 
     Args:
         noise: a number for each group of side x side tokens, row by row.
@@ -33,34 +33,34 @@ def visible_places(noise: Float[Tensor, "b g"], grid: Grid, side: int, keep: int
 
 
 def hidden_places(keep: Int[Tensor, "b v"], n: int) -> Int[Tensor, "b m"]:
-    """The places of 0 to n - 1 that are not in ``keep``, ascending."""
+    """Give the places of 0 to n - 1 that are not in ``keep``, ascending."""
     hidden = torch.ones(len(keep), n, dtype=torch.bool, device=keep.device).scatter_(1, keep, False)
     return hidden.nonzero()[:, 1].view(len(keep), -1)
 
 
 def patches_of(images: Float[Tensor, "b c h w"], grid: Grid) -> Float[Tensor, "b n p"]:
-    """The pixels of each patch, row by row, channels last."""
+    """Cut images into patches: the pixels of each, row by row, channels last."""
     rows, columns = grid
     x = images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def images_of(patches: Float[Tensor, "b n p"], grid: Grid, shape: tuple[int, int, int]) -> Float[Tensor, "b c h w"]:
-    """The inverse of :func:`patches_of`; ``shape`` is (c, h, w)."""
+    """Put patches together again, see :func:`patches_of`; ``shape`` is (c, h, w)."""
     (rows, columns), (c, h, w) = grid, shape
     x = patches.view(-1, rows, columns, h // rows, w // columns, c)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, c, h, w)
 
 
 def standardised(patches: Float[Tensor, "b n p"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Each patch less its mean and over sqrt(variance + 1e-6), the variance unbiased; the mean, and the divisor."""
+    """Divide each patch less its mean by sqrt(variance + 1e-6), unbiased; give the mean and the divisor too."""
     mean = patches.mean(2, keepdim=True)
     divisor = (patches.var(2, keepdim=True) + 1e-6).sqrt()
     return (patches - mean) / divisor, mean, divisor
 
 
 def positions(grid: Grid, width: int, prefix: int) -> Float[Tensor, "1 t d"]:
-    """Fixed positions: sines and cosines of columns, then of rows; zeros for the tokens before those of the image.
+    """Make fixed positions: sines and cosines of columns, then of rows; zeros for the tokens before those of the image.
 
     Args:
         grid: rows and columns.
@@ -101,7 +101,12 @@ class Decoder(nn.Module):
         draw(self)
 
     def forward(self, z: Float[Tensor, "b t d"], keep: Int[Tensor, "b v"]) -> Float[Tensor, "b n p"]:
-        """Args: z: the encoder's tokens, of the visible places ``keep`` and those before; see :func:`encode`."""
+        """See the class.
+
+        Args:
+            z: tokens of the encoder, those before the image's and then those of the visible places.
+            keep: the visible places, ascending.
+        """
         x = self.embed(z)
         places = keep[..., None].expand(-1, -1, x.shape[2])
         hidden = self.hidden.to(x.dtype).expand(len(x), self.places, -1)
@@ -110,12 +115,12 @@ class Decoder(nn.Module):
 
 
 def heads_of(width: int) -> int:
-    """Heads of 32 each, as far as that divides the width."""
+    """Give a number of heads of 32 each, or of the nearest width that divides."""
     return next(heads for heads in range(max(width // 32, 1), 0, -1) if width % heads == 0)
 
 
 def draw(module: nn.Module) -> None:
-    """Xavier uniform weights and zero biases for every linear layer."""
+    """Draw Xavier uniform weights and zero biases for every linear layer."""
     for m in module.modules():
         if isinstance(m, nn.Linear):
             nn.init.xavier_uniform_(m.weight)
@@ -124,7 +129,7 @@ def draw(module: nn.Module) -> None:
 
 
 def projection(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, and Linear without a bias."""
+    """Make Linear, BatchNorm, ReLU, and Linear without a bias."""
     made = nn.Sequential(
         nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs, bias=False)
     )
@@ -175,14 +180,14 @@ class Target(nn.Module):
         return self.projector(tokens[:, self.blocks.prefix :].mean(1))
 
     def follow(self, network: nn.Module, online: Online, m: float) -> None:
-        """θ_t = m θ_t + (1 - m) θ_s, parameter by parameter of the same name; buffers stay."""
+        """Move by θ_t = m θ_t + (1 - m) θ_s, parameter by parameter of the same name; buffers stay."""
         average(self.network, network, m)
         average(self.projector, online.projector, m)
 
 
 @torch.no_grad()
 def average(target: nn.Module, source: nn.Module, m: float) -> None:
-    """θ_t = m θ_t + (1 - m) θ_s for the parameters of two modules, which are matched by name.
+    """Move parameters by θ_t = m θ_t + (1 - m) θ_s, those of two modules matched by name.
 
     Raises:
         KeyError: the source lacks one.
@@ -192,7 +197,7 @@ def average(target: nn.Module, source: nn.Module, m: float) -> None:
 
 
 def trained(network: nn.Module, images: Tensor, blocks: Blocks, last: str) -> list[nn.Parameter]:
-    """The parameters of an encoder that its tokens depend on: not those of what comes behind them.
+    """Find the parameters of an encoder that its tokens depend on: not those of what comes behind them.
 
     Args:
         network: the encoder, in evaluation mode.
@@ -207,7 +212,7 @@ def trained(network: nn.Module, images: Tensor, blocks: Blocks, last: str) -> li
 
 
 def groups_of(parameters: Iterable[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
-    """Parameter groups in which matrices and kernels decay alone: no norm, bias, token or position does.
+    """Divide parameters into matrices and kernels, which decay, and norms, biases, tokens and positions, which do not.
 
     Args:
         options: of every group.

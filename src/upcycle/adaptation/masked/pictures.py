@@ -20,7 +20,7 @@ GREY = 0.5
 def rebuilt(
     images: Float[Tensor, "b c h w"], pred: Float[Tensor, "b n p"], keep: Int[Tensor, "b v"], grid: Grid
 ) -> Float[Tensor, "b c h w"]:
-    """Images whose hidden patches are what a decoder made of them, and whose visible ones are as they were.
+    """Put what a decoder made of hidden patches beside the visible ones, which are as they were.
 
     A decoder answers with standardised pixels; mean and spread of each patch are the image's own.
 
@@ -44,7 +44,7 @@ def picture(
     grid: Grid,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> dict[str, Any]:
-    """A picture of the kind ``images``, a row for each image: as it is, what was visible, what was made of it.
+    """Make a picture of the kind ``images``, a row for each image: as it is, what was visible, what was made of it.
 
     Args:
         images, pred, keep, grid: see :func:`rebuilt`.

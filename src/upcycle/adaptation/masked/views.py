@@ -88,7 +88,7 @@ class ShiftedViews:
 
 
 def cut(images: Float[Tensor, "b c hh ww"], offsets: Int[Tensor, "b 2"], size: tuple[int, int]) -> Tensor:
-    """The pixels (b, c, h, w) of each image that begin at its offset, a row and a column."""
+    """Cut out the pixels (b, c, h, w) of each image that begin at its offset, a row and a column."""
     b, c = images.shape[:2]
     rows = (offsets[:, :1] + torch.arange(size[0], device=offsets.device))[:, None, :, None]
     columns = (offsets[:, 1:] + torch.arange(size[1], device=offsets.device))[:, None, None, :]
@@ -97,7 +97,7 @@ def cut(images: Float[Tensor, "b c hh ww"], offsets: Int[Tensor, "b 2"], size: t
 
 
 def recoloured(images: Float[Tensor, "b c h w"], view: tuple[int, int], ids: Int[Tensor, " b"]) -> Tensor:
-    """Images in [0, 1] with other brightness, contrast and saturation, some of them grey, some of them blurred.
+    """Change brightness, contrast and saturation of images in [0, 1]; make some of them grey, and blur some.
 
     Jitter of 0.4 as :func:`upcycle.data.augment.color` has it. Departure: hues stay as they are.
     """
@@ -114,7 +114,7 @@ def recoloured(images: Float[Tensor, "b c h w"], view: tuple[int, int], ids: Int
 
 
 def blur(images: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-    """Each image under a Gaussian of its own standard deviation, in pixels; beyond the border it is mirrored.
+    """Blur each image by a Gaussian of its own standard deviation, in pixels; beyond the border it is mirrored.
 
     Sums of shifted images, so that no image depends on the others of the batch.
     """
