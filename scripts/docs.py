@@ -68,6 +68,7 @@ BENCHMARKS = (
     "diagnosis",
     "ssf",
     "dine_cache",
+    "cmae_step",
     "continual",
     "graphs",
     "gfkd_step",

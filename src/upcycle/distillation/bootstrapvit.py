@@ -117,7 +117,7 @@ class Shared(NamedTuple):
 
 
 def shared_of(block: nn.Module) -> Shared | None:
-    """Find the layers of a block by the names of ``zoo:vit_plain``, ``zoo:vit`` and timm; ``None`` where it has others."""
+    """Find the layers of a block by the names of ``zoo:vit_plain``, ``zoo:vit`` and timm; ``None`` where others are."""
     attention = getattr(block, "attention", None) or getattr(block, "attn", None)
     qkv, mlp = getattr(attention, "qkv", None), getattr(block, "mlp", None)
     out = getattr(attention, "out", None) or getattr(attention, "proj", None)
