@@ -278,6 +278,7 @@ class Row:
 PYG = "torch_geometric"
 _RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
 _TUNE = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=0.01)
+_GENTLE = dataclasses.replace(_TUNE, lr=0.003)  # two networks that learn from each other amplify what is rounded
 _LEARN = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 _PRETRAIN = Recipe(epochs=2, batch_size=16, optimizer="adam", lr=1e-3, weight_decay=0.0)
 _BETA = Recipe(epochs=3, batch_size=16, lr=0.05)  # small batches, so that there are some of hard images
@@ -382,13 +383,13 @@ ROWS = {
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
     "bootstrapvit": Row(
         BootstrapViT,
-        {"recipe": _TUNE},
+        {"recipe": _GENTLE},
         ("--student=zoo:vit_plain", *_WORDS),
         networks=lambda: {"student": tiny_plain_vit(100)},
     ),
     "bootstrapvit-shared": Row(
         BootstrapViT,
-        {"recipe": _TUNE, "mode": "shared", "pool_after": (0,), "norm": "post"},
+        {"recipe": _GENTLE, "mode": "shared", "pool_after": (0,), "norm": "post"},
         ("--student=zoo:vit_plain", *_WORDS, "--mode=shared", "--norm=post"),
         networks=lambda: {"student": tiny_plain_vit(100)},
     ),

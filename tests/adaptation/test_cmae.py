@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from benchmarks.cmae_step import twin_of
 from torch import Tensor, nn
-from upcycle.claims.cmae import CLAIM
 
 import upcycle
 from tests.settings import tiny_data, tiny_model, tiny_plain_vit, tiny_vit
@@ -33,6 +32,7 @@ from upcycle.adaptation.masked.parts import (
     visible_places,
 )
 from upcycle.adaptation.masked.views import ShiftedViews, blur
+from upcycle.claims.cmae import CLAIM
 from upcycle.core.errors import UserError
 from upcycle.core.models import Model, copy_of
 from upcycle.core.recipe import Recipe

@@ -34,14 +34,7 @@ from upcycle.verbs.arms import Arm, Result
 from upcycle.verbs.figures import figures_of, row, share
 from upcycle.verbs.methods import baseline
 from upcycle.verbs.naming import SAID, Naming, Reference, naming_of
-from upcycle.verbs.networks import (
-    images_for,
-    in_classes_of,
-    is_untrained,
-    network,
-    network_and_images,
-    takes_any,
-)
+from upcycle.verbs.networks import images_for, in_classes_of, is_untrained, network, network_and_images, takes_any
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
 
