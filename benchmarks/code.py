@@ -110,6 +110,12 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/core/saved.py",
     ),
     "diagnosis": (f"{SRC}/diagnosis/errors", f"{SRC}/diagnosis/model_doctor.py"),
+    "cmae_step": (
+        f"{SRC}/adaptation/cmae.py",
+        f"{SRC}/adaptation/masked/parts.py",
+        f"{SRC}/core/tokens.py",
+        f"{SRC}/zoo/vit.py",
+    ),
     "ssf": (f"{SRC}/adaptation/ssf.py", f"{SRC}/adaptation/adapters"),
     "continual": (f"{SRC}/continual/weights", f"{SRC}/continual/er.py", f"{SRC}/continual/derpp.py"),
     "dine_cache": (f"{SRC}/predictors", f"{SRC}/adaptation/black_box/answers.py"),

@@ -318,6 +318,13 @@ JOBS = (
         lambda f: float(f["seconds of a head"]["crt"]),
     ),
     Job(
+        "a step of a masked autoencoder",
+        "transformers",
+        "cmae_step",
+        _ms("milliseconds, 28 x 28, 96 x 4", "without contrast"),
+        _ms("milliseconds, 28 x 28, 96 x 4", "transformers"),
+    ),
+    Job(
         "gather 131 molecules as one batch",
         "PyTorch Geometric",
         "graphs",

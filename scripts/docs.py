@@ -69,6 +69,7 @@ BENCHMARKS = (
     "diagnosis",
     "ssf",
     "dine_cache",
+    "cmae_step",
     "continual",
     "graphs",
     "gfkd_step",

@@ -110,7 +110,11 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "labelled", "teacher": "none"}, ["tfkd", "nes", "plain"]),
         (
             {"data": "labelled", "architecture": "transformer"},
-            ["kd", "features", "tinymim", "netgraft", "dery", "tfkd", "swap", "plain"],
+            ["kd", "features", "tinymim", "netgraft", "dery", "tfkd", "bootstrapvit", "swap", "plain"],
+        ),
+        (
+            {"data": "labelled", "architecture": "transformer", "teacher": "none"},
+            ["bootstrapvit", "tfkd", "plain"],
         ),
         ({"data": "labelled", "goal": "part"}, ["mda"]),
         ({"data": "labelled", "goal": "part", "architecture": "transformer"}, []),

@@ -1,6 +1,7 @@
 """Distil one trained network into another. This list is the registry: a new method is imported and added here."""
 
 from upcycle.core.method import Method
+from upcycle.distillation.bootstrapvit import BootstrapViT
 from upcycle.distillation.cmi import CMI
 from upcycle.distillation.deepinversion import DeepInversion
 from upcycle.distillation.factorgcn import FactorGCN
@@ -27,6 +28,7 @@ METHODS: tuple[type[Method], ...] = (
     NetGraft,
     VAM,
     KDExplainer,
+    BootstrapViT,
     FastDFKD,
     CMI,
     DeepInversion,

@@ -204,7 +204,8 @@ def _check(session: Session) -> None:
     if "teacher" not in session.cls.roles:
         name = session.cls.card.name
         require(networks["teacher"] is None, f"{name} takes no teacher; leave out --teacher, or --method {name}.")
-        require(not setting.alone, f"{name} already trains the student alone; leave out --alone.")
+        itself = session.cls is baseline()
+        require(not (setting.alone and itself), f"{name} already trains the student alone; leave out --alone.")
     for role, reference in {**networks, "data": session.data_ref, "test_data": setting.test_data}.items():
         require(not isinstance(reference, str) or bool(reference.strip()), f"--{role} names nothing.")
     _check_data(session)
