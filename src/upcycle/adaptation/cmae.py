@@ -27,7 +27,7 @@ from upcycle.adaptation.masked.parts import (
 from upcycle.adaptation.masked.views import ShiftedViews
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import UserError
-from upcycle.core.heads import classifier, features, for_classes, linear
+from upcycle.core.heads import classifier, for_classes, linear
 from upcycle.core.losses import contrastive_loss
 from upcycle.core.method import Card, Control, Method, Needs
 from upcycle.core.models import Model, copy_of, own_copy
@@ -37,10 +37,10 @@ from upcycle.core.run import Run
 from upcycle.core.seeds import uniform
 from upcycle.core.tokens import Blocks, blocks_of, encode, last_of, leaking
 from upcycle.core.undisturbed import undisturbed
-from upcycle.training.linear_probe import linear_probe
+from upcycle.training.linear_probe import probe_of
 
 if TYPE_CHECKING:
-    from upcycle.data.images import Images, ImageSplit
+    from upcycle.data.images import Images
 
 BETAS = (0.9, 0.95)
 """Of AdamW, as in the authors' code."""
@@ -88,9 +88,9 @@ class CMAE(Method):
     the same name. ``w_contrast 0`` is a masked autoencoder (MAE), exactly.
 
     Labels play no part in that. At the end a linear probe on the frozen encoder is fitted to labelled training images,
-    where there are any, and is the classifier of the product: on what the network's own classifier reads, the class
-    token of ``zoo:vit_plain`` or the mean of the patches of ``zoo:vit_plain_mean``. Where there are none, it is left as
-    it came. Decoders, projector, predictor and target are thrown away.
+    or where there are none to those of validation, and is the classifier of the product: on what the network's own
+    classifier reads, the class token of ``zoo:vit_plain`` or the mean of the patches of ``zoo:vit_plain_mean``. Without
+    labels it is left as it came. Decoders, projector, predictor and target are thrown away.
 
     Departures from the authors' code: the encoder's positions are its own, learnt ones, while theirs are fixed; hues do
     not change; flips are what ``--augment`` says; the shift, the decoders and the hidden layers keep the paper's
@@ -348,22 +348,18 @@ class CMAE(Method):
         return for_classes(source, data.classes)
 
     def _probe(self, run: Run, model: Model, layer: nn.Linear, name: str, data: Images) -> nn.Linear:
-        """The classifier, fitted to labelled training images, its penalty by the labelled validation images."""
-        found: list[ImageSplit] = []
-        for split in (data.train, data.validation):
-            known = (split.labels >= 0).nonzero()[:, 0]
-            order = uniform(0, 0, split.ids[known], "probe")[:, 0].argsort(stable=True)
-            found.append(dataclasses.replace(split.subset(known[order[: self.probes]]), augment=()))
-        train, held = found
-        if len(train.labels.unique()) < 2:
-            run.note("No two classes of training images are labelled, so the classifier was left as it came.")
-            return layer
+        """The classifier: a linear probe, or as it came where there are no labels for one."""
         model = dataclasses.replace(model, module=copy_of(model.module).float())  # as all that is asked for features
         model.module.set_submodule(name, layer)
-        x, *others = features(run, model, train, *([held] if len(held) else []))
-        chosen = (others[0], held.labels) if others else None
-        last = linear_probe(x, train.labels, len(data.classes), chosen)
-        layer.to(run.dtype).load_state_dict({"weight": last.weight, "bias": last.bias})
+        found = probe_of(run, model, data, self.probes)
+        if found is None:
+            run.note("No two classes of images are labelled, so the classifier was left as it came.")
+            return layer
+        if found.split == "validation":
+            run.note(
+                f"The classifier was fitted to the labels of {found.labels:,} validation images: training has none."
+            )
+        layer.to(run.dtype).load_state_dict(found.head.state_dict())
         return layer
 
     @torch.no_grad()

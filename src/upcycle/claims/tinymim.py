@@ -14,7 +14,6 @@ from torch import nn
 from upcycle.claims import Check, Claim, Headline, gain
 from upcycle.claims.settings import BESIDE, cifar10, fresh, test, train
 from upcycle.core.heads import classifier, headless, linear
-from upcycle.core.logistic import linear_probe
 from upcycle.core.losses import Terms
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -22,6 +21,7 @@ from upcycle.core.references import resolve
 from upcycle.core.run import Run
 from upcycle.data import Images
 from upcycle.distillation import KD, Plain, TinyMIM
+from upcycle.training.linear_probe import probe_of
 
 STUDENT = "zoo:vit_small"
 LABELS = 50
@@ -74,7 +74,7 @@ def final_feature(teacher: Model, student: Model, data: Images, recipe: Recipe, 
             run.step(F.mse_loss(both(images), target(images)), optimizer, recipe)
     run.plain(both)
     student.module.load_state_dict({**student.module.state_dict(), **both[0].state_dict()})
-    if (found := linear_probe(run, student, data)) is not None:
+    if (found := probe_of(run, student, data)) is not None:
         student.module.set_submodule(classifier(student), found.head)
     return student.module
 

@@ -16,7 +16,6 @@ from upcycle.core.checks import inputs_apart, problems_of
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.frozen import Frozen, frozen
 from upcycle.core.heads import classifier
-from upcycle.core.logistic import linear_probe
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model, copy_of
 from upcycle.core.patterns import weights_of
@@ -26,6 +25,7 @@ from upcycle.core.run import Run
 from upcycle.core.seeds import uniform
 from upcycle.core.undisturbed import undisturbed
 from upcycle.data import augment
+from upcycle.training.linear_probe import probe_of
 
 if TYPE_CHECKING:
     from upcycle.core.batches import Batch
@@ -98,8 +98,8 @@ class TinyMIM(Method):
     Tokens of a class and registers take part where both networks have as many, and otherwise neither's.
 
     The product is the student with its trained features and a new classifier: a linear probe of them
-    (:mod:`upcycle.core.logistic`), on the labels of training images where some are known, or else of validation images,
-    and a note says which. Its accuracy is that of the probe. To fine-tune it on labels is what comes next. It can
+    (:mod:`upcycle.training.linear_probe`), on the labels of training images where some are known, or else of validation
+    images, and a note says which. Its accuracy is that of the probe. To fine-tune it on labels is what comes next. It can
     also be the teacher of a yet smaller one: then ``heads`` are those that it was made with.
 
     Departures: crop and flip are those of the data, in place of a random resized crop; positions of the student are
@@ -236,7 +236,7 @@ class TinyMIM(Method):
 
     def _probed(self, run: Run, data: Images, student: Model) -> nn.Module:
         """The student with a linear probe as its classifier, and a note on the labels that this has seen."""
-        found = linear_probe(run, student, data)
+        found = probe_of(run, student, data)
         if found is None:
             run.note("No image has a label, so the student's classifier is as it came; train it on labels.")
             return student.module

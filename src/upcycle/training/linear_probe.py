@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from upcycle.core.errors import require
+from upcycle.core.heads import classifier, features, linear
+from upcycle.core.models import Model
+from upcycle.core.seeds import uniform
+
+if TYPE_CHECKING:
+    from upcycle.core.run import Run
+    from upcycle.data.images import Images, ImageSplit
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties λ that a probe chooses from."""
@@ -95,3 +103,56 @@ def linear_probe(
     if validation is None:
         return fitted(ordered[len(ordered) // 2])
     return max((fitted(s) for s in ordered), key=lambda probe: probe.validation or 0.0)
+
+
+class Probed(NamedTuple):
+    """A linear probe in the place of a network's classifier.
+
+    Args:
+        head: the layer that takes its place.
+        split: whose labels it was fitted to: train, or validation.
+        labels: how many these were.
+    """
+
+    head: nn.Linear
+    split: str
+    labels: int
+
+
+def probe_of(run: Run, model: Model, data: Images, most: int = 10_000) -> Probed | None:
+    """Fit a linear probe to what the classifier of a network is given, for the classes of the data.
+
+    On labelled training images, with the penalty that the labelled validation images choose; where no two classes of
+    training images are labelled on those of validation, whose figures say nothing then. Images are taken without
+    augmentation. All processes get the same.
+
+    Args:
+        run: that the features are computed in.
+        model: ends in one linear layer; it stays as it is.
+        data: normalised as the network expects.
+        most: labelled images of each split that are looked at.
+
+    Returns:
+        ``None`` where neither has two classes with labels.
+
+    Raises:
+        UserError: see :func:`upcycle.core.heads.features`.
+    """
+    splits = {name: _labelled(getattr(data, name), most) for name in ("train", "validation")}
+    usable = [name for name, split in splits.items() if len(split.labels.unique()) > 1]
+    if not usable:
+        return None
+    name, beside = usable[0], [splits[other] for other in usable[1:]]
+    x, *others = features(run, model, splits[name], *beside)
+    chosen = (others[0], beside[0].labels) if others else None
+    found = linear_probe(x, splits[name].labels, len(data.classes), chosen)
+    head = nn.Linear(x.shape[1], len(data.classes)).to(linear(model.module, classifier(model)).weight)
+    head.load_state_dict({"weight": found.weight, "bias": found.bias})
+    return Probed(head, name, len(splits[name]))
+
+
+def _labelled(split: ImageSplit, most: int) -> ImageSplit:
+    """At most so many labelled images of a split, always the same, without augmentation."""
+    known = (split.labels >= 0).nonzero()[:, 0]
+    order = uniform(0, 0, split.ids[known], "probe")[:, 0].argsort(stable=True)
+    return replace(split.subset(known[order[:most]]), augment=())
