@@ -99,8 +99,8 @@ class TinyMIM(Method):
 
     The product is the student with its trained features and a new classifier: a linear probe of them
     (:mod:`upcycle.training.linear_probe`), on the labels of training images where some are known, or else of validation
-    images, and a note says which. Its accuracy is that of the probe. To fine-tune it on labels is what comes next. It can
-    also be the teacher of a yet smaller one: then ``heads`` are those that it was made with.
+    images, and a note says which. Its accuracy is that of the probe. To fine-tune it on labels is what comes next. It
+    can also be the teacher of a yet smaller one: then ``heads`` are those that it was made with.
 
     Departures: crop and flip are those of the data, in place of a random resized crop; positions of the student are
     trained where it has trained ones, in place of fixed sines and cosines; drop path is as the student has it (0.1 in
