@@ -48,6 +48,7 @@ SHARED = {
     # assemble, reassemble and extend ask for no labels by a map, and say what they need themselves
     "data/labels.py": ("distill", "disassemble", "treat", "adapt", *LOOKERS),
     "diagnosis/errors": ("treat", "diagnose"),
+    "distillation": ("distill",),
     "distillation/data_free": ("distill",),
     "distillation/spikes": ("distill",),
     "continual": ("extend",),
