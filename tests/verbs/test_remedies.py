@@ -49,8 +49,6 @@ SHARED = {
     "data/labels.py": ("distill", "disassemble", "treat", "adapt", *LOOKERS),
     "diagnosis/errors": ("treat", "diagnose"),
     "distillation": ("distill",),
-    "distillation/data_free": ("distill",),
-    "distillation/spikes": ("distill",),
     "continual": ("extend",),
     "measure/export.py": ("export",),
     "surgery/logits.py": ("assemble",),
