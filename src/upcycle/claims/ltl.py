@@ -15,7 +15,7 @@ from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
 from upcycle.distillation import LTL, Plain
-from upcycle.distillation.ltl import Local, local_loss, output_loss
+from upcycle.distillation.ltl import Local, local_loss, output_loss, with_steps
 from upcycle.distillation.spikes.conversion import converted
 from upcycle.distillation.spikes.layers import copied
 from upcycle.measure.cost import count
@@ -56,24 +56,27 @@ def ordinary(data: Images, seed: int, quick: bool, epochs: int = 4) -> Model:
     return dataclasses.replace(start, module=train(Plain(student=start, recipe=recipe(quick, epochs)), data, seed))
 
 
+def student(data: Images, seed: int) -> Any:
+    """A spiking network of T steps, from weights of its own."""
+    return with_steps(fresh("zoo:spiking", data, seed), T, None)
+
+
 def naive(teacher: Model, data: Images, seed: int, reset: Reset) -> nn.Module:
     """The weights of a teacher in a spiking network, by percentiles on 256 training images."""
     images = data.train.batch(torch.arange(256), device=torch.device("cpu")).images
-    like = fresh("zoo:spiking", data, seed).module
-    like.run_for(T)
+    like = student(data, seed).module
     return converted(teacher, like, images, copied(teacher), reset=reset)
 
 
 def tandem(teacher: Model, data: Images, seed: int, quick: bool, **options: Any) -> LTL:
     """The method on a student of its own weights."""
     made: dict[str, Any] = {"time_steps": T, "recipe": recipe(quick), **options}
-    return LTL(teacher=teacher, student=fresh("zoo:spiking", data, seed), **made)
+    return LTL(teacher=teacher, student=student(data, seed), **made)
 
 
 def beyond(data: Images, seed: int) -> float:
     """The largest gradient that a loss of one layer has for a weight of another."""
-    network, found = fresh("zoo:spiking", data, seed).module, [0.0]
-    network.run_for(T)
+    network, found = student(data, seed).module, [0.0]
     batch = data.train.batch(torch.arange(32), device=torch.device("cpu"))
     y, spikes = Local(network, online=False)(batch.images)
     losses = {f"synapses.{i}.": local_loss(s, torch.rand_like(s[0]), T - 1) for i, s in enumerate(spikes)}
@@ -100,8 +103,7 @@ def measure(seed: int, quick: bool) -> dict[str, float]:
     teacher, longer = ordinary(data, seed, quick), ordinary(data, seed, quick, epochs=8)
     offline, left = train_and_left(tandem(teacher, data, seed, quick), data, seed)
     online = train(tandem(teacher, data, seed, quick, form="online", warmup_steps=T_W), data, seed)
-    start = fresh("zoo:spiking", data, seed)
-    start.module.run_for(T)
+    start = student(data, seed)
     through_time = train(Plain(student=start, recipe=recipe(quick)), data, seed)
     networks = {
         "teacher (%)": teacher.module,

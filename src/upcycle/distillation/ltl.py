@@ -270,7 +270,8 @@ def with_steps(student: Any, time_steps: int, warmup_steps: int | None) -> Any:
     module = student.module if isinstance(student, Model) else student
     if not isinstance(module, Spiking):
         return student
-    module, own = copy_of(module), module.steps()
+    own, module = module.steps(), copy_of(module)
+    assert isinstance(module, Spiking)
     module.run_for(time_steps, warmup_steps)
     if not isinstance(student, Model):
         return module

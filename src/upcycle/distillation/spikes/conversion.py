@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,9 @@ def converted(
         ValueError: layers of other shapes.
     """
     folded = replace(teacher, module=fold_batchnorm(teacher.module)[0])
-    theirs = [call.module for call in observed(folded, images, kind=LAYERS) if call.name]
-    made = copy_of(like)
-    ours = [m for m in made.modules() if isinstance(m, LAYERS)]  # in their order, the readout last
+    theirs: list[Any] = [call.module for call in observed(folded, images, kind=LAYERS) if call.name]
+    made: Any = copy_of(like)
+    ours: list[Any] = [m for m in made.modules() if isinstance(m, LAYERS)]  # in their order, the readout last
     if [m.weight.shape for m in theirs] != [m.weight.shape for m in ours]:
         raise ValueError(f"{teacher.name} and the spiking network have layers of other shapes")
     with undisturbed(teacher.module):
