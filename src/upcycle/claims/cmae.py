@@ -17,7 +17,7 @@ from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
 from upcycle.zoo import build
 
-SIZES = {"width": 96, "depth": 4, "heads": 3, "patch": 4}
+SIZES: dict[str, Any] = {"width": 96, "depth": 4, "heads": 3, "patch": 4}
 ARMS: dict[str, dict[str, Any]] = {
     "CMAE": {},
     "MAE": {"w_contrast": 0.0},

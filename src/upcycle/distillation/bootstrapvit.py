@@ -151,8 +151,8 @@ class AgentBlock(nn.Module):
             self.convolution = nn.Conv2d(d, d, k)
             self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, d))
             for layer in (self.convolution, self.mlp[0], self.mlp[2]):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm == "post":
