@@ -58,6 +58,12 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/data/fair_tables.py",
         f"{SRC}/zoo/gnn.py",
     ),
+    "features_step": (
+        *STEP,
+        f"{SRC}/distillation/features.py",
+        f"{SRC}/distillation/layer_pairs",
+        f"{SRC}/core/taps.py",
+    ),
     "gfkd_step": (f"{SRC}/distillation/graph_free",),
     "spiking": (
         f"{SRC}/zoo/spiking.py",
@@ -68,6 +74,12 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/zoo/factorgcn.py",
         f"{SRC}/zoo/factor_messages.py",
         f"{SRC}/distillation/factorgcn.py",
+    ),
+    "tinymim_step": (
+        f"{SRC}/distillation/tinymim.py",
+        f"{SRC}/core/attention.py",
+        f"{SRC}/core/taps.py",
+        f"{SRC}/zoo/vit.py",
     ),
     "graph_streams": (f"{SRC}/continual/twp.py", f"{SRC}/core/edge_attention.py"),
     "graph_paths": (f"{SRC}/distillation/paths/shortest.py", f"{SRC}/distillation/paths/attention.py"),
@@ -98,6 +110,12 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/core/saved.py",
     ),
     "diagnosis": (f"{SRC}/diagnosis/errors", f"{SRC}/diagnosis/model_doctor.py"),
+    "cmae_step": (
+        f"{SRC}/adaptation/cmae.py",
+        f"{SRC}/adaptation/masked/parts.py",
+        f"{SRC}/core/tokens.py",
+        f"{SRC}/zoo/vit.py",
+    ),
     "ssf": (f"{SRC}/adaptation/ssf.py", f"{SRC}/adaptation/adapters"),
     "continual": (f"{SRC}/continual/weights", f"{SRC}/continual/er.py", f"{SRC}/continual/derpp.py"),
     "dine_cache": (f"{SRC}/predictors", f"{SRC}/adaptation/black_box/answers.py"),

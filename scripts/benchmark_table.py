@@ -158,6 +158,22 @@ JOBS = (
         PRODUCT,
     ),
     Job(
+        "a step of distilling features, one pair of layers",
+        NOTHING,
+        "features_step",
+        _ms("milliseconds", "KD + hint"),
+        None,
+        _ms("milliseconds", "KD"),
+        "a step of KD",
+    ),
+    Job(
+        "the same, two vision transformers",
+        "timm's task of feature distillation",
+        "features_step",
+        _ms("milliseconds", "transformers, KD + hint, the classifier's input"),
+        _ms("milliseconds", "timm, feature distillation"),
+    ),
+    Job(
         "load 10,000 images, crop and flip",
         "torchvision, 2 workers",
         "loading",
@@ -302,6 +318,13 @@ JOBS = (
         lambda f: float(f["seconds of a head"]["crt"]),
     ),
     Job(
+        "a step of a masked autoencoder",
+        "transformers",
+        "cmae_step",
+        _ms("milliseconds, 28 x 28, 96 x 4", "without contrast"),
+        _ms("milliseconds, 28 x 28, 96 x 4", "transformers"),
+    ),
+    Job(
         "gather 131 molecules as one batch",
         "PyTorch Geometric",
         "graphs",
@@ -345,6 +368,15 @@ JOBS = (
         _ms("milliseconds", "snntorch, through time"),
         lambda f: 8 * _ms("milliseconds", "ordinary network")(f),
         "8 steps of the ordinary network",
+    ),
+    Job(
+        "a step of TinyMIM, ViT 96x4 to 48x3",
+        NOTHING,
+        "tinymim_step",
+        _ms("milliseconds", "a step"),
+        None,
+        _ms("milliseconds", "its multiply-adds at the rate of matrix products"),
+        "its multiply-adds",
     ),
     Job(
         "an iteration of GFKD",

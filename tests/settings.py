@@ -19,7 +19,7 @@ from tests.settings_graphs import networks, other_graphs, path_networks, spoil_g
 from tests.settings_groups import group_networks, layer_networks, tiny_groups
 from tests.settings_spiking import spiking_networks
 from tests.settings_streams import gat, graph_stream, one_convolution, plain_net
-from upcycle.adaptation import BA3US, BETA, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
+from upcycle.adaptation import BA3US, BETA, CMAE, DINE, IA3, ISO, SSF, AttentionDiversification, LinearProbe, LoRA
 from upcycle.adaptation.black_box.bottleneck import Bottleneck
 from upcycle.assembly import MDA, NES, DeRy, MDAAssembly, Swap
 from upcycle.continual import (
@@ -57,20 +57,24 @@ from upcycle.distillation import (
     RELIANT,
     SPAGAN,
     VAM,
+    BootstrapViT,
     DeepInversion,
     FactorGCN,
     FastDFKD,
+    Features,
     KDExplainer,
     NetGraft,
     OneStageGAN,
     Plain,
     TfKD,
+    TinyMIM,
 )
 from upcycle.distillation.data_free.making import Making
 from upcycle.predictors import Answers
 from upcycle.zoo.convnet import ConvNet
 from upcycle.zoo.tree import Tree
 from upcycle.zoo.vit import ViT
+from upcycle.zoo.vit_plain import PlainViT
 
 
 class TinyNet(nn.Module):
@@ -139,10 +143,22 @@ def tiny_tree(seed: int) -> Model:
     return dataclasses.replace(tiny_model("student", seed), module=module)
 
 
-def tiny_vit(seed: int) -> Model:
+def tiny_vit(seed: int, name: str = "student", width: int = 16, depth: int = 2, heads: int = 2) -> Model:
     """Two blocks, four tokens."""
     torch.manual_seed(seed)
-    return dataclasses.replace(tiny_model("student", seed), module=ViT((1, 8, 8), 10, width=16, depth=2, heads=2))
+    return dataclasses.replace(tiny_model(name, seed), module=ViT((1, 8, 8), 10, width, depth, heads))
+
+
+def token_networks() -> dict[str, Model]:
+    """Two vision transformers of as many tokens: the teacher wider and deeper, with another number of heads."""
+    return {"teacher": seen(tiny_vit(7, "teacher", 24, 4, 3)), "student": tiny_vit(100, width=12)}
+
+
+def tiny_plain_vit(seed: int) -> Model:
+    """Two blocks of four heads, sixteen tokens and one of the class."""
+    torch.manual_seed(seed)
+    module = PlainViT((1, 8, 8), 10, patch=2, width=12, depth=2, heads=4)
+    return dataclasses.replace(tiny_model("student", seed), module=module)
 
 
 def tiny_plain(seed: int) -> Model:
@@ -271,9 +287,11 @@ class Row:
 PYG = "torch_geometric"
 _RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05)
 _TUNE = Recipe(epochs=3, batch_size=32, optimizer="adamw", lr=0.01)
+_GENTLE = dataclasses.replace(_TUNE, lr=0.003)  # two networks that learn from each other amplify what is rounded
 _LEARN = Recipe(epochs=2, batch_size=16, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant")
 _PRETRAIN = Recipe(epochs=2, batch_size=16, optimizer="adam", lr=1e-3, weight_decay=0.0)
 _BETA = Recipe(epochs=3, batch_size=16, lr=0.05)  # small batches, so that there are some of hard images
+_MASKED = {"mask": 0.5, "shift": 1, "projection": 8, "decoder_width": 8}
 _HEAD = Recipe(epochs=3, batch_size=32, lr=0.05, sampler="class")
 _WORDS = ("--recipe.epochs=2", "--recipe.batch_size=64")
 _MAKING = Making(rounds=4, batch=32, kd_steps=4, capacity=128)
@@ -372,6 +390,29 @@ ROWS = {
         networks=lambda: {"teacher": seen(tiny_model("teacher", 7)), "student": tiny_tree(100)},
     ),
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
+    "features": Row(Features, {"recipe": _RECIPE}, _WORDS, student_width=8),
+    "features-attention": Row(
+        Features,
+        {"recipe": _RECIPE, "loss": "attention", "weight": 10.0, "layers": ("relu1", "bn2")},
+        (*_WORDS, "--loss=attention", "--weight=10", "--layers=block1,block2.1"),
+    ),
+    "features-relations": Row(
+        Features,
+        {"recipe": _RECIPE, "loss": "relations", "pairs": 2},
+        (*_WORDS, "--loss=relations", "--pairs=2"),
+    ),
+    "bootstrapvit": Row(
+        BootstrapViT,
+        {"recipe": _GENTLE},
+        ("--student=zoo:vit_plain", *_WORDS),
+        networks=lambda: {"student": tiny_plain_vit(100)},
+    ),
+    "bootstrapvit-shared": Row(
+        BootstrapViT,
+        {"recipe": _GENTLE, "mode": "shared", "pool_after": (0,), "norm": "post"},
+        ("--student=zoo:vit_plain", *_WORDS, "--mode=shared", "--norm=post"),
+        networks=lambda: {"student": tiny_plain_vit(100)},
+    ),
     "fastdfkd": Row(
         FastDFKD,
         {"recipe": _RECIPE, "making": dataclasses.replace(_WARMING, views=12), **_GENERATE, "k": 2, "reset": 1},
@@ -502,6 +543,18 @@ ROWS = {
             *_WORDS,
         ),
         networks=spiking_networks,
+    ),
+    "tinymim": Row(
+        TinyMIM,
+        {"recipe": _TUNE},
+        ("--teacher=zoo:cifar10_vit", "--student=zoo:vit_small", *_WORDS),
+        networks=token_networks,
+    ),
+    "tinymim-last": Row(
+        TinyMIM,
+        {"recipe": _TUNE, "block": 4, "heads": 4, "jitter": False},
+        ("--teacher=zoo:cifar10_vit", "--student=zoo:vit_small", "--block=4", "--heads=4", "--jitter=false", *_WORDS),
+        networks=token_networks,
     ),
     "mda": Row(
         MDA,
@@ -659,6 +712,18 @@ ROWS = {
         {"recipe": _RECIPE, "mode": "vanilla", "updates": 2, "copies": 4, "params": "norm-affine"},
         (*_WORDS, "--mode=vanilla", "--updates=2", "--copies=4", "--params=norm-affine"),
         networks=lambda: {"source": tiny_model("source", 7), "source_data": tiny_data()},
+    ),
+    "cmae": Row(
+        CMAE,
+        {"recipe": _TUNE, **_MASKED},
+        ("--weights=fresh", *_WORDS, "--group=1"),
+        networks=lambda: {"source": tiny_plain_vit(7)},
+    ),
+    "cmae-mae": Row(
+        CMAE,
+        {"recipe": _TUNE, **_MASKED, "w_contrast": 0.0, "scale": 1.0, "group": 1},
+        ("--weights=fresh", *_WORDS, "--w_contrast=0", "--group=1"),
+        networks=lambda: {"source": dataclasses.replace(tiny_plain_vit(7), classes=tuple("abcdefghij"))},
     ),
     "ssf": Row(
         SSF,

@@ -21,7 +21,7 @@ from upcycle.core.store import tensor_digest
 from upcycle.diagnosis import Tau
 from upcycle.distillation import KD, Plain
 from upcycle.verbs import methods
-from upcycle.verbs.options import Setting, split_options
+from upcycle.verbs.options import Setting, default_of, split_options
 
 ASKS: dict[str, dict[str, Any]] = {
     "sharpness": {"sharpness": "sam"},
@@ -41,7 +41,11 @@ WITH_RECIPE = {
     for name, row in ROWS.items()
     if "recipe" in {f.name for f in dataclasses.fields(row.method)}  # type: ignore[arg-type]
 }
-BARE = [name for name in WITH_RECIPE if not ingredients.asked(WITH_RECIPE[name].make().recipe)]  # type: ignore[attr-defined]
+BARE = [
+    name
+    for name, row in WITH_RECIPE.items()
+    if not ingredients.asked(row.options.get("recipe") or default_of(row.method, "recipe"))
+]
 ADMITTED = [(name, what) for name in BARE for what in ASKS if what in ROWS[name].method.admits]
 REFUSED = [
     (name, what)

@@ -30,6 +30,12 @@ def value_of(words: Sequence[str], option: str) -> str | None:
     return found
 
 
+def packages_trusted(words: Sequence[str]) -> tuple[str, ...]:
+    """The packages that a command line trusts; those that a file names count for nothing."""
+    named = value_of(words, "trust") or ""
+    return tuple(part for text in named.split(",") if (part := text.strip(" []'\"")))
+
+
 def recipe_fields(words: Sequence[str], content: dict[str, Any]) -> list[str]:
     """The fields of a recipe that a command line or its file sets; "" for the whole."""
     found = [m.group(1) or "" for word in words if (m := re.match(r"--recipe(?:\.([\w-]+))?(?:=|$)", word))]
@@ -144,6 +150,37 @@ def _complaint(text: str, known: list[str]) -> str:
     if found := re.match(r"([\w.]+): Unable to load config '(.*?)'", text):
         return f"--{found.group(1)} must be a mapping of its options, not '{found.group(2)}'."
     return text[:1].upper() + text[1:300] + ("" if text.endswith(".") else ".")
+
+
+def require_trust(file: str, content: dict[str, Any], networks: Iterable[str], trusted: Iterable[str]) -> None:
+    """Refuse a file that names code to run, unless the package was trusted on the command line.
+
+    What a person types is meant; a file may come from somebody else. So what the file itself trusts counts for nothing.
+
+    Args:
+        file: its name.
+        content: its options.
+        networks: those that name networks.
+        trusted: packages, as the command line names them.
+
+    Raises:
+        UserError: naming the code, and what to type if it is trusted.
+    """
+    from upcycle.core.building import BUILDERS, MADE, OBJECT
+
+    values = [content.get(key) for key in networks]
+    references = [one for value in values for one in (value if isinstance(value, list) else str(value).split(","))]
+    found = {}
+    for one in [*map(str, references), str(content.get("method", ""))]:
+        if OBJECT.fullmatch(one) and one.partition(":")[0] not in (*BUILDERS, *MADE) and not Path(one).exists():
+            found[one] = re.split(r"[.:]", one)[0]
+    if (plugin := content.get("plugin")) is not None:
+        found[str(plugin)] = Path(str(plugin)).stem
+    for code, package in found.items():
+        if package not in trusted:
+            raise UserError(
+                f"{file} names code to run, {code}: if you trust it, add --trust {package} on the command line."
+            )
 
 
 def words_of(value: Any, key: str) -> Any:

@@ -17,7 +17,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from upcycle.arguments import arguments_as, hints_of, options_of, parse, read_config, recipe_fields, value_of, words_of
+from upcycle.arguments import (
+    arguments_as,
+    hints_of,
+    options_of,
+    packages_trusted,
+    parse,
+    read_config,
+    recipe_fields,
+    require_trust,
+    value_of,
+    words_of,
+)
 from upcycle.core.errors import UserError, unknown
 from upcycle.verbs import DEFAULT_METHOD
 
@@ -197,6 +208,9 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
     setting = importlib.import_module(maker.module).Setting
     config = value_of(words, "config")
     content = read_config(config) if config is not None else {}
+    trusted = packages_trusted(words)
+    if config is not None:
+        require_trust(config, content, [key.removeprefix("--") for key in maker.networks], trusted)
     if (plugin := content.get("plugin")) is not None:
         add_plugin(str(plugin))
     while (plugin := value_of(words, "plugin")) is not None:
@@ -223,7 +237,7 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
         if number == "*" and isinstance(content.get(key), str):
             raise UserError(f"{key} in {config} must be a list: {key}: [{content[key]}].")
     parsed = parser.instantiate(parse(parser, words, hints, maker.networks))
-    values = dict(vars(parsed))
+    values = dict(vars(parsed)) | {"trust": trusted}
     for key in ("config", "plugin", "machine", "__path__"):
         values.pop(key, None)
     for key in [key for key in maker.networks if not key.startswith("--") and not values[key]]:

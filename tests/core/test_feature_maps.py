@@ -134,6 +134,11 @@ CASES = {
 }
 
 
+def test_a_map_is_found_where_gradients_are_off() -> None:
+    with torch.no_grad():
+        assert last(Tokens(1)) == FeatureMap("blocks.1", "tokens", (3, 3), (0,))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_last_map_that_all_logits_pass_through(case: str) -> None:
     net, name, grid = CASES[case]

@@ -10,7 +10,7 @@ from torch import nn
 
 from upcycle.core import frozen as frozen_module
 from upcycle.core.errors import UserError
-from upcycle.core.frozen import fast_bf16, fold_batchnorm, frozen
+from upcycle.core.frozen import fast_bf16, fold_batchnorm, folds_across, frozen
 
 
 class Residual(nn.Module):
@@ -213,6 +213,16 @@ def test_keep_bn() -> None:
     fast = frozen(net, images(), precision="32-true", keep_bn=True, keep_modules=True)
     assert fast.folded == 0
     assert torch.equal(fast.network[1].running_mean, net[1].running_mean)
+
+
+def test_where_folding_changes_what_a_submodule_gives() -> None:
+    net = awake(plain()).eval()  # a convolution, its BatchNorm, ...
+    assert folds_across(net, ["0"]) and folds_across(net, ["2", "0"])
+    assert not folds_across(net, ["1"]) and not folds_across(net, [""]) and not folds_across(net, [])
+    whole = nn.Sequential(net, nn.Identity())
+    assert folds_across(whole, ["0.0"]) and not folds_across(whole, ["0"])
+    apart = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).eval()
+    assert folds_across(apart, ["0"])
 
 
 def test_batch_statistics_are_not_folded() -> None:

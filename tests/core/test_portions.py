@@ -39,8 +39,8 @@ def test_portions_are_all_samples_in_order_and_as_large_as_the_activations_allow
 ) -> None:
     wide = nn.Sequential(nn.Conv2d(3, 64, 1), nn.AdaptiveAvgPool2d(1))
     each = 64 * 8 * 8 * 4
-    found = ran(wide, 600)
-    assert torch.equal(torch.cat(found), torch.arange(600))
+    found = ran(wide, 1_000)
+    assert torch.equal(torch.cat(found), torch.arange(1_000))
     assert [len(p) for p in found[:2]] == [sizes.FIRST, sizes.LARGEST // each]
     assert not wide._forward_hooks and not wide[0]._forward_hooks
     assert [len(p) for p in ran(wide, 9)] == [9]
@@ -51,9 +51,9 @@ def test_portions_are_all_samples_in_order_and_as_large_as_the_activations_allow
 
 
 def test_bf16_takes_twice_as_many() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 64, 1), nn.AdaptiveAvgPool2d(1)).eval()
+    net = nn.Sequential(nn.Conv2d(3, 128, 1), nn.AdaptiveAvgPool2d(1)).eval()
     images = torch.randn(8, 3, 8, 8)
-    full, half = (ran(frozen(net, images, precision=p), 800)[1] for p in ("32-true", "bf16"))  # type: ignore[arg-type]
+    full, half = (ran(frozen(net, images, precision=p), 2_500)[1] for p in ("32-true", "bf16"))  # type: ignore[arg-type]
     assert len(half) == 2 * len(full)
 
 

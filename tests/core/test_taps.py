@@ -59,6 +59,25 @@ def test_replaces_what_flows(net) -> None:
     assert torch.equal(out, expected)
 
 
+def test_apart_from_the_network_nothing_overwrites_what_is_captured() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2))
+    x = torch.randn(3, 4)
+    with Taps(net, ["0"]) as overwritten:
+        expected = net(x)
+    with Taps(net, ["0"], apart=True) as taps:
+        out = net(x)
+    assert torch.equal(out, expected) and torch.equal(taps["0"], net[0](x)) and (taps["0"] < 0).any()
+    assert torch.equal(overwritten["0"], taps["0"].relu())
+    (taps["0"].square().sum() + out.sum()).backward()  # which would fail on an overwritten one
+    assert net[0].weight.grad is not None
+
+    gru = nn.Sequential(nn.GRU(4, 6, batch_first=True))
+    with Taps(gru, ["0"], apart=True) as taps:
+        first, state = gru(x[None])
+    assert torch.equal(first, taps["0"]) and first is not taps["0"] and state.shape == (1, 1, 6)
+
+
 def test_gradients_start_at_a_replacement(net) -> None:
     leaf = lambda t: t.detach().requires_grad_()  # noqa: E731
     with Taps(net, ["stem"], replace={"stem": leaf}) as taps:
@@ -108,3 +127,38 @@ def test_observed_lists_every_call_in_order_and_leaves_no_trace() -> None:
     assert torch.equal(calls[0].input, x) and torch.equal(calls[-1].output, calls[-2].output)
     assert net.training and not any(m._forward_hooks for m in net.modules())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_forward_that_is_stopped_runs_nothing_behind_its_last_tap(net) -> None:
+    x, ran = torch.randn(3, 4), []
+    for name, m in net.named_modules():
+        m.register_forward_pre_hook(lambda m, args, name=name: ran.append(name))
+    with Taps(net, ["stem", "body.0"], stop=True) as taps:
+        net(x)
+        raise AssertionError("the forward came to its end")
+    assert ran == ["", "stem", "body", "body.0"]
+    assert torch.equal(taps["body.0"], net.stem(x).relu())
+    (grad,) = torch.autograd.grad(taps["body.0"].sum(), net.stem.weight)
+    assert grad.abs().sum() > 0
+    ran.clear()
+    with Taps(net, ["memory"], kind="input", stop=True) as taps:  # before it runs, its own parts too
+        net(x)
+    assert ran[-1] == "memory" and taps["memory"].shape == (3, 1, 6)
+
+
+def test_a_stopped_forward_can_be_asked_again_and_other_errors_pass(net) -> None:
+    a, b = torch.randn(2, 3, 4)
+    taps = Taps(net, ["stem"], stop=True)
+    for x in (a, b):
+        with taps:
+            net(x)
+        assert torch.equal(taps["stem"], net.stem(x))
+    with pytest.raises(RuntimeError), taps:
+        net(torch.randn(3, 5))
+    with pytest.raises(UserError, match="was not called"):
+        taps["stem"]
+    with Taps(net, ["unused"], stop=True) as idle:  # never reached, so the network comes to its end
+        assert net(a).shape == (3, 6)
+    with pytest.raises(UserError, match="was not called"):
+        idle["unused"]
+    assert hooks(net) == 0

@@ -72,7 +72,7 @@ def repaired(name: str, data: Images | None = None, **more: Any) -> Model:
 
 def kept(data: Images) -> tuple[Tensor, Tensor]:
     """Features and logits of the test images."""
-    run, net = Run(None, quiet=True), source()
+    run, net = Run(None, quiet=True, precision="32-true", teacher_precision="32-true"), source()
     (f,) = features(run, net, data.test)
     return f, predict_logits(net.module, data.test)
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from tests.distillation.test_fastdfkd import Watched, nothing, owner
 from tests.settings import seen, tiny_model
 from upcycle.core.errors import UserError
+from upcycle.core.losses import contrastive_loss
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
 from upcycle.distillation import cmi
-from upcycle.distillation.cmi import CMI, Bank, Head, contrastive_loss
+from upcycle.distillation.cmi import CMI, Bank, Head
 from upcycle.distillation.data_free.inversion import Normalise, Statistics, bn_loss, crop_flip, decision_adversarial
 from upcycle.distillation.data_free.making import Making
 from upcycle.distillation.data_free.synthesis import Synthesis

@@ -102,10 +102,20 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
 @pytest.mark.parametrize(
     ("have", "order"),
     [
-        ({"data": "labelled"}, ["kd", "vam", "netgraft", "dery", "tfkd", "mda", "nes", *FREE, "plain"]),
+        (
+            {"data": "labelled"},
+            ["kd", "features", "vam", "netgraft", "dery", "tfkd", "mda", "nes", "tinymim", *FREE, "plain"],
+        ),
         ({"data": "labelled", "teacher": "predictions"}, ["kd", "dine", "vam", "tfkd", "nes", "plain"]),
         ({"data": "labelled", "teacher": "none"}, ["tfkd", "nes", "plain"]),
-        ({"data": "labelled", "architecture": "transformer"}, ["kd", "netgraft", "dery", "tfkd", "swap", "plain"]),
+        (
+            {"data": "labelled", "architecture": "transformer"},
+            ["kd", "features", "tinymim", "netgraft", "dery", "tfkd", "bootstrapvit", "swap", "plain"],
+        ),
+        (
+            {"data": "labelled", "architecture": "transformer", "teacher": "none"},
+            ["bootstrapvit", "tfkd", "plain"],
+        ),
         ({"data": "labelled", "goal": "part"}, ["mda"]),
         ({"data": "labelled", "goal": "part", "architecture": "transformer"}, []),
         ({"data": "unlabelled", "goal": "part"}, []),
@@ -118,8 +128,8 @@ def test_nothing_fits_exactly_when_it_says_what_is_missing():
         ({"data": "labelled", "goal": "spikes", "architecture": "transformer"}, []),
         ({"data": "labelled", "goal": "spikes", "teacher": "predictions"}, []),
         ({"data": "labelled", "goal": "join", "architecture": "transformer"}, ["dery"]),
-        ({"data": "labelled", "architecture": "same", "goal": "better"}, ["tfkd", "kd", "vam", "plain"]),
-        ({"data": "labelled", "goal": "better"}, ["kd", "vam", "tfkd", "swap", "plain"]),
+        ({"data": "labelled", "architecture": "same", "goal": "better"}, ["tfkd", "kd", "features", "vam", "plain"]),
+        ({"data": "labelled", "goal": "better"}, ["kd", "features", "vam", "tfkd", "swap", "plain"]),
         ({"data": "labelled", "goal": "task"}, ["ssf", "lora", "ia3", "probe"]),
         ({"data": "unlabelled", "goal": "task"}, []),
         ({"data": "unlabelled", "goal": "domain"}, ["dine", "beta"]),
@@ -204,9 +214,9 @@ def test_without_old_images_class_means_come_first_where_tasks_are_not_told():
 def test_what_did_harm_is_not_first_where_another_serves(verdicts):
     verdicts["tfkd"] = verdict("harms", -1.1, -1.9, -0.3)
     verdicts["modeldoctor"] = verdict("harms", -1.6, -2.2, -1.1)
-    assert names(ask(data="labelled", architecture="same", goal="better")) == ["kd", "tfkd", "vam", "plain"]
+    assert names(ask(data="labelled", architecture="same", goal="better")) == ["kd", "tfkd", "features", "vam", "plain"]
     assert names(ask(data="labelled", teacher="none")) == ["nes", "tfkd", "plain"]
-    assert names(ask(data="labelled")).index("tfkd") == 4  # its own place, as another is first anyway
+    assert names(ask(data="labelled")).index("tfkd") == 5  # its own place, as another is first anyway
     first, second = ask(data="labelled", goal="mend").choices[:2]
     assert (first.method, second.method) == ("logitadjust", "modeldoctor")
     assert second.verdict == "harms: -1.6 points (-2.2 to -1.1, 5 seeds), it over plain training"

@@ -157,7 +157,7 @@ def test_mistakes_in_options(here: Path, refused: Refused, words: list[str], par
         ({"milestones": 3}, "Did you mean 'recipe.milestones'"),
         ({"size": "large"}, "--size must be a whole number or a list such as [1,2], not 'large'"),
         ({"method": ""}, "There is no method ''"),
-        ({"plugin": "none.py"}, "There is no file none.py"),
+        ({"plugin": "none.py"}, "names code to run, none.py: if you trust it, add --trust none on the command line"),
     ],
 )
 def test_mistakes_in_a_configuration(here: Path, refused: Refused, config: dict[str, Any], part: str) -> None:
@@ -277,6 +277,33 @@ def test_malicious_pickles_are_not_executed(here: Path, refused: Refused) -> Non
     for file in files:
         refused([*DISTILL, f"--teacher_weights={file}"], str(file))
         assert not canary.exists(), file
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"plugin": "evil.py"},
+        {"method": "evil:X"},
+        {"teacher": "evil:make"},
+        {"student": "evil:make"},
+        {"teacher": "os:abort"},
+        {"teacher": "evil:make", "trust": ["evil"]},
+        {"teacher": "evil:make", "dry_run": True},
+    ],
+)
+def test_a_file_alone_runs_no_code(
+    content: dict[str, Any], here: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)
+    (here / "evil.py").write_text("from pathlib import Path\n\nPath('canary').write_text('')\n")
+    usual = {"teacher": "zoo:digits_teacher", "student": "zoo:convnet_small", "data": "digits"}
+    (here / "run.yaml").write_text(yaml.safe_dump(usual | content))
+    refused(["distill", "--config=run.yaml"], "run.yaml names code to run", "add --trust ")
+    assert not (here / "canary").exists()
+    if "os:abort" not in content.values():
+        assert cli.main(["distill", "--config=run.yaml", "--trust=evil"]) == 2  # it has no network or method in it
+        assert (here / "canary").exists(), "trusted on the command line, it runs"
+        sys.modules.pop("evil", None)
 
 
 def _would_run(file: Path, canary: Path) -> bool:

@@ -397,7 +397,11 @@ def test_a_method_from_one_file(
     assert cli.main([*words, "--out=killed", "--resume"]) == 0
     assert digest(here / "killed") == digest(here / "whole")
     known._plugins.clear()  # the configuration says where the method is
-    assert cli.main(["distill", "--config=whole/config.yaml", "--out=again", "--quiet"]) == 0
+    again = ["distill", "--config=whole/config.yaml", "--out=again", "--quiet"]
+    capsys.readouterr()
+    assert cli.main(again) == 2
+    assert "names code to run" in (said := capsys.readouterr().err) and "--trust my_method" in said
+    assert cli.main([*again, "--trust=my_method"]) == 0
     assert digest(here / "again") == digest(here / "whole")
     assert cli.main(["distill", *plugin, "--method=coolingkd", "--student=zoo:convnet_small", "--strat=2"]) == 2
     assert "Did you mean '--start'" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_bad_graphs_are_refused_before_any_work(rings: Path, capsys: pytest.Capt
         "--teacher",
         "zoo:digits_teacher",
         "--student",
-        "zoo:gcn_2_16",
+        "zoo:convnet_small",
         "--data",
         "graphs:rings",
         "--out",

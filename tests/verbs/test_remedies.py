@@ -48,8 +48,7 @@ SHARED = {
     # assemble, reassemble and extend ask for no labels by a map, and say what they need themselves
     "data/labels.py": ("distill", "disassemble", "treat", "adapt", *LOOKERS),
     "diagnosis/errors": ("treat", "diagnose"),
-    "distillation/data_free": ("distill",),
-    "distillation/spikes": ("distill",),
+    "distillation": ("distill",),
     "continual": ("extend",),
     "measure/export.py": ("export",),
     "surgery/logits.py": ("assemble",),

@@ -214,7 +214,7 @@ def test_batchnorms_behind_convolutions_are_folded_and_layernorms_stay() -> None
             module.running_mean.uniform_(-0.5, 0.5)
             module.running_var.uniform_(0.5, 1.5)
     x = model.example(8)
-    fast = frozen(net, x)
+    fast = frozen(net, x, precision="32-true")
     assert fast.folded == sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 9
     assert fast.error < 1e-5
     folded, _ = fold_batchnorm(net)

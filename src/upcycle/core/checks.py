@@ -18,10 +18,10 @@ def same_classes(teacher: Model, student: Model) -> list[str]:
             f"the teacher has {len(teacher.classes)} classes and the student {len(student.classes)}: "
             "build the student with as many, or map them with --label_map"
         )
-    return problems + _inputs_apart(teacher, student)
+    return problems + inputs_apart(teacher, student)
 
 
-def _inputs_apart(teacher: Model, student: Model) -> list[str]:
+def inputs_apart(teacher: Model, student: Model) -> list[str]:
     """List the reasons why two networks cannot take the same inputs, in words; many take images of any size."""
     ours, theirs = teacher.takes, student.takes
     if not (isinstance(ours, Pictures) and isinstance(theirs, Pictures)):

@@ -49,7 +49,8 @@ class FeatureMap:
         if self.kind == "channels last":
             return out.permute(0, 3, 1, 2)
         if self.kind == "tokens":
-            return out[:, self._places(out)].mT.unflatten(2, self.grid)
+            places = out[:, self._places(out)] if self.beside else out
+            return places.mT.unflatten(2, self.grid)
         return out[:, :, None, None] if self.kind == "vector" else out
 
     def put(self, maps: Float[Tensor, "b c h w"], out: Tensor) -> Tensor:
@@ -218,7 +219,7 @@ class Flow:
     def gradient(self, seen: Seen) -> Tensor:
         """The gradient of a fixed mix of the logits with respect to a tensor."""
         mix = torch.randn(self.z.shape[1], generator=torch.Generator().manual_seed(1)).to(self.z)
-        return torch.autograd.grad((self.z * mix).sum(), seen.out, retain_graph=True)[0]
+        return torch.autograd.grad(self.z, seen.out, mix.expand_as(self.z), retain_graph=True)[0]
 
     def vector(self) -> FeatureMap | None:
         """The last vector (b, c) between weights that all logits pass through, for a network without maps."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core.frozen import Frozen, Precision, frozen
+from upcycle.core.memory import hand_back
 from upcycle.core.store import tensor_digest
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 CHECKED = 256
 """Samples that a copy is checked on, at most."""
-PIXELS = 2**20
+PIXELS = 2**19
 """Fewer, but 64 at least, where images are so large that all of them have more pixels than this."""
 
 _made: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Frozen]] = weakref.WeakKeyDictionary()
@@ -38,8 +39,8 @@ def frozen_for(
 
     The copy of a split is the same one again until other weights, inputs or properties are asked for.
     """
-    kind: dict[str, Any] = {"input_grad": input_grad, "keep_bn": keep_bn, "precision": precision}
-    kind |= {"keep_modules": keep_modules, "task": model.task}
+    kind: dict[str, Any] = {"input_grad": input_grad, "keep_bn": keep_bn, "keep_modules": keep_modules}
+    kind |= {"precision": precision, "task": model.task}
     if split is None:
         return frozen(model.module, model.example(CHECKED).to(device), **kind)
     own = (getattr(split, "mean", model.mean), getattr(split, "std", model.std))
@@ -54,4 +55,5 @@ def frozen_for(
     known = _made.get(model.module)
     if known is None or known[0] != asked:
         known = _made[model.module] = (asked, frozen(model.module, inputs, **kind))
+        hand_back()  # the copies that it was compared with
     return known[1]

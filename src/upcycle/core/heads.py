@@ -34,7 +34,8 @@ def classifiers(model: Model) -> tuple[str, ...]:
     """
     *layers, whole = observed(model, kind=nn.Linear)
     names: tuple[str, ...]
-    if layers and torch.equal(layers[-1].output, whole.output) and bool(whole.output.any()):
+    last = layers[-1].output.to(whole.output.dtype) if layers else None  # autocast gives it in bf16
+    if last is not None and torch.equal(last, whole.output) and bool(whole.output.any()):
         names = (layers[-1].name,)
     else:
         names = _averaged(model, [c.name for c in layers if c.output.shape == whole.output.shape])
@@ -56,7 +57,8 @@ def classifiers(model: Model) -> tuple[str, ...]:
         )
     for c in (by_name[name] for name in names):
         layer = linear(model.module, c.name)
-        right = F.linear(c.input, layer.weight, layer.bias).detach()
+        bias = None if layer.bias is None else layer.bias.to(c.input)
+        right = F.linear(c.input, layer.weight.to(c.input), bias).detach().to(c.output)
         if not torch.allclose(c.output, right, rtol=1e-3, atol=1e-3 * float(right.abs().max())):
             raise UserError(
                 f"{model.name} ends in '{c.name}' ({type(c.module).__name__}), which computes something else than a "

@@ -187,3 +187,16 @@ def cross_entropy(z: Float[Tensor, "b k"], y: Int[Tensor, " b"], total: int) -> 
     So a batch from the stream, ``run.count`` images over all processes, and one from the memory can be summed.
     """
     return F.cross_entropy(z, y, reduction="sum") / total
+
+
+def contrastive_loss(u: Float[Tensor, "n d"], w: Float[Tensor, "m d"], tau: float, first: int = 0) -> Float[Tensor, ""]:
+    """mean_i -log( exp(u_i · w_j / tau) / sum_m exp(u_i · w_m / tau) ), where j = first + i is i's own key: InfoNCE.
+
+    Args:
+        u: queries, of unit length; gradients go here alone.
+        w: keys, those of all samples that u shall be told from.
+        tau: temperature.
+        first: the place of the first query's own key.
+    """
+    own = first + torch.arange(len(u), device=u.device)
+    return F.cross_entropy(u @ w.detach().T / tau, own)

@@ -112,6 +112,8 @@ class Method:
     """The ingredients of a recipe that its loop takes, of :data:`upcycle.core.ingredients.INGREDIENTS`."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Why it does not admit an ingredient, as a clause behind "because"; by the ingredient, or "any" for those left."""
+    compares: ClassVar[bool] = True
+    """Whether answers of the teacher are looked at, so that its classes have to be those of the data."""
 
     @classmethod
     def serves(cls, have: Situation) -> Fit | str | None:

@@ -161,11 +161,16 @@ def own(module: nn.Module) -> nn.Module:
     return unwrapped(module)
 
 
-def called(module: nn.Module) -> str:
-    """The class of a network as its author wrote it, for a sentence about it."""
+def innermost(module: nn.Module) -> nn.Module:
+    """A network as its author wrote it, whose submodules have the names that he gave them."""
     while isinstance(module, Columns | Around):
         module = module.network
-    return type(unwrapped(module)).__name__
+    return unwrapped(module)
+
+
+def called(module: nn.Module) -> str:
+    """The class of a network as its author wrote it, for a sentence about it."""
+    return type(innermost(module)).__name__
 
 
 class LogScores(nn.Module):

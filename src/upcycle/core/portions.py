@@ -2,7 +2,7 @@
 
 A fixed number of images serves no network: 512 of 32 x 32 make activations of 32 MiB in a ResNet-56, each of which the
 allocator maps and the kernel clears anew, and at 224 x 224 they need gigabytes. Portions of a few MiB stay in the
-processor's cache, and take half the time.
+processor's cache, and take half the time; smaller ones read the weights too often.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from upcycle.core.batches import Split
 
 FIRST = 16
 """Samples in the first portion, at which the network is watched."""
-LARGEST = 4 * 2**20
+LARGEST = 12 * 2**20
 """Bytes of the largest activation of a portion on the CPU, far from the 32 MiB above which glibc maps each anew."""
 ELSEWHERE = 256 * 2**20
 """The same on every other device, which only large portions keep busy."""

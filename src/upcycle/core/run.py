@@ -337,15 +337,15 @@ class Run:
         self._meetings.welcome(made, self.compile, self.note)
         return module, made
 
-    def frozen(self, model: Model, split: Split | None, **keep: bool) -> Frozen:
+    def frozen(self, model: Model, split: Split | None, **kept: bool) -> Frozen:
         """A teacher made fast for this run (see :func:`upcycle.core.frozen.frozen`), checked on up to 256 samples.
 
         Args:
             split: whose batches the teacher will see, renormalised where it expects others; ``None``: checked on noise.
-            keep: ``input_grad``, ``keep_bn`` and ``keep_modules``, see there.
+            kept: what the method needs of it: ``input_grad``, ``keep_bn``, ``keep_modules``.
         """
         precision = "64-true" if self.precision == "64-true" else self.teacher_precision
-        made = frozen_for(split, model, self.device, precision, **keep)
+        made = frozen_for(split, model, self.device, precision, **kept)
         self.machine[model.name], self._meetings.teacher = made.summary(), model
         return made
 

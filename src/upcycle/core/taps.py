@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from upcycle.core.models import Model
 
 
+class _Reached(BaseException):
+    """Ends a forward in which every tap has been read; no network catches it."""
+
+
 class Call(NamedTuple):
     """One call of a submodule while its network saw a batch."""
 
@@ -36,7 +40,7 @@ def observed(
 
     Args:
         model: its ``module`` is run.
-        images: a batch for it; if not given, :meth:`Model.example` on its device.
+        images: a batch for it; if not given, :meth:`Model.example` on its device and in its number format.
         kind: of the submodules wanted.
     """
     calls: list[Call] = []
@@ -47,7 +51,7 @@ def observed(
         for name, m in wanted
     ]
     if images is None:
-        images = model.example().to(next((p.device for p in network.parameters()), torch.device("cpu")))
+        images = model.example().to(next(network.parameters(), torch.zeros(())))
     try:
         with undisturbed(network):
             out = network(images)
@@ -74,8 +78,12 @@ class Taps:
         module: any network.
         names: submodules, as ``module.named_modules()`` calls them; ``""`` is the network itself.
         kind: capture what these submodules give ("output") or their first positional argument ("input").
+        apart: of each output captured the network goes on with a copy, so that what overwrites its input, as an
+            activation does in place, leaves the captured tensor as it was given.
         replace: for each name, a function whose result takes the place of that submodule's output. The rest
             of the network, and an output tap of the same name, see the replacement.
+        stop: end the forward once every tap has been read, so that nothing behind them runs. The call of the network
+            gives nothing then, and the block ends there. No compiled network can be stopped.
 
     Raises:
         UserError: a name that the module does not have; on reading, a name that is not tapped or was not
@@ -88,16 +96,20 @@ class Taps:
         names: Iterable[str] = (),
         *,
         kind: Literal["output", "input"] = "output",
+        apart: bool = False,
         replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        stop: bool = False,
     ) -> None:
         self.names = tuple(names)
         self._replace = dict(replace or {})
         self._modules = {name: _named(module, name) for name in (*self.names, *self._replace)}
-        self._kind = kind
+        self._kind, self._apart, self._stop = kind, apart, stop
         self._handles: list[RemovableHandle] = []
         self._captured: dict[str, Tensor] = {}
 
     def __enter__(self) -> Taps:
+        if self._stop:
+            self._captured.clear()
         # Replacements first: PyTorch hands each hook the output of the one before.
         for name, function in self._replace.items():
             self._handles.append(self._modules[name].register_forward_hook(self._replacer(name, function)))
@@ -111,10 +123,11 @@ class Taps:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> bool | None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        return self._stop and kind is _Reached
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
@@ -123,22 +136,27 @@ class Taps:
             raise UserError(f"Submodule '{name}' was not called in the forward, so there is nothing to read from it.")
         return self._captured[name]
 
+    def _capture(self, name: str, value: Any) -> None:
+        self._captured[name] = _tensor(name, value)
+        if self._stop and self._captured.keys() >= set(self.names):
+            raise _Reached
+
     def _replacer(self, name: str, function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            new = function(_tensor(name, output))
-            return new if isinstance(output, Tensor) else type(output)((new, *output[1:]))
+            return _with(output, function(_tensor(name, output)))
 
         return hook
 
-    def _output_catcher(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._captured[name] = _tensor(name, output)
+    def _output_catcher(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            self._capture(name, output)
+            return _with(output, self._captured[name].clone()) if self._apart else None
 
         return hook
 
     def _input_catcher(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
-            self._captured[name] = _tensor(name, args)
+            self._capture(name, args)
 
         return hook
 
@@ -162,3 +180,8 @@ def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise UserError(f"Submodule '{name}' passes a {type(value).__name__}, not a tensor; tap one inside it.")
     return value
+
+
+def _with(output: Any, tensor: Tensor) -> Any:
+    """An output with another tensor in the place of its tensor, or of its first element."""
+    return tensor if isinstance(output, Tensor) else type(output)((tensor, *output[1:]))

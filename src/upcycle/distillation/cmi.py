@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from upcycle.core.advice import Fit, Situation
 from upcycle.core.errors import require
+from upcycle.core.losses import contrastive_loss
 from upcycle.core.method import Card, Method, Needs
 from upcycle.core.models import Model
 from upcycle.core.ranges import ranges
@@ -77,18 +78,6 @@ class Head(nn.Sequential):
     def forward(self, v: Float[Tensor, "n c"]) -> Float[Tensor, "n 256"]:
         projected = super().forward(v)
         return F.normalize(projected if projected.dtype == torch.float64 else projected.float())
-
-
-def contrastive_loss(u: Float[Tensor, "n d"], w: Float[Tensor, "m d"], tau: float, first: int = 0) -> Float[Tensor, ""]:
-    """L_cr = mean_i -log( exp(u_i · w_j / tau) / sum_m exp(u_i · w_m / tau) ), where j = first + i is i's own key.
-
-    Args:
-        u: local views' projections; gradients go here alone.
-        w: global views' projections, those of all images that u shall be told from.
-        tau: temperature.
-    """
-    own = first + torch.arange(len(u), device=u.device)
-    return F.cross_entropy(u @ w.detach().T / tau, own)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

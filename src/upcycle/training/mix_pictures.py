@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from PIL import Image
+from upcycle.training.strips import framed, pixels_of, strip
 
+if TYPE_CHECKING:
     from upcycle.training.boxes import Box
 
 ROWS = 6
 """Images that are shown."""
-SIDE = 96
-"""Pixels that a shown image is high, at least."""
-EDGE = (230, 60, 30)
 
 
 class Shown(NamedTuple):
@@ -53,17 +48,17 @@ def picture(
     """
     items = []
     for i in range(len(shown.x)):
-        a, b, m = (_pixels(image, normalisation) for image in (shown.x[i], shown.partners[i], shown.mixed[i]))
+        a, b, m = (pixels_of(image, normalisation) for image in (shown.x[i], shown.partners[i], shown.mixed[i]))
         parts = [
-            _framed(a, shown.target),
-            _framed(_heated(a, shown.S[i])),
-            _framed(b, shown.source),
-            _framed(_heated(b, shown.S_partners[i])),
-            _framed(m, shown.target),
+            framed(a, shown.target),
+            framed(_heated(a, shown.S[i])),
+            framed(b, shown.source),
+            framed(_heated(b, shown.S_partners[i])),
+            framed(m, shown.target),
         ]
         shares = [(classes[c] if classes else f"class {c}", float(shown.T[i, c])) for c in range(shown.T.shape[1])]
         label = " + ".join(f"{share:.2f} {name}" for name, share in shares if share) or "no label"
-        items.append({"png": _strip(parts), "label": label, "alt": f"an image, its partner and their mixture: {label}"})
+        items.append({"png": strip(parts), "label": label, "alt": f"an image, its partner and their mixture: {label}"})
     return {
         "kind": "images",
         "layout": "rows",
@@ -75,48 +70,9 @@ def picture(
     }
 
 
-def _pixels(image: Tensor, normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Tensor:
-    """An image (c, h, w) in [0, 1] as (h, w, 3)."""
-    image = image.detach().float().cpu()
-    if normalisation is None:
-        image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-6)
-    else:
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in normalisation)
-        image = image * std + mean
-    return (image if len(image) == 3 else image[:1].expand(3, -1, -1)).clamp(0, 1).permute(1, 2, 0)
-
-
 def _heated(pixels: Tensor, S: Tensor) -> Tensor:
     """An image under its map, which is red where there is evidence and yellow where most of it is."""
     strength = S.detach().float().cpu().nan_to_num(0)
     strength = (strength / strength.max().clamp_min(1e-12))[..., None]
     heat = torch.cat([torch.ones_like(strength), 0.9 * strength**2, torch.zeros_like(strength)], 2)
     return torch.lerp(pixels, heat, 0.75 * strength)
-
-
-def _framed(pixels: Tensor, frame: Box | None = None) -> Image.Image:
-    """An image (h, w, 3) as a picture, enlarged, with a box in it framed."""
-    from PIL import Image, ImageDraw
-
-    h, w = pixels.shape[:2]
-    scale = max(1, -(-SIDE // h))
-    large = Image.fromarray((pixels * 255).round().to(torch.uint8).contiguous().numpy())
-    large = large.resize((w * scale, h * scale), Image.Resampling.NEAREST)
-    if frame is not None and frame.area:
-        corners = [frame.left, frame.top, frame.right, frame.bottom]
-        left, top, right, bottom = (scale * c for c in corners)
-        ImageDraw.Draw(large).rectangle((left, top, right - 1, bottom - 1), outline=EDGE, width=2)
-    return large
-
-
-def _strip(parts: list[Image.Image]) -> str:
-    """Pictures side by side as one PNG, in base64."""
-    from PIL import Image
-
-    width, height, gap = parts[0].width, parts[0].height, 4
-    whole = Image.new("RGB", (len(parts) * (width + gap) - gap, height), "white")
-    for i, part in enumerate(parts):
-        whole.paste(part, (i * (width + gap), 0))
-    file = io.BytesIO()
-    whole.save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()

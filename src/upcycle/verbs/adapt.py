@@ -34,7 +34,7 @@ from upcycle.verbs.arms import Arm, Result
 from upcycle.verbs.figures import figures_of, row, share
 from upcycle.verbs.methods import baseline
 from upcycle.verbs.naming import SAID, Naming, Reference, naming_of
-from upcycle.verbs.networks import images_for, in_classes_of, network, network_and_images, takes_any
+from upcycle.verbs.networks import images_for, in_classes_of, is_untrained, network, network_and_images, takes_any
 from upcycle.verbs.options import Say
 from upcycle.verbs.session import Session
 
@@ -180,7 +180,9 @@ def _require_used(session: Session, asked: list[Any], student: Any) -> None:
 
 
 def _of_source(session: Session, reference: Any, sources: list[Any]) -> Result:
-    naming = naming_of(session.setting)
+    naming, needs = naming_of(session.setting), session.cls.card.needs
+    if needs.teacher == "none" and naming.weights is None and isinstance(reference, str) and is_untrained(reference):
+        naming = dataclasses.replace(naming, weights="fresh")  # nothing was asked of the network that it begins with
     given: dict[str, Any] = {}
     if sources:  # the old domain has the network's classes, and so has the new one
         source, old = network_and_images(reference, sources[0], naming, resized=True)
@@ -192,7 +194,8 @@ def _of_source(session: Session, reference: Any, sources: list[Any]) -> Result:
     same = bool(sources or naming.label_map) or set(source.classes) == set(images.classes)
     if same:
         images = in_classes_of(source, images, naming)
-    require(bool(images.classes), f"{images.name} has no labels, and {session.cls.card.name} learns from them.")
+    labels = bool(images.classes) or needs.data != "labelled"
+    require(labels, f"{images.name} has no labels, and {session.cls.card.name} learns from them.")
     seen = session.augmented(images).normalised(source.mean, source.std)
     session.say(f"data     {describe(images)}")
     if same:

@@ -131,7 +131,9 @@ def distill(
     session = Session("distill", cls, networks, data, say, options, kind=Setting)
     setting = session.setting
     _check(session)
-    guide, whole = teacher_and_data(setting, teacher, data, free=free, say=session.say, taught=student)
+    guide, whole = teacher_and_data(
+        setting, teacher, data, free=free, say=session.say, taught=student, compared=cls.compares
+    )
     if free and setting.test_data is None:
         session.figure = "agreement"
     else:
@@ -172,7 +174,7 @@ def distill(
         product, beside, measure, compile=setting.compile, teacher_precision=setting.teacher_precision
     )
     rows = []
-    if guide is not None:
+    if guide is not None and guide.classes:
         found = [_guided(session, guide, made.data, made.data.test)]
         line = {**row(guide.name, "teacher", found, guide, like_of(guide, made.data)), **spent(guide, made.data)}
         rows.append(showing(line, made.left, "shown of the teacher"))
@@ -202,7 +204,8 @@ def _check(session: Session) -> None:
     if "teacher" not in session.cls.roles:
         name = session.cls.card.name
         require(networks["teacher"] is None, f"{name} takes no teacher; leave out --teacher, or --method {name}.")
-        require(not setting.alone, f"{name} already trains the student alone; leave out --alone.")
+        itself = session.cls is baseline()
+        require(not (setting.alone and itself), f"{name} already trains the student alone; leave out --alone.")
     for role, reference in {**networks, "data": session.data_ref, "test_data": setting.test_data}.items():
         require(not isinstance(reference, str) or bool(reference.strip()), f"--{role} names nothing.")
     _check_data(session)
@@ -301,7 +304,7 @@ def _prepared(session: Session, data: Collection, student: Model, seed: int) -> 
 def _show(session: Session, teacher: Model | None, student: Model, data: Collection) -> int:
     """Say what goes in, and return the multiply-adds of the student."""
     session.say(f"data     {describe(data)}")
-    if teacher is not None:
+    if teacher is not None and teacher.classes:
         hint = " See --teacher_mean, --teacher_std, --teacher_classes and --label_map."
         show_accuracy(session.say, "teacher", teacher, data, partial(_guided, session, teacher, data), hint)
     cost = count(student.module, like_of(student, data))

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from upcycle import zoo
 from upcycle.continual.protocol.past import Past
 from upcycle.continual.protocol.scores import Scores
 from upcycle.core import models, references
@@ -39,7 +38,7 @@ from upcycle.verbs.directory import first_process
 from upcycle.verbs.figures import TOLD, figures_of, hundredths, like_of, share, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.naming import Reference, Weights, naming_of
-from upcycle.verbs.networks import any_network
+from upcycle.verbs.networks import any_network, is_untrained
 from upcycle.verbs.options import RunSetting, Say
 from upcycle.verbs.session import Session
 
@@ -199,7 +198,7 @@ def _start(session: Session, reference: Any, past: Past | None, seed: int) -> tu
     if setting.weights == "fresh" and isinstance(reference, nn.Module | Model):
         raise UserError("A network that is given as an object comes as it is; leave out weights='fresh'.")
     origin: Model | None = None
-    if setting.weights == "fresh" or (setting.weights is None and _is_untrained(reference)):
+    if setting.weights == "fresh" or (setting.weights is None and is_untrained(reference)):
         data = _stream(session, None)
         k = None if isinstance(reference, nn.Module) else len(data.classes)
         net = references.resolve(
@@ -236,16 +235,6 @@ def _asked(data: Stream, mean: tuple[float, ...] | None, std: tuple[float, ...] 
         return {"takes": data.takes}
     usual = data.base.statistics  # of all tasks, as everybody has it, though a stream would show only its first
     return {"input_shape": data.shape, "mean": mean or usual[0], "std": std or usual[1]}
-
-
-def _is_untrained(reference: Any) -> bool:
-    """Whether there are no trained weights to start from."""
-    if isinstance(reference, str) and reference.startswith("zoo:"):
-        entry = zoo.ENTRIES.get(reference.removeprefix("zoo:"))
-        return entry is None or entry.trained is None  # those over graphs are not trained
-    if isinstance(reference, str) and reference.startswith("pyg:"):
-        return True
-    return references.is_bare(str(reference) if isinstance(reference, Path) else reference)
 
 
 def _stream(session: Session, like: Model | None) -> Stream:

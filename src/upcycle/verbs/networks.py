@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from upcycle import zoo
 from upcycle.core import models, references
 from upcycle.core.errors import UserError, require
 from upcycle.core.models import Model
@@ -192,6 +193,16 @@ def network_and_pictures(reference: Reference, place: Path, naming: Naming) -> t
 def takes_any(reference: Reference, naming: Naming) -> bool:
     """Whether the images decide what a network takes, and not the network."""
     return references.is_bare(str(reference) if isinstance(reference, Path) else reference) or naming.weights == "fresh"
+
+
+def is_untrained(reference: Any) -> bool:
+    """Whether there are no trained weights to start from."""
+    if isinstance(reference, str) and reference.startswith("zoo:"):
+        entry = zoo.ENTRIES.get(reference.removeprefix("zoo:"))
+        return entry is None or entry.trained is None  # those over graphs are not trained
+    if isinstance(reference, str) and reference.startswith("pyg:"):
+        return True
+    return references.is_bare(str(reference) if isinstance(reference, Path) else reference)
 
 
 def images_for(data: Any, naming: Naming, usual: Reading | None = None) -> Images:

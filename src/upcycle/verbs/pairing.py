@@ -28,7 +28,14 @@ from upcycle.verbs.options import Say
 
 
 def teacher_and_data(
-    setting: Any, reference: Any, data_ref: Any, *, free: bool, say: Say, taught: Any = None
+    setting: Any,
+    reference: Any,
+    data_ref: Any,
+    *,
+    free: bool,
+    say: Say,
+    taught: Any = None,
+    compared: bool = True,
 ) -> tuple[Model | None, Collection]:
     """The teacher, if there is one, and the data with those of ``test_data`` in place of their own held-out images.
 
@@ -38,6 +45,8 @@ def teacher_and_data(
         data_ref: reference of the data, or the data themselves.
         free: the method makes its own images, so the teacher alone says what they are like.
         taught: the student; where it is a :class:`Model` and there is no teacher, it says what images it takes.
+        compared: answers of the teacher are looked at, so that its classes have to be those of the data. Otherwise it
+            comes back without classes where they are others.
     """
     teacher: Model | None
     data: Collection
@@ -45,7 +54,7 @@ def teacher_and_data(
         teacher = _lone_teacher(setting, reference)
         data = _nothing(teacher)
     else:
-        teacher, data = _pair(setting, reference, data_ref, say, taught)
+        teacher, data = _pair(setting, reference, data_ref, say, taught, compared)
     data = _tested(setting, data, free=free, say=say)
     require(
         teacher is not None or data.test.labelled,
@@ -76,7 +85,9 @@ def _nothing(teacher: Model) -> Collection:
     return Images.none(teacher.input_shape, teacher.classes, teacher.mean, teacher.std, teacher.reading)
 
 
-def _pair(setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any) -> tuple[Model | None, Collection]:
+def _pair(
+    setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any, compared: bool
+) -> tuple[Model | None, Collection]:
     """The teacher and the data that both are given."""
     naming, tail = naming_of(setting, "teacher"), setting.long_tail
     if reference is None and isinstance(taught, Model) and not isinstance(data_ref, Images):
@@ -98,7 +109,15 @@ def _pair(setting: Any, reference: Any, data_ref: Any, say: Say, taught: Any) ->
     if setting.label_map is not None:
         columns = read_label_map(setting.label_map, teacher.classes, data.classes)
     else:
-        columns, note = match_classes(teacher.classes, data.classes, between=("the teacher", data.name))
+        try:
+            columns, note = match_classes(teacher.classes, data.classes, between=("the teacher", data.name))
+        except UserError:
+            if compared:
+                raise
+            columns, note = torch.arange(0), "no class in common"
+        if note and not compared:  # no names in common either, which position says nothing of
+            say(f"The classes of {teacher.name} are not those of {data.name}; its answers serve for nothing here.")
+            return dataclasses.replace(teacher, classes=()), data
         if note:
             say(note)
     if columns.tolist() != list(range(len(teacher.classes))):
@@ -192,6 +211,11 @@ def answered_by(teacher: Model, data: Collection, device: torch.device) -> Colle
         return data
     name = data.measured or data.name
     blank = [split for split in ("validation", "test") if not getattr(data, split).labelled]
+    require(
+        "test" not in blank or bool(teacher.classes),
+        f"{name} has no labels to measure with, and its classes are not those of {teacher.name}, so that there are no "
+        "answers in their place; give --test_data.",
+    )
     if "test" not in blank:
         note = f"The validation {data.noun} of {name} have no labels, so nothing is measured on them during training."
         return dataclasses.replace(data, notes=[*data.notes, note]) if blank else data

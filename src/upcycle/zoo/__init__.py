@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -25,14 +26,16 @@ from upcycle.zoo.odenet import KINDS, Kind, OdeNet
 from upcycle.zoo.resnet import DEPTHS, ResNet
 from upcycle.zoo.tree import Tree
 from upcycle.zoo.vit import ViT
+from upcycle.zoo.vit_plain import PlainViT
 from upcycle.zoo.wrn import WRN
 
 Shape = tuple[int, int, int]
-Make = Callable[[Shape, int], nn.Module]
+Make = Callable[..., nn.Module]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHIPPED = Path(__file__).parent / "weights"
 CHECKOUT = Path(__file__).parents[3] / "weights"  # too much for the package; only in the repository
+VIT_SIZES = ("patch", "width", "depth", "heads")
 # For networks that nothing was trained with: any data then lie within [-2, 2].
 PLAIN = (0.5, 0.25)
 
@@ -61,11 +64,19 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A zoo network: how it is made from (c, h, w) and a number of classes, and what it was trained as."""
+    """A zoo network: how it is made from (c, h, w) and a number of classes, and what it was trained as.
+
+    Args:
+        make: the maker.
+        shape: of its images where nobody says another.
+        trained: what it was trained as, if it was.
+        sizes: names of sizes of its own that the maker takes besides.
+    """
 
     make: Make
     shape: Shape = (3, 32, 32)
     trained: Trained | None = None
+    sizes: tuple[str, ...] = ()
 
 
 def _resnet(depth: int, projection: bool = False) -> Make:
@@ -91,6 +102,10 @@ def _at_least(side: int, name: str, make: Make) -> Make:
 
 def _mobilenetv2_ca(shape: Shape, k: int) -> nn.Module:
     return mobilenetv2.MobileNetV2(mobilenetv2.SMALL, k, shape[0], attention=True)
+
+
+def _vit_small(shape: Shape, k: int) -> nn.Module:
+    return ViT(shape, k, width=48, depth=3, heads=4)
 
 
 def _wrn(depth: int, width: int) -> Make:
@@ -218,6 +233,9 @@ def _entries() -> dict[str, Entry]:
         "convnet_small": Entry(make=_convnet(8, 16, 16)),
         "convnet_groupnorm": Entry(make=_convnet(16, 32, 64, groups=8)),
         **{name: Entry(make=make) for name, make in small.items()},
+        "vit_small": Entry(make=_vit_small),
+        "vit_plain": Entry(make=PlainViT, sizes=VIT_SIZES),
+        "vit_plain_mean": Entry(make=partial(PlainViT, pool="mean"), sizes=VIT_SIZES),
         "mobilenetv2_ca": Entry(make=_mobilenetv2_ca),
         "mobilenetv2_100_ca": Entry(make=mobilenetv2.published_with_attention, shape=(3, 224, 224)),
         **{
@@ -282,6 +300,10 @@ def build(
     factors: int | None = None,
     time_steps: int | None = None,
     warmup_steps: int | None = None,
+    patch: int | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
 ) -> Model:
     """A network of the zoo.
 
@@ -293,11 +315,20 @@ def build(
         takes: what the graphs are like, for a network over graphs; 2 classes when not given.
         factors: of the first layer, for a network that has some; its own number when not given.
         time_steps, warmup_steps: of a spiking network, see :class:`upcycle.zoo.spiking.Spiking`.
+        patch: side of a patch in pixels, for a network that lets one choose; its own when not given.
+        width: of a token, likewise.
+        depth: number of blocks, likewise.
+        heads: of each attention, likewise.
 
     Raises:
         UserError: unknown name, no trained weights to be had, or channels that those weights don't fit.
     """
     check(name)
+    asked = {"patch": patch, "width": width, "depth": depth, "heads": heads}
+    sizes = {key: size for key, size in asked.items() if size is not None}
+    for key in sizes:
+        chosen = name in ENTRIES and key in ENTRIES[name].sizes
+        require(chosen, f"zoo:{name} is of one {key}; zoo:vit_plain lets you choose.")
     if name in GRAPH_NETWORKS:
         return _over_graphs(name, from_pyg.graphs_for(f"zoo:{name}", pretrained, takes), num_classes or 2, factors)
     require(factors is None, f"zoo:{name} has no factors.")
@@ -311,7 +342,7 @@ def build(
     mean, std = ((PLAIN[0],) * shape[0], (PLAIN[1],) * shape[0])
     if trained is not None and shape[0] == entry.shape[0]:
         mean, std = trained.mean, trained.std
-    module = entry.make(shape, k)
+    module = entry.make(shape, k, **sizes)
     steps = _run_for(name, module, time_steps, warmup_steps)
     model = Model(
         module=module,
@@ -320,7 +351,7 @@ def build(
         std=std,
         classes=tuple(map(str, range(k))),
         reference=f"zoo:{name}",
-        options={"num_classes": k, "input_shape": list(shape), **steps},
+        options={"num_classes": k, "input_shape": list(shape), **sizes, **steps},
         name=name,
     )
     if pretrained and trained is not None:

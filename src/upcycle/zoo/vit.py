@@ -26,12 +26,18 @@ class Tokens(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of tokens (b, n, d)."""
+    """Multi-head self-attention of tokens (b, n, d).
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width: d.
+        heads: which divide it.
+        bias: of queries, keys and values.
+    """
+
+    def __init__(self, width: int, heads: int, bias: bool = False) -> None:
         super().__init__()
         self.split = (3, heads, width // heads)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,14 +48,21 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), and then x + mlp(norm(x)): equations 2 and 3; the MLP is twice as wide as the tokens."""
+    """x + attention(norm(x)), and then x + mlp(norm(x)): equations 2 and 3.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width: of a token.
+        heads: of the attention.
+        ratio: how many times as wide as the tokens the MLP is.
+        bias: of queries, keys and values.
+    """
+
+    def __init__(self, width: int, heads: int, ratio: int = 2, bias: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, bias)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))

@@ -13,10 +13,9 @@ from upcycle.continual.embeddings.two_views import (
     Projection,
     Views,
     barlow_twins_loss,
-    resized_crop,
     simsiam_loss,
-    windows,
 )
+from upcycle.data.windows import resized_crop, windows
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

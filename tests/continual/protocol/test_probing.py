@@ -14,7 +14,6 @@ from upcycle.continual.protocol.probing import (
     concatenate,
     features,
     flatness,
-    linear_probe,
     recalibrate_batchnorm,
 )
 from upcycle.core.errors import UserError
@@ -22,6 +21,7 @@ from upcycle.data.images import Images
 from upcycle.data.stream_kinds import portions
 from upcycle.data.streams import Stream
 from upcycle.measure.similarity import linear_cka
+from upcycle.training.linear_probe import linear_probe
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

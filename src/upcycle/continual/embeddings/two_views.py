@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
-from upcycle.core.seeds import uniform
 from upcycle.core.task import CLASSIFICATION, Task
 from upcycle.data.images import ImageSplit
+from upcycle.data.windows import resized_crop, windows
 
 Objective = Literal["barlow", "simsiam"]
 
@@ -128,24 +128,3 @@ class Views:
             batch = self.split.batch(index, device=device, view=own)
             made.append(batch.images if self.scale == 1 else resized_crop(batch.images, windows(own, ids, self.scale)))
         return batch._replace(inputs=torch.stack(made, 1))
-
-
-def windows(view: tuple[int, int], ids: Int[Tensor, " b"], scale: float) -> Float[Tensor, "b 4"]:
-    """Each sample's window: height, width, and its middle's row and column.
-
-    In the coordinates of ``affine_grid``, in which the image reaches from -1 to 1. Area uniform in [scale, 1], the
-    logarithm of the aspect uniform, sides cut at the image's.
-    """
-    area, aspect, row, column = uniform(*view, ids, "window", 4).unbind(1)
-    area, aspect = scale + (1 - scale) * area, (4 / 3) ** (2 * aspect - 1)
-    height, width = (area / aspect).sqrt().clamp_max(1), (area * aspect).sqrt().clamp_max(1)
-    return torch.stack([height, width, (1 - height) * (2 * row - 1), (1 - width) * (2 * column - 1)], 1).float()
-
-
-def resized_crop(images: Float[Tensor, "b c h w"], window: Float[Tensor, "b 4"]) -> Float[Tensor, "b c h w"]:
-    """The window (see :func:`windows`) of each image, brought to the image's size, bilinear."""
-    height, width, row, column = window.to(images.device).unbind(1)
-    zero = torch.zeros_like(row)
-    matrix = torch.stack([width, zero, column, zero, height, row], 1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -7,13 +7,10 @@ ten times as many images as there are features or more, for with fewer it is bia
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,9 +22,7 @@ from upcycle.core.seeds import uniform
 from upcycle.core.undisturbed import undisturbed
 from upcycle.data.images import ImageSplit
 from upcycle.data.streams import Stream
-
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Penalties λ that a probe chooses from."""
+from upcycle.training.linear_probe import Probe, linear_probe
 
 
 def features(encoder: nn.Module, split: ImageSplit) -> Tensor:
@@ -48,87 +43,6 @@ def features(encoder: nn.Module, split: ImageSplit) -> Tensor:
     x = torch.cat(found)
     require(bool(x.isfinite().all()), "The encoder gives NaN or infinite features.")
     return x
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """A linear classifier on features: logits x W' + b.
-
-    Args:
-        weight: float64 (k, d); b is ``bias`` (k,).
-        strength: the penalty λ that was chosen.
-        validation: its accuracy on the validation features; ``None`` where there were none.
-    """
-
-    weight: Float[Tensor, "k d"]
-    bias: Float[Tensor, " k"]
-    strength: float
-    validation: float | None
-
-    def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Logits, float64. Classes that the probe saw no image of have the lowest."""
-        return x.double() @ self.weight.T + self.bias
-
-    def accuracy(self, x: Float[Tensor, "n d"], y: Int[Tensor, " n"]) -> float:
-        """The share of features that are put into their class."""
-        return float((self(x).argmax(1) == y).double().mean())
-
-
-UNSEEN = -1e4
-"""The logit of a class that no image of was seen."""
-
-
-def linear_probe(
-    x: Float[Tensor, "n d"],
-    y: Int[Tensor, " n"],
-    classes: int,
-    validation: tuple[Float[Tensor, "m d"], Int[Tensor, " m"]] | None = None,
-    strengths: Sequence[float] = STRENGTHS,
-) -> Probe:
-    """Logistic regression, mean cross-entropy + λ/2 |W|² on standardised features, with the best λ on ``validation``.
-
-    The first of equally good ones, from the strongest on; without validation images the one in the middle.
-
-    Args:
-        x: features to learn from.
-        y: their classes.
-        classes: k, the number of all classes.
-        validation: features and classes to choose λ on.
-        strengths: penalties λ to choose from.
-
-    Raises:
-        UserError: images of fewer than two classes.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    seen = y.unique()
-    require(len(seen) > 1, "A linear probe needs labelled images of at least two classes.")
-    mean, std = x.double().mean(0), x.double().std(0, correction=0)
-    std = torch.where(std > 1e-9 * x.abs().amax().double(), std, 1.0)
-    standardised = ((x.double() - mean) / std).numpy()
-
-    def fitted(strength: float) -> Probe:
-        model = LogisticRegression(C=1 / (strength * len(x)), max_iter=300, tol=1e-5)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that is nearly there serves as well
-            model.fit(standardised, y.numpy())
-        rows, offsets = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-        if len(seen) == 2:  # scikit-learn gives one row, the second class against the first
-            rows, offsets = torch.cat([-rows, rows]) / 2, torch.cat([-offsets, offsets]) / 2
-        weight = torch.zeros(classes, x.shape[1], dtype=torch.float64)
-        bias = torch.full((classes,), UNSEEN, dtype=torch.float64)
-        weight[seen] = rows / std
-        bias[seen] = offsets - weight[seen] @ mean
-        made = Probe(weight=weight, bias=bias, strength=strength, validation=None)
-        if validation is None:
-            return made
-        return Probe(weight=weight, bias=bias, strength=strength, validation=made.accuracy(*validation))
-
-    ordered = sorted(strengths, reverse=True)
-    if validation is None:
-        return fitted(ordered[len(ordered) // 2])
-    return max((fitted(s) for s in ordered), key=lambda probe: probe.validation or 0.0)
 
 
 class Probing:

@@ -1,0 +1,38 @@
+"""Random windows of images, brought to a size: what a view of self-supervision begins with."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from upcycle.core.seeds import uniform
+
+
+def windows(view: tuple[int, int], ids: Int[Tensor, " b"], scale: float) -> Float[Tensor, "b 4"]:
+    """Each sample's window: height, width, and its middle's row and column.
+
+    In the coordinates of ``affine_grid``, in which the image reaches from -1 to 1. Area uniform in [scale, 1], the
+    logarithm of the aspect uniform, sides cut at the image's.
+    """
+    area, aspect, row, column = uniform(*view, ids, "window", 4).unbind(1)
+    area, aspect = scale + (1 - scale) * area, (4 / 3) ** (2 * aspect - 1)
+    height, width = (area / aspect).sqrt().clamp_max(1), (area * aspect).sqrt().clamp_max(1)
+    return torch.stack([height, width, (1 - height) * (2 * row - 1), (1 - width) * (2 * column - 1)], 1).float()
+
+
+def resized_crop(
+    images: Float[Tensor, "b c h w"], window: Float[Tensor, "b 4"], size: tuple[int, int] | None = None
+) -> Float[Tensor, "b c hh ww"]:
+    """The window (see :func:`windows`) of each image, brought to a height and a width, bilinear.
+
+    Args:
+        size: height and width; those of the images if not given.
+    """
+    height, width, row, column = window.to(images.device).unbind(1)
+    zero = torch.zeros_like(row)
+    matrix = torch.stack([width, zero, column, zero, height, row], 1).view(-1, 2, 3)
+    shape = [*images.shape[:2], *(size or images.shape[2:])]
+    grid = F.affine_grid(matrix, shape, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
