@@ -98,7 +98,7 @@ def apart(teacher: Model, data: Images, seed: int) -> float:
     forms: Any = ("offline", "online")
     states = [train(tandem(teacher, few, seed, True, time_steps=1, q=99.9, form=f), few, seed) for f in forms]
     pairs = zip(*(state.parameters() for state in states), strict=True)
-    return max(float((a - b).abs().max()) for a, b in pairs)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
 def measure(seed: int, quick: bool) -> dict[str, float]:
