@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from torch import nn
+
 from upcycle.claims import Check, Claim, Headline
 from upcycle.claims.kd import cifar_setting
-from upcycle.claims.settings import BESIDE, cifar10, fresh, test, train
+from upcycle.claims.settings import BESIDE, by_validation, cifar10, fresh, test, train
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.recipe import Recipe
@@ -55,33 +57,36 @@ def transformers(seed: int, quick: bool) -> tuple[Model, Model, Images, Recipe]:
 SETTINGS = {"": convolutions, "transformers, ": transformers}
 
 
-def trained(setting: str, arm: str, seed: int, quick: bool) -> tuple[float, int]:
+def trained(setting: str, arm: str, seed: int, quick: bool, **options: Any) -> tuple[nn.Module, Images]:
     """One arm: the same images, views, first weights, order and number of updates as all others of its setting.
 
-    Returns:
-        accuracy on the test images in per cent, and the number of parameters.
+    Args:
+        options: of features, in place of its defaults.
     """
     teacher, student, data, recipe = SETTINGS[setting](seed, quick)
     both: dict[str, Any] = {"teacher": teacher, "student": student, "recipe": recipe}
-    options = ARMS[arm]
-    method: Method = KD(**both, cache="off") if options is None else Features(**both, **options)
-    network = train(method, data, seed)
-    return 100 * test(network, data).accuracy, sum(p.numel() for p in network.parameters())
+    own = ARMS[arm]
+    method: Method = KD(**both, cache="off") if own is None else Features(**both, **own, **options)
+    return train(method, data, seed), data
+
+
+def on_validation(setting: str, arm: str, quick: bool = False, **options: Any) -> float:
+    """Give what an arm reaches on validation images with seed 99, by which options are chosen."""
+    network, data = trained(setting, arm, 99, quick, **options)
+    return 100 * test(network, by_validation(data)).accuracy
 
 
 def measure(seed: int, quick: bool) -> dict[str, float]:
     """The arms that decide; and the others, with the first seeds."""
-    found, sizes = {}, []
-    for arm in DECIDE:
-        found[f"{arm} (%)"], size = trained("", arm, seed, quick)
-        sizes.append(size)
-    found["parameters beyond KD's student"] = float(sizes[1] - sizes[0])
+    figures, sizes = {}, []
+    arms = [("", arm) for arm in DECIDE]
     if seed < BESIDE:
-        for setting in SETTINGS:
-            for arm in ARMS:
-                if f"{setting}{arm} (%)" not in found:
-                    found[f"{setting}{arm} (%)"], _ = trained(setting, arm, seed, quick)
-    return found
+        arms += [(setting, arm) for setting in SETTINGS for arm in ARMS if (setting, arm) not in arms]
+    for setting, arm in arms:
+        network, data = trained(setting, arm, seed, quick)
+        figures[f"{setting}{arm} (%)"] = 100 * test(network, data).accuracy
+        sizes.append(sum(p.numel() for p in network.parameters()))
+    return figures | {"parameters beyond KD's student": float(sizes[1] - sizes[0])}
 
 
 CLAIM = Claim(
