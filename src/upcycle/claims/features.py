@@ -87,7 +87,8 @@ def on_validation(setting: str, arm: str, seed: int = 99, **options: Any) -> flo
 
 def measure(seed: int, quick: bool) -> dict[str, float]:
     """The arms that decide; and the others, with the first seeds."""
-    figures, sizes = {}, []
+    figures: dict[str, float] = {}
+    sizes: list[int] = []
     arms = [("", arm) for arm in DECIDE]
     if seed < BESIDE:
         arms += [(setting, arm) for setting in ("", "transformers, ") for arm in ARMS if (setting, arm) not in arms]
