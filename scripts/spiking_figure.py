@@ -1,9 +1,9 @@
 """The picture of the page of ltl, docs/assets/firing.svg: how often each layer of a spiking network fires at each step.
 
-Run from the repository's root, with Fashion-MNIST under `$UPCYCLE_DATA`:
+Run from the repository's root, with Fashion-MNIST under `$UPCYCLE_DATA` (some minutes):
 
-    upcycle distill --config recipes/plain_capped_fashion.yaml
-    upcycle distill --config recipes/ltl_fashion.yaml --out runs/spiking
+    upcycle distill --config recipes/plain_capped_fashion.yaml --shots 100
+    upcycle distill --config recipes/ltl_fashion.yaml --shots 100 --out runs/spiking
     python -m scripts.spiking_figure runs/spiking
 """
 

@@ -118,8 +118,8 @@ class LTL(Method):
     Departures: dropout of the teacher rests, where it is left on in the authors' code; a percentile is taken of at most
     a million elements of a batch; the last epoch counts, where they keep the best on test images.
 
-    Chosen here: the rates of the learning rate's steps are those for VGG-11 offline; without recipes of their own for
-    smaller networks, take Adam with 0.001 and a few epochs.
+    Chosen here: the steps of the learning rate are those for VGG-11 offline; without recipes of their own for
+    smaller networks, take Adam with 0.004 and a few epochs.
 
     Args:
         teacher: a trained network with ReLUs, best capped ones (``zoo:capped``); its activations are read.
