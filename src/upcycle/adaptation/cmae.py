@@ -314,9 +314,9 @@ class CMAE(Method):
                 run.setup(part)
         views = self.views(data)
         for _ in run.epochs(self.recipe.epochs if self.learns else 0):
-            for part in (encoder, pixels, online, target):
-                if part is not None:
-                    part.train()
+            for net in (encoder, pixels, online, target):
+                if net is not None:
+                    net.train()
             for both, _, index in run.batches(views, self.recipe.batch_size):
                 x_s, keep = both[:, 0], self.visible(run, ids[index.cpu()], blocks)
                 z, loss = encode(encoder, x_s, blocks, last, keep), x_s.new_zeros(())
