@@ -161,7 +161,7 @@ JOBS = (
         "a step of distilling features, one pair of layers",
         NOTHING,
         "features_step",
-        _ms("milliseconds", "KD + hint"),
+        _ms("milliseconds", "KD + relations"),
         None,
         _ms("milliseconds", "KD"),
         "a step of KD",

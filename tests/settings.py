@@ -390,16 +390,12 @@ ROWS = {
         networks=lambda: {"teacher": seen(tiny_model("teacher", 7)), "student": tiny_tree(100)},
     ),
     "vam": Row(VAM, {"recipe": _RECIPE, "block": 8}, (*_WORDS, "--block=8")),
-    "features": Row(Features, {"recipe": _RECIPE}, _WORDS, student_width=8),
+    "features": Row(Features, {"recipe": _RECIPE, "pairs": 2}, (*_WORDS, "--pairs=2")),
+    "features-hint": Row(Features, {"recipe": _RECIPE, "loss": "hint"}, (*_WORDS, "--loss=hint"), student_width=8),
     "features-attention": Row(
         Features,
         {"recipe": _RECIPE, "loss": "attention", "weight": 10.0, "layers": ("relu1", "bn2")},
         (*_WORDS, "--loss=attention", "--weight=10", "--layers=block1,block2.1"),
-    ),
-    "features-relations": Row(
-        Features,
-        {"recipe": _RECIPE, "loss": "relations", "pairs": 2},
-        (*_WORDS, "--loss=relations", "--pairs=2"),
     ),
     "bootstrapvit": Row(
         BootstrapViT,

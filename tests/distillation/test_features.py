@@ -310,7 +310,7 @@ def test_with_weight_0_it_is_kd_bit_for_bit(loss: Any, recipe: Recipe) -> None:
 
 def test_the_maps_train_are_saved_and_are_no_part_of_the_product() -> None:
     run, data = Run(None), tiny_data()
-    made = Features(**roles(), recipe=RECIPE, pairs=2).fit(run, data)
+    made = Features(**roles(), recipe=RECIPE, loss="hint", pairs=2).fit(run, data)
     assert {k: v.shape for k, v in made.state_dict().items()} == {
         k: v.shape for k, v in tiny_net(2, 8).state_dict().items()
     }
@@ -346,7 +346,7 @@ def test_the_teacher_answers_once_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Frozen, "forward", counted)
     recipe = dataclasses.replace(RECIPE, batch_size=40)  # as many samples as nothing else has
-    Features(**roles(), recipe=recipe, pairs=2).fit(Run(None), tiny_data(160))
+    Features(**roles(), recipe=recipe, loss="hint", pairs=2).fit(Run(None), tiny_data(160))
     assert asked.count(40) == 4
 
 
@@ -402,7 +402,8 @@ def test_small_and_tiny_vision_transformers_of_timm_at_224() -> None:
     teacher = fresh("timm:vit_small_patch16_224", data)
     student = fresh("timm:vit_tiny_patch16_224", data, 1)
     run = Run(None)
-    method = Features(teacher=teacher, student=student, recipe=Recipe(epochs=1, batch_size=2, lr=0.01))
+    recipe = Recipe(epochs=1, batch_size=2, lr=0.01)
+    method = Features(teacher=teacher, student=student, loss="hint", recipe=recipe)
     (pair,) = method.found(data)
     assert pair.whole and pair.teacher.shape == (197, 384) and pair.student.shape == (197, 192)
     method.require(data)

@@ -150,9 +150,10 @@ class AgentBlock(nn.Module):
             hidden = next(m.out_features for m in layers.mlp.modules() if isinstance(m, nn.Linear))
             self.convolution = nn.Conv2d(d, d, k)
             self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, d))
-            for layer in (self.convolution, self.mlp[0], self.mlp[2]):
-                nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            for m in self.modules():
+                if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None:
+                    nn.init.xavier_uniform_(m.weight)
+                    nn.init.zeros_(m.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm == "post":

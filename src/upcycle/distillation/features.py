@@ -150,10 +150,11 @@ class Features(Method):
     where f_s and f_t are what both layers give. The first two terms are those of ``kd``; with ``weight = 0`` the
     student is that of ``kd`` with ``cache off``, bit for bit. D is one of
 
+    - *relations*, the default: how far apart both are in which images of the batch they hold alike
+      (:func:`relation_loss`);
     - *hint*: the mean squared error of W f_s + b and f_t, a linear map of channels at each place, which is trained with
       the student and then left out (:func:`hint_loss`);
-    - *attention*: how far apart both are in where they are active (:func:`attention_loss`);
-    - *relations*: how far apart both are in which images of the batch they hold alike (:func:`relation_loss`).
+    - *attention*: how far apart both are in where they are active (:func:`attention_loss`).
 
     Networks may be of any two kinds. Maps, channels last, tokens (b, n, d) and vectors are brought to (b, c, h, w), and
     the larger map is average-pooled to the grid of the smaller; a run notes what is compared, and how. The teacher
@@ -169,7 +170,7 @@ class Features(Method):
         teacher: a trained classifier whose layers can be read.
         student: any network with the same classes.
         terms: temperature and weights of the two terms of KD.
-        loss: what D compares: values (hint), places (attention), or images with one another (relations).
+        loss: what D compares: images with one another (relations), values (hint), or places (attention).
         weight: how much D counts, not negative; at 0 this is kd.
         layers: the teacher's layers, by the names of its submodules; none given: chosen by depth and shape.
         student_layers: the student's layers, one for each of the teacher's; none given: the same names.
@@ -180,8 +181,8 @@ class Features(Method):
     teacher: Model | nn.Module
     student: Model | nn.Module
     terms: Terms = field(default_factory=Terms)
-    loss: Literal["hint", "attention", "relations"] = "hint"
-    weight: float = 1.0
+    loss: Literal["relations", "hint", "attention"] = "relations"
+    weight: float = 0.3
     layers: tuple[str, ...] = ()
     student_layers: tuple[str, ...] = ()
     pairs: int = 1

@@ -102,11 +102,11 @@ class TinyMIM(Method):
     images, and a note says which. Its accuracy is that of the probe. To fine-tune it on labels is what comes next. It
     can also be the teacher of a yet smaller one: then ``heads`` are those that it was made with.
 
-    Departures: crop and flip are those of the data, in place of a random resized crop; positions of the student are
-    trained where it has trained ones, in place of fixed sines and cosines; drop path is as the student has it (0.1 in
-    all blocks but the last in the authors' code); β₂ of AdamW is 0.999 in place of 0.95; weights are initialised as
-    the student's library does it. Reconstructed: which block is the target where the teacher is deeper, beyond the
-    published 18 of 24.
+    Departures: the probe is ours, where the paper fine-tunes; crop and flip are those of the data, in place of a random
+    resized crop; positions of the student are trained where it has trained ones, in place of fixed sines and cosines;
+    drop path is as the student has it (0.1 in all blocks but the last in the authors' code); β₂ of AdamW is 0.999 in
+    place of 0.95; weights are initialised as the student's library does it. Reconstructed: which block is the target
+    where the teacher is deeper, beyond the published 18 of 24.
 
     Args:
         teacher: a vision transformer whose queries, keys and values can be read: zoo:vit, and many of timm,
