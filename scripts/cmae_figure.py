@@ -1,8 +1,9 @@
 """The picture of the page about CMAE, docs/assets/cmae.png: images, what the encoder sees, and what is made of it.
 
-Run from the repository's root, with Fashion-MNIST under `$UPCYCLE_DATA`, in a few minutes:
+Run from the repository's root, with Fashion-MNIST under `$UPCYCLE_DATA`, in minutes:
 
-    upcycle adapt --config recipes/cmae_fashion.yaml --data fashion_mnist_local --out runs/cmae
+    upcycle adapt zoo:vit_plain_mean --method cmae --data fashion_mnist_local --group 1 --w_contrast 0 \\
+        --recipe.epochs 3 --recipe.batch_size 128 --control false --out runs/cmae
     python -m scripts.cmae_figure runs/cmae
 """
 

@@ -45,9 +45,13 @@ def method(data: Images, seed: int, quick: bool, **options: Any) -> CMAE:
     made = build("vit_plain_mean", pretrained=False, input_shape=data.shape, **SIZES)
     mean, std = data.train.mean, data.train.std
     source: Model = dataclasses.replace(made, mean=mean, std=std, classes=data.classes)
-    epochs = 1 if quick else 10
     recipe = Recipe(
-        epochs=epochs, batch_size=256, optimizer="adamw", lr=LR, weight_decay=0.05, warmup=min(1.0, epochs / 4)
+        epochs=1 if quick else 10,
+        batch_size=64 if quick else 256,
+        optimizer="adamw",
+        lr=LR,
+        weight_decay=0.05,
+        warmup=0.0 if quick else 1.0,
     )
     group = 1 if data.shape[1] % 8 else 2  # of seven patches a side no two make a group
     return CMAE(source=source, group=group, scale=SCALE, recipe=recipe, **options)
