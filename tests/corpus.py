@@ -235,11 +235,13 @@ _BASE: dict[str, Any] = {"seeds": 1, "shots": 0, "devices": 1, "save_every": 15.
 def valid_configurations() -> list[dict[str, Any]]:
     """Configurations that are mutated: the recipes of images, with some ordinary options written out.
 
-    Those of graphs are refused where their files are not at hand, before anything else is looked at.
+    Those of graphs are refused where their files are not at hand, before anything else is looked at; and those whose
+    teacher another run leaves, where that was not made.
     """
     found = [yaml.safe_load(file.read_text()) for file in sorted(RECIPES.glob("*.yaml"))]
     found = [config for config in found if "student" in config and "model" not in config]  # of distill
     found = [config for config in found if not graph_sources.is_graphs(config.get("data", config.get("test_data")))]
+    found = [config for config in found if not str(config.get("teacher")).startswith("runs/")]
     return [{**_BASE, **{k: v for k, v in config.items() if k != "out"}} for config in found]
 
 

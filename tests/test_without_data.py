@@ -160,11 +160,13 @@ def test_a_run_is_re_made_from_its_configuration(here: Path, monkeypatch: pytest
     plugin.write_text(Path(__file__).read_text())
     words = ["distill", "--plugin=plugin.py", "--method=noise", *WORDS[2:], "--quiet", "--test_data=digits"]
     assert cli.main([*words, "--out=first"]) == 0
-    assert cli.main(["distill", "--config=first/config.yaml", "--out=second", "--quiet"]) == 0
+    assert cli.main(["distill", "--config=first/config.yaml", "--out=second", "--quiet", "--trust=plugin"]) == 0
     assert cli.main([*words, "--data=none", "--out=third"]) == 0
     digests = {store.tensor_digest(saved.load(d).module.state_dict()) for d in ("first", "second", "third")}
     assert len(digests) == 1
-    assert cli.main(["distill", "--config=first/config.yaml", "--out=first", "--quiet", "--resume"]) == 0
+    assert (
+        cli.main(["distill", "--config=first/config.yaml", "--out=first", "--quiet", "--resume", "--trust=plugin"]) == 0
+    )
 
 
 def test_measured_on_real_images(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -411,9 +411,9 @@ def _configuration(content: bytes, file: Path) -> tuple[dict[str, Any], dict[str
 
 
 def _require_same(recorded: dict[str, Any], config: dict[str, Any], file: Path) -> None:
-    """Refuse to go on with other options; where the directory lies is none of them."""
+    """Refuse to go on with other options; where the directory lies, and whom one trusts, are none of them."""
     for key in [*recorded, *(k for k in config if k not in recorded)]:
-        if key != "out" and recorded.get(key) != config.get(key):
+        if key not in ("out", "trust") and recorded.get(key) != config.get(key):
             raise UserError(
                 f"{file} has {key}: {recorded.get(key)!r}, but this command says {config.get(key)!r}; "
                 "a resumed run keeps its configuration. Use another --out for a new one."

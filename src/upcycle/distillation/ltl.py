@@ -227,7 +227,9 @@ class LTL(Method):
         teacher = run.frozen(source, data.validation, keep_modules=True)
         net, optimizer = run.setup(Local(student.module, online, T_w), self.recipe)  # type: ignore[arg-type]
         held = _held(run, data)
-        before = run.stage("before", lambda: self._distances(teacher, names, net.network, held))
+        before = run.stage(
+            "before", lambda: self._distances(teacher, names, net.network, held), tuple(float for _ in names)
+        )
         for _ in run.epochs(self.recipe.epochs):
             net.train()
             for images, labels, _ in run.batches(data.train, self.recipe):
