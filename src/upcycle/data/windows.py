@@ -1,6 +1,9 @@
-"""Random windows of images, brought to a size: what a view of self-supervision begins with."""
+"""Views of images, as self-supervision has them: a split of them, and the random windows that they begin with."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,36 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from upcycle.core.seeds import uniform
+from upcycle.core.task import CLASSIFICATION, Task
+from upcycle.data.images import ImageSplit
+
+
+@dataclass(eq=False)
+class SplitOfViews:
+    """A split each of whose samples is several views of an image; ``batch`` of a class derived from it makes them.
+
+    Args:
+        split: the images.
+    """
+
+    augment: ClassVar[tuple[str, ...]] = ("window",)
+    together: ClassVar[bool] = False
+    task: ClassVar[Task] = CLASSIFICATION
+
+    split: ImageSplit
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the images come in the order in which they lie."""
+        return self.split.ordered
+
+    @property
+    def labels(self) -> Tensor:
+        """Those of the images."""
+        return self.split.labels
 
 
 def windows(view: tuple[int, int], ids: Int[Tensor, " b"], scale: float) -> Float[Tensor, "b 4"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from upcycle.core.batches import Batch
 from upcycle.core.seeds import uniform
-from upcycle.core.task import CLASSIFICATION, Task
 from upcycle.data.augment import LUMA, color, color_factors
 from upcycle.data.images import ImageSplit
-from upcycle.data.windows import resized_crop, windows
+from upcycle.data.windows import SplitOfViews, resized_crop, windows
 
 JITTERED, GREYED, BLURRED = 0.8, 0.2, 0.5
 """Shares of the images whose brightness, contrast and saturation change, that lose their colour, that are blurred."""
@@ -24,7 +22,7 @@ SIGMA = (0.1 / 224, 2 / 224)
 
 
 @dataclass(eq=False)
-class ShiftedViews:
+class ShiftedViews(SplitOfViews):
     """A split each of whose samples is an online and a target view of an image; implements ``Split``.
 
     1. The split's own augmentation, and a window of a random share of the area, of aspect 3/4 to 4/3, brought to
@@ -42,11 +40,6 @@ class ShiftedViews:
         target: make it; otherwise there is the online view alone, with the same bits.
     """
 
-    augment: ClassVar[tuple[str, ...]] = ("window",)
-    together: ClassVar[bool] = False
-    task: ClassVar[Task] = CLASSIFICATION
-
-    split: ImageSplit
     shift: int
     scale: float
     recolour: bool = True
@@ -56,19 +49,6 @@ class ShiftedViews:
     def __post_init__(self) -> None:
         c = self.split.shape[0]
         self._plain = replace(self.split, mean=(0.0,) * c, std=(1.0,) * c)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the images come in the order in which they lie."""
-        return self.split.ordered
-
-    @property
-    def labels(self) -> Tensor:
-        """Those of the images."""
-        return self.split.labels
 
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
         """Images (b, 2, c, h, w), online and target; (b, 1, c, h, w) without a target."""

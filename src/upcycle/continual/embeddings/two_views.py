@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from upcycle.core.batches import Batch
-from upcycle.core.task import CLASSIFICATION, Task
-from upcycle.data.images import ImageSplit
-from upcycle.data.windows import resized_crop, windows
+from upcycle.data.windows import SplitOfViews, resized_crop, windows
 
 Objective = Literal["barlow", "simsiam"]
 
@@ -87,7 +85,7 @@ def _hidden(inputs: int, width: int) -> list[nn.Module]:
 
 
 @dataclass(eq=False)
-class Views:
+class Views(SplitOfViews):
     """A split each of whose samples is two augmented views of an image; implements ``Split``.
 
     Each view is what the split's own augmentation makes, and then a window of a random share of the area, of aspect
@@ -99,25 +97,7 @@ class Views:
         scale: the smallest share of the area; 1 for no window.
     """
 
-    augment: ClassVar[tuple[str, ...]] = ("window",)
-    together: ClassVar[bool] = False
-    task: ClassVar[Task] = CLASSIFICATION
-
-    split: ImageSplit
     scale: float
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the images come in the order in which they lie."""
-        return self.split.ordered
-
-    @property
-    def labels(self) -> Tensor:
-        """Those of the images."""
-        return self.split.labels
 
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
         """Images (b, 2, c, h, w)."""
