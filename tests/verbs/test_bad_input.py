@@ -441,8 +441,18 @@ def test_a_full_disk_that_names_no_file(here: Path, monkeypatch: pytest.MonkeyPa
 # -- whole commands ---------------------------------------------------------------------------------------------
 
 
-def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "upcycle.cli", *words]
+SLOW = """
+import sys, time
+from upcycle import Run, cli
+update = Run.update
+Run.update = lambda *given, **more: (time.sleep(0.05), update(*given, **more))[1]
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""The command line, whose updates take so long that a run is still on its way when somebody looks."""
+
+
+def start(words: list[str], folder: Path, *, slow: bool = False) -> subprocess.Popen[str]:
+    command = [sys.executable, *(["-c", SLOW] if slow else ["-m", "upcycle.cli"]), *words]
     return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -470,7 +480,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_goes_on(tmp_path: Path, uninterrupted: bytes, signum: signal.Signals, code: int) -> None:
-    process = start([*LONG, "--out=run"], tmp_path)
+    process = start([*LONG, "--out=run"], tmp_path, slow=True)
     index, deadline = tmp_path / "run" / "checkpoints" / "index.json", time.monotonic() + 60
     while not (index.exists() and '"epoch"' in index.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
