@@ -31,7 +31,7 @@ from upcycle.zoo.spiking import Spiking
 
 T, T_W = 8, 4
 MOST, LEAST = 1.3, 1.2
-"""What T steps may take over T steps of the teacher; and how many times as fast as snntorch they have to be."""
+"""Most time of T steps, over T steps of the teacher; and how many times as fast as snntorch they have to be."""
 
 
 class Boxcar(torch.autograd.Function):

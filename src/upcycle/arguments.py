@@ -19,15 +19,20 @@ from typing import Any
 from upcycle.core.errors import UserError, unknown
 
 
-def value_of(words: Sequence[str], option: str) -> str | None:
-    """The last value of ``--option`` on a command line that is not parsed yet."""
-    found = None
+def values_of(words: Sequence[str], option: str) -> list[str]:
+    """Every value of ``--option`` on a command line that is not parsed yet, in order."""
+    found = []
     for i, word in enumerate(words):
         if word == f"--{option}" and i + 1 < len(words):
-            found = words[i + 1]
+            found.append(words[i + 1])
         elif word.startswith(f"--{option}="):
-            found = word.split("=", 1)[1]
+            found.append(word.split("=", 1)[1])
     return found
+
+
+def value_of(words: Sequence[str], option: str) -> str | None:
+    """The last value of ``--option`` on a command line that is not parsed yet."""
+    return next(reversed(values_of(words, option)), None)
 
 
 def packages_trusted(words: Sequence[str]) -> tuple[str, ...]:
@@ -171,7 +176,7 @@ def require_trust(file: str, content: dict[str, Any], networks: Iterable[str], t
     values = [content.get(key) for key in networks]
     references = [one for value in values for one in (value if isinstance(value, list) else str(value).split(","))]
     found = {}
-    for one in [*map(str, references), str(content.get("method", ""))]:
+    for one in (str(named).strip() for named in (*references, content.get("method", ""))):
         if OBJECT.fullmatch(one) and one.partition(":")[0] not in (*BUILDERS, *MADE) and not Path(one).exists():
             found[one] = re.split(r"[.:]", one)[0]
     if (plugin := content.get("plugin")) is not None:

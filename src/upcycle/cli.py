@@ -27,6 +27,7 @@ from upcycle.arguments import (
     recipe_fields,
     require_trust,
     value_of,
+    values_of,
     words_of,
 )
 from upcycle.core.errors import UserError, unknown
@@ -209,8 +210,8 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
     config = value_of(words, "config")
     content = read_config(config) if config is not None else {}
     trusted = packages_trusted(words)
-    if config is not None:
-        require_trust(config, content, [key.removeprefix("--") for key in maker.networks], trusted)
+    for file in values_of(words, "config"):  # each counts for the parser, not the last alone
+        require_trust(file, read_config(file), [key.removeprefix("--") for key in maker.networks], trusted)
     if (plugin := content.get("plugin")) is not None:
         add_plugin(str(plugin))
     while (plugin := value_of(words, "plugin")) is not None:

@@ -130,8 +130,11 @@ def test_the_target_is_the_online_view_shifted_by_whole_pixels() -> None:
     found = set()
     for online, target in both:
         fits = [
-            (r, c) for r in range(3) for c in range(3)
-            if torch.allclose(online[:, r:, c:], target[:, : h - r, : h - c], atol=1e-5)]  # fmt: skip
+            (r, c)
+            for r in range(3)
+            for c in range(3)
+            if torch.allclose(online[:, r:, c:], target[:, : h - r, : h - c], atol=1e-5)
+        ]
         assert fits
         found |= {fits[0]} if len(fits) == 1 else set()
     assert len(found) == 9  # 0 to 2 in both directions
@@ -160,8 +163,13 @@ def test_colours_change_grey_and_blur_some() -> None:
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (400, 16, 16, 3), generator=g, dtype=torch.uint8)
     split = dataclasses.replace(
-        tiny_data().train, images=pixels, labels=torch.zeros(400, dtype=torch.long), ids=torch.arange(400),
-        mean=(0.0,) * 3, std=(1.0,) * 3)  # fmt: skip
+        tiny_data().train,
+        images=pixels,
+        labels=torch.zeros(400, dtype=torch.long),
+        ids=torch.arange(400),
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
     both = ShiftedViews(split, 0, 1.0).batch(torch.arange(400), device=CPU, view=(1, 0)).images
     grey = (both[:, 1].amax(1) - both[:, 1].amin(1)).amax((1, 2)) < 1e-5
     assert 0.1 < float(grey.float().mean()) < 0.3
@@ -292,9 +300,21 @@ def test_labels_play_no_part_but_in_the_classifier() -> None:
 def test_each_option_changes_what_is_learnt_and_no_weights_is_a_probe_alone() -> None:
     data = tiny_data(64)
     options: list[dict[str, Any]] = [
-        {}, {"mask": 0.75}, {"group": 1}, {"shift": 0}, {"scale": 1.0}, {"recolour": False}, {"w_pixels": 0.0},
-        {"w_contrast": 0.0}, {"tau": 0.5}, {"momentum": 0.5}, {"projection": 4}, {"decoder_width": 16},
-        {"decoder_depth": 2}, {"feature_depth": 2}]  # fmt: skip
+        {},
+        {"mask": 0.75},
+        {"group": 1},
+        {"shift": 0},
+        {"scale": 1.0},
+        {"recolour": False},
+        {"w_pixels": 0.0},
+        {"w_contrast": 0.0},
+        {"tau": 0.5},
+        {"momentum": 0.5},
+        {"projection": 4},
+        {"decoder_width": 16},
+        {"decoder_depth": 2},
+        {"feature_depth": 2},
+    ]
     nets = [made(**one).fit(Run(None, seed=5), data) for one in options]
     assert len({tensor_digest(net.state_dict()) for net in nets}) == len(options)
     method = made(w_pixels=0.0, w_contrast=0.0)
@@ -323,8 +343,11 @@ def test_tokens_that_are_left_out_cost_nothing_and_leave_the_others_what_they_ar
     network, blocks, x = model.module, blocks_of(model), draw(2, 1, 8, 8)
     keep = torch.tensor([[0, 3, 15], [1, 2, 9]])
     tokens = network.tokens(network.stem(x))
-    expected = network.norm(network.blocks(torch.cat([tokens[:, :1], torch.stack([
-        t[1 + places] for t, places in zip(tokens, keep, strict=True)])], 1)))  # fmt: skip
+    expected = network.norm(
+        network.blocks(
+            torch.cat([tokens[:, :1], torch.stack([t[1 + places] for t, places in zip(tokens, keep, strict=True)])], 1)
+        )
+    )
     assert torch.equal(encode(network, x, blocks, "norm", keep), expected)
     assert torch.equal(encode(network, x, blocks, "norm"), network.norm(network.blocks(tokens)))
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in network.modules())
@@ -397,9 +420,20 @@ def test_batches_of_one_and_single_images_are_refused() -> None:
 
 def test_other_values_that_cannot_be_are_refused() -> None:
     for name, value in {
-        "mask": -0.1, "scale": 0.0, "tau": 0.0, "momentum": 1.5, "group": 0, "shift": -1, "projection": 1, "probes": 1,
-        "w_pixels": -1.0, "w_contrast": math.nan, "decoder_width": 2, "decoder_depth": 0, "feature_depth": 0,
-    }.items():  # fmt: skip
+        "mask": -0.1,
+        "scale": 0.0,
+        "tau": 0.0,
+        "momentum": 1.5,
+        "group": 0,
+        "shift": -1,
+        "projection": 1,
+        "probes": 1,
+        "w_pixels": -1.0,
+        "w_contrast": math.nan,
+        "decoder_width": 2,
+        "decoder_depth": 0,
+        "feature_depth": 0,
+    }.items():
         with pytest.raises(UserError, match=name):
             made(**{name: value})
     with pytest.raises(UserError, match="decoder_width must be a multiple of 4, and it is 10"):

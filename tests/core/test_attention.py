@@ -44,9 +44,15 @@ def transformers_vit() -> nn.Module:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra hub)")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
-        hidden_size=D, num_hidden_layers=3, num_attention_heads=H, intermediate_size=32, image_size=8, patch_size=2,
-        num_channels=1, num_labels=10,
-    )  # fmt: skip
+        hidden_size=D,
+        num_hidden_layers=3,
+        num_attention_heads=H,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        num_labels=10,
+    )
     return Logits(transformers.ViTForImageClassification(config))
 
 

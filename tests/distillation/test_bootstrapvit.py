@@ -106,8 +106,15 @@ def test_the_agents_own_gradient_reaches_what_it_shares_and_nothing_else_of_the_
     qkv = model.module.get_parameter("blocks.0.attention.qkv.weight").grad
     assert qkv is not None and not qkv[:36].any() and qkv[36:].abs().sum() > 0
     reached = {name for name, p in model.module.named_parameters() if p.grad is not None and p.grad.any()}
-    of_block = ("attention.qkv.weight", "attention.out.weight", "attention.out.bias", "mlp.0.weight", "mlp.0.bias",
-                "mlp.2.weight", "mlp.2.bias")  # fmt: skip
+    of_block = (
+        "attention.qkv.weight",
+        "attention.out.weight",
+        "attention.out.bias",
+        "mlp.0.weight",
+        "mlp.0.bias",
+        "mlp.2.weight",
+        "mlp.2.bias",
+    )
     assert reached == {f"blocks.{i}.{name}" for i in range(2) for name in of_block}
 
 
@@ -183,8 +190,15 @@ def test_the_product_answers_alike_without_its_agent(mode: Any) -> None:
 def test_each_option_changes_what_is_learnt() -> None:
     data = tiny_data(64)
     options: list[dict[str, Any]] = [
-        {}, {"mode": "shared"}, {"stem": "convolutions"}, {"pool_after": (0,)}, {"norm": "post"}, {"w_feat": 1.0},
-        {"faithful_init": True}, {"mode": "shared", "norm": "post"}]  # fmt: skip
+        {},
+        {"mode": "shared"},
+        {"stem": "convolutions"},
+        {"pool_after": (0,)},
+        {"norm": "post"},
+        {"w_feat": 1.0},
+        {"faithful_init": True},
+        {"mode": "shared", "norm": "post"},
+    ]
     made = [fit(BootstrapViT(student=tiny_plain_vit(3), recipe=RECIPE, **one), data)[0] for one in options]
     assert len({tensor_digest(network.state_dict()) for network in made}) == len(options)
 

@@ -379,9 +379,15 @@ def test_a_network_of_transformers_by_its_own_names() -> None:
     transformers = pytest.importorskip("transformers")
     data = pictures(size=8, channels=1)
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4,
-        num_channels=1, num_labels=10,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        num_labels=10,
+    )
     torch.manual_seed(0)
     hugging = transformers.ViTForImageClassification(config)
     layer = next(name for name, m in hugging.named_modules() if type(m).__name__ == "ViTLayer")

@@ -238,8 +238,11 @@ def test_networks_that_do_not_fit_are_refused() -> None:
         Capped(SHAPE, 10, (((4, 1), (8, 2)), (16,))), "student are 4 x 8 x 8, 8 x 4 x 4, 12, and .* 8 x 4 x 4, 16: "
     )
     refused(TinyNet(16), "capped has max pooling")
-    refused(trained(), r"4 x 8 x 8, 8 x 4 x 4, 12, and the activations of capped are 4 x 8 x 8: .* --layers",
-            layers=("blocks.0.2",))  # fmt: skip
+    refused(
+        trained(),
+        r"4 x 8 x 8, 8 x 4 x 4, 12, and the activations of capped are 4 x 8 x 8: .* --layers",
+        layers=("blocks.0.2",),
+    )
     refused(trained(), "There is no submodule of Capped 'blocks.9'", layers=("blocks.9",))
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     refused(plain, "no activation of capped is a module")

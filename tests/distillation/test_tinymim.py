@@ -318,8 +318,14 @@ def test_features_of_a_trained_network_are_worth_more_than_fresh_ones() -> None:
 
     def vit(name: str, **sizes: int) -> Model:
         torch.manual_seed(len(name))
-        return Model(module=ViT((1, 16, 16), 10, **sizes), input_shape=(1, 16, 16), mean=(0.3,), std=(0.4,),
-                     classes=data.classes, name=name)  # fmt: skip
+        return Model(
+            module=ViT((1, 16, 16), 10, **sizes),
+            input_shape=(1, 16, 16),
+            mean=(0.3,),
+            std=(0.4,),
+            classes=data.classes,
+            name=name,
+        )
 
     teacher = vit("teacher", width=48, depth=3, heads=3)
     Plain(student=teacher, recipe=REAL_RECIPE).fit(Run(None, quiet=True), data)

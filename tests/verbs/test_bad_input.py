@@ -306,6 +306,15 @@ def test_a_file_alone_runs_no_code(
         sys.modules.pop("evil", None)
 
 
+def test_no_file_of_several_and_no_space_hides_code(here: Path, refused: Refused) -> None:
+    usual = {"teacher": "zoo:digits_teacher", "student": "zoo:convnet_small", "data": "digits"}
+    (here / "first.yaml").write_text(yaml.safe_dump(usual | {"teacher": "os:abort"}))
+    (here / "last.yaml").write_text(yaml.safe_dump(usual))
+    refused(["distill", "--config=first.yaml", "--config", "last.yaml"], "first.yaml names code to run, os:abort")
+    (here / "zoo.yaml").write_text(yaml.safe_dump({"zoo": "zoo:digits_teacher, os:abort", "data": "digits"}))
+    refused(["reassemble", "--config=zoo.yaml"], "zoo.yaml names code to run, os:abort")
+
+
 def _would_run(file: Path, canary: Path) -> bool:
     """Whether unpickling without care makes the canary; in another process, as it may do anything."""
     if file.suffix != ".pkl":

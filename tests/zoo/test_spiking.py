@@ -186,7 +186,11 @@ def test_the_shapes_are_those_of_the_card() -> None:
     net = zoo.build("spiking", pretrained=False).module
     _, spikes = net.simulate(torch.zeros(2, 1, 28, 28))
     assert [tuple(s.shape) for s in spikes] == [
-        (16, 2, 16, 28, 28), (16, 2, 32, 14, 14), (16, 2, 64, 7, 7), (16, 2, 128)]  # fmt: skip
+        (16, 2, 16, 28, 28),
+        (16, 2, 32, 14, 14),
+        (16, 2, 64, 7, 7),
+        (16, 2, 128),
+    ]
     assert 2.2e6 < count(zoo.build("capped", pretrained=False).module, (1, 28, 28)).macs < 2.4e6
     vgg = spiking((3, 32, 32), 10, VGG11)
     widths = [m.weight.shape[0] for m in vgg.modules() if isinstance(m, nn.Conv2d | nn.Linear)]

@@ -68,8 +68,15 @@ def test_sizes_are_exact() -> None:
 def test_in_the_papers_size_it_has_as_many_parameters_as_published() -> None:
     # ViT-B/16 for 1,000 classes; without positions and classifier the encoder of MAE and CMAE, 85,647,360.
     model = zoo.build(
-        "vit_plain", pretrained=False, num_classes=1000, input_shape=(3, 224, 224), patch=16, width=768, depth=12,
-        heads=12)  # fmt: skip
+        "vit_plain",
+        pretrained=False,
+        num_classes=1000,
+        input_shape=(3, 224, 224),
+        patch=16,
+        width=768,
+        depth=12,
+        heads=12,
+    )
     number = sum(p.numel() for p in model.module.parameters())
     assert number == 86_567_656
     assert number - 197 * 768 - 769_000 == 85_647_360

@@ -23,7 +23,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "MAE": {"w_contrast": 0.0},
     "random encoder": {"w_pixels": 0.0, "w_contrast": 0.0},
 }
-"""What each arm has beside the rest."""
+"""The options of each arm beside those of all."""
 NAMES = {"Fashion-MNIST": "fashion_mnist_local", "CIFAR-10": "cifar10"}
 
 

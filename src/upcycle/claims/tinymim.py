@@ -51,9 +51,14 @@ def tuning(quick: bool, updates: int = 0) -> Recipe:
     """
     epochs = (1 if quick else 30) + math.ceil(updates / (10 * LABELS / 50))
     return Recipe(
-        epochs=epochs, batch_size=50, optimizer="adamw", lr=1e-3, weight_decay=0.05, decayed="matrices",
+        epochs=epochs,
+        batch_size=50,
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        decayed="matrices",
         warmup=min(2.0, epochs / 4),
-    )  # fmt: skip
+    )
 
 
 def final_feature(teacher: Model, student: Model, data: Images, recipe: Recipe, seed: int) -> nn.Module:

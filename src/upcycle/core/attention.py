@@ -30,7 +30,7 @@ from upcycle.core.taps import Call, Taps, observed
 PROJECTIONS = (("qkv",), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
 """The names of the layers that give queries, keys and values: one layer for all, or one for each."""
 HEADS = ("num_heads", "num_attention_heads", "heads")
-"""What the number of heads is called in a module of attention."""
+"""Names of the number of heads in a module of attention."""
 CLOSE = 1e-3
 """How far the attention that is computed from what was read may lie from the network's, over its largest value."""
 
@@ -167,9 +167,21 @@ def self_attentions(model: Model) -> list[SelfAttention]:
             continue
         n = qkv.q.shape[2]
         beside.setdefault(n, _alike(qkv.q))  # where they first occur, before any token has seen another
-        found.append((place[layers[-1]], SelfAttention(
-            name=name, layers=layers, kind=kind, heads=heads, width=width, tokens=n, beside=beside[n], plain=plain,
-        )))  # fmt: skip
+        found.append(
+            (
+                place[layers[-1]],
+                SelfAttention(
+                    name=name,
+                    layers=layers,
+                    kind=kind,
+                    heads=heads,
+                    width=width,
+                    tokens=n,
+                    beside=beside[n],
+                    plain=plain,
+                ),
+            )
+        )
     if not found:
         kinds = sorted({type(m).__name__ for m in modules.values() if not any(m.children())})
         raise UserError(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core.frozen import Frozen, Precision, frozen
-from upcycle.core.memory import hand_back
 from upcycle.core.store import tensor_digest
 
 if TYPE_CHECKING:
@@ -55,5 +54,4 @@ def frozen_for(
     known = _made.get(model.module)
     if known is None or known[0] != asked:
         known = _made[model.module] = (asked, frozen(model.module, inputs, **kind))
-        hand_back()  # the copies that it was compared with
     return known[1]

@@ -1,4 +1,4 @@
-"""The C library's allocator: it keeps what one step of training frees for the next one, and gives back the rest."""
+"""The C library's allocator, asked to keep what one step of training frees for the next one."""
 
 from __future__ import annotations
 
@@ -33,13 +33,3 @@ def keep_freed() -> bool:
         return False
     # Both: to set one of them ends glibc's own raising of the other.
     return bool(mallopt(_MAP, MAPPED)) and bool(mallopt(_TRIM, KEPT))
-
-
-def hand_back() -> None:
-    """Hand memory that is free now back to the system.
-
-    For work that is over: :func:`keep_freed` had its memory kept, and what comes next asks for blocks of another size,
-    so that both would count. It costs milliseconds, and does nothing where freed memory is not kept.
-    """
-    if keep_freed():
-        ctypes.CDLL(None).malloc_trim(0)

@@ -27,7 +27,7 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """What the layers of a network do for one sample; convolutions and linear layers count.
+    """Work of the layers of a network for one sample; convolutions and linear layers count.
 
     Args:
         additions: synaptic operations: one for each spike and synapse that it meets.

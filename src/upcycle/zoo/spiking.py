@@ -199,7 +199,7 @@ def check_steps(thing: Any) -> None:
 
 
 def currents(synapses: nn.Module, s: Tensor, steps: int, quiet: int) -> Tensor:
-    """What a layer gives for all steps, (T b, ...); for the first ``quiet`` of them without a gradient."""
+    """Give the currents of a layer for all steps, (T b, ...); for the first ``quiet`` of them without a gradient."""
     if not quiet:
         return synapses(s)
     n = quiet * (len(s) // steps)

@@ -14,7 +14,7 @@ from upcycle.training.strips import framed, pixels_of, strip
 ROWS = 6
 """Images that are shown."""
 GREY = 0.5
-"""What stands in the place of hidden pixels, from black to white."""
+"""The grey in the place of hidden pixels, from black to white."""
 
 
 def rebuilt(
@@ -52,8 +52,13 @@ def picture(
     """
     patches = patches_of(images, grid)
     hidden = hidden_places(keep, patches.shape[1])[..., None].expand(-1, -1, patches.shape[2])
-    blank = torch.cat([torch.full_like(images[:1, i : i + 1], (GREY - m) / s) for i, (m, s) in enumerate(
-        zip(*normalisation, strict=True))], 1)  # fmt: skip
+    blank = torch.cat(
+        [
+            torch.full_like(images[:1, i : i + 1], (GREY - m) / s)
+            for i, (m, s) in enumerate(zip(*normalisation, strict=True))
+        ],
+        1,
+    )
     empty = patches_of(blank.expand(len(images), -1, -1, -1), grid)
     left = images_of(patches.scatter(1, hidden, empty.gather(1, hidden)), grid, images.shape[1:])  # type: ignore[arg-type]
     made, items = rebuilt(images, pred, keep, grid), []
