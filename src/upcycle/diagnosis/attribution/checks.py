@@ -57,7 +57,7 @@ def checked(
     with _taking(x, title):
         # keep_modules, because a traced network would lose a backward that its author wrote (autograd.Function).
         network = frozen(
-            module, x[:64], input_grad=gradients, keep_bn=whole, keep_modules=gradients or whole, precision=precision
+            module, x[:64], input_grad=gradients, keep_bn=whole, keep_modules=gradients, precision=precision
         )
         with torch.no_grad():
             z = torch.cat([network(part) for part in x.split(batch_of(x))])

@@ -109,9 +109,7 @@ def explain(
         if method in _ONCE and _runs(model, x, precision):
             signed, notes, target, p = _once(function, method, model, x, target, chunk, options)
         else:
-            gradients, average = method not in _FORWARD_ONLY, method in _AVERAGING
-            # To fold and trace a copy costs about what it saves with one image, unless thousands of masks cover it.
-            whole = method in _WHOLE or (len(x) == 1 and not gradients and not average)
+            gradients, average, whole = method not in _FORWARD_ONLY, method in _AVERAGING, method in _WHOLE
             network, x, target, p = checked(
                 model, x, target, precision=precision, average=average, whole=whole, gradients=gradients
             )
