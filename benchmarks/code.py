@@ -109,6 +109,10 @@ MEASURED: dict[str, tuple[str, ...]] = {
         f"{SRC}/surgery/looking.py",
         f"{SRC}/core/saved.py",
     ),
+    "zoo_emo": (f"{SRC}/zoo/emo.py", f"{SRC}/zoo/shunted.py", f"{SRC}/zoo/layers.py"),
+    "zoo_blocks": (f"{SRC}/zoo/metaformer.py", f"{SRC}/zoo/mobilenetv2.py", f"{SRC}/surgery/inserts"),
+    "euler": (f"{SRC}/core/euler.py", f"{SRC}/zoo/odenet.py"),
+    "pnp_latency": (f"{SRC}/surgery/inserts", f"{SRC}/surgery/ratio.py"),
     "diagnosis": (f"{SRC}/diagnosis/errors", f"{SRC}/diagnosis/model_doctor.py"),
     "cmae_step": (
         f"{SRC}/adaptation/cmae.py",

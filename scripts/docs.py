@@ -81,6 +81,11 @@ BENCHMARKS = (
     "long_tail_heads",
     "shortcut",
     "mixing",
+    "swap",
+    "zoo_emo",
+    "zoo_blocks",
+    "euler",
+    "pnp_latency",
 )  # those with a block of their own
 PAGES = {  # claims of what is no method
     "attribution": "[`attribution`](look-inside.md)",

@@ -361,8 +361,8 @@ def test_layers_come_together_and_the_report_shows_it(loss: Any, weight: float, 
     assert len(apart) == 6 and apart[-1] < 0.8 * apart[0]
     before, after = json.loads((tmp_path / "pictures" / "features.json").read_text())["items"]
     assert before["name"] == "relu2 beside relu2, before training" and after["name"].endswith("after it")
-    # Attention does not ask which images are alike.
-    assert 0 < before["value"] < 1 and (loss == "attention" or before["value"] < after["value"] < 1)
+    # Attention does not ask which images are alike, and a hint's linear map may come together in place of the layers.
+    assert 0 < before["value"] < 1 and (loss != "relations" or before["value"] < after["value"] < 1)
 
 
 def test_tokens_of_two_transformers() -> None:

@@ -88,7 +88,7 @@ def fire(
     current = wide(current)
     if torch.is_grad_enabled() and current.requires_grad:
         return _Fire.apply(current, steps, constant, decay, theta, window, reset, through_time)
-    return _spikes(_potentials(current, steps, constant, decay, theta, reset), theta)
+    return _simulated(current, steps, constant, decay, theta, reset)[0]
 
 
 @fx.wrap
@@ -97,19 +97,37 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _potentials(current: Tensor, steps: int, constant: bool, decay: float, theta: float, reset: Reset) -> list[Tensor]:
-    """u[1] to u[T]."""
-    each = [current] * steps if constant else current.unflatten(0, (steps, -1)).unbind(0)
-    u = [each[0]]
+def _simulated(
+    current: Tensor, steps: int, constant: bool, decay: float, theta: float, reset: Reset, keep: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """s, (T b, ...), and of u[1] to u[T] the last, or all to ``keep``.
+
+    All in floating point: on a CPU, masks of booleans take ten times as long.
+    """
+    each = [current] * steps if constant else _by_step(current, steps)
+    s, u = [_above(each[0], theta)], [each[0]]
     for I in each[1:]:  # noqa: E741
-        fired = u[-1] > theta
-        left = u[-1].masked_fill(fired, 0) if reset == "zero" else u[-1] - theta * fired
-        u.append(torch.add(I, left, alpha=decay))
-    return u
+        left = u[-1] * (1 - s[-1]) if reset == "zero" else u[-1] - theta * s[-1]
+        now = torch.add(I, left, alpha=decay)
+        s.append(_above(now, theta))
+        u = [*u, now] if keep else [now]
+    return torch.cat(s), u
 
 
-def _spikes(u: list[Tensor], theta: float) -> Tensor:
-    return torch.cat([(step > theta).to(step.dtype) for step in u])
+def _above(u: Tensor, theta: float) -> Tensor:
+    return torch.gt(u, theta, out=torch.empty_like(u))
+
+
+def _by_step(x: Tensor, steps: int) -> list[Tensor]:
+    """Views of ``x`` (T b, ...), one for each step."""
+    return list(x.unflatten(0, (steps, -1)).unbind(0))
+
+
+def _room_like(one: Tensor, steps: int) -> Tensor:
+    """Memory for ``steps`` tensors like ``one``, in the same order of axes."""
+    last = one.dim() == 4 and one.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(steps * len(one), *one.shape[1:], dtype=one.dtype, device=one.device, memory_format=order)
 
 
 class _Fire(torch.autograd.Function):
@@ -127,29 +145,33 @@ class _Fire(torch.autograd.Function):
         reset: Reset,
         through_time: bool,
     ) -> Tensor:
-        u = _potentials(current, steps, constant, decay, theta, reset)
-        ctx.save_for_backward(*u)
+        s, u = _simulated(current, steps, constant, decay, theta, reset, keep=True)
+        ctx.save_for_backward(s, *u)
         ctx.facts = (constant, decay, theta, window, reset, through_time)
-        return _spikes(u, theta)
+        return s
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, (constant, decay, theta, window, reset, through_time) = ctx.saved_tensors, ctx.facts
-        to_spikes = grad.unflatten(0, (len(u), -1))
-        du: list[Tensor] = []  # dL/du[t], the last step first
-        for t in reversed(range(len(u))):
-            ds = to_spikes[t]
-            if du and through_time:
+        (s, *u), (constant, decay, theta, window, reset, through_time) = ctx.saved_tensors, ctx.facts
+        T = len(u)
+        to_current = _room_like(u[0], T)
+        to_spikes, spikes, du = (_by_step(x, T) for x in (grad, s, to_current))  # du[t] = dL/du[t]
+        for t in reversed(range(T)):
+            ds, later = to_spikes[t], t + 1 < T and through_time
+            if later:
                 # u[t+1] has λ u[t] (1 - s[t]) in it, or λ (u[t] - θ s[t]).
-                ds = torch.addcmul(ds, du[-1], u[t], value=-decay) if reset == "zero" else ds - decay * theta * du[-1]
-            step = ds * ((u[t] - theta).abs() < window)
-            if du and through_time:
-                kept = du[-1].masked_fill(u[t] > theta, 0) if reset == "zero" else du[-1]
-                step = torch.add(step, kept, alpha=decay)
-            du.append(step)
-        to_current = sum(du[1:], du[0]) if constant else torch.cat(du[::-1])
-        return to_current, *[None] * 7
+                if reset == "zero":
+                    ds = torch.addcmul(ds, du[t + 1], u[t], value=-decay)
+                else:
+                    ds = torch.add(ds, du[t + 1], alpha=-decay * theta)
+            # The derivative of a clamp is that of a window: 1 between its ends, both left out.
+            torch.ops.aten.hardtanh_backward.grad_input(ds, u[t], theta - window, theta + window, grad_input=du[t])
+            if later:
+                du[t].add_(du[t + 1], alpha=decay)
+                if reset == "zero":
+                    du[t].addcmul_(du[t + 1], spikes[t], value=-decay)
+        return to_current.unflatten(0, (T, -1)).sum(0) if constant else to_current, *[None] * 7
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
