@@ -302,7 +302,10 @@ SEEN = """(() => {
                         .map(e => e.alt);
   const found = [];
   for (const input of inputs) { input.checked = true; found.push([...new Set(visible())]); }
-  return {found, names: inputs.map(i => i.labels[0].textContent), legend: shown.querySelector('legend').textContent};
+  const key = shown.querySelector('.heat i');
+  const coloured = key.getBoundingClientRect().width > 40 && getComputedStyle(key).backgroundImage.includes('gradient');
+  return {found, coloured, names: inputs.map(i => i.labels[0].textContent),
+          legend: shown.querySelector('legend').textContent};
 })()"""
 
 
@@ -312,4 +315,5 @@ def test_the_switch_shows_one_method_at_a_time(diagnosed: Path, browser: Browser
     seen = browser.visit(diagnosed / "report.html", width, script=SEEN)
     assert not seen.errors and not seen.outside and seen.page_width <= width
     assert seen.answer["names"] == ["gradcam", "saliency", "image alone"] and seen.answer["legend"]
+    assert seen.answer["coloured"]  # the key of the colours
     assert seen.answer["found"] == [["where gradcam sees the reason"], ["where saliency sees the reason"], []]

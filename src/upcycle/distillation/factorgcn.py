@@ -64,7 +64,7 @@ class Discriminator(nn.Module):
             n: graphs.
         """
         over, sent = found.over, found.sent
-        s = over.send(sent, over.spread(found.h.new_ones(len(found.h), 1)))
+        s = over.total(sent)
         x = torch.tanh(F.linear(found.z, self.U_1.weight) + s * self.U_1.bias)
         x = torch.tanh(F.linear(over.send(sent, x), self.U_2.weight) + s * self.U_2.bias)
         return self.V(torch.tanh(over.mean(x, batch, n)))

@@ -193,7 +193,9 @@ def _measures(arms: list[Arm], figure: str) -> list[dict[str, Any]]:
     for name, key, show, words in shown:
         if any(arm.row.get(key) is not None for arm in arms):
             cells = [
-                (show(v), _ratio(model.get(key), v, words)) if (v := arm.row.get(key)) is not None else ("", "")
+                (show(v), _ratio(model.get(key), v, words, NOISE if key == "latency" else LEAST))
+                if (v := arm.row.get(key)) is not None
+                else ("", "")
                 for arm in arms
             ]
             lines.append({"name": name, "cells": cells})
@@ -217,10 +219,14 @@ def _accuracy_cell(row: dict[str, Any], teacher: dict[str, Any]) -> tuple[str, s
     return lineage.figure("accuracy", row["accuracy"]), difference
 
 
-def _ratio(teacher: float | None, value: float, words: tuple[str, str]) -> str:
+LEAST, NOISE = 1.02, 1.15
+"""Ratios below these are no difference; the second of two latencies, which vary from one measurement to the next."""
+
+
+def _ratio(teacher: float | None, value: float, words: tuple[str, str], least: float) -> str:
     if not teacher or not value:
         return ""
     ratio, word = (teacher / value, words[0]) if teacher > value else (value / teacher, words[1])
-    if ratio < 1.02:  # that is no difference, least of all of two latencies
+    if ratio < least:
         return ""
     return f"{ratio:.3g}× {word}" if ratio < 100 else f"{ratio:,.0f}× {word}"

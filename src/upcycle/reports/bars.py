@@ -11,6 +11,9 @@ from markupsafe import Markup
 from upcycle.reports import svg
 from upcycle.reports.svg import WIDTH, Piece, number, percent, ticks
 
+SHORTEST = 0.1
+"""What an axis spans at least: of the largest value, and of shares."""
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -29,7 +32,8 @@ def bar_chart(
     """Horizontal bars with a whisker of one standard deviation and a dot for each seed.
 
     Bars start at zero. Where the values lie so close together that nothing would be seen, the axis starts
-    later, and there are only whiskers and dots, which do not pretend to have a length.
+    later, and there are only whiskers and dots, which do not pretend to have a length. It is never shorter than a tenth
+    of the largest value, so that a small difference looks like one.
 
     Args:
         items: at least one; names stand above their bars.
@@ -39,7 +43,7 @@ def bar_chart(
     """
     low, high = _range(items)
     cut = starts_late(items)
-    scale = ticks(low if cut else min(low, 0.0), high if cut else max(high, 0.0), 5)
+    scale = ticks(min(low, (1 - SHORTEST) * high) if cut else min(low, 0.0), high if cut else max(high, 0.0), 5)
     if top is not None:
         scale = [v for v in scale if v <= top + 1e-9]
         high = max(high, scale[-1])
@@ -84,7 +88,7 @@ def bar_chart(
 def starts_late(items: Sequence[Bar]) -> bool:
     """Whether the values lie so close together that :func:`bar_chart` does not begin at zero."""
     low, high = _range(items)
-    return low > 0 and (high - low) < 0.25 * high
+    return len(items) > 1 and low > 0 and (high - low) < 0.25 * high
 
 
 def _range(items: Sequence[Bar]) -> tuple[float, float]:
@@ -101,7 +105,7 @@ def dumbbells(names: Sequence[str], arms: Sequence[tuple[str, str, Sequence[floa
         label: for those who cannot see it.
     """
     known = [v for _, _, values in arms for v in values if v is not None]
-    scale = [v for v in ticks(min(known), max(known), 5) if v <= 1 + 1e-9]
+    scale = [v for v in ticks(min(*known, max(known) - SHORTEST), max(known), 5) if 0 <= v <= 1 + 1e-9]
     left, row = 14 + min(6.8 * max(len(n) for n in names), 120), 21
     height = row * len(names) + 30
     box = svg.Box(left, 4, WIDTH - 20, height - 24, (scale[0], max(scale[-1], max(known))), (0, 1))

@@ -15,11 +15,14 @@ from markupsafe import Markup
 from upcycle.measure.units import times
 from upcycle.reports import svg
 from upcycle.reports.bars import Bar, bar_chart, dumbbells, starts_late
-from upcycle.reports.lines import Bin, Series, line_plot, reliability_diagram
+from upcycle.reports.lines import Bin, Series, line_plot, reliability_diagram, settled
 from upcycle.reports.matrices import heatmap
 from upcycle.reports.svg import HUES, percent
 
 MANY = 30  # more classes than that are not drawn in full
+FEW = 20  # samples: bins of fewer are drawn together
+FULL = 25.0  # per cent of a class: confusions of as many have the strongest colour
+LOST = 0.5  # of the accuracy on all classes: one of less gets a sentence
 Table = tuple[list[str], list[list[str]]]  # heads, and rows with their names
 
 
@@ -180,9 +183,13 @@ def training(logged: list[Curve], arms: list[Arm], measured: str = "accuracy") -
             tones_here = {name: svg.tone_of(i) for i, name in enumerate(names_here)}
             series = [Series(_seeded(called[c], c.seed), c.x, c.y, tones_here[called[c]]) for c in losses]
             label = f"Loss of {title(arm, stage)} over the epochs"
-            body = line_plot(series, label=label, x=losses[0].unit, y="loss")
+            top = settled(series)
+            body = line_plot(series, label=label, x=losses[0].unit, y="loss", top=top)
             key = svg.legend(list(tones_here.items()))
-            figures.append(Figure(f"Loss: {title(arm, stage)}", _one_line(losses), key + body))
+            highest = max(v for c in losses for v in c.y)
+            left = "" if top is None else f"First values, up to {svg.number(highest)}, lie above the plot."
+            caption = f"{_one_line(losses)} {left}".strip()
+            figures.append(Figure(f"Loss: {title(arm, stage)}", caption, key + body))
     if len(stages) > 12:
         figures[-1] = Figure(figures[-1].title, f"{len(stages) - 12} more stages are in metrics.csv.", figures[-1].body)
     return figures
@@ -232,7 +239,21 @@ def per_class(classes: list[str], arms: list[Arm]) -> list[Figure]:
     body += dumbbells([classes[i] for i in order], drawn, label=label)
     cells = [[classes[i], *("" if (x := v[i]) is None else percent(x) for v in values)] for i in order]
     heads = ["class", *(a.name for a in with_classes)]
-    return [Figure("Accuracy by class", caption, body, table=(heads, cells))]
+    made = product(with_classes)
+    notes = _lost(classes, made) if made is not None else ()
+    return [Figure("Accuracy by class", caption, body, notes, table=(heads, cells))]
+
+
+def _lost(classes: list[str], arm: Arm) -> tuple[Markup, ...]:
+    """A sentence on each class that a network hardly recognises, beside the others; three at most."""
+    known = sorted((v, name) for v, name in zip(arm.row["per_class"], classes, strict=True) if is_number(v))
+    notes = []
+    for value, name in known[:3]:
+        others = [v for v, other in known if other != name]
+        if others and value < LOST * (mean := statistics.fmean(others)):
+            said = Markup("{} recognises <b>'{}'</b> in {} of its samples, and the other classes in {} on average")
+            notes.append(said.format(arm.name, name, percent(value), percent(mean)))
+    return tuple(notes)
 
 
 def confusion(classes: list[str], arms: list[Arm], student: Arm | None) -> list[Figure]:
@@ -266,6 +287,7 @@ def confusion(classes: list[str], arms: list[Arm], student: Arm | None) -> list[
         show=lambda v: f"{v:.0f}" if v >= 9.95 or v == 0 else f"{v:.1f}",
         x="called →",
         diagonal=False,
+        full=FULL,
     )
     return [Figure(f"Confusions of {student.name}", caption + _first_seed([student]) + ".", body, tuple(notes))]
 
@@ -284,7 +306,8 @@ def _first_seed(arms: list[Arm]) -> str:
 
 def calibration(arms: list[Arm]) -> list[Figure]:
     """The reliability diagram of all arms that have one."""
-    curves = [(a, bins) for a in arms if (bins := _bins(a.row.get("reliability")))]
+    found = [(a, bins) for a in arms if (bins := _bins(a.row.get("reliability")))]
+    curves = [(a, pooled(bins)) for a, bins in found]
     if not curves:
         return []
     label = "Reliability: accuracy against confidence of " + ", ".join(a.name for a, _ in curves)
@@ -293,6 +316,8 @@ def calibration(arms: list[Arm]) -> list[Figure]:
         "On the line, a network is right as often as its confidence says; below it, it is too sure. "
         "The larger a dot, the more samples" + _first_seed(arms) + "."
     )
+    if [bins for _, bins in found] != [bins for _, bins in curves]:
+        caption += f" Dots of fewer than {FEW} samples are drawn as one with their neighbours."
     notes = [
         Markup("<b>{}</b> is off by {} on average (expected calibration error)").format(a.name, percent(a.row["ece"]))
         for a in arms
@@ -309,6 +334,23 @@ def _bins(found: Any) -> list[Bin]:
             for c, a, n in zip(found["confidence"], found["accuracy"], found["count"], strict=True)
         ]
     return [(b["confidence"], b["accuracy"], b["count"]) for b in found or () if b["count"]]
+
+
+def pooled(bins: list[Bin], least: int = FEW) -> list[Bin]:
+    """Bins of ``least`` samples or more: each of fewer is put together with the next, the last with the one before."""
+    groups: list[list[Bin]] = [[]]
+    for one in sorted(bins):
+        if sum(n for *_, n in groups[-1]) >= least:
+            groups.append([])
+        groups[-1].append(one)
+    if len(groups) > 1 and sum(n for *_, n in groups[-1]) < least:
+        last = groups.pop()
+        groups[-1] += last
+    found = []
+    for group in groups:
+        n = sum(count for *_, count in group)
+        found.append((sum(c * m for c, _, m in group) / n, sum(a * m for _, a, m in group) / n, n))
+    return [group[0] if len(group) == 1 else one for group, one in zip(groups, found, strict=True)]
 
 
 def is_number(value: Any) -> bool:

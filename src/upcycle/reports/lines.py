@@ -34,6 +34,7 @@ def line_plot(
     show: Callable[[float], str] = number,
     height: int = 230,
     log: bool = False,
+    top: float | None = None,
 ) -> Markup:
     """Lines over a common axis, each point with its own hover text.
 
@@ -43,11 +44,12 @@ def line_plot(
         x, y: what the axes mean.
         show: how a value of the vertical axis is written.
         log: a logarithmic horizontal axis; all x must be positive.
+        top: where the vertical axis ends; lines above it leave the plot.
     """
     points = [(a, b) for s in series for a, b in _finite(s)]
     across = [a for a, _ in points]
     xs = svg.decades(min(across), max(across)) if log else svg.axis_ticks(across, 6, whole=True)
-    ys = svg.axis_ticks([b for _, b in points], 5)
+    ys = svg.axis_ticks([b if top is None else min(b, top) for _, b in points], 5)
     left = 12 + 6.4 * max(len(svg.tick_label(show(v))) for v in ys)
     box = svg.Box(left, 20, WIDTH - 14, height - 36, (xs[0], xs[-1]), (ys[0], ys[-1]), log)
     parts = [
@@ -56,10 +58,12 @@ def line_plot(
     ]
     parts.append(svg.write(box.right, height - 4, x, "note", "end"))
     for one in series:
-        at = [(box.x(a), box.y(b), a, b) for a, b in _finite(one)]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _, _ in at)
-        parts.append(Markup('<polyline class="line tone-{}" points="{}"/>').format(one.tone, path))
-        radius = 2.4 if len(at) <= 12 else 1.4
+        found = _finite(one)
+        at = [(box.x(a), box.y(b), a, b) for a, b in found if b <= ys[-1]]
+        for run in _below(found, ys[-1]):
+            path = " ".join(f"{box.x(a):.1f},{box.y(b):.1f}" for a, b in run)
+            parts.append(Markup('<polyline class="line tone-{}" points="{}"/>').format(one.tone, path))
+        radius = 2.4 if len(found) <= 12 else 1.4
         for px, py, a, b in at:
             hint = f"{one.name}: {show(b)}" + (f" at {x} {number(a)}" if x else f" at {number(a)}")
             parts.append(svg.dot(px, py, radius, f"{one.tone} point", hint))
@@ -93,6 +97,37 @@ def reliability_diagram(curves: Sequence[tuple[str, str, Sequence[Bin]]], *, lab
             hint = f"{name}: {percent(a)} right at {percent(c)} confidence, {n:,.0f} samples"
             parts.append(svg.dot(px, py, 1.8 + 9 * math.sqrt(n / total), f"{tone} bubble", hint))
     return svg.drawing(height, label, parts)
+
+
+def settled(series: Sequence[Series]) -> float | None:
+    """Where a plot may end at the top so that its first values do not flatten all others; ``None`` where none do.
+
+    That is above all values behind the first quarter, where the highest of all is more than twice as high.
+    """
+    points = [point for one in series for point in _finite(one)]
+    start, end = min(a for a, _ in points), max(a for a, _ in points)
+    later = [b for a, b in points if a >= start + (end - start) / 4]
+    highest = max(b for _, b in points)
+    return max(later) if 0 < 2 * max(later) < highest else None
+
+
+def _below(points: Sequence[tuple[float, float]], top: float) -> list[list[tuple[float, float]]]:
+    """The pieces of a line that lie at or below ``top``, each up to where it crosses that."""
+    pieces: list[list[tuple[float, float]]] = []
+    before: tuple[float, float] | None = None
+    for a, b in points:
+        if before is not None and (before[1] > top) != (b > top):
+            crossing = (before[0] + (a - before[0]) * (top - before[1]) / (b - before[1]), top)
+            if b > top:
+                pieces[-1].append(crossing)
+            else:
+                pieces.append([crossing])
+        elif before is None and b <= top:
+            pieces.append([])
+        if b <= top:
+            pieces[-1].append((a, b))
+        before = (a, b)
+    return pieces
 
 
 def _finite(series: Series) -> list[tuple[float, float]]:

@@ -21,6 +21,7 @@ def heatmap(
     x: str = "",
     y: str = "",
     diagonal: bool = True,
+    full: float = 0.0,
 ) -> Markup:
     """A matrix as coloured cells: the stronger the colour, the larger the value; negative ones in grey.
 
@@ -31,6 +32,7 @@ def heatmap(
         show: how a value is written, in the cell where it fits and always on hover.
         x, y: what columns and rows mean.
         diagonal: whether the diagonal takes part in the colours; a strong one hides all others.
+        full: the least value with the strongest colour; that of the largest if it is larger.
     """
     left = 10 + min(7 * max(len(n) for n in rows), 104) + (14 if y else 0)
     longest = min(6.2 * max(len(n) for n in columns), 96)
@@ -45,7 +47,7 @@ def heatmap(
         for j, v in enumerate(line)
         if v is not None and math.isfinite(v) and (diagonal or i != j)
     ]
-    largest = max(shown, default=0.0) or 1.0
+    largest = max(*shown, full, 0.0) or 1.0
     parts = [
         svg.write(left, 11, x, "note", "start"),
         svg.write(0, 0, y, "note", "middle", turn=(9, head + tall * len(rows) / 2, -90)),

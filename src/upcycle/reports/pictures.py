@@ -25,6 +25,7 @@ from upcycle.reports.scatter import Point, scatter_plot
 from upcycle.reports.svg import HUES, Piece, percent
 from upcycle.reports.trees import tree
 
+HEAT_KEY = Markup('<p class="heat"><span>speaks little</span><i></i><span>speaks most for the answer</span></p>')
 OVERLAYS = 8  # as many heat maps over one image as the page has styles for
 
 
@@ -83,8 +84,8 @@ def _overlay(data: dict[str, Any]) -> Markup:
         template = '<li><span class="stack">{}{}</span><span>{}</span></li>'
         items.append(Markup(template).format(below, Markup("").join(maps), label))
     return Markup(
-        '<fieldset class="overlay"><legend>Drawn over the images</legend>{}<ul class="images">{}</ul></fieldset>'
-    ).format(Markup("").join(buttons), Markup("").join(items))
+        '<fieldset class="overlay"><legend>Drawn over the images</legend>{}<ul class="images">{}</ul>{}</fieldset>'
+    ).format(Markup("").join(buttons), Markup("").join(items), HEAT_KEY)
 
 
 def _heat(data: dict[str, Any]) -> Markup:

@@ -200,6 +200,18 @@ def chance(own: float, other: float, n: int) -> str:
     return f"{100 * (own - other):+.1f} points, {verdict} the {100 * bound:.1f} that chance makes of {images}."
 
 
+def alike(rows: list[dict[str, Any]]) -> None:
+    """Give rows of networks that cost the same, as two of one architecture do, one latency: the least of theirs."""
+    least: dict[tuple[Any, ...], float] = {}
+    cost = [tuple(row.get(key) for key in ("parameters", "macs", "memory")) for row in rows]
+    for key, row in zip(cost, rows, strict=True):
+        if row.get("latency") is not None:
+            least[key] = min(row["latency"], least.get(key, math.inf))
+    for key, row in zip(cost, rows, strict=True):
+        if row.get("latency") is not None:
+            row["latency"] = least[key]
+
+
 def table(rows: list[dict[str, Any]], figure: str) -> str:
     """The comparison for a terminal: what a row has to show, a text by the name of its column, or else its costs."""
     own = list(dict.fromkeys(name for r in rows for name in r.get("shown", ())))

@@ -16,6 +16,8 @@ from upcycle.core.models import Model
 from upcycle.data import ImageSplit
 from upcycle.diagnosis.attribution import EXPLAINERS, Attribution, explain
 
+STRONGEST = 0.55
+"""Opacity of a map where it is highest; the image shows through."""
 STAND_IN = "occlusion"
 """The method where no other of those that are taken by default serves a network."""
 
@@ -78,7 +80,11 @@ def overlay(
         name = names[i] if names else f"image {int(split.ids[i])}"
         items.append({"png": encoded(as_image(pixels[i])), "label": text, "alt": f"{name}: {text}",
                       "maps": {_words(m): encoded(as_heat(a.maps[i])) for m, a in found.items()}})  # fmt: skip
-    notes = dict.fromkeys([*left, *(note for a in found.values() for note in a.notes)])
+    area = [
+        f"By {_words(m)}, half of what speaks for an answer lies on {held_by_half(a.maps):.0%} of an image, on average"
+        for m, a in found.items()
+    ]
+    notes = dict.fromkeys([*area, *left, *(note for a in found.values() for note in a.notes)])
     return {"kind": "overlay", "title": title, "caption": caption, "notes": list(notes),
             "methods": [_words(m) for m in found], "items": items}  # fmt: skip
 
@@ -99,8 +105,15 @@ def as_image(pixels: Tensor) -> Image.Image:
 def as_heat(m: Tensor) -> Image.Image:
     """A map (h, w) in [0, 1] as colour to lay over an image: red where it begins to count, yellow at its highest."""
     m = m.clamp(0, 1)
-    rgba = torch.stack([torch.ones_like(m), 0.9 * m**2, torch.zeros_like(m), 0.8 * m], dim=-1)
+    rgba = torch.stack([torch.ones_like(m), 0.9 * m**2, torch.zeros_like(m), STRONGEST * m], dim=-1)
     return Image.fromarray((rgba * 255).round().to(torch.uint8).numpy(), "RGBA")
+
+
+def held_by_half(maps: Tensor) -> float:
+    """The least share of an image's pixels that holds half of its map, on average over maps (n, h, w)."""
+    heat = maps.clamp_min(0).flatten(1).sort(dim=1, descending=True).values
+    reached = heat.cumsum(1) >= heat.sum(1, keepdim=True) / 2
+    return float((reached.int().argmax(1) + 1).double().mean()) / heat.shape[1]
 
 
 def encoded(image: Image.Image) -> str:

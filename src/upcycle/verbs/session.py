@@ -322,6 +322,7 @@ class Session:
         """
         run, product, config = self._main, made.model, self.config()
         assert run is not None
+        figures.alike(rows)
         result = Result(directory=self.out, model=product, rows=rows, sentence=sentence)
         for note in (*data.notes, *data.remarks, *notes):
             run.note(note)

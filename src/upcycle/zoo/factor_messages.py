@@ -51,6 +51,11 @@ class Listed:
         """See :func:`send`."""
         return send(weight, x, self.edge_index)
 
+    def total(self, weight: Float[Tensor, "M L"]) -> Float[Tensor, "N L 1"]:
+        """Sum what each node gets where every node sends 1."""
+        E = self.edge_index.shape[1]
+        return weight[E:].index_add(0, self.edge_index[1], weight[:E])[..., None]
+
     def nodes(self, x: Float[Tensor, "N L w"]) -> Float[Tensor, "N L w"]:
         """Gather the rows of each node, node by node."""
         return x
@@ -127,6 +132,10 @@ class Blocks:
         if x.shape[1] == 1:
             return torch.bmm(weight.reshape(n, L * size, size), x[:, 0]).view(n, L, size, x.shape[3])
         return torch.bmm(weight.reshape(n * L, size, size), x.reshape(n * L, size, x.shape[3])).view(x.shape)
+
+    def total(self, weight: Float[Tensor, "n L s s"]) -> Float[Tensor, "n L s 1"]:
+        """See :meth:`Listed.total`."""
+        return weight.sum(3, keepdim=True)
 
     def nodes(self, x: Float[Tensor, "n L s w"]) -> Float[Tensor, "N L w"]:
         """See :meth:`Listed.nodes`."""
