@@ -215,7 +215,7 @@ def _accuracy_cell(row: dict[str, Any], teacher: dict[str, Any]) -> tuple[str, s
     difference = ""
     if teacher.get("accuracy") and row is not teacher:
         points = 100 * (statistics.fmean(row["accuracy"]) - statistics.fmean(teacher["accuracy"]))
-        difference = f"{points:+.1f} points".replace("-", "−")
+        difference = "" if abs(points) < 0.05 else f"{points:+.1f} points".replace("-", "−")
     return lineage.figure("accuracy", row["accuracy"]), difference
 
 

@@ -187,7 +187,9 @@ def share(values: Sequence[float]) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in words: ``1.2 points above``."""
+    """A difference of two shares in words: ``1.2 points above``, or ``level with``."""
+    if abs(difference) < 0.0005:
+        return "level with"
     return f"{abs(100 * difference):.1f} points {'above' if difference >= 0 else 'below'}"
 
 
