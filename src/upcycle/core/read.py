@@ -7,8 +7,10 @@ types may have ranges (``Annotated[int, Meta(ge=1)]``). Any fault is a :class:`U
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -45,13 +47,35 @@ def read(path: Path, shape: type[Shape]) -> Shape:
     return checked(parsed(contents(path), path), shape, path)
 
 
+def require_file(path: Path) -> None:
+    """Refuse a pipe, a device or a socket, of which reading may never end; one that is missing its reader names.
+
+    Raises:
+        UserError: it is one, whatever links lead to it.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{path} is no file that can be read, but a pipe or a device.")
+
+
+def bytes_of(path: Path) -> bytes:
+    """The bytes of a regular file; all that is read from disk comes this way.
+
+    Raises:
+        UserError: it is a pipe, a device or a socket.
+        OSError: it is missing, or cannot be read.
+    """
+    require_file(path)
+    return path.read_bytes()
+
+
 def contents(path: Path) -> bytes:
     """The bytes of a file that is not too large to be one of ours."""
     limit = SIZES.get(path.suffix, SIZES[".json"])
     try:
         if (size := path.stat().st_size) > limit:
             raise UserError(f"{path} is damaged: it has {size:,} bytes, and such a file has at most {limit:,}.")
-        return path.read_bytes()
+        return bytes_of(path)
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
@@ -21,6 +22,7 @@ from torch import nn
 from upcycle.core import lineage, store
 from upcycle.core.building import BUILDERS, MADE, call, taken
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.fetching import nothing_fetched
 from upcycle.core.models import Model, fields_of
 from upcycle.core.outputs import own
 from upcycle.core.probe import probe
@@ -300,8 +302,11 @@ def _rebuild(directory: Path, record: Record, options: dict[str, Any], trust: tu
             raise UserError(f"{directory / ARCHITECTURE} is damaged: {reference} takes no option '{key}'.")
     if arguments.get("input_shape") is not None:
         arguments["input_shape"] = tuple(arguments["input_shape"])
+    if "config" in inspect.signature(build).parameters:  # of a network that is not known by its name alone
+        checked(options.get("config"), dict[str, Any], directory / ARCHITECTURE, "$.options.config")
     try:
-        return build(**arguments)
+        with nothing_fetched("a saved model is built without a network") if kind in BUILDERS else nullcontext():
+            return build(**arguments)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         if kind not in BUILDERS:  # a person's own code
             raise

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.read import bytes_of
 from upcycle.data.graph_checks import Parts
 from upcycle.data.planetoid import undirected
 
@@ -178,7 +179,7 @@ def _edges(file: Path, n: int) -> Tensor:
 
 def _content(file: Path) -> bytes:
     try:
-        content = file.read_bytes()
+        content = bytes_of(file)
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except FileNotFoundError:
         raise UserError(f"There is no file {file}.") from None

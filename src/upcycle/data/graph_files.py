@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.read import bytes_of
 from upcycle.data.graph_checks import Parts, degree_note, degrees
 from upcycle.data.planetoid import undirected
 
@@ -246,7 +247,7 @@ def text_of(file: Path) -> str:
         UserError: missing, cut off, damaged, or no text.
     """
     try:
-        content = file.read_bytes()
+        content = bytes_of(file)
         return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
     except FileNotFoundError:
         raise UserError(f"There is no file {file}.") from None

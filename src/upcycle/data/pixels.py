@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.read import bytes_of
 from upcycle.core.reading import WHITE, Reading
 from upcycle.data.memory import require_memory
 
@@ -101,7 +102,7 @@ def decode_one(content: bytes | Path, form: Form) -> Decoded:
 
 def opened(content: bytes | Path) -> Image.Image:
     """A PIL image that is not decoded yet; errors as :func:`decode_one`."""
-    data = content.read_bytes() if isinstance(content, Path) else content
+    data = bytes_of(content) if isinstance(content, Path) else content
     if not data:
         raise ValueError("0 bytes")
     kind = next((name for start, name in _FORMATS.items() if data.startswith(start)), None)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.read import bytes_of
 from upcycle.core.reading import Reading
 from upcycle.data import graph_sources
 from upcycle.data.collection import Collection
@@ -243,7 +244,7 @@ def _named(name: str, form: Form) -> Images:
         if files := parquet_files(folder):
             notes = []
             if (copies := folder / "from_jpeg.csv").is_file():
-                count = len(copies.read_text().splitlines()) - 1
+                count = len(bytes_of(copies).decode(errors="replace").splitlines()) - 1
                 notes.append(f"{count:,} images of {name} come from a JPEG copy ({copies.name} lists them).")
             return load_parquet(name, files, form, classes=known.classes, licence=known.licence, notes=tuple(notes))
         if _idx_file(folder, _IDX["train"][0]):
@@ -292,7 +293,7 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
     if path is None:
         raise UserError(f"{folder} has no file {stem}.gz.")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(bytes_of(path)) if path.suffix == ".gz" else bytes_of(path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.read import checked, parse
+from upcycle.core.read import checked, parse, require_file
 from upcycle.data.decode import Item, decode, readable
 from upcycle.data.images import Images
 from upcycle.data.parquet_files import Tables
@@ -105,6 +105,7 @@ def _read(paths: list[Path], where: str, wanted: Wanted) -> tuple[_Rows, tuple[s
     where = readable(where)
 
     def opened(path: Path) -> pq.ParquetFile:
+        require_file(path)
         try:
             return pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:

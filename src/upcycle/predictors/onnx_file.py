@@ -12,7 +12,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.read import parse
+from upcycle.core.read import bytes_of, parse
 from upcycle.core.reading import Read, Reading
 from upcycle.core.store import digest_of
 from upcycle.data import ImageSplit
@@ -64,7 +64,7 @@ class OnnxFile:
         except Exception as error:
             raise UserError(f"{path} cannot be read as ONNX: {one_line(error)}.") from error
         self.name, self.logits = path.stem, logits
-        self.digest = digest_of(path.read_bytes())
+        self.digest = digest_of(bytes_of(path))
         facts = _facts(self._session.get_modelmeta().custom_metadata_map, path)
 
         images, outputs = self._session.get_inputs(), self._session.get_outputs()

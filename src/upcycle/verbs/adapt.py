@@ -15,6 +15,7 @@ import torch
 
 from upcycle.core import models, references
 from upcycle.core.errors import require
+from upcycle.core.fetching import dry
 from upcycle.core.heads import with_classes
 from upcycle.core.lineage import Node, node
 from upcycle.core.method import Method
@@ -79,6 +80,7 @@ class Setting(options.NamedSetting):
 Asked = Reference | Predictor
 
 
+@dry
 def adapt(
     model: Asked | Sequence[Asked] | None = None,
     *,

@@ -13,6 +13,7 @@ from torch import nn
 
 from upcycle.core import models
 from upcycle.core.errors import UserError, require
+from upcycle.core.fetching import dry
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
@@ -41,6 +42,7 @@ class Setting(Weights, options.Setting):
     classes: tuple[str, ...] | None = None
 
 
+@dry
 def assemble(
     parts: Sequence[Reference],
     *,

@@ -10,6 +10,7 @@ import torch
 
 from upcycle.core import models
 from upcycle.core.evaluate import evaluate
+from upcycle.core.fetching import dry
 from upcycle.core.method import Method
 from upcycle.core.outputs import Columns
 from upcycle.data import describe
@@ -38,6 +39,7 @@ class Setting(Weights, options.Setting):
     label_map: Path | None = None
 
 
+@dry
 def disassemble(
     model: Reference,
     *,

@@ -15,6 +15,7 @@ from torch import nn
 from upcycle.core import lineage, models, references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import measured
+from upcycle.core.fetching import dry
 from upcycle.core.guide import frozen_for
 from upcycle.core.method import Method
 from upcycle.core.models import Model
@@ -101,6 +102,7 @@ class Setting(options.Setting):
         )
 
 
+@dry
 def distill(
     *,
     student: str | nn.Module | Model,

@@ -20,6 +20,7 @@ from upcycle.continual.protocol.scores import Scores
 from upcycle.core import models, references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
+from upcycle.core.fetching import dry
 from upcycle.core.heads import grow_classifier
 from upcycle.core.method import Method
 from upcycle.core.models import Model
@@ -91,6 +92,7 @@ class Setting(Weights, RunSetting):
         require(self.few is None or self.few >= 2, f"few takes at least 2 samples a class, not {self.few}.")
 
 
+@dry
 def extend(
     model: Reference,
     *,

@@ -12,6 +12,7 @@ from torch import nn
 
 from upcycle.core import models, references, saved
 from upcycle.core.errors import UserError, require
+from upcycle.core.fetching import dry
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.data import Images, describe
@@ -42,6 +43,7 @@ class Setting(options.NamedSetting):
     control: bool = True
 
 
+@dry
 def reassemble(
     zoo: Reference | Sequence[Reference] | None = None,
     *,

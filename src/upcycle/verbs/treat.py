@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from upcycle.core import models
+from upcycle.core.fetching import dry
 from upcycle.core.frequency import counts_of, groups, rare
 from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
@@ -37,6 +38,7 @@ class Setting(options.NamedSetting):
     borders: tuple[int, ...] | None = None
 
 
+@dry
 def treat(
     model: Reference,
     *,
