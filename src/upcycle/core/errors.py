@@ -4,11 +4,38 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from upcycle.core.printable import printable
+
+_ADDRESS = re.compile(r"(?i)[a-z][a-z0-9+.-]*://\S+")
+_QUERY = re.compile(r"(?<=\S)\?[^\s?]*=\S*")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can mend. The command line prints it and exits with 2."""
+    """A mistake that the person at the keyboard can mend. The command line prints it and exits with 2.
+
+    Names in it come from files that others wrote, and addresses carry secrets, so it shows none of either's power.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(without_secrets(printable(text, keep="\n")))
+
+
+def shown(url: str) -> str:
+    """The address of an endpoint as it may be shown: scheme, host, port and path.
+
+    >>> shown("https://me:secret@host:8000/path?token=secret#place")
+    'https://host:8000/path'
+    """
+    scheme, slashes, rest = re.split("[?#;]", url, maxsplit=1)[0].partition("://")
+    return f"{scheme}{slashes}{rest.rpartition('@')[2]}"
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with each address in it as it may be shown."""
+    if "?" not in text and "://" not in text:
+        return text
+    return _QUERY.sub("", _ADDRESS.sub(lambda found: shown(found[0]), text))
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

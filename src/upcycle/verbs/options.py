@@ -17,7 +17,7 @@ import torch
 
 from upcycle.core import ingredients
 from upcycle.core.devices import device_of
-from upcycle.core.errors import require, unknown
+from upcycle.core.errors import require, unknown, without_secrets
 from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
 from upcycle.data import Collection
@@ -140,7 +140,7 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Collection):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Path | str):
-        return readable(str(value))
+        return without_secrets(readable(str(value)))
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     if isinstance(value, dict):
