@@ -30,7 +30,8 @@ from upcycle.arguments import (
     values_of,
     words_of,
 )
-from upcycle.core.errors import UserError, unknown
+from upcycle.core.errors import UserError, unknown, without_secrets
+from upcycle.core.printable import printable
 from upcycle.verbs import DEFAULT_METHOD
 
 SUMMARY = {
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(text: str) -> None:
     """One line on standard error, however long a name in it is."""
-    line = " ".join(text.split())
+    line = printable(without_secrets(" ".join(text.split())))
     print(f"upcycle: {line if len(line) <= 1000 else line[:1000] + ' ...'}", file=sys.stderr)
 
 
@@ -315,9 +316,9 @@ def _simple(verb: str) -> Callable[[list[str]], int]:
 
             print(tree(found))
         elif hasattr(found, "text"):
-            print(found.text())
+            print(printable(found.text(), keep="\n"))
         elif "say" not in inspect.signature(getattr(module, name)).parameters:
-            print(found)
+            print(printable(str(found), keep="\n"))
         return 0 if getattr(found, "ok", True) else 1
 
     return run

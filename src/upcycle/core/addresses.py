@@ -14,6 +14,9 @@ from upcycle.core.errors import UserError, require, shown
 KEYS = "UPCYCLE_API_HEADER"
 """The environment variable with headers that carry keys: HOST NAME: VALUE, one a line."""
 
+SHORTEST = 4
+"""Characters of a secret; fewer stand in any text."""
+
 
 def check_url(url: str) -> None:
     """Raise UserError for what is no address of an endpoint."""
@@ -50,9 +53,11 @@ def key_header(url: str) -> dict[str, str]:
     return found
 
 
-def secrets(url: str) -> list[str]:
-    """What goes to an endpoint and must not be repeated by it on a screen, the longest first."""
+def hidden(said: str, url: str) -> str:
+    """What an endpoint says, without the secrets that it was sent: many repeat what they refuse."""
     query = urllib.parse.urlsplit(url).query
     values = [value for _, value in urllib.parse.parse_qsl(query)]
     keys = [part for value in key_header(url).values() for part in (value, value.rpartition(" ")[2])]
-    return sorted((s for s in {query, *values, *keys} if len(s) > 3), key=len, reverse=True)
+    for secret in sorted({query, *values, *keys}, key=len, reverse=True):
+        said = said.replace(secret, "...") if len(secret) >= SHORTEST else said
+    return said

@@ -8,6 +8,7 @@ from upcycle.core.printable import printable
 
 _ADDRESS = re.compile(r"(?i)[a-z][a-z0-9+.-]*://\S+")
 _QUERY = re.compile(r"(?<=\S)\?[^\s?]*=\S*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -56,6 +57,20 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`UserError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UserError(message)
+
+
+def require_names(names: Iterable[str], of: str) -> None:
+    """Refuse names with line ends and other control characters, which would be commands where they are shown.
+
+    Args:
+        of: what has these names.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name in names:
+        if _CONTROL.search(str(name)):
+            raise UserError(f"{of} has a name with a line end or another control character: {printable(str(name))}.")
 
 
 def one_line(error: BaseException) -> str:

@@ -52,6 +52,11 @@ def cell(text: str) -> str:
     return text
 
 
+def path_cell(path: str) -> str:
+    """A relative path as a cell of a table that no spreadsheet computes, and that still leads there."""
+    return f"./{path}" if path.startswith(FORMULA) else path
+
+
 def markdown(text: str) -> str:
     """A text inside Markdown, which shows it as it is: no HTML, no links, no columns of its own.
 

@@ -21,7 +21,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from upcycle.core.errors import one_line
+from upcycle.core.addresses import hidden, key_header
+from upcycle.core.errors import one_line, shown
 
 PASSING = (429, 500, 502, 503, 504)
 """Statuses that are worth another try."""
@@ -59,7 +60,7 @@ def exchange(url: str, body: bytes | None, timeout: float, limit: int) -> Any:
     Raises:
         Fault: no such answer.
     """
-    headers = {"Accept": "application/json", "User-Agent": "upcycle"}
+    headers = {"Accept": "application/json", "User-Agent": "upcycle", **key_header(url)}
     if body is not None:
         headers["Content-Type"] = "application/json"
     request, clock = urllib.request.Request(url, body, headers), Clock(timeout)
@@ -86,14 +87,6 @@ def exchange(url: str, body: bytes | None, timeout: float, limit: int) -> Any:
         raise Fault(f"gives an answer that is no JSON ({text(error)})", bad=True) from None
 
 
-def shown(url: str) -> str:
-    """The address as it may be shown: without what follows a ``?`` or ``#``, or stands before an ``@``."""
-    address = url.partition("?")[0].partition("#")[0]
-    scheme, slashes, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"
-
-
 def text(said: object) -> str:
     """A short piece of one line of what a stranger said."""
     if isinstance(said, OSError) and said.strerror:
@@ -117,7 +110,7 @@ def _content(response: Any, limit: int) -> bytes:
 
 def _status(error: urllib.error.HTTPError) -> Fault:
     """The fault that a status other than 2xx is."""
-    status = f"{error.code} {text(error.reason or '')}".strip()
+    status = f"{error.code} {text(hidden(error.reason or '', error.url))}".strip()
     if error.code in PASSING:
         billed, after = error.code not in REFUSING, _seconds(error.headers.get("Retry-After"))
         long = after > PATIENCE
@@ -127,7 +120,7 @@ def _status(error: urllib.error.HTTPError) -> Fault:
         place = shown(text(error.headers.get("Location") or "another address"))
         return Fault(f"points to {place} ({status}); give the address that answers", billed=False, final=True)
     try:
-        said = text(error.read(300).decode(errors="replace"))
+        said = text(hidden(error.read(300).decode(errors="replace"), error.url))
     except (OSError, http.client.HTTPException, ValueError):
         said = ""
     return Fault(f"refuses with {status}" + (f" ({said})" if said else ""), billed=error.code >= 500, final=True)

@@ -60,12 +60,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from upcycle.core.errors import UserError, require
+from upcycle.core.addresses import check_url
+from upcycle.core.errors import UserError, require, shown
 from upcycle.data import ImageSplit
 from upcycle.predictors import wire
 from upcycle.predictors.answers import Answers, require_shape
 from upcycle.predictors.cache import AnswerFile
-from upcycle.predictors.exchange import PATIENCE, Fault, exchange, shown
+from upcycle.predictors.exchange import PATIENCE, Fault, exchange
 from upcycle.predictors.wire import Answer, as_keys, as_png
 
 T = TypeVar("T")
@@ -89,7 +90,9 @@ class Http:
     that are still to ask are more than what is left of it, nothing is sent.
 
     Args:
-        url: ``http://`` or ``https://``. What follows a ``?`` is sent and never shown.
+        url: ``http://`` or ``https://``. What follows a ``?`` is sent and never shown. A key that goes in a header
+            stands in the environment variable ``UPCYCLE_API_HEADER``, for example ``api.example.org Authorization:
+            Bearer KEY``: the host that gets it, and the header; one a line.
         batch_size: images a request.
         budget: the most images that may be billed, over all commands with this cache; ``None``: no limit.
         cache: the directory of the answers; ``None``: ``upcycle/answers`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. One
@@ -100,6 +103,7 @@ class Http:
 
     Attributes:
         name: the address without what follows its ``?``.
+        digest: of the whole address, so that a run notices another one.
         classes: what the endpoint said they are.
         top: classes an answer, k for all.
         queries: images that this object sent and that may have been billed.
@@ -128,7 +132,7 @@ class Http:
         require(0 < timeout < math.inf, f"timeout must be a positive number of seconds, not {timeout}.")
         require(retries >= 0, f"retries must be 0 or more, not {retries}.")
         require(0 <= wait < math.inf, f"wait must be a number of seconds, not {wait}.")
-        self.url, self.name = url, shown(url)
+        self.url, self.name, self.digest = url, shown(url), hashlib.sha256(url.encode()).hexdigest()
         self.batch_size, self.budget, self.timeout, self.retries, self.wait = batch_size, budget, timeout, retries, wait
         self.queries = self.cached = self.retried = 0
         self._random = random.Random(0)
@@ -238,20 +242,6 @@ class Http:
         tried = "" if fault.final else f", and is given up after {tries} {'try' if tries == 1 else 'tries'}"
         kept = "; what was answered is kept: the same command goes on from there" if asked else ""
         return f"{self.name} {fault.reason}{tried}{kept}."
-
-
-def check_url(url: str) -> None:
-    """Raise UserError for what is no address of an endpoint."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        secret = parts.username is not None or parts.password is not None
-    except ValueError:
-        whole = secret = False
-    plain = url.isascii() and url.isprintable() and " " not in url
-    require(whole and plain, f"{shown(url)!r} is no address of an endpoint; it should read http://HOST:PORT/PATH.")
-    require(not secret, f"An address carries no name and password: leave out what stands before the @ in {shown(url)} "
-            "and let an adapter add it.")  # fmt: skip
 
 
 def _home() -> Path:

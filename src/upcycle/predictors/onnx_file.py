@@ -11,7 +11,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.errors import UserError, one_line, require, require_names
 from upcycle.core.read import bytes_of, parse
 from upcycle.core.reading import Read, Reading
 from upcycle.core.store import digest_of
@@ -90,6 +90,7 @@ class OnnxFile:
         require(len(names) > 0, f"{path} does not say how many classes it has: give their names (classes).")
         require(k in (None, len(names)), f"{path} has {k} outputs, but {len(names)} class names.")
         self.classes = tuple(map(str, names))
+        require_names(self.classes, str(path))
 
     def predict(self, split: ImageSplit) -> Answers:
         """See :class:`upcycle.predictors.Predictor`."""

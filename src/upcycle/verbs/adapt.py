@@ -36,7 +36,7 @@ from upcycle.verbs.figures import figures_of, row, share
 from upcycle.verbs.methods import baseline
 from upcycle.verbs.naming import SAID, Naming, Reference, naming_of
 from upcycle.verbs.networks import images_for, in_classes_of, is_untrained, network, network_and_images, takes_any
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.session import Session
 
 
@@ -88,7 +88,7 @@ def adapt(
     method: str | type[Method] = DEFAULT_METHOD["adapt"],
     data: Any = None,
     source_data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """A network that works on new data, and, beside it, what there would be without the method.

@@ -26,7 +26,7 @@ from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import macs, row, share, size_sentence
 from upcycle.verbs.naming import Naming, Reference, Weights, naming_of
 from upcycle.verbs.networks import images_for, network, network_and_images, takes_any
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.session import Session
 
 
@@ -48,7 +48,7 @@ def assemble(
     *,
     method: str | type[Method] = DEFAULT_METHOD["assemble"],
     data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """One classifier from the parts of several, with the classes of all.

@@ -20,7 +20,7 @@ from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import row, size_sentence
 from upcycle.verbs.naming import Reference, Weights, naming_of
 from upcycle.verbs.networks import in_classes_of, network_and_images
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.session import Session
 
 
@@ -45,7 +45,7 @@ def disassemble(
     *,
     method: str | type[Method] = DEFAULT_METHOD["disassemble"],
     data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """The part of a classifier that knows chosen classes, as a smaller network.

@@ -34,7 +34,7 @@ from upcycle.verbs.figures import like_of, points, row, show_accuracy, showing, 
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.methods import all_methods, baseline, find_method
 from upcycle.verbs.naming import SAID, naming_of
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.pairing import answered_by, on_its_pool, teacher_and_data
 from upcycle.verbs.session import Session
 
@@ -109,7 +109,7 @@ def distill(
     teacher: str | nn.Module | Model | None = None,
     method: str | type[Method] = DEFAULT_METHOD["distill"],
     data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """Distil ``teacher`` into ``student``.

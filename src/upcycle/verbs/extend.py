@@ -40,7 +40,7 @@ from upcycle.verbs.figures import TOLD, figures_of, hundredths, like_of, share, 
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.naming import Reference, Weights, naming_of
 from upcycle.verbs.networks import any_network, is_untrained
-from upcycle.verbs.options import RunSetting, Say
+from upcycle.verbs.options import RunSetting, Say, tell
 from upcycle.verbs.session import Session
 
 FIGURES = {
@@ -98,7 +98,7 @@ def extend(
     *,
     stream: str | Stream = "splits:digits/5",
     method: str | type[Method] = DEFAULT_METHOD["extend"],
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """A network that learns the tasks of a stream one after another, and, beside it, what bounds it from both sides.

@@ -20,11 +20,17 @@ from upcycle.core.devices import device_of
 from upcycle.core.errors import require, unknown, without_secrets
 from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
+from upcycle.core.printable import printable
 from upcycle.data import Collection
 from upcycle.data.decode import readable
 from upcycle.verbs.naming import Naming, Sight
 
 Say = Callable[[str], None]
+
+
+def tell(text: str) -> None:
+    """Print a sentence, or several lines, in which names that others wrote are text alone."""
+    print(printable(text, keep="\n"))
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from upcycle.verbs.figures import chance, row, share
 from upcycle.verbs.frequency import by_group, recall_by_count
 from upcycle.verbs.naming import Reference, naming_of
 from upcycle.verbs.networks import in_classes_of, network_and_images
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.session import Session
 
 
@@ -44,7 +44,7 @@ def treat(
     *,
     method: str | type[Method] = DEFAULT_METHOD["treat"],
     data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """The same architecture with weights that err less, and, beside it, plain continued training.
