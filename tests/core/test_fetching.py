@@ -88,7 +88,14 @@ def test_what_never_ends_is_not_read(kind: str, link: bool, tmp_path: Path) -> N
 
 def test_all_files_are_read_in_one_place() -> None:
     """Or a pipe or a device in place of one would hold the reader for ever."""
-    own = ("core/read.py", "data/memory.py", "measure/machine.py", "core/frozen.py", "verbs/doctor.py", "data/decode.py")
+    own = (
+        "core/read.py",
+        "data/memory.py",
+        "measure/machine.py",
+        "core/frozen.py",
+        "verbs/doctor.py",
+        "data/decode.py",
+    )
     found = [
         f"{file.relative_to(SRC)}: {line.strip()}"
         for file in SRC.rglob("*.py")

@@ -25,7 +25,9 @@ def test_what_a_terminal_obeys_is_written_out(text: str, written: str) -> None:
     assert printable(text) == written
 
 
-@pytest.mark.parametrize("text", ["Löwe", "犬\u3000猫", "a\u00a0b", "\u0645\u06cc\u200c\u062e", "5 µm ± 3 %", "🐕\u200d🦺"])
+@pytest.mark.parametrize(
+    "text", ["Löwe", "犬\u3000猫", "a\u00a0b", "\u0645\u06cc\u200c\u062e", "5 µm ± 3 %", "🐕\u200d🦺"]
+)
 def test_what_people_write_is_left(text: str) -> None:
     assert printable(text) == text
 
@@ -34,7 +36,9 @@ def test_lines_of_a_text_are_kept_where_there_may_be_several() -> None:
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
 
 
-@pytest.mark.parametrize("name", ["../../../x", "/etc/passwd", "..", ".", "", "a\x00b", "-rf", "a\\..\\b", "x" * 500, "~"])
+@pytest.mark.parametrize(
+    "name", ["../../../x", "/etc/passwd", "..", ".", "", "a\x00b", "-rf", "a\\..\\b", "x" * 500, "~"]
+)
 def test_a_name_of_a_file_stays_in_its_folder(name: str, tmp_path: Path) -> None:
     made = tmp_path / file_name(name)
     assert made.resolve().parent == tmp_path.resolve()

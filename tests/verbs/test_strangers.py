@@ -48,8 +48,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", False)
     fetching._answers.cache_clear()
 
 
@@ -104,7 +103,9 @@ def test_a_configuration_that_names_others_is_refused(
 
 
 @pytest.mark.parametrize("options", [{}, {"config": None}, {"config": "org/name"}, {"input_shape": [3, 32, 32]}])
-def test_a_model_without_its_configuration_is_not_asked_for(options: dict[str, Any], tmp_path: Path, alone: None) -> None:
+def test_a_model_without_its_configuration_is_not_asked_for(
+    options: dict[str, Any], tmp_path: Path, alone: None
+) -> None:
     pytest.importorskip("transformers")
     saved.save(resolve(TEACHER), tmp_path / "m")
     forged(tmp_path / "m", reference="hf:org/name", options=options)
@@ -145,7 +146,7 @@ def test_a_dry_run_downloads_nothing(
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(here))
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *given, **options: None)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(here))
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_CACHE", str(here))
     words = ["distill", f"--teacher={reference}", "--student=zoo:convnet_small", "--data=digits", "--dry_run"]
     assert cli.main(words) == 2
     said = capsys.readouterr().err
@@ -182,7 +183,7 @@ def test_the_query_of_an_address_is_sent_and_stays_out(
     with serve(fitted("api", 7), opening=[None, lambda handler: headers.append(handler.headers["X-Key"])]) as url:
         monkeypatch.setenv(KEYS, f"{url.split('/')[2]} X-Key: SESAME")
         adapt(f"{url}?token=SECRET", **options)
-        with pytest.raises(UserError, match="gives|breaks|answers"):  # its GET is not answered
+        with pytest.raises(UserError, match=r"gives|breaks|answers"):  # its GET is not answered
             Http(f"{url}?token=OTHER", cache=tmp_path / "cache", retries=0)
         assert headers == ["SESAME"]
         with pytest.raises(UserError) as caught:
@@ -246,7 +247,7 @@ def test_images_of_a_table_lie_in_its_folder(path: str, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"bytes": encode(pixels(8, 8, 3, seed=i)), "path": None} for i in range(29)]
     table = pa.table({"image": [*rows, {"bytes": None, "path": path}], "label": pa.array([0, 1] * 15)})
     pq.write_table(table, folder / "train.parquet")
-    with pytest.raises(UserError, match="which is not in|pipe or a device"):
+    with pytest.raises(UserError, match=r"which is not in|pipe or a device"):
         upcycle.load_data(str(folder))
 
 
@@ -320,13 +321,12 @@ def test_what_is_told_of_a_mistake_has_no_power(
     assert said.count("\n") == 1 and said[:-1].isprintable()
 
 
-def test_a_class_folder_whose_name_is_a_command_is_refused(tmp_path: Path) -> None:
+def test_a_class_folder_whose_name_is_a_command_is_written_out(tmp_path: Path) -> None:
     for name in ("cat", "dog\nnote: all is well"):
         (tmp_path / name).mkdir()
         for i in range(4):
             (tmp_path / name / f"{i}.png").write_bytes(encode(pixels(8, 8, 3, seed=i)))
-    with pytest.raises(UserError, match="control character"):
-        upcycle.load_data(str(tmp_path))
+    assert upcycle.load_data(str(tmp_path)).classes == ("cat", r"dog\nnote: all is well")
 
 
 def test_file_names_are_written_out_where_images_are_told_of(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,7 +351,8 @@ def test_a_card_shows_markup_and_does_not_obey_it() -> None:
     evil = "<script>x</script>[a](javascript:b)|\x1b[2J"
     node = {
         "name": evil, "digest": "", "verb": evil, "method": evil, "config": {}, "versions": {"torch": evil},
-        "metrics": {}, "licence": {"id": evil, "why": evil, "obligations": [evil]}, "date": "", "role": "", "parents": [],
+        "metrics": {}, "licence": {"id": evil, "why": evil, "obligations": [evil]}, "date": "", "role": "",
+        "parents": [],
         "data": {"name": evil, "licence": evil},
     }  # fmt: skip
     rows = [{"name": evil, "accuracy": [0.5], "parameters": 1}]

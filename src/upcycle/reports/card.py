@@ -27,7 +27,10 @@ def model_card(model: Node, result: dict[str, Any] | None = None) -> str:
     header = yaml.safe_dump(_header(model), sort_keys=False, allow_unicode=True, width=110)
     sections = [f"# {markdown(model['name'])}", markdown(result.get("sentence", ""))]
     if rows := result.get("rows"):
-        sections += ["## Results", _results(rows, result.get("data", {}), markdown(result.get("figure", "test accuracy")))]
+        sections += [
+            "## Results",
+            _results(rows, result.get("data", {}), markdown(result.get("figure", "test accuracy"))),
+        ]
     sections += ["## How it was made", _fenced(tree(model))]
     if paper := result.get("paper"):
         sections.append(markdown(f"Method: {result.get('title', model['method'])}. {paper}"))

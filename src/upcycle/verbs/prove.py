@@ -17,8 +17,8 @@ from upcycle.core import store
 from upcycle.core.errors import UserError, require
 from upcycle.core.lineage import versions
 from upcycle.core.read import checked
-from upcycle.verbs.options import tell
 from upcycle.measure.machine import machine
+from upcycle.verbs.options import tell
 
 
 class Seed(TypedDict):

@@ -108,14 +108,14 @@ def _kept(name: str, config: Any) -> dict[str, Any]:
         UserError: there is none.
     """
     if config.hf_hub_id:
-        import huggingface_hub as hub
+        from huggingface_hub import constants, try_to_load_from_cache
 
-        address = hub.constants.ENDPOINT
+        address = constants.ENDPOINT
         if may_fetch(address):
             return {}
         repository, _, revision = config.hf_hub_id.partition("@")
         files = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
-        places = (hub.try_to_load_from_cache(repository, file, revision=revision or None) for file in files)
+        places = (try_to_load_from_cache(repository, file, revision=revision or None) for file in files)
         file = next((place for place in places if isinstance(place, str)), None)
     elif config.url:
         address, file = config.url, fetched(config.url)

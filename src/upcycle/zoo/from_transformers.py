@@ -54,10 +54,10 @@ def build(
     Raises:
         UserError: transformers missing, no such model, no image classifier, or no network.
     """
-    import huggingface_hub
     import transformers
+    from huggingface_hub import constants as hub
 
-    hub, at_home = huggingface_hub.constants, config is not None or Path(name).is_dir()
+    at_home = config is not None or Path(name).is_dir()
     if not at_home:
         check(name)
     local = at_home or not may_fetch(hub.ENDPOINT)
