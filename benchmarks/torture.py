@@ -28,6 +28,7 @@ import torch
 from tests import corpus
 
 from benchmarks.common import RESULTS, record
+from benchmarks.hostile_answers import hostile_answers
 from upcycle import cli
 from upcycle.claims import all_claims
 from upcycle.core import references, saved, store
@@ -243,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pickles(arguments.pickles, folder, tally)
+        hostile_answers(tally)
         slowest = mutations(arguments.mutations, arguments.seed, folder, tally, arguments.patience)
         corruptions(arguments.corruptions, arguments.seed, folder, tally)
         if arguments.kills:

@@ -8,15 +8,14 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.hostile_answers import ENDLESS, FACTS, HEAD, TO_GET, TO_POST, Talk, drip, peer, said
 from tests.predictor_server import serve
 from upcycle.core.errors import UserError
 from upcycle.data import ImageSplit, load
@@ -25,66 +24,10 @@ from upcycle.predictors.exchange import Clock, Fault
 from upcycle.predictors.http import Http
 
 LIMIT = 0.4  # seconds
-HEAD = b"HTTP/1.1 %d Some\r\nContent-Type: application/json\r\n"
-CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-@contextlib.contextmanager
-def peer(talk: Callable[[socket.socket], None], *, reads: bool = True) -> Iterator[str]:
-    """Whoever connects gets what ``talk`` writes, until it goes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def one() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection, contextlib.suppress(OSError):
-                        if reads:
-                            connection.recv(2**20)
-                        talk(connection)
-
-        threading.Thread(target=one, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}/"
-        with contextlib.suppress(OSError):
-            server.shutdown(socket.SHUT_RDWR)  # which ends the wait for another
-
-
-def drip(piece: bytes, first: bytes = b"", pause: float = 0.02) -> Callable[[socket.socket], None]:
-    """Write ``first``, then ``piece`` now and then for ever."""
-
-    def talk(connection: socket.socket) -> None:
-        connection.sendall(first)
-        while True:
-            connection.sendall(piece)
-            time.sleep(pause)
-
-    return talk
-
-
-def silence(connection: socket.socket) -> None:
-    """Say nothing."""
-    time.sleep(10 * LIMIT)
-
-
-ENDLESS = {
-    "nothing": silence,
-    "a status that drips": drip(b" ", b"HTTP/1.1 "),
-    "headers that drip": drip(b"X", b"HTTP/1.1 200 OK\r\nX-Y: "),
-    "100 Continue for ever": drip(b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "100 Continue as fast as it goes": drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 100, pause=0.0),
-    "a body that drips": drip(b" ", HEAD % 200 + b"Content-Length: 10000\r\n\r\n"),
-    "chunks that drip": drip(b"1\r\n \r\n", HEAD % 200 + CHUNKED),
-    "the size of a chunk that drips": drip(b"0", HEAD % 200 + CHUNKED),
-    "trailers for ever": drip(b"X: y\r\n", HEAD % 200 + CHUNKED + b"0\r\n", pause=0.0),
-    "an error's body that drips": drip(b" ", HEAD % 400 + b"Content-Length: 10000\r\n\r\n"),
-    "a busy one's body that drips": drip(b" ", HEAD % 503 + CHUNKED),
-    "an error's body without an end": drip(b"x" * 65536, HEAD % 404 + b"\r\n", pause=0.0),
-    "a redirection that drips": drip(b" ", HEAD % 302 + b"Location: http://elsewhere/\r\nContent-Length: 9999\r\n\r\n"),
-}
 
 
 @pytest.mark.parametrize("talk", ENDLESS.values(), ids=ENDLESS.keys())
-def test_every_wait_has_what_is_left_of_one_limit(talk: Callable[[socket.socket], None], tmp_path: Path) -> None:
+def test_every_wait_has_what_is_left_of_one_limit(talk: Talk, tmp_path: Path) -> None:
     with peer(talk) as place:
         begun = time.monotonic()
         with pytest.raises(UserError) as caught:
@@ -93,11 +36,27 @@ def test_every_wait_has_what_is_left_of_one_limit(talk: Callable[[socket.socket]
         assert place in str(caught.value) and "\n" not in str(caught.value)
 
 
+SHORT = {name: (talk, None) for name, talk in TO_GET.items() if not name.startswith("without an end")}
+SHORT |= {name: (said(FACTS), talk) for name, talk in TO_POST.items()}
+
+
+@pytest.mark.parametrize(("get", "post"), SHORT.values(), ids=SHORT.keys())
+def test_what_means_harm_is_one_sentence(get: Talk, post: Talk | None, tmp_path: Path) -> None:
+    with peer(get, post) as place, pytest.raises(UserError) as caught:
+        box = Http(f"http://{place}", timeout=5.0, retries=0, cache=tmp_path)
+        box.predict(load("digits").test.subset(torch.arange(2)))
+    text = str(caught.value)
+    assert place in text and text.isprintable() and len(text) < 600 and "Traceback" not in text
+
+
 def test_a_handshake_without_an_end_and_one_who_does_not_listen(tmp_path: Path) -> None:
     with peer(drip(b"\x16"), reads=False) as place, pytest.raises(Fault, match="cannot be reached"):
         exchange.exchange(f"https://{place}", None, LIMIT, 1000)
     begun = time.monotonic()
-    with peer(silence, reads=False) as place, pytest.raises(Fault, match=r"cannot be reached within 0\.4 s") as caught:
+    with (
+        peer(lambda _: time.sleep(5 * LIMIT), reads=False) as place,
+        pytest.raises(Fault, match=r"cannot be reached within 0\.4 s") as caught,
+    ):
         exchange.exchange(f"http://{place}", b"x" * 2**25, LIMIT, 1000)
     assert not caught.value.billed  # not all of it was out
     assert time.monotonic() - begun < 2 * LIMIT
@@ -144,7 +103,9 @@ def test_the_limit_of_bytes_is_not_the_endpoints_to_choose() -> None:
 
 
 def test_a_million_classes_are_no_reason_to_take_memory(tmp_path: Path) -> None:
-    names = ('{"classes": [' + ",".join('""' for _ in range(1_200_000)) + "]}").encode()
+    with pytest.raises(Fault, match="names 1,000,000 classes, and at most 100,000 are taken"):
+        wire.read_facts({"classes": ["a"] * 1_000_000})
+    names = ('{"classes": [' + ",".join('""' for _ in range(100_000)) + "]}").encode()
     split = load("digits").test.subset(torch.arange(8))
     with serve(lambda s: Answers(torch.zeros(len(s), 1).long(), torch.ones(len(s), 1)), classes=["a"],
                opening=[names], faults=[b" " * (wire.LARGEST + 2)] * 3) as url:  # fmt: skip

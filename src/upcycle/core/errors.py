@@ -73,8 +73,25 @@ def require_names(names: Iterable[str], of: str) -> None:
             raise UserError(f"{of} has a name with a line end or another control character: {printable(str(name))}.")
 
 
+MEMORY = "memory ran out. Choose smaller batches or smaller images."
+"""The sentence where that is what happened, whatever was being done."""
+_NO_MEMORY = re.compile(r"can't allocate memory|[Ff]ailed to allocate memory|bad_alloc|bad allocation")
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in Python, torch, Arrow or onnxruntime."""
+    own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return own or (isinstance(error, Exception) and _NO_MEMORY.search(str(error)) is not None)
+
+
 def one_line(error: BaseException) -> str:
-    """The first line of an exception with its type, for a sentence about something that is not ours."""
+    """The first line of an exception with its type, for a sentence about something that is not ours.
+
+    Raises:
+        UserError: memory ran out, of which any other sentence would say something else.
+    """
+    if is_memory(error):
+        raise UserError(f"{MEMORY[0].upper()}{MEMORY[1:]}") from error
     text = next((line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}".rstrip(": .")
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, is_memory
 from upcycle.core.printable import printable
 from upcycle.core.reading import Reading
 from upcycle.data import cache
@@ -145,6 +145,8 @@ def _decoded(items: Iterable[Item], form: Form) -> Iterator[tuple[Item, Decoded 
         except UnidentifiedImageError:
             return "damaged header"
         except Exception as error:  # decoders raise whatever they like on damaged files
+            if is_memory(error):
+                raise
             return str(error).rstrip(".") or type(error).__name__
 
     iterator, cores = iter(items), _cores()

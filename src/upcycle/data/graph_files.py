@@ -7,7 +7,6 @@ attributes (Zhang et al., AAAI 2018, ``muhanzhang/pytorch_DGCNN``).
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import zlib
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.limits import gunzip
 from upcycle.core.read import bytes_of
 from upcycle.data.graph_checks import Parts, degree_note, degrees
 from upcycle.data.planetoid import undirected
@@ -248,7 +248,7 @@ def text_of(file: Path) -> str:
     """
     try:
         content = bytes_of(file)
-        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+        return (gunzip(content, file) if content[:2] == b"\x1f\x8b" else content).decode()
     except FileNotFoundError:
         raise UserError(f"There is no file {file}.") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

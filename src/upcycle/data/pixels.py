@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.limits import most_from
 from upcycle.core.read import bytes_of
 from upcycle.core.reading import WHITE, Reading
 from upcycle.data.memory import require_memory
@@ -108,7 +109,12 @@ def opened(content: bytes | Path) -> Image.Image:
     kind = next((name for start, name in _FORMATS.items() if data.startswith(start)), None)
     if kind is None:
         raise ValueError("not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image")
-    return Image.open(io.BytesIO(data), formats=(kind,))
+    image = Image.open(io.BytesIO(data), formats=(kind,))
+    if image.width * image.height * len(image.getbands()) > most_from(len(data)):
+        image.close()
+        sides = f"{image.width:,} x {image.height:,}"
+        raise ValueError(f"{sides} pixels in {len(data):,} bytes, and no picture shrinks so far")
+    return image
 
 
 def pixels_of(image: Image.Image, form: Form) -> Decoded:

@@ -182,7 +182,7 @@ class Http:
             self.cached += len(known)
             if not images:
                 return known
-            self._afford(left)
+            self._check_budget(left)
             body = json.dumps({"images": [as_png(p) for p in images.values()]}).encode()
             n, k, top = len(images), len(self.classes), self.top
             if not self._answers.reserve(n, self.budget):
@@ -202,6 +202,13 @@ class Http:
     def _afford(self, left: Sequence[bytes]) -> None:
         """Raise UserError if the images that are left to ask are more than what is left of the budget."""
         if self.budget is None or not left or len(left) <= self.budget - self._answers.billed():
+            return
+        with self._answers.turn(PATIENCE + self.timeout):  # what another process waits for now may be of these
+            self._check_budget(left)
+
+    def _check_budget(self, left: Sequence[bytes]) -> None:
+        """:meth:`_afford` in a turn, when no answer is awaited."""
+        if self.budget is None or len(left) <= self.budget - self._answers.billed():
             return
         n = len(left) - len(self._answers.read(left))
         if n > max(0, self.budget - self._answers.billed()):

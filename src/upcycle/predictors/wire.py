@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from upcycle.core.limits import MOST_CLASSES
 from upcycle.data import ImageSplit
 from upcycle.predictors.exchange import Fault
 
@@ -75,6 +76,8 @@ def read_facts(said: Any) -> tuple[tuple[str, ...], int]:
     classes = said.get("classes") if isinstance(said, dict) else None
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise _bad('a GET should give {"classes": [names], "top": number or null}')
+    if len(classes) > MOST_CLASSES:
+        raise _bad(f"it names {len(classes):,} classes, and at most {MOST_CLASSES:,} are taken")
     if not all(name.isprintable() for name in classes):
         raise _bad("the name of a class has characters that cannot be printed")
     top = said.get("top")

@@ -55,7 +55,7 @@ class Setting(options.NamedSetting):
         student_std: what the student's are divided by then, one value a channel.
         student_classes: the names of the outputs of a student that is trained already, as those of MODEL.
         top: how many classes an answer names, of a network that is asked; all if not given.
-        budget: the most images that an endpoint may be sent.
+        budget: the most images that an endpoint may bill, over all commands with this cache.
         cache: a folder for an endpoint's answers; if not given, one in the user's cache.
         control: also train what the method is to be compared with.
     """
@@ -257,7 +257,7 @@ def _from_answers(session: Session, asked: list[Any]) -> Result:
             said = one.report()
             session.say(
                 f"asked    {one.name}: {said['queries']:,} images sent, {said['cached']:,} known from before, "
-                f"{said['retries']:,} requests repeated"
+                f"{said['retries']:,} requests repeated; {said['billed']:,} images may have been billed in all"
             )
     return result
 
