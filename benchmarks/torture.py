@@ -29,6 +29,7 @@ from tests import corpus
 
 from benchmarks.common import RESULTS, record
 from benchmarks.hostile_answers import hostile_answers
+from benchmarks.hostile_files import hostile_files
 from upcycle import cli
 from upcycle.claims import all_claims
 from upcycle.core import references, saved, store
@@ -245,6 +246,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(name)
         pickles(arguments.pickles, folder, tally)
         hostile_answers(tally)
+        hostile_files(tally)
         slowest = mutations(arguments.mutations, arguments.seed, folder, tally, arguments.patience)
         corruptions(arguments.corruptions, arguments.seed, folder, tally)
         if arguments.kills:
