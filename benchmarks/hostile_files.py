@@ -8,6 +8,7 @@ code 0 and nothing made there.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -172,6 +173,8 @@ def _special(model: Any, folder: Path, name: str, kind: str) -> None:
 def hostile_files(tally: dict[str, dict[str, int]]) -> None:
     """Put each file before the command that reads it, and count what held."""
     home = Path.cwd()
+    importlib.import_module("transformers.models.auto.modeling_auto")  # takes long, and is nobody's file
+    importlib.import_module("timm")
     with tempfile.TemporaryDirectory() as name, _nobody_asked() as asked:
         folder = Path(name) / "a" / "b" / "c" / "d"
         folder.mkdir(parents=True)
