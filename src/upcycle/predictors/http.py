@@ -103,7 +103,7 @@ class Http:
 
     Attributes:
         name: the address without what follows its ``?``.
-        digest: of the whole address, so that a run notices another one.
+        digest: of what follows the ``?``, so that a run notices another one; ``None`` where nothing does.
         classes: what the endpoint said they are.
         top: classes an answer, k for all.
         queries: images that this object sent and that may have been billed.
@@ -132,7 +132,9 @@ class Http:
         require(0 < timeout < math.inf, f"timeout must be a positive number of seconds, not {timeout}.")
         require(retries >= 0, f"retries must be 0 or more, not {retries}.")
         require(0 <= wait < math.inf, f"wait must be a number of seconds, not {wait}.")
-        self.url, self.name, self.digest = url, shown(url), hashlib.sha256(url.encode()).hexdigest()
+        self.url, self.name = url, shown(url)
+        hidden = url.removeprefix(self.name)
+        self.digest = hashlib.sha256(hidden.encode()).hexdigest() if hidden else None
         self.batch_size, self.budget, self.timeout, self.retries, self.wait = batch_size, budget, timeout, retries, wait
         self.queries = self.cached = self.retried = 0
         self._random = random.Random(0)

@@ -118,10 +118,9 @@ def _kept(name: str, config: Any) -> dict[str, Any]:
         places = (try_to_load_from_cache(repository, file, revision=revision or None) for file in files)
         file = next((place for place in places if isinstance(place, str)), None)
     elif config.url:
-        address, file = config.url, fetched(config.url)
-        if file.is_file() or may_fetch(address):
+        address, file = config.url, None
+        if fetched(address).is_file() or may_fetch(address):
             return {}
-        file = None
     else:  # timm says itself that there are none
         return {}
     if file is None:

@@ -193,9 +193,8 @@ def _licence(name: str, local: bool) -> str:
     import huggingface_hub
 
     with contextlib.suppress(Exception):  # no card, no network, no header: the licence stays unknown
+        card = Path(name) / "README.md"
         if not Path(name).is_dir():
-            card = huggingface_hub.hf_hub_download(name, "README.md", local_files_only=local)
-        else:
-            card = Path(name) / "README.md"
+            card = Path(huggingface_hub.hf_hub_download(name, "README.md", local_files_only=local))
         return str(huggingface_hub.ModelCard.load(card).data.license or "unknown")
     return "unknown"
