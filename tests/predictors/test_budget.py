@@ -105,6 +105,7 @@ def weights(out: Path) -> str:
     return tensor_digest(load_file(next((out / "model").glob("*.safetensors"))))
 
 
+@pytest.mark.slow
 def test_ten_kills_and_two_at_a_time_keep_the_budget_and_the_bits(commands: Commands, tmp_path: Path) -> None:
     """Nine die while they wait for answers, with a batch that is paid and lost; one dies between two batches."""
 

@@ -19,6 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from typing import Any
 
 from upcycle.core.addresses import hidden, key_header
@@ -265,7 +266,7 @@ class _Http(urllib.request.HTTPHandler):
         self.clock = clock
 
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_Connection, request, clock=self.clock)
+        return self.do_open(partial(_Connection, clock=self.clock), request)
 
 
 class _Https(urllib.request.HTTPSHandler):
@@ -274,7 +275,7 @@ class _Https(urllib.request.HTTPSHandler):
         self.clock = clock
 
     def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_Encrypted, request, clock=self.clock)
+        return self.do_open(partial(_Encrypted, clock=self.clock), request)
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
