@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -170,8 +171,12 @@ def _special(model: Any, folder: Path, name: str, kind: str) -> None:
         path.symlink_to("/dev/zero" if kind == "device" else folder / "pipe")
 
 
-def hostile_files(tally: dict[str, dict[str, int]]) -> None:
-    """Put each file before the command that reads it, and count what held."""
+def hostile_files(tally: dict[str, dict[str, int]], step: int = 1) -> None:
+    """Put each file before the command that reads it, and count what held.
+
+    Args:
+        step: take one in so many.
+    """
     home = Path.cwd()
     importlib.import_module("transformers.models.auto.modeling_auto")  # takes long, and is nobody's file
     importlib.import_module("timm")
@@ -181,7 +186,7 @@ def hostile_files(tally: dict[str, dict[str, int]]) -> None:
         os.mkfifo(folder / "pipe")
         os.chdir(folder)
         try:
-            for kind, words, code in cases(folder):
+            for kind, words, code in itertools.islice(cases(folder), 0, None, step):
                 row = tally.setdefault(f"hostile file: {kind}", {"tried": 0, "held": 0, "failed": 0})
                 outside = set(Path(name).glob("*")) | set(Path(name).glob("*/*")) | set(Path(name).glob("*/*/*"))
                 start, said, told = time.monotonic(), io.StringIO(), io.StringIO()
