@@ -28,6 +28,8 @@ import torch
 from tests import corpus
 
 from benchmarks.common import RESULTS, record
+from benchmarks.hostile_answers import hostile_answers
+from benchmarks.hostile_files import hostile_files
 from upcycle import cli
 from upcycle.claims import all_claims
 from upcycle.core import references, saved, store
@@ -232,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--corruptions", type=int, default=2000)
     parser.add_argument("--mutations", type=int, default=500)
     parser.add_argument("--pickles", type=int, default=30)
+    parser.add_argument("--one-file-in", type=int, default=1, help="take one hostile file in so many")
     parser.add_argument("--claims", action="store_true", help="also a miniature of each claim")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=float, default=1.0, help="times the promised seconds, on a busy machine")
@@ -243,6 +246,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pickles(arguments.pickles, folder, tally)
+        hostile_answers(tally)
+        hostile_files(tally, arguments.one_file_in)
         slowest = mutations(arguments.mutations, arguments.seed, folder, tally, arguments.patience)
         corruptions(arguments.corruptions, arguments.seed, folder, tally)
         if arguments.kills:

@@ -30,7 +30,8 @@ from upcycle.arguments import (
     values_of,
     words_of,
 )
-from upcycle.core.errors import UserError, unknown
+from upcycle.core.errors import MEMORY, UserError, first_cause, is_memory, unknown, without_secrets
+from upcycle.core.printable import printable
 from upcycle.verbs import DEFAULT_METHOD
 
 SUMMARY = {
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        _complain(str(error))
+        _complain(MEMORY if is_memory(first_cause(error)) else str(error))  # whatever else was made of that
         return 2
     except KeyboardInterrupt:
         again = " The same command with --resume goes on." if words[0] in MAKERS else ""
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except MemoryError:
-        _complain("memory ran out. Choose smaller batches or smaller images.")
+        _complain(MEMORY)
         return 2
     except Exception as error:
         if not debug and (told := _translate(error)):
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(text: str) -> None:
     """One line on standard error, however long a name in it is."""
-    line = " ".join(text.split())
+    line = printable(without_secrets(" ".join(text.split())))
     print(f"upcycle: {line if len(line) <= 1000 else line[:1000] + ' ...'}", file=sys.stderr)
 
 
@@ -105,8 +106,8 @@ def _translate(error: Exception) -> tuple[int, str] | None:
     """Exit code and sentence for the failures that are nobody's programming mistake."""
     if type(error).__name__ == "Interrupted":
         return 128 + error.signum, f"{error}, and saved. The same command with --resume goes on."  # type: ignore[attr-defined]
-    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        return 2, "memory ran out. Choose smaller batches or smaller images."
+    if is_memory(error):
+        return 2, MEMORY
     if isinstance(error, OSError) and error.filename:
         return 2, f"{error.strerror}: {error.filename}."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -315,9 +316,9 @@ def _simple(verb: str) -> Callable[[list[str]], int]:
 
             print(tree(found))
         elif hasattr(found, "text"):
-            print(found.text())
+            print(printable(found.text(), keep="\n"))
         elif "say" not in inspect.signature(getattr(module, name)).parameters:
-            print(found)
+            print(printable(str(found), keep="\n"))
         return 0 if getattr(found, "ok", True) else 1
 
     return run

@@ -58,7 +58,7 @@ def test_the_model_card_has_the_header_of_the_hub_and_says_it_all(family: lineag
     for needed in (
         "# tiny",
         "It works.",
-        "| a/b | 90.0 % | 1,234 |",
+        r"| a\|b | 90.0 % | 1,234 |",
         "upcycle distill --student tiny",
         "└─ initial weights",
         "**Apache-2.0**",

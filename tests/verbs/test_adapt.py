@@ -234,7 +234,9 @@ def test_faults_and_a_stop_in_the_middle_change_no_weight(method: str, tmp_path:
     with serve(model, top=1) as other:  # the same endpoint, come back at another port
         box = Http(other, cache=tmp_path / "c", wait=0.0)
         box.name = url
-        box._answers = AnswerFile(next((tmp_path / "b").iterdir()), box.name, {"classes": list(box.classes), "top": 1})
+        box._answers = AnswerFile(
+            next((tmp_path / "b").glob("*.sqlite")), box.name, {"classes": list(box.classes), "top": 1}
+        )
         again = adapt(box, out=tmp_path / "run", resume=True, **options)
         assert 0 < seen < 210 and other.images == 210 - 96  # three batches of 32 were answered before
     for a, b in zip(weights(clean), weights(again), strict=True):

@@ -453,7 +453,7 @@ def test_transformers_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_pat
     pytest.importorskip("transformers")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="hf:upcycle/none-such cannot be built"):
+    with pytest.raises(UserError, match="hf:upcycle/none-such is not kept on this machine, and HF_HUB_OFFLINE is set"):
         resolve("hf:upcycle/none-such")
     with pytest.raises(UserError, match=r"no config\.json"):
         check_reference(f"hf:{tmp_path}")

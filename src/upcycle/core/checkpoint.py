@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.limits import require_archive
 
 COUNTER = "num_batches_tracked"
 """BatchNorm's step counter, which older files lack and which nothing here uses."""
@@ -118,11 +119,15 @@ def read_checkpoint(path: Path, content: bytes) -> Any:
     """Give what ``torch.save`` wrote, by torch's reader of weights, with a stand-in for every object beside them.
 
     Raises:
-        UserError: it holds code or is damaged.
+        UserError: it holds code, is damaged, or unfolds to more than weights do.
     """
     try:
+        if content[:4] == b"PK\x03\x04":
+            require_archive(content, path)
         with warnings.catch_warnings(action="ignore"), _only(_STAND_INS):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:
         refused = isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error)
         if refused or "TorchScript" in str(error) or "legacy .tar" in str(error):

@@ -4,11 +4,39 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from upcycle.core.printable import printable
+
+_ADDRESS = re.compile(r"(?i)[a-z][a-z0-9+.-]*://\S+")
+_QUERY = re.compile(r"(?<=\S)\?[^\s?]*=\S*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can mend. The command line prints it and exits with 2."""
+    """A mistake that the person at the keyboard can mend. The command line prints it and exits with 2.
+
+    Names in it come from files that others wrote, and addresses carry secrets, so it shows none of either's power.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(without_secrets(printable(text, keep="\n")))
+
+
+def shown(url: str) -> str:
+    """The address of an endpoint as it may be shown: scheme, host, port and path.
+
+    >>> shown("https://me:secret@host:8000/path?token=secret#place")
+    'https://host:8000/path'
+    """
+    scheme, slashes, rest = re.split("[?#;]", url, maxsplit=1)[0].partition("://")
+    return f"{scheme}{slashes}{rest.rpartition('@')[2]}"
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with each address in it as it may be shown."""
+    if "?" not in text and "://" not in text:
+        return text
+    return _QUERY.sub("", _ADDRESS.sub(lambda found: shown(found[0]), text))
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
@@ -31,8 +59,39 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def require_names(names: Iterable[str], of: str) -> None:
+    """Refuse names with line ends and other control characters, which would be commands where they are shown.
+
+    Args:
+        of: what has these names.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name in names:
+        if _CONTROL.search(str(name)):
+            raise UserError(f"{of} has a name with a line end or another control character: {printable(str(name))}.")
+
+
+MEMORY = "memory ran out. Choose smaller batches or smaller images."
+"""The sentence where that is what happened, whatever was being done."""
+_NO_MEMORY = re.compile(r"can't allocate memory|[Ff]ailed to allocate memory|bad_alloc|bad allocation")
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in Python, torch, Arrow or onnxruntime."""
+    own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return own or (isinstance(error, Exception) and _NO_MEMORY.search(str(error)) is not None)
+
+
 def one_line(error: BaseException) -> str:
-    """The first line of an exception with its type, for a sentence about something that is not ours."""
+    """The first line of an exception with its type, for a sentence about something that is not ours.
+
+    Raises:
+        UserError: memory ran out, of which any other sentence would say something else.
+    """
+    if is_memory(error):
+        raise UserError(f"{MEMORY[0].upper()}{MEMORY[1:]}") from error
     text = next((line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}".rstrip(": .")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from upcycle.core.licences import Licence, licence_of
+from upcycle.core.printable import printable
 from upcycle.core.read import contents, parse
 
 Node = dict[str, Any]
@@ -168,7 +169,7 @@ def figure(name: str, value: float | Sequence[float]) -> str:
 def tree(model: Node) -> str:
     """The family tree for a terminal: the model itself, and below it what it was made from.
 
-    Names come from files that others wrote, so that control characters are taken out.
+    Names come from files that others wrote, so that control characters are written out.
     """
     return "\n".join(_branch(model, "", ""))
 
@@ -176,7 +177,7 @@ def tree(model: Node) -> str:
 def _branch(model: Node, first: str, rest: str) -> Iterator[str]:
     role = f"{model['role']}: " if model["role"] else ""
     text = f"{role}{model['name']}  ({', '.join(summary(model))})"
-    yield first + "".join(c for c in text if c.isprintable())
+    yield first + printable(text)
     for i, parent in enumerate(model["parents"]):
         last = i == len(model["parents"]) - 1
         yield from _branch(parent, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))

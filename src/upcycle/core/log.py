@@ -8,6 +8,7 @@ from typing import Any
 
 from upcycle.core import store
 from upcycle.core.journal import Journal
+from upcycle.core.printable import file_name, printable
 
 
 class Log:
@@ -42,7 +43,7 @@ class Log:
         """Leave a picture as JSON."""
         if self._journal.writes:
             assert self._journal.directory is not None
-            store.write_json(self._journal.directory / "pictures" / f"{name}.json", data)
+            store.write_json(self._journal.directory / "pictures" / f"{file_name(name)}.json", data)
 
     def note(self, text: str) -> None:
         """Record a sentence, once."""
@@ -68,5 +69,5 @@ class Log:
 
     def _draw(self) -> None:
         if self._live:
-            sys.stderr.write(f"\r\033[K{self._where}  {self._values}"[:120])
+            sys.stderr.write("\r\033[K" + printable(f"{self._where}  {self._values}")[:115])
             sys.stderr.flush()

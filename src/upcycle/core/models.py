@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from upcycle.core.errors import UserError, one_line
+from upcycle.core.errors import UserError, one_line, require_names
 from upcycle.core.reading import Reading
 from upcycle.core.takes import Pictures, Takes, described
 from upcycle.core.task import CLASSIFICATION, Task
@@ -55,6 +55,9 @@ class Model:
     def takes(self) -> Takes:
         """A description of what the network takes."""
         return self.inputs or Pictures(self.input_shape, self.mean, self.std)
+
+    def __post_init__(self) -> None:
+        require_names((self.name, self.licence, *self.classes), f"The network {self.name}")
 
     @property
     def ordinary(self) -> bool:

@@ -376,10 +376,11 @@ def _mixed_step(network: nn.Module, inputs: Any) -> Tensor:
 
 
 def _tried(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Make a call; ``None`` if it raises anything."""
+    """Make a call; ``None`` if it raises anything but that memory ran out."""
     try:
         return function(*arguments)
-    except Exception:
+    except Exception as error:
+        one_line(error)  # which says so
         return None
 
 

@@ -7,8 +7,10 @@ types may have ranges (``Annotated[int, Meta(ge=1)]``). Any fault is a :class:`U
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -30,7 +32,8 @@ Positive = Annotated[int, Meta(ge=1, le=2**53)]
 
 SIZES = {".json": 2**28, ".yaml": 2**20, ".yml": 2**20}  # bytes; reading YAML takes seconds a megabyte
 DEPTH = 200  # of nesting: a lineage has two levels a generation
-ITEMS = 20_000_000  # what aliases in YAML may unfold to
+ITEMS = 20_000_000  # of a file; each takes some 60 bytes of memory
+ALIASED = 1_000_000  # what aliases in YAML may unfold to
 
 
 def read(path: Path, shape: type[Shape]) -> Shape:
@@ -45,13 +48,35 @@ def read(path: Path, shape: type[Shape]) -> Shape:
     return checked(parsed(contents(path), path), shape, path)
 
 
+def require_file(path: Path) -> None:
+    """Refuse a pipe, a device or a socket, of which reading may never end; one that is missing its reader names.
+
+    Raises:
+        UserError: it is one, whatever links lead to it.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{path} is no file that can be read, but a pipe or a device.")
+
+
+def bytes_of(path: Path) -> bytes:
+    """The bytes of a regular file; all that is read from disk comes this way.
+
+    Raises:
+        UserError: it is a pipe, a device or a socket.
+        OSError: it is missing, or cannot be read.
+    """
+    require_file(path)
+    return path.read_bytes()
+
+
 def contents(path: Path) -> bytes:
     """The bytes of a file that is not too large to be one of ours."""
     limit = SIZES.get(path.suffix, SIZES[".json"])
     try:
         if (size := path.stat().st_size) > limit:
             raise UserError(f"{path} is damaged: it has {size:,} bytes, and such a file has at most {limit:,}.")
-        return path.read_bytes()
+        return bytes_of(path)
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except OSError as error:
@@ -65,6 +90,8 @@ def parsed(content: bytes, path: Path, kind: Literal["json", "yaml"] | None = No
         kind: what it is, if not by its suffix.
     """
     yaml = kind == "yaml" if kind else path.suffix in (".yaml", ".yml")
+    if not yaml and sum(map(content.count, (b",", b"[", b"{"))) > ITEMS:
+        raise UserError(f"{path} is damaged: it holds more than {ITEMS:,} items.")
     try:
         value = _yaml(content) if yaml else json.loads(content)
     except RecursionError:
@@ -102,11 +129,42 @@ def _yaml(content: bytes) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(content.decode())
+        loader = yaml.SafeLoader(content.decode())
+        try:
+            node = loader.get_single_node()
+            if _unfolded(node) > ALIASED:
+                raise ValueError(f"its aliases unfold to more than {ALIASED:,} items")
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # of tags that do not fit their values
         raise ValueError(one_line(error)) from error
+
+
+def _unfolded(node: Any) -> int:
+    """How many nodes of YAML there are where every alias stands for what it names; more than any where that is endless.
+
+    Each is counted once: a file of a kilobyte can name more than a memory holds.
+    """
+    counts: dict[int, int] = {}
+    open_nodes: set[int] = set()
+    stack = [(node, False)]
+    while stack:
+        node, done = stack.pop()
+        inside: list[Any] = [] if node is None or isinstance(node.value, str) else node.value
+        parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        if done:
+            open_nodes.discard(id(node))
+            counts[id(node)] = 1 + sum(counts[id(part)] for part in parts)
+        elif id(node) in open_nodes:
+            raise RecursionError  # it holds itself
+        elif id(node) not in counts:
+            open_nodes.add(id(node))
+            stack.append((node, True))
+            stack += [(part, False) for part in parts]
+    return counts[id(node)]
 
 
 def _unfit(value: Any) -> str:
@@ -120,7 +178,7 @@ def _unfit(value: Any) -> str:
                 below += item.values()
             elif isinstance(item, list):
                 below += item
-            if len(below) > ITEMS:
+            if items + len(below) > ITEMS:
                 return f"it unfolds to more than {ITEMS:,} items"
         items += len(below)
         if not below:

@@ -7,9 +7,11 @@ refuses code.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
@@ -18,9 +20,10 @@ import torch
 from msgspec import Meta
 from torch import nn
 
-from upcycle.core import lineage, store
+from upcycle.core import limits, lineage, store
 from upcycle.core.building import BUILDERS, MADE, call, taken
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.fetching import nothing_fetched
 from upcycle.core.models import Model, fields_of
 from upcycle.core.outputs import own
 from upcycle.core.probe import probe
@@ -146,7 +149,8 @@ def load(directory: str | Path, *, into: nn.Module | None = None, trust: tuple[s
     files = store.verify_manifest(directory, lambda file: file in ours)
     record = _record(directory, files)
     if into is None:
-        module = _rebuild(directory, record, record["options"], trust).module
+        with _sized(directory, record["reference"], len(files.get(WEIGHTS, b""))):
+            module = _rebuild(directory, record, record["options"], trust).module
     else:
         module = into
     require(WEIGHTS in files, f"{directory} is damaged: its manifest does not name {WEIGHTS}.")
@@ -218,7 +222,29 @@ def rebuilt(
     options = {**record["options"], **{key: value for key, value in changes.items() if value is not None}}
     if takes is not None and "takes" in record:
         record = cast(Other, {**record, "takes": described(takes)})
-    return replace(_rebuild(directory, record, options, trust), name=record["name"])
+    weights = directory / WEIGHTS
+    with _sized(directory, record["reference"], weights.stat().st_size if weights.is_file() else 0, changed=True):
+        return replace(_rebuild(directory, record, options, trust), name=record["name"])
+
+
+def _sized(
+    directory: Path, reference: str | None, size: int, *, changed: bool = False
+) -> contextlib.AbstractContextManager[Any]:
+    """A context in which no network is built out of proportion to its weights of ``size`` bytes.
+
+    Args:
+        reference: of the network; a person's own code builds what it likes.
+        changed: it is to have other outputs, or take other inputs, than those weights.
+    """
+    kind = str(reference).partition(":")[0]
+    if kind not in (*BUILDERS, *MADE):
+        return contextlib.nullcontext()
+    times, beside = limits.MADE if changed or kind in MADE else limits.PLAIN
+    return limits.Allocations(
+        times * size + beside,
+        f"{directory / ARCHITECTURE} is damaged: it describes a network of more than {times * size + beside:,} bytes, "
+        f"and {WEIGHTS} has {size:,}.",
+    )
 
 
 def directory_of(path: str | Path) -> Path:
@@ -300,8 +326,11 @@ def _rebuild(directory: Path, record: Record, options: dict[str, Any], trust: tu
             raise UserError(f"{directory / ARCHITECTURE} is damaged: {reference} takes no option '{key}'.")
     if arguments.get("input_shape") is not None:
         arguments["input_shape"] = tuple(arguments["input_shape"])
+    if "config" in inspect.signature(build).parameters:  # of a network that is not known by its name alone
+        checked(options.get("config"), dict[str, Any], directory / ARCHITECTURE, "$.options.config")
     try:
-        return build(**arguments)
+        with nothing_fetched("a saved model is built without a network") if kind in BUILDERS else nullcontext():
+            return build(**arguments)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         if kind not in BUILDERS:  # a person's own code
             raise

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from upcycle.core import lock
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.read import Count, Digest, PlainName, Shape, checked, contents, parse, parsed, read
+from upcycle.core.read import Count, Digest, PlainName, Shape, bytes_of, checked, contents, parse, parsed, read
 
 MANIFEST = "manifest.json"
 
@@ -269,7 +269,7 @@ def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
 def verified(path: Path, record: Record) -> bytes:
     """The bytes of a file whose digest is known; raises :class:`UserError` naming file and damaged tensor."""
     try:
-        content = path.read_bytes()
+        content = bytes_of(path)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     if digest_of(content) == record["sha256"]:
@@ -369,7 +369,7 @@ def write_manifest(directory: Path, records: dict[str, Record] | None = None) ->
     """
     files: dict[str, Any] = {}
     for path in sorted(p for p in directory.iterdir() if p.is_file() and p.name != MANIFEST):
-        content = path.read_bytes()
+        content = bytes_of(path)
         files[path.name] = (records or {}).get(path.name) or {"sha256": digest_of(content), "bytes": len(content)}
     write_json(directory / MANIFEST, sealed({"format": 1, "files": files}))
 

@@ -14,6 +14,7 @@ from upcycle.core import store
 from upcycle.core.checkpoint import COUNTER, DEPTH, read_checkpoint, weights_in
 from upcycle.core.errors import UserError, require
 from upcycle.core.outputs import own
+from upcycle.core.read import bytes_of
 
 
 def load_weights(module: nn.Module, file: str | Path, key: str | None = None) -> tuple[str, ...]:
@@ -40,7 +41,7 @@ def load_weights(module: nn.Module, file: str | Path, key: str | None = None) ->
     if path.is_dir():
         raise UserError(f"{path} is a directory; give a weights file, or the directory itself as the model.")
     try:
-        content = path.read_bytes()
+        content = bytes_of(path)
     except FileNotFoundError:
         raise UserError(f"There is no weights file {path}.") from None
     except OSError as error:
@@ -101,12 +102,12 @@ def _check_digest(path: Path, content: bytes) -> None:
     for file, name in lists:
         if not file.is_file():
             continue
-        for line in file.read_text(errors="replace").splitlines():
+        for line in bytes_of(file).decode(errors="replace").splitlines():
             digest, _, listed = line.strip().partition(" ")
             if listed.strip().lstrip("*").removeprefix("./") in ("", name) and digest != store.digest_of(content):
                 raise UserError(f"{path} is damaged: it does not match its digest in {file}. Fetch it again.")
     manifest = path.parent / store.MANIFEST
-    if manifest.is_file() and b'"digest"' in manifest.read_bytes():  # others use that file name too
+    if manifest.is_file() and b'"digest"' in bytes_of(manifest):  # others use that file name too
         record = store.manifest(path.parent).get(path.name)
         if record is not None:
             store.verified(path, record)

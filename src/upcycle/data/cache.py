@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from upcycle.core.errors import UserError
+from upcycle.core.read import bytes_of
 
 LIMIT = 4 * 2**30
 """Bytes of all entries together; those that were not used for longest make way."""
@@ -57,7 +58,7 @@ def name_of(contents: Iterable[tuple[int, bytes | Path]], facts: str) -> str:
     digest, total = hashlib.sha256(facts.encode()), 0
     for row, content in contents:
         try:
-            content = content.read_bytes() if isinstance(content, Path) else content
+            content = bytes_of(content) if isinstance(content, Path) else content
         except OSError:  # named with all other broken images when it is decoded
             return ""
         total += len(content)

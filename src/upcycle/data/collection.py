@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.batches import Batch
-from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.errors import UserError, require, require_names, unknown
 from upcycle.core.inputs import of_plain, of_tensor
 from upcycle.core.reading import Reading
 from upcycle.core.takes import Takes
@@ -105,6 +105,9 @@ class Collection:
     lineage: dict[str, Any] | None = None
     reading: Reading = field(default_factory=Reading)
     answered: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_names((self.name, self.licence, *self.classes), f"The data set {self.name}")
 
     # -- what a kind of data says of itself ---------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from upcycle.core.errors import UserError
+from upcycle.core.errors import UserError, is_memory
+from upcycle.core.printable import printable
 from upcycle.core.reading import Reading
 from upcycle.data import cache
 from upcycle.data import pixels as of_one
@@ -129,8 +130,8 @@ def _decode(items: Callable[[], Iterable[Item]], n: int, form: Form, trained: in
 
 
 def readable(name: str) -> str:
-    """A name from a file system as text: bytes that are no UTF-8 are written out."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A name from a file system as text: bytes that are no UTF-8 are written out, as what a terminal obeys is."""
+    return printable(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def _decoded(items: Iterable[Item], form: Form) -> Iterator[tuple[Item, Decoded | Deep | str]]:
@@ -144,6 +145,8 @@ def _decoded(items: Iterable[Item], form: Form) -> Iterator[tuple[Item, Decoded 
         except UnidentifiedImageError:
             return "damaged header"
         except Exception as error:  # decoders raise whatever they like on damaged files
+            if is_memory(error):
+                raise
             return str(error).rstrip(".") or type(error).__name__
 
     iterator, cores = iter(items), _cores()

@@ -7,7 +7,6 @@ anyone.
 
 from __future__ import annotations
 
-import gzip
 import io
 import zlib
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.limits import gunzip
+from upcycle.core.read import bytes_of
 from upcycle.data.graph_checks import Parts
 from upcycle.data.planetoid import undirected
 
@@ -178,8 +179,8 @@ def _edges(file: Path, n: int) -> Tensor:
 
 def _content(file: Path) -> bytes:
     try:
-        content = file.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        content = bytes_of(file)
+        return gunzip(content, file) if content[:2] == b"\x1f\x8b" else content
     except FileNotFoundError:
         raise UserError(f"There is no file {file}.") from None
     except (OSError, EOFError, zlib.error) as error:

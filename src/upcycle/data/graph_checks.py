@@ -10,6 +10,7 @@ from torch import Tensor
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.graph_inputs import Graphs, sorted_by_target
+from upcycle.core.limits import require_classes
 
 DEGREES = 512
 """The most degrees that are told apart where degrees are the features."""
@@ -119,6 +120,8 @@ def require_labels(
         )
     y = y.long()
     k = len(classes) if classes is not None else max(int(y.max()) + 1, 0)
+    if classes is None:
+        require_classes(k - 1, n, name)
     wrong = ((y < -1) | (y >= k)).nonzero().flatten()
     if len(wrong):
         i = int(wrong[0])

@@ -7,7 +7,6 @@ attributes (Zhang et al., AAAI 2018, ``muhanzhang/pytorch_DGCNN``).
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import zlib
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.limits import gunzip
+from upcycle.core.read import bytes_of
 from upcycle.data.graph_checks import Parts, degree_note, degrees
 from upcycle.data.planetoid import undirected
 
@@ -246,8 +247,8 @@ def text_of(file: Path) -> str:
         UserError: missing, cut off, damaged, or no text.
     """
     try:
-        content = file.read_bytes()
-        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+        content = bytes_of(file)
+        return (gunzip(content, file) if content[:2] == b"\x1f\x8b" else content).decode()
     except FileNotFoundError:
         raise UserError(f"There is no file {file}.") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, unknown
+from upcycle.core.read import require_file
 from upcycle.data.images import Images, ImageSplit
 
 HEADERS = (["teacher", "student"], ["source", "target"])
@@ -62,6 +63,7 @@ def targets_of(path: str | Path) -> tuple[str, ...]:
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """The lines of a label map below its header, each with its number and its two cells."""
+    require_file(path)
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first name.
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upcycle.core.errors import UserError, require
+from upcycle.core.limits import most_from
+from upcycle.core.read import bytes_of
 from upcycle.core.reading import WHITE, Reading
 from upcycle.data.memory import require_memory
 
@@ -101,13 +103,18 @@ def decode_one(content: bytes | Path, form: Form) -> Decoded:
 
 def opened(content: bytes | Path) -> Image.Image:
     """A PIL image that is not decoded yet; errors as :func:`decode_one`."""
-    data = content.read_bytes() if isinstance(content, Path) else content
+    data = bytes_of(content) if isinstance(content, Path) else content
     if not data:
         raise ValueError("0 bytes")
     kind = next((name for start, name in _FORMATS.items() if data.startswith(start)), None)
     if kind is None:
         raise ValueError("not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image")
-    return Image.open(io.BytesIO(data), formats=(kind,))
+    image = Image.open(io.BytesIO(data), formats=(kind,))
+    if image.width * image.height * len(image.getbands()) > most_from(len(data)):
+        image.close()
+        sides = f"{image.width:,} x {image.height:,}"
+        raise ValueError(f"{sides} pixels in {len(data):,} bytes, and no picture shrinks so far")
+    return image
 
 
 def pixels_of(image: Image.Image, form: Form) -> Decoded:

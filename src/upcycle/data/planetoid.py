@@ -15,6 +15,7 @@ from numpy._core import multiarray
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.read import bytes_of
 
 VALIDATION = 500
 """Nodes behind the training nodes that the public split validates on (Kipf, Welling; arXiv:1609.02907)."""
@@ -108,7 +109,7 @@ def unpickled(file: Path) -> Any:
     """
     try:
         require(file.stat().st_size <= LARGEST, f"{file} is too large to be a file of Planetoid.")
-        return _Unpickler(io.BytesIO(file.read_bytes()), encoding="latin1").load()
+        return _Unpickler(io.BytesIO(bytes_of(file)), encoding="latin1").load()
     except FileNotFoundError:
         raise UserError(f"There is no file {file}.") from None
     except UserError:
@@ -155,7 +156,7 @@ def _one_hot(file: Path) -> Tensor:
 
 def _numbers(file: Path) -> Tensor:
     try:
-        return torch.tensor([int(line) for line in file.read_text().split()] or [-1])
+        return torch.tensor([int(line) for line in bytes_of(file).decode().split()] or [-1])
     except FileNotFoundError:
         raise UserError(f"There is no file {file}.") from None
     except ValueError as error:

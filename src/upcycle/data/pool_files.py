@@ -29,7 +29,7 @@ from upcycle.data.images import Images, ImageSplit
 from upcycle.data.parts import MAX_VALIDATION, SPLIT_SEED
 from upcycle.data.pixels import Form, Pixels
 from upcycle.data.pool import Pool
-from upcycle.data.tables import class_names
+from upcycle.data.tables import class_names, require_rows
 
 PREFIX = "pool:"
 GRAPHS = "graphs.safetensors"  # in place of a table, in a pool of graphs (upcycle.data.graph_pool)
@@ -252,6 +252,7 @@ def _read(content: bytes, file: Path, form: Form) -> tuple[Tensor, Pixels, tuple
 
     try:
         table = pq.ParquetFile(pa.BufferReader(content))
+        require_rows(table.metadata, len(content), str(file))
         labels = torch.from_numpy(table.read(columns=["label"]).column(0).to_numpy().astype(np.int64))
         classes = class_names(table.schema_arrow, "label", str(file))
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:

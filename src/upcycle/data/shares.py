@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError
+from upcycle.core.read import bytes_of
 
 TEST, VALIDATION = 1 / 5, 1 / 10
 """The shares of all images that are drawn for a split that is lacking."""
@@ -37,7 +38,7 @@ def of_paths(folder: Path, files: Iterable[Path]) -> Tensor:
 
 def _content(image: bytes | Path) -> bytes:
     try:
-        return image.read_bytes() if isinstance(image, Path) else image
+        return bytes_of(image) if isinstance(image, Path) else image
     except OSError:  # named with all other broken images when it is decoded
         return b""
 

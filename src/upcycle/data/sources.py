@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.limits import gunzip
+from upcycle.core.read import bytes_of, require_file
 from upcycle.core.reading import Reading
 from upcycle.data import graph_sources
 from upcycle.data.collection import Collection
@@ -25,6 +27,7 @@ from upcycle.data.graph_objects import is_graph_object
 from upcycle.data.graph_pool import is_graph_pool, load_graph_pool
 from upcycle.data.graphs import GraphSet
 from upcycle.data.images import Images
+from upcycle.data.memory import require_memory
 from upcycle.data.parquet_files import parquet_files
 from upcycle.data.parts import Part, assemble
 from upcycle.data.pixels import Form, Pixels, Size, fit
@@ -243,7 +246,7 @@ def _named(name: str, form: Form) -> Images:
         if files := parquet_files(folder):
             notes = []
             if (copies := folder / "from_jpeg.csv").is_file():
-                count = len(copies.read_text().splitlines()) - 1
+                count = len(bytes_of(copies).decode(errors="replace").splitlines()) - 1
                 notes.append(f"{count:,} images of {name} come from a JPEG copy ({copies.name} lists them).")
             return load_parquet(name, files, form, classes=known.classes, licence=known.licence, notes=tuple(notes))
         if _idx_file(folder, _IDX["train"][0]):
@@ -292,13 +295,15 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
     if path is None:
         raise UserError(f"{folder} has no file {stem}.gz.")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        require_file(path)
+        require_memory(2 * path.stat().st_size, str(path))
+        content = gunzip(bytes_of(path), path) if path.suffix == ".gz" else bytes_of(path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
     start = 4 + 4 * axes
-    if not axes or len(content) != start + int(np.prod(shape)):
+    if not 1 <= axes <= 3 or len(content) != start + math.prod(shape):
         raise UserError(f"{path} is damaged: its content is not the array of bytes that its header announces.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 

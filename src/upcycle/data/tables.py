@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.read import checked, parse
+from upcycle.core.limits import most_from, require_classes
+from upcycle.core.read import checked, parse, require_file
 from upcycle.data.decode import Item, decode, readable
 from upcycle.data.images import Images
+from upcycle.data.memory import require_memory
 from upcycle.data.parquet_files import Tables
 from upcycle.data.parts import Part, assemble, split_of, with_training
 from upcycle.data.pixels import Form, Pixels
@@ -27,6 +29,9 @@ COLUMNS = {
 }
 """The usual names of the columns of images and of their classes, the first one that is there counts."""
 CHUNK = 1024  # rows in memory at a time, while decoding
+MOST_ROWS = 100_000  # of a file, however small: a dictionary may hold one image for all
+LEAST_BYTES = 16  # of a row beyond these
+ROW = 64  # bytes of memory for a row beside its image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,7 @@ def _read(paths: list[Path], where: str, wanted: Wanted) -> tuple[_Rows, tuple[s
     where = readable(where)
 
     def opened(path: Path) -> pq.ParquetFile:
+        require_file(path)
         try:
             return pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
@@ -112,6 +118,8 @@ def _read(paths: list[Path], where: str, wanted: Wanted) -> tuple[_Rows, tuple[s
 
     schema = opened(paths[0]).schema_arrow
     image, label = _columns(schema, where, wanted)
+    for path in paths:
+        require_rows(opened(path).metadata, path.stat().st_size, str(path))
 
     def batches() -> Iterator[Any]:
         for path in paths:
@@ -130,6 +138,25 @@ def _read(paths: list[Path], where: str, wanted: Wanted) -> tuple[_Rows, tuple[s
     labels = pa.chunked_array(columns, type=schema.field(label).type)
     rows = _Rows(labels=_plain(labels, label, where), batches=batches, where=where, folder=paths[0].parent)
     return rows, class_names(schema, label, where)
+
+
+def require_rows(metadata: Any, size: int, where: str) -> None:
+    """Raise :class:`UserError` if a Parquet file announces more rows, or more bytes, than a file of its size holds.
+
+    Args:
+        metadata: of the file, as pyarrow has it.
+        size: its bytes.
+        where: how errors call it.
+    """
+    rows = metadata.num_rows
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    unfolded = sum(max(0, g.column(i).total_uncompressed_size) for g in groups for i in range(g.num_columns))
+    announced = f"{readable(where)} has {size:,} bytes and announces"
+    require(
+        rows <= max(MOST_ROWS, size // LEAST_BYTES), f"{announced} {rows:,} rows, more than there can be images in it."
+    )
+    require(unfolded <= most_from(size), f"{announced} {unfolded:,} of them unpacked; no images shrink so far.")
+    require_memory(ROW * rows, f"The {rows:,} rows of {readable(where)}")
 
 
 def load_hub(reference: str, form: Form, wanted: Wanted | None = None) -> Images:
@@ -215,7 +242,9 @@ def _numbered(
             labels = rows.labels
         parts[split] = _part(labels, rows, stands)
     if not names:
-        count = int(parts["train"].labels.max()) + 1 if len(parts["train"].labels) else 0
+        trained = parts["train"].labels
+        count = int(trained.max()) + 1 if len(trained) else 0
+        require_classes(count - 1, len(trained), found["train"].where)
         names = tuple(str(i) for i in range(count))
     return parts, names
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.limits import require_classes
 from upcycle.data.collection import listed
 from upcycle.data.images import Images
 from upcycle.data.memory import require_memory
@@ -35,7 +36,10 @@ def load_datasets(reference: Any, form: Form, wanted: Wanted) -> Images:
     sets = {split: d.dataset if isinstance(d, DataLoader) else d for split, d in _by_split(reference).items()}
     parts = {split: _part(dataset, split, form, _pairs(dataset, split, wanted)) for split, dataset in sets.items()}
     train = sets["train"]
-    classes = _classes(train, wanted) or range(int(parts["train"].labels.max()) + 1)
+    if not (classes := _classes(train, wanted)):
+        largest = int(parts["train"].labels.max())
+        require_classes(largest, len(parts["train"].labels), "The data set")
+        classes = range(largest + 1)
     name = f"{type(train).__name__.lower()}_local"  # its split is whatever the user made it
     return assemble(name, [str(c) for c in classes], parts, form, least_classes=wanted.least_classes)
 

@@ -11,6 +11,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from upcycle.core.addresses import check_url
 from upcycle.core.errors import unknown
 from upcycle.core.models import Model
 from upcycle.core.references import check_reference, resolve
@@ -52,8 +53,6 @@ def predictor(reference: str | Path | Model, *, trust: tuple[str, ...] = (), **o
 def check_predictor(reference: str) -> None:
     """Raise UserError at once for a reference that cannot be a predictor; nothing is built, read or fetched."""
     if _is_address(reference):
-        from upcycle.predictors.http import check_url
-
         check_url(reference)
     elif _is_onnx(reference):
         from upcycle.predictors.onnx_file import check_file

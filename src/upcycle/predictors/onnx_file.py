@@ -11,8 +11,8 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.read import parse
+from upcycle.core.errors import UserError, one_line, require, require_names
+from upcycle.core.read import bytes_of, parse
 from upcycle.core.reading import Read, Reading
 from upcycle.core.store import digest_of
 from upcycle.data import ImageSplit
@@ -64,7 +64,7 @@ class OnnxFile:
         except Exception as error:
             raise UserError(f"{path} cannot be read as ONNX: {one_line(error)}.") from error
         self.name, self.logits = path.stem, logits
-        self.digest = digest_of(path.read_bytes())
+        self.digest = digest_of(bytes_of(path))
         facts = _facts(self._session.get_modelmeta().custom_metadata_map, path)
 
         images, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -90,6 +90,7 @@ class OnnxFile:
         require(len(names) > 0, f"{path} does not say how many classes it has: give their names (classes).")
         require(k in (None, len(names)), f"{path} has {k} outputs, but {len(names)} class names.")
         self.classes = tuple(map(str, names))
+        require_names(self.classes, str(path))
 
     def predict(self, split: ImageSplit) -> Answers:
         """See :class:`upcycle.predictors.Predictor`."""

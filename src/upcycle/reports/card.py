@@ -8,6 +8,7 @@ import yaml
 
 from upcycle.core.licences import NOTICE, data_sentence, hub_fields
 from upcycle.core.lineage import POOLS, Node, figure, tree
+from upcycle.core.printable import markdown, printable
 
 _USE = """from upcycle.core.saved import load
 
@@ -24,26 +25,29 @@ def model_card(model: Node, result: dict[str, Any] | None = None) -> str:
     """
     result = result or {}
     header = yaml.safe_dump(_header(model), sort_keys=False, allow_unicode=True, width=110)
-    sections = [f"# {model['name']}", result.get("sentence", "")]
+    sections = [f"# {markdown(model['name'])}", markdown(result.get("sentence", ""))]
     if rows := result.get("rows"):
-        sections += ["## Results", _results(rows, result.get("data", {}), result.get("figure", "test accuracy"))]
+        sections += [
+            "## Results",
+            _results(rows, result.get("data", {}), markdown(result.get("figure", "test accuracy"))),
+        ]
     sections += ["## How it was made", _fenced(tree(model))]
     if paper := result.get("paper"):
-        sections.append(f"Method: {result.get('title', model['method'])}. {paper}")
+        sections.append(markdown(f"Method: {result.get('title', model['method'])}. {paper}"))
     if command := result.get("command"):
-        sections.append(_fenced(command))
+        sections.append(_fenced(printable(command)))
     sections += ["## Use", _fenced(_USE, "python")]
     sections.append(
         "`model.mean`, `model.std` and `model.classes` say what the network expects and answers, `model.reading` how "
         "image files become its inputs."
     )
-    sections += ["## Licence", f"**{model['licence']['id']}**. {model['licence']['why']}"]
-    sections.append("\n".join(f"- {duty}" for duty in model["licence"]["obligations"]))
-    sections += [data_sentence(model["data"]) if model["data"] else "", NOTICE]
+    sections += ["## Licence", f"**{markdown(model['licence']['id'])}**. {markdown(model['licence']['why'])}"]
+    sections.append("\n".join(f"- {markdown(duty)}" for duty in model["licence"]["obligations"]))
+    sections += [markdown(data_sentence(model["data"])) if model["data"] else "", NOTICE]
     if notes := result.get("notes"):
-        sections += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+        sections += ["## Notes", "\n".join(f"- {markdown(note)}" for note in notes)]
     made_with = ", ".join(f"{name} {version}" for name, version in model["versions"].items())
-    sections.append(f"Made with {made_with}." if made_with else "")
+    sections.append(markdown(f"Made with {made_with}.") if made_with else "")
     return f"---\n{header}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -65,8 +69,8 @@ def _results(rows: list[dict[str, Any]], data: dict[str, Any], figure_name: str)
     for row in rows:
         accuracy = figure("accuracy", row["accuracy"]) if row.get("accuracy") else ""
         parameters = f"{row['parameters']:,}" if row.get("parameters") is not None else ""
-        lines.append(f"| {str(row['name']).replace('|', '/')} | {accuracy} | {parameters} |")
-    return "\n".join(lines) + (f"\n\nMeasured on {data['name']}." if data.get("name") else "")
+        lines.append(f"| {markdown(str(row['name']))} | {accuracy} | {parameters} |")
+    return "\n".join(lines) + (f"\n\nMeasured on {markdown(data['name'])}." if data.get("name") else "")
 
 
 def _fenced(text: str, language: str = "") -> str:

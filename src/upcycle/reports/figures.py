@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from upcycle.core.read import require_file
 from upcycle.measure.units import times
 from upcycle.reports import svg
 from upcycle.reports.bars import Bar, bar_chart, dumbbells, starts_late
@@ -126,6 +127,7 @@ def _read_curves(file: Path, arm: str, seed: str) -> list[Curve]:
     if not file.exists():
         return []
     points: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    require_file(file)
     with open(file, newline="", encoding="utf-8", errors="replace") as lines:
         for row in csv.DictReader(lines):
             try:

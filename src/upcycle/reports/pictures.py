@@ -26,6 +26,8 @@ from upcycle.reports.svg import HUES, Piece, percent
 from upcycle.reports.trees import tree
 
 HEAT_KEY = Markup('<p class="heat"><span>speaks little</span><i></i><span>speaks most for the answer</span></p>')
+MARKS = 200_000  # values of a picture; with more a page takes seconds to open, and shows none of them
+CELLS = 40_000  # of a matrix with names, whose cells are drawn one by one
 OVERLAYS = 8  # as many heat maps over one image as the page has styles for
 
 
@@ -33,7 +35,9 @@ def picture(file: Path) -> Figure:
     """A picture from its file; one that cannot be drawn says so in its caption."""
     named = Path(file.name)  # in a page that others read, without the place on this machine
     try:
-        data = parsed(contents(file), named)
+        if (marks := (content := contents(file)).count(b",")) > MARKS:
+            raise ValueError(f"it has {marks:,} values, more than the {MARKS:,} that a page shows")
+        data = parsed(content, named)
         drawn = _KINDS[kinds.check(checked(data, dict[str, Any], named), named)](data)
         body, table = drawn if isinstance(drawn, tuple) else (drawn, None)
         notes = tuple(Markup("{}").format(str(note).rstrip(".")) for note in data.get("notes", ()))
@@ -90,6 +94,8 @@ def _overlay(data: dict[str, Any]) -> Markup:
 
 def _heat(data: dict[str, Any]) -> Markup:
     rows, columns = [str(r) for r in data["rows"]], [str(c) for c in data["columns"]]
+    if len(rows) * len(columns) > CELLS:
+        raise ValueError(f"{len(rows):,} x {len(columns):,} cells are more than the {CELLS:,} that a page shows")
     digits = data.get("digits")
 
     def show(value: float) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from upcycle.core import models, references
 from upcycle.core.errors import require
+from upcycle.core.fetching import dry
 from upcycle.core.heads import with_classes
 from upcycle.core.lineage import Node, node
 from upcycle.core.method import Method
@@ -35,7 +36,7 @@ from upcycle.verbs.figures import figures_of, row, share
 from upcycle.verbs.methods import baseline
 from upcycle.verbs.naming import SAID, Naming, Reference, naming_of
 from upcycle.verbs.networks import images_for, in_classes_of, is_untrained, network, network_and_images, takes_any
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.session import Session
 
 
@@ -54,7 +55,7 @@ class Setting(options.NamedSetting):
         student_std: what the student's are divided by then, one value a channel.
         student_classes: the names of the outputs of a student that is trained already, as those of MODEL.
         top: how many classes an answer names, of a network that is asked; all if not given.
-        budget: the most images that an endpoint may be sent.
+        budget: the most images that an endpoint may bill, over all commands with this cache.
         cache: a folder for an endpoint's answers; if not given, one in the user's cache.
         control: also train what the method is to be compared with.
     """
@@ -79,6 +80,7 @@ class Setting(options.NamedSetting):
 Asked = Reference | Predictor
 
 
+@dry
 def adapt(
     model: Asked | Sequence[Asked] | None = None,
     *,
@@ -86,7 +88,7 @@ def adapt(
     method: str | type[Method] = DEFAULT_METHOD["adapt"],
     data: Any = None,
     source_data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """A network that works on new data, and, beside it, what there would be without the method.
@@ -255,7 +257,7 @@ def _from_answers(session: Session, asked: list[Any]) -> Result:
             said = one.report()
             session.say(
                 f"asked    {one.name}: {said['queries']:,} images sent, {said['cached']:,} known from before, "
-                f"{said['retries']:,} requests repeated"
+                f"{said['retries']:,} requests repeated; {said['billed']:,} images may have been billed in all"
             )
     return result
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from upcycle.core import models
 from upcycle.core.errors import UserError, require
+from upcycle.core.fetching import dry
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
@@ -25,7 +26,7 @@ from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import macs, row, share, size_sentence
 from upcycle.verbs.naming import Naming, Reference, Weights, naming_of
 from upcycle.verbs.networks import images_for, network, network_and_images, takes_any
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.session import Session
 
 
@@ -41,12 +42,13 @@ class Setting(Weights, options.Setting):
     classes: tuple[str, ...] | None = None
 
 
+@dry
 def assemble(
     parts: Sequence[Reference],
     *,
     method: str | type[Method] = DEFAULT_METHOD["assemble"],
     data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """One classifier from the parts of several, with the classes of all.

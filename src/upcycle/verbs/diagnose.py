@@ -21,6 +21,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.frequency import counts_of, groups
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
+from upcycle.core.printable import file_name
 from upcycle.core.task import CLASSIFICATION, Evaluation, judged
 from upcycle.data import Collection, Images, check_reference, describe
 from upcycle.data.images import as_images
@@ -42,7 +43,7 @@ from upcycle.verbs.frequency import sentence as of_frequency
 from upcycle.verbs.heatmaps import known, maps_of, overlay
 from upcycle.verbs.naming import Naming, Reference, options_as
 from upcycle.verbs.networks import in_classes_of, network_and_data
-from upcycle.verbs.options import Say, command_of
+from upcycle.verbs.options import Say, command_of, tell
 
 if TYPE_CHECKING:
     from upcycle.data.graphs import GraphSet
@@ -78,7 +79,7 @@ def diagnose(
     theta: float = 0.2,
     borders: tuple[int, ...] | None = None,
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    say: Say = print,
+    say: Say = tell,
     **naming: Any,
 ) -> Diagnosed:
     """Where a classifier errs, what it looks at, and which channels speak for which class; nothing is changed.
@@ -117,7 +118,7 @@ def diagnose(
     if isinstance(reference, str):
         check_reference(reference)
     net, found = network_and_data(model, reference, said)
-    place = Path(out) if out is not None else Path("runs") / f"diagnose-{net.name}"
+    place = Path(out) if out is not None else Path("runs") / f"diagnose-{file_name(net.name)}"
     looked = {
         "images": images,
         "methods": methods,
@@ -248,7 +249,7 @@ def _leave(
     """Write everything into the directory; the report's path."""
     held = claim_directory(place, resume=False, hold=True)
     for name, picture in pictures.items():
-        store.write_json(place / "pictures" / f"{name}.json", picture)
+        store.write_json(place / "pictures" / f"{file_name(name)}.json", picture)
     store.write_json(place / "diagnosis.json", diagnosis)
     result = {
         "format": 1,

@@ -10,6 +10,7 @@ import torch
 
 from upcycle.core import models
 from upcycle.core.evaluate import evaluate
+from upcycle.core.fetching import dry
 from upcycle.core.method import Method
 from upcycle.core.outputs import Columns
 from upcycle.data import describe
@@ -19,7 +20,7 @@ from upcycle.verbs.arms import Result
 from upcycle.verbs.figures import row, size_sentence
 from upcycle.verbs.naming import Reference, Weights, naming_of
 from upcycle.verbs.networks import in_classes_of, network_and_images
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.session import Session
 
 
@@ -38,12 +39,13 @@ class Setting(Weights, options.Setting):
     label_map: Path | None = None
 
 
+@dry
 def disassemble(
     model: Reference,
     *,
     method: str | type[Method] = DEFAULT_METHOD["disassemble"],
     data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """The part of a classifier that knows chosen classes, as a smaller network.

@@ -15,6 +15,7 @@ from torch import nn
 from upcycle.core import lineage, models, references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import measured
+from upcycle.core.fetching import dry
 from upcycle.core.guide import frozen_for
 from upcycle.core.method import Method
 from upcycle.core.models import Model
@@ -33,7 +34,7 @@ from upcycle.verbs.figures import like_of, points, row, show_accuracy, showing, 
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.methods import all_methods, baseline, find_method
 from upcycle.verbs.naming import SAID, naming_of
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.pairing import answered_by, on_its_pool, teacher_and_data
 from upcycle.verbs.session import Session
 
@@ -101,13 +102,14 @@ class Setting(options.Setting):
         )
 
 
+@dry
 def distill(
     *,
     student: str | nn.Module | Model,
     teacher: str | nn.Module | Model | None = None,
     method: str | type[Method] = DEFAULT_METHOD["distill"],
     data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """Distil ``teacher`` into ``student``.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from upcycle.core.read import require_file
 from upcycle.data import cache
 
 Status = Literal["ok", "absent", "broken"]
@@ -376,6 +377,7 @@ def _weights(folder: Path) -> Check:
     whole, broken = [], []
     for file in sorted(folder.glob("*.safetensors")):
         try:
+            require_file(file)
             with safe_open(file, framework="pt"):
                 whole.append(file.stem)
         except Exception:

@@ -14,6 +14,7 @@ from upcycle.core import lineage, references, store
 from upcycle.core.errors import require, unknown
 from upcycle.core.models import Model
 from upcycle.core.outputs import gives_probabilities
+from upcycle.core.printable import cell, file_name, path_cell
 from upcycle.diagnosis.attribution import Attribution
 from upcycle.measure.machine import machine
 from upcycle.measure.units import counted
@@ -22,7 +23,7 @@ from upcycle.verbs.directory import claim_directory
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, known, maps_of, overlay
 from upcycle.verbs.naming import Naming, Reference, options_as
 from upcycle.verbs.networks import answering, network_and_pictures
-from upcycle.verbs.options import Say, command_of
+from upcycle.verbs.options import Say, command_of, tell
 
 DEFAULT = ("learned", "gradcam")
 
@@ -43,7 +44,7 @@ def explain_images(
     methods: tuple[str, ...] | None = None,
     target: str | None = None,
     out: Path | str = Path("explained"),
-    say: Say = print,
+    say: Say = tell,
     **naming: Any,
 ) -> Explained:
     """Which pixels of images speak for a class: a report, a picture of each map over its image, and a table.
@@ -83,7 +84,7 @@ def explain_images(
             image.alpha_composite(as_heat(attribution.maps[i]))
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
-            store.write_atomic(place / "maps" / method / f"{i:04d}-{Path(name).stem}.png", buffer.getvalue())
+            store.write_atomic(place / "maps" / method / f"{i:04d}-{file_name(Path(name).stem)}.png", buffer.getvalue())
     first = next(iter(found.values()))
     store.write_atomic(place / "explained.csv", _table(names, first, net).encode())
     about = "each image's answer" if target is None else target
@@ -123,5 +124,5 @@ def _table(names: list[str], found: Attribution, net: Model) -> str:
     writer: Callable[[list[str]], object] = csv.writer(text, lineterminator="\n").writerow
     writer(["path", "class", "probability" if gives_probabilities(net.module) else "softmax of scores"])
     for name, c, p in zip(names, found.target.tolist(), found.probability.tolist(), strict=True):
-        writer([name, net.classes[c], f"{p:.6f}"])
+        writer([path_cell(name), cell(net.classes[c]), f"{p:.6f}"])
     return text.getvalue()

@@ -13,7 +13,7 @@ from upcycle.measure.export import write_export
 from upcycle.surgery.ratio import set_ratio
 from upcycle.verbs.naming import Naming, Reference, options_as
 from upcycle.verbs.networks import answering, any_network
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 
 
 def export(
@@ -23,7 +23,7 @@ def export(
     format: Literal["onnx", "torch"] = "onnx",
     ratio: float | None = None,
     overwrite: bool = False,
-    say: Say = print,
+    say: Say = tell,
     **naming: Any,
 ) -> Path:
     """Write a network for deployment, and compare both sides on a held batch.

@@ -20,6 +20,7 @@ from upcycle.continual.protocol.scores import Scores
 from upcycle.core import models, references
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import evaluate
+from upcycle.core.fetching import dry
 from upcycle.core.heads import grow_classifier
 from upcycle.core.method import Method
 from upcycle.core.models import Model
@@ -39,7 +40,7 @@ from upcycle.verbs.figures import TOLD, figures_of, hundredths, like_of, share, 
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.naming import Reference, Weights, naming_of
 from upcycle.verbs.networks import any_network, is_untrained
-from upcycle.verbs.options import RunSetting, Say
+from upcycle.verbs.options import RunSetting, Say, tell
 from upcycle.verbs.session import Session
 
 FIGURES = {
@@ -91,12 +92,13 @@ class Setting(Weights, RunSetting):
         require(self.few is None or self.few >= 2, f"few takes at least 2 samples a class, not {self.few}.")
 
 
+@dry
 def extend(
     model: Reference,
     *,
     stream: str | Stream = "splits:digits/5",
     method: str | type[Method] = DEFAULT_METHOD["extend"],
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """A network that learns the tasks of a stream one after another, and, beside it, what bounds it from both sides.

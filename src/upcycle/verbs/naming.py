@@ -12,6 +12,7 @@ from torch import nn
 
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.models import Model
+from upcycle.core.read import bytes_of
 from upcycle.core.reading import Reading, Resize
 from upcycle.data.images import check_ratio
 from upcycle.data.pixels import Size
@@ -170,7 +171,7 @@ def names_in(classes: str | tuple[str, ...]) -> tuple[str, ...]:
     names = tuple(part.strip() for part in classes.split(",")) if isinstance(classes, str) else tuple(classes)
     if len(names) == 1 and Path(names[0]).is_file():
         try:
-            lines = Path(names[0]).read_text(encoding="utf-8-sig").splitlines()
+            lines = bytes_of(Path(names[0])).decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"Cannot read class names from {names[0]}: it is no text in UTF-8.") from error
         names = tuple(line.strip() for line in lines if line.strip())

@@ -17,14 +17,20 @@ import torch
 
 from upcycle.core import ingredients
 from upcycle.core.devices import device_of
-from upcycle.core.errors import require, unknown
+from upcycle.core.errors import require, unknown, without_secrets
 from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
+from upcycle.core.printable import printable
 from upcycle.data import Collection
 from upcycle.data.decode import readable
 from upcycle.verbs.naming import Naming, Sight
 
 Say = Callable[[str], None]
+
+
+def tell(text: str) -> None:
+    """Print a sentence, or several lines, in which names that others wrote are text alone."""
+    print(printable(text, keep="\n"))
 
 
 @dataclass(kw_only=True)
@@ -140,7 +146,7 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Model | Collection):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Path | str):
-        return readable(str(value))
+        return without_secrets(readable(str(value)))
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     if isinstance(value, dict):

@@ -16,6 +16,7 @@ from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
 from upcycle.core.outputs import gives_probabilities
+from upcycle.core.printable import cell, path_cell
 from upcycle.verbs.naming import Naming, Reference, options_as
 from upcycle.verbs.networks import answering, network_and_pictures
 
@@ -64,9 +65,9 @@ class Predictions:
         """A line an image: path, predicted class, its probability (or score), and that of every class."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "class", "probability" if self.sure else "score", *self.classes])
+        writer.writerow(["path", "class", "probability" if self.sure else "score", *map(cell, self.classes)])
         for path, name, row in zip(self.paths, self.predicted, self.scores.tolist(), strict=True):
-            writer.writerow([path, name, f"{max(row):.6f}", *(f"{p:.6f}" for p in row)])
+            writer.writerow([path_cell(path), cell(name), f"{max(row):.6f}", *(f"{p:.6f}" for p in row)])
         return text.getvalue()
 
     def text(self) -> str:

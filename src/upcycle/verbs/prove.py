@@ -18,6 +18,7 @@ from upcycle.core.errors import UserError, require
 from upcycle.core.lineage import versions
 from upcycle.core.read import checked
 from upcycle.measure.machine import machine
+from upcycle.verbs.options import tell
 
 
 class Seed(TypedDict):
@@ -164,7 +165,7 @@ def prove(
     resume: bool = False,
     overwrite: bool = False,
     workers: int = 1,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> Proof:
     """Measure the claim of ``method`` over ``seeds`` seeds.
 
@@ -270,7 +271,7 @@ def command(
     if out is None and not quick:
         out = Path("runs") / f"prove-{method}.json"
     proof = prove(method, seeds=seeds, quick=quick, out=out, resume=resume, overwrite=overwrite, workers=workers)
-    print("\n" + proof.text())
+    tell("\n" + proof.text())
     if out is not None:
         print(f"Figures: {out}")
     return 0 if proof.holds else 1

@@ -12,6 +12,7 @@ from torch import nn
 
 from upcycle.core import models, references, saved
 from upcycle.core.errors import UserError, require
+from upcycle.core.fetching import dry
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.data import Images, describe
@@ -24,7 +25,7 @@ from upcycle.verbs.figures import chance, macs, row, share, size_sentence, sprea
 from upcycle.verbs.methods import all_methods, find_method
 from upcycle.verbs.naming import Reference, naming_of
 from upcycle.verbs.networks import in_classes_of, network, network_and_images
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.session import Session
 
 
@@ -42,13 +43,14 @@ class Setting(options.NamedSetting):
     control: bool = True
 
 
+@dry
 def reassemble(
     zoo: Reference | Sequence[Reference] | None = None,
     *,
     source: Reference | None = None,
     method: str | type[Method] = DEFAULT_METHOD["reassemble"],
     data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """A new network of trained ones: blocks of several within a budget, or one of them with another block in it.

@@ -25,6 +25,7 @@ from upcycle.core.lineage import Node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.precision import choose
+from upcycle.core.read import bytes_of
 from upcycle.core.run import Run
 from upcycle.core.task import Evaluation
 from upcycle.data import Collection, Images, check_reference
@@ -231,7 +232,7 @@ class Session:
         """The digests of the files that options name, and of the code that networks and the method come from."""
         named = {f.name: getattr(self.setting, f.name) for f in dataclasses.fields(self.kind)}
         inputs = {
-            f"the contents of --{name}": store.digest_of(Path(value).read_bytes())
+            f"the contents of --{name}": store.digest_of(bytes_of(Path(value)))
             for name, value in named.items()
             if name not in (self.called, "out", "test_data") and isinstance(value, str | Path) and Path(value).is_file()
         }
@@ -240,7 +241,7 @@ class Session:
         ]
         found = [code_of(one) for one in references if isinstance(one, str)]
         found += [None if (plugin := plugin_of(self.cls)) is None else Path(plugin)]
-        return inputs, {file.name: store.digest_of(file.read_bytes()) for file in found if file is not None}
+        return inputs, {file.name: store.digest_of(bytes_of(file)) for file in found if file is not None}
 
     def _fitted(self, arm: Arm, measure: Measure, options: dict[str, Any]) -> Fitted:
         found: Fitted | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from upcycle.core import models
+from upcycle.core.fetching import dry
 from upcycle.core.frequency import counts_of, groups, rare
 from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
@@ -19,7 +20,7 @@ from upcycle.verbs.figures import chance, row, share
 from upcycle.verbs.frequency import by_group, recall_by_count
 from upcycle.verbs.naming import Reference, naming_of
 from upcycle.verbs.networks import in_classes_of, network_and_images
-from upcycle.verbs.options import Say
+from upcycle.verbs.options import Say, tell
 from upcycle.verbs.session import Session
 
 
@@ -37,12 +38,13 @@ class Setting(options.NamedSetting):
     borders: tuple[int, ...] | None = None
 
 
+@dry
 def treat(
     model: Reference,
     *,
     method: str | type[Method] = DEFAULT_METHOD["treat"],
     data: Any = None,
-    say: Say = print,
+    say: Say = tell,
     **options: Any,
 ) -> Result:
     """The same architecture with weights that err less, and, beside it, plain continued training.

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from upcycle.core.errors import UserError, one_line
+from upcycle.core.fetching import may_fetch, not_here
 from upcycle.core.models import Model
-from upcycle.zoo.from_torchvision import no_such, torchvision
+from upcycle.zoo.from_torchvision import FILE, fetched, no_such, tensors_only, torchvision
 
 
 def import_timm() -> Any:
@@ -77,12 +78,13 @@ def build(
         options["img_size"] = tuple(shape[1:])
     if num_classes is not None and not pretrained:
         options["num_classes"] = num_classes
+    if pretrained:
+        options |= _kept(name, config)
     try:
-        module = timm.create_model(name, pretrained=pretrained, **options)
+        with tensors_only():
+            module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
-        raise UserError(
-            f"timm:{name} cannot be built: {one_line(error)}. Without a network, give its weights as a file."
-        ) from error
+        raise UserError(f"timm:{name} cannot be built: {one_line(error)}. {FILE}") from error
     k = int(module.num_classes)
     if k == 0:
         raise UserError(f"timm:{name} has no classifier; give the number of classes or choose another.")
@@ -97,6 +99,33 @@ def build(
         name=name,
         licence=(config.license if pretrained else None) or "unknown",
     )
+
+
+def _kept(name: str, config: Any) -> dict[str, Any]:
+    """The option that names the weights file on this machine, where none is fetched; nothing where they may be.
+
+    Raises:
+        UserError: there is none.
+    """
+    if config.hf_hub_id:
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        address = constants.ENDPOINT
+        if may_fetch(address):
+            return {}
+        repository, _, revision = config.hf_hub_id.partition("@")
+        files = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+        places = (try_to_load_from_cache(repository, file, revision=revision or None) for file in files)
+        file = next((place for place in places if isinstance(place, str)), None)
+    elif config.url:
+        address, file = config.url, None
+        if fetched(address).is_file() or may_fetch(address):
+            return {}
+    else:  # timm says itself that there are none
+        return {}
+    if file is None:
+        raise not_here(f"The weights file of timm:{name}", address, FILE)
+    return {"pretrained_cfg_overlay": {"file": file}}
 
 
 def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+
 from upcycle.core.errors import UserError, one_line
+from upcycle.core.fetching import may_fetch, not_here
 from upcycle.core.models import Model
 
 # These add outputs while they train, and with trained weights a step that is otherwise left out; the network
 # must be the same with both.
 _INCEPTIONS = ("googlenet", "inception_v3")
+FILE = "Without a network, give its weights as a file."
 
 
 def torchvision() -> Any:
@@ -22,8 +28,6 @@ def torchvision() -> Any:
         import torchvision as library
         import torchvision.models
     except (ImportError, RuntimeError) as error:
-        import torch
-
         raise UserError(
             f"torchvision is missing or was built for another torch than the installed {torch.__version__} "
             f"({one_line(error)}): pip install --upgrade torch torchvision"
@@ -74,15 +78,15 @@ def build(
     classes = tuple(weights.meta["categories"])
     k = len(classes) if pretrained else num_classes or len(classes)
     more = {"aux_logits": False, "transform_input": True, "init_weights": not pretrained} if name in _INCEPTIONS else {}
+    if pretrained and not fetched(weights.url).is_file() and not may_fetch(weights.url):
+        raise not_here(f"The weights file of torchvision:{name}", weights.url, FILE)
     try:
-        with _tensors_only():
+        with tensors_only():
             module = library.get_model(
                 name, weights=weights if pretrained else None, num_classes=k, progress=False, **more
             )
     except Exception as error:
-        raise UserError(
-            f"torchvision:{name} cannot be built: {one_line(error)}. Without a network, give its weights as a file."
-        ) from error
+        raise UserError(f"torchvision:{name} cannot be built: {one_line(error)}. {FILE}") from error
     return Model(
         module=module,
         input_shape=shape,
@@ -95,8 +99,13 @@ def build(
     )
 
 
+def fetched(url: str) -> Path:
+    """Where torch keeps what it fetched from an address."""
+    return Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urllib.parse.urlsplit(url).path).name)
+
+
 @contextlib.contextmanager
-def _tensors_only() -> Iterator[None]:
+def tensors_only() -> Iterator[None]:
     """torch reads nothing but tensors, also where the library asks it to unpickle."""
     switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(switch)

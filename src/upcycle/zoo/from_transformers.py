@@ -7,11 +7,19 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from upcycle.core.errors import UserError, one_line
+from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.fetching import may_fetch, not_here
 from upcycle.core.models import Model
 from upcycle.core.outputs import Logits
+from upcycle.core.read import PlainName, checked, contents, parsed, require_file
+
+REMEDY = "Without a network, give hf: and a directory that transformers saved."
+SAID = ("_name_or_path", "id2label", "label2id", "label_names", "pretrained_cfg")
+"""Keys of a configuration with free text, which nothing is built from."""
+OTHERS = ("attn_implementation", "experts_implementation", "auto_map", "backbone", "quantization_config")
+"""Ends of keys that may name code or networks of others."""
 
 
 def check(name: str) -> None:
@@ -46,28 +54,31 @@ def build(
     Raises:
         UserError: transformers missing, no such model, no image classifier, or no network.
     """
-    if config is None:
-        check(name)
     import transformers
+    from huggingface_hub import constants as hub
 
+    at_home = config is not None or Path(name).is_dir()
+    if not at_home:
+        check(name)
+    local = at_home or not may_fetch(hub.ENDPOINT)
     try:
-        if config is None:
-            settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        else:
-            settings = transformers.AutoConfig.for_model(**config)
-        preparation = {} if config is not None else _preparation(transformers, name)
+        settings = _settings(transformers, _described(transformers, name, local) if config is None else config, name)
+        preparation = {} if config is not None else _preparation(transformers, name, local)
         shape = input_shape or _shape(settings, preparation)
         auto = transformers.AutoModelForImageClassification
         if pretrained:
-            network = auto.from_pretrained(name, config=settings, trust_remote_code=False)
+            network = auto.from_pretrained(name, config=settings, trust_remote_code=False, local_files_only=local)
         else:
             _adapt(settings, num_classes, shape)
             network = auto.from_config(settings, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
-        raise UserError(
-            f"hf:{name} cannot be built: {one_line(error)}. Without a network, give hf: and a directory that "
-            "transformers saved."
-        ) from error
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
+        if isinstance(error, OSError) and local and not at_home:
+            raise not_here(f"hf:{name}", hub.ENDPOINT, REMEDY) from error
+        if not isinstance(error, OSError | ValueError | TypeError | KeyError | RuntimeError | ImportError):
+            raise
+        raise UserError(f"hf:{name} cannot be built: {one_line(error)}. {REMEDY}") from error
     labels = network.config.id2label
     named = pretrained or num_classes is None
     mean, std = _normalisation(preparation, shape[0])
@@ -79,15 +90,70 @@ def build(
         classes=tuple(str(labels[i]) if named else str(i) for i in range(len(labels))),
         reference=f"hf:{name}",
         options={"input_shape": list(shape), "config": json.loads(network.config.to_json_string())},
-        licence=_licence(name) if pretrained else "unknown",
+        licence=_licence(name, local) if pretrained else "unknown",
         name=name.rstrip("/").rpartition("/")[2],
     )
 
 
-def _preparation(transformers: Any, name: str) -> dict[str, Any]:
+class _Index(TypedDict):
+    """Which file holds each weight."""
+
+    weight_map: dict[str, PlainName]
+
+
+def _described(transformers: Any, name: str, local: bool) -> dict[str, Any]:
+    """The configuration of a directory or of a model on the hub, as data."""
+    place = Path(name)
+    if not place.is_dir():
+        found: dict[str, Any] = transformers.PreTrainedConfig.get_config_dict(name, local_files_only=local)[0]
+        return found
+    check(name)
+    for file in place.iterdir():
+        if not file.is_dir():
+            require_file(file)
+    for index in place.glob("*.index.json"):  # weights in several files, which lie beside it
+        checked(parsed(contents(index), index), _Index, index)
+    file = place / "config.json"
+    return checked(parsed(contents(file), file), dict[str, Any], file)
+
+
+def _settings(transformers: Any, config: dict[str, Any], name: str) -> Any:
+    """The settings that a configuration holds, which a stranger may have written.
+
+    It may be of a classifier of images alone, since others fetch what they name; and it names no code and no network.
+
+    Raises:
+        UserError: it does.
+    """
+    kind = config.get("model_type", "timm_wrapper" if "pretrained_cfg" in config else None)
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    require(isinstance(kind, str) and kind in known, f"hf:{name} is no image classifier of transformers, but {kind!r}.")
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "pretrained_cfg", "auto_map")}
+    if place := _elsewhere(kept):
+        raise UserError(f"hf:{name} would be built from elsewhere: its configuration names {place}, so it is refused.")
+    return transformers.CONFIG_MAPPING[kind].from_dict({**kept, "model_type": kind})
+
+
+def _elsewhere(config: dict[str, Any], inside: bool = False) -> str:
+    """Where a configuration names code, a file or a network beside itself, in words; empty where it does not."""
+    for key, value in config.items():
+        if key in SAID or value is None:
+            continue
+        part = inside and key == "model_type" and not re.fullmatch(r"\w+_(vision_model|text_model|text)", str(value))
+        if part or str(key).endswith(OTHERS) or str(key) in ("checkpoint_path", "cache_dir"):
+            return f"{key}: {value}"
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict) and (found := _elsewhere(one, True)):
+                return f"{key}.{found}"
+            if isinstance(one, str) and re.search(r"[/\\:]", one):
+                return f"{key}: {one}"
+    return ""
+
+
+def _preparation(transformers: Any, name: str, local: bool) -> dict[str, Any]:
     """What the model's image processor does, as data; nothing when it has none."""
     with contextlib.suppress(OSError):
-        return transformers.ImageProcessingMixin.get_image_processor_dict(name)[0]
+        return transformers.ImageProcessingMixin.get_image_processor_dict(name, local_files_only=local)[0]
     return {}
 
 
@@ -122,11 +188,13 @@ def _normalisation(preparation: dict[str, Any], channels: int) -> tuple[tuple[fl
     return tuple(mean), tuple(std)
 
 
-def _licence(name: str) -> str:
+def _licence(name: str, local: bool) -> str:
     """As the model card states it."""
     import huggingface_hub
 
-    card = Path(name) / "README.md" if Path(name).is_dir() else name
     with contextlib.suppress(Exception):  # no card, no network, no header: the licence stays unknown
+        card = Path(name) / "README.md"
+        if not Path(name).is_dir():
+            card = Path(huggingface_hub.hf_hub_download(name, "README.md", local_files_only=local))
         return str(huggingface_hub.ModelCard.load(card).data.license or "unknown")
     return "unknown"

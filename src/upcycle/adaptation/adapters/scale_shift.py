@@ -20,7 +20,7 @@ from upcycle.core import store
 from upcycle.core.errors import UserError, require
 from upcycle.core.heads import classifier, with_classes
 from upcycle.core.models import Model
-from upcycle.core.read import parse
+from upcycle.core.read import bytes_of, parse
 from upcycle.surgery.sites import Site, fold, scale_weight, shift_bias, site, sites
 
 TINY = 2.0**-10
@@ -306,7 +306,7 @@ def load_adapter(path: str | Path, base: Model) -> Model:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = bytes_of(path)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     tensors = store.parse_tensors(content, path)

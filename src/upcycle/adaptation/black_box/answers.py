@@ -12,6 +12,7 @@ from torch import Tensor
 from upcycle.core.errors import require
 from upcycle.core.patterns import Values
 from upcycle.core.run import Run
+from upcycle.data.memory import require_memory
 
 if TYPE_CHECKING:
     from upcycle.data.images import Images
@@ -57,6 +58,8 @@ def ask(run: Run, predictors: tuple[Predictor, ...], data: Images, r: int) -> Fl
         UserError: answers that are none, or one class for all images, from which there is nothing to learn.
     """
     k, rows = len(data.classes), []
+    needed = 8 * len(data.train) * k * (len(predictors) + 1)
+    require_memory(needed, f"The answers to {len(data.train):,} images, each over {k:,} classes,")
     for i, predictor in enumerate(predictors, 1):
         n, m = len(data.train), len(predictor.classes)
         like = (Values((n, None), 0, m - 1, whole=True), Values((n, None), 0, 1.001))
