@@ -6,6 +6,7 @@ import io
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.reading import WHITE, Reading
+from upcycle.core.reading import WHITE, Interpolation, Reading
+from upcycle.data.augment import resized_window
 from upcycle.data.memory import require_memory
 
 MIN_SIDE = 4  # pixels; anything smaller shows nothing and is a damaged or a placeholder file
@@ -34,6 +36,8 @@ _FORMATS = {
 _ORIENTATION = 0x0112  # the EXIF tag
 _LYING = (5, 6, 7, 8)  # its values for images that are turned by a quarter
 
+_RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
+
 Size = int | tuple[int, int]
 """The size that images are brought to: the side of a square, or (height, width), in pixels."""
 
@@ -43,7 +47,7 @@ class Form:
     """The form that images are brought to.
 
     Args:
-        size: by bilinear resampling, as ``reading`` says; ``None`` for what the images have.
+        size: by resampling, as ``reading`` says; ``None`` for what the images have.
         channels: 1 (grey) or 3 (RGB); ``None``: grey if all images are.
         reading: how files become pixels.
     """
@@ -88,15 +92,19 @@ Decoded = tuple[np.ndarray, bool]
 """The pixels of one image, uint8 (h, w, c), and whether its proportions were others."""
 
 
-def decode_one(content: bytes | Path, form: Form) -> Decoded:
+def decode_one(content: bytes | Path, form: Form, draws: np.ndarray | None = None) -> Decoded:
     """Decode one encoded image.
+
+    Args:
+        draws: numbers that choose a window, see :func:`upcycle.data.augment.resized_window`; the window is brought to
+            the size of the form. ``None``: the image as the form has it.
 
     Raises:
         Deep: see there.
         ValueError, OSError, or what else Pillow raises for a damaged image.
     """
     with opened(content) as image:
-        return _pixels(image, form, draft=True)
+        return _pixels(image, form, draft=True, draws=draws)
 
 
 def opened(content: bytes | Path) -> Image.Image:
@@ -115,20 +123,21 @@ def pixels_of(image: Image.Image, form: Form) -> Decoded:
     return _pixels(image, form, draft=False)
 
 
-def _pixels(image: Image.Image, form: Form, *, draft: bool) -> Decoded:
+def _pixels(image: Image.Image, form: Form, *, draft: bool, draws: np.ndarray | None = None) -> Decoded:
     """See :func:`pixels_of`.
 
     Args:
         draft: the image is not decoded yet, and nobody else's.
+        draws: see :func:`decode_one`.
     """
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"{image.width} x {image.height} pixels, too small")
     orientation = image.getexif().get(_ORIENTATION, 1)
     have: tuple[int, int] | None = None
-    if draft and form.size is not None and image.format in ("JPEG", "MPO"):
+    if draft and draws is None and form.reading.drafts and form.size is not None and image.format in ("JPEG", "MPO"):
         lying = orientation in _LYING
         have = image.size if lying else (image.height, image.width)
-        height, width = _scaled(have, sides_of(form.size), form.reading.resize)
+        height, width = _scaled(have, sides_of(form.size), form.reading)
         image = _drafted(image, (height, width) if lying else (width, height))
     if orientation != 1:
         image = ImageOps.exif_transpose(image)
@@ -138,7 +147,7 @@ def _pixels(image: Image.Image, form: Form, *, draft: bool) -> Decoded:
     if form.size is not None:
         sides = sides_of(form.size)
         changed = reshapes(have, sides)
-        image = _fit(image, have, sides, form.reading.resize)
+        image = _fit(image, have, sides, form.reading) if draws is None else _window(image, sides, form.reading, draws)
     array = np.asarray(image)
     return array.reshape(*array.shape[:2], -1), changed
 
@@ -191,32 +200,49 @@ def sides_of(size: Size) -> tuple[int, int]:
 
 def reshapes(have: tuple[int, int], sides: tuple[int, int]) -> bool:
     """Whether bringing images of one (height, width) to another cuts, distorts or pads them."""
-    return _scaled(have, sides, "crop") != sides
+    return _scaled(have, sides, Reading()) != sides
 
 
-def _scaled(have: tuple[int, int], sides: tuple[int, int], resize: str) -> tuple[int, int]:
+def _scaled(have: tuple[int, int], sides: tuple[int, int], reading: Reading) -> tuple[int, int]:
     """Height and width of an image that is scaled to cover ``sides``, to fit into them, or to be of them."""
-    (height, width), (high, wide) = have, sides
-    if resize == "squash":
-        return sides
+    (height, width), (high, wide), resize = have, sides, reading.resize
+    if resize in ("center", "squash"):  # rounded as timm does: down, the longer side of an image too
+        high, wide = math.floor(high / reading.crop_pct), math.floor(wide / reading.crop_pct)
+        if resize == "squash":
+            return high, wide
+        if high == wide:
+            short = min(height, width)
+            return high * height // short, wide * width // short
+        ratio = min(height / high, width / wide)
+        return round(height / ratio), round(width / ratio)
     by_width = wide * height >= high * width if resize == "crop" else wide * height <= high * width
     of, to = (width, wide) if by_width else (height, high)
     bound = max if resize == "crop" else min
     return max(1, bound(high, round(height * to / of))), max(1, bound(wide, round(width * to / of)))
 
 
-def _fit(image: Image.Image, have: tuple[int, int], sides: tuple[int, int], resize: str) -> Image.Image:
-    """An image brought to a size by bilinear resampling; see :class:`~upcycle.core.reading.Reading`.
+def _window(image: Image.Image, sides: tuple[int, int], reading: Reading, draws: np.ndarray) -> Image.Image:
+    """A random window of an image, brought to a size."""
+    top, left, height, width = resized_window(image.height, image.width, draws)
+    cut = image.crop((left, top, left + width, top + height))
+    return cut.resize((sides[1], sides[0]), _RESAMPLING[reading.interpolation])
+
+
+def _fit(image: Image.Image, have: tuple[int, int], sides: tuple[int, int], reading: Reading) -> Image.Image:
+    """An image brought to a size; see :class:`~upcycle.core.reading.Reading`.
 
     Args:
         have: its height and width before it was drafted.
     """
-    (high, wide), (height, width) = sides, _scaled(have, sides, resize)
+    (high, wide), (height, width) = sides, _scaled(have, sides, reading)
     if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), _RESAMPLING[reading.interpolation])
     if (height, width) == (high, wide):
         return image
-    if resize == "crop":
+    if reading.resize in ("center", "squash"):
+        left, top = round((width - wide) / 2), round((height - high) / 2)  # halves to the even number, as there
+        return image.crop((left, top, left + wide, top + high))
+    if reading.resize == "crop":
         left, top = (width - wide) // 2, (height - high) // 2
         return image.crop((left, top, left + wide, top + high))
     around = Image.new(image.mode, (wide, high))
@@ -241,13 +267,12 @@ def fit(images: Tensor, form: Form) -> Pixels:
     changed = reshapes((height, width), sides)
     if (height, width) != sides:
         require_memory(len(planes) * planes.shape[1] * high * wide * images.element_size(), f"{len(planes):,} images")
-        resize = form.reading.resize
-        down, across = _scaled((height, width), sides, resize)
+        down, across = _scaled((height, width), sides, form.reading)
+        mode = "bicubic" if form.reading.interpolation == "bicubic" else "bilinear"  # there is no other with antialias
         scaled = (
-            F.interpolate(part.contiguous(), (down, across), mode="bilinear", antialias=True)
-            for part in planes.split(1024)
+            F.interpolate(part.contiguous(), (down, across), mode=mode, antialias=True) for part in planes.split(1024)
         )
-        if resize == "crop":
+        if form.reading.resize != "pad":
             left, top = (across - wide) // 2, (down - high) // 2
             planes = torch.cat([part[:, :, top : top + high, left : left + wide] for part in scaled])
         else:

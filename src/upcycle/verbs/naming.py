@@ -31,8 +31,9 @@ class Sight:
             of one's own takes. If not given, what a network from a reference takes, or what the images are.
         trust: packages whose code a saved model's callable reference may run.
         resize: what happens to images of other proportions than that size: crop, they are scaled to cover it and their
-            centre is taken; squash, each side is scaled alone; pad, they are scaled to fit, and black fills the rest.
-            If not given, what the network was trained with, or crop.
+            centre is taken; squash, each side is scaled alone; pad, they are scaled to fit, and black fills the rest;
+            center, the shorter side is scaled and the centre taken, to the pixel as timm does. If not given, what the
+            network was trained with or its own configuration says, or crop.
         white: the value that is white in images of more than 8 bits. If not given, what the network was trained with,
             or the largest in the training images, where they never use the highest bit.
         image_column: the column of images in a table; if not given, the usual names are looked for.
@@ -75,7 +76,10 @@ class Sight:
     def reading(self, usual: Reading | None = None) -> Reading:
         """How image files become pixels: what is asked for, and otherwise as usual, above all as a network has it."""
         usual = usual or Reading()
-        return Reading(resize=self.resize or usual.resize, white=self.white or usual.white)
+        changed = {"white": self.white or usual.white}
+        if self.resize in (None, usual.resize):
+            return dataclasses.replace(usual, **changed)
+        return Reading(resize=self.resize, interpolation=usual.interpolation, **changed)
 
     @property
     def asked(self) -> dict[str, Any]:
