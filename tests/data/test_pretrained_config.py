@@ -35,9 +35,7 @@ def photographs(root: Path, n: int, least: int = 40, most: int = 120) -> list[Pa
     return files
 
 
-@pytest.mark.parametrize(
-    ("name", "resize"), [("test_resnet.r160_in1k", "center"), ("test_vit", "center")]
-)
+@pytest.mark.parametrize(("name", "resize"), [("test_resnet.r160_in1k", "center"), ("test_vit", "center")])
 def test_logits_are_those_of_timms_own_pipeline(name: str, resize: str, tmp_path: Path) -> None:
     files = photographs(tmp_path, 100, 100, 400)
     torch.manual_seed(0)
@@ -61,7 +59,9 @@ def test_logits_are_those_of_timms_own_pipeline(name: str, resize: str, tmp_path
 
 @pytest.mark.parametrize("size", [(48, 48), (48, 64)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.9])
-@pytest.mark.parametrize(("mode", "interpolation"), [("center", "bicubic"), ("center", "bilinear"), ("squash", "bicubic")])
+@pytest.mark.parametrize(
+    ("mode", "interpolation"), [("center", "bicubic"), ("center", "bilinear"), ("squash", "bicubic")]
+)
 def test_pixels_are_those_of_timms_own_pipeline(
     mode: str, interpolation: str, crop_pct: float, size: tuple[int, int], tmp_path: Path
 ) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -113,6 +114,23 @@ class Split(Protocol):
                 it does not depend on the batch, the worker or the process; ``None`` for no augmentation.
         """
         ...
+
+
+View = tuple[int, int] | None
+"""The view of a batch, see :meth:`Split.batch`."""
+
+
+def reading_ahead(split: Split, plan: Iterable[tuple[Tensor, View]]) -> contextlib.AbstractContextManager[None]:
+    """Let a split prepare batches while others are worked on, where it can; its method ``ahead`` takes the plan.
+
+    It changes when a sample is read and nothing that comes out.
+
+    Args:
+        plan: the samples that will be asked for, in their order and in batches or otherwise, with the view of each.
+    """
+    ahead = getattr(split, "ahead", None)
+    found: contextlib.AbstractContextManager[None] = contextlib.nullcontext() if ahead is None else ahead(plan)
+    return found
 
 
 _PASS = 1_000_003  # apart from each other in the numbering of views: an epoch's further passes over a split

@@ -20,6 +20,7 @@ epoch), every sample's augmentation from (seed, epoch, sample). So nothing about
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import collective, store
-from upcycle.core.batches import Batch, Split, endless
+from upcycle.core.batches import Batch, Split, View, endless, reading_ahead
 from upcycle.core.devices import launch, make_deterministic, place, plain
 from upcycle.core.errors import require
 from upcycle.core.evaluate import measured
@@ -242,17 +243,19 @@ class Run:
         self._stages.synchronise(split)
         batches = self._stages.batches(split, batch_size, steps, shuffle, views)
         save_within, first = stage.start_batches(outermost, save_within, len(batches))
+        plan = ((self._mine(samples), (self.seed, view) if augment else None) for view, samples in batches[first:])
         try:
-            for step, (self.view, samples) in enumerate(batches[first:], first):
-                stage.step = step if save_within else stage.step
-                read = partial(self._read, split)
-                met = self._meetings.of(batch_size, split, samples, read, self.view, augment, step)
-                for batch, self._share, self.count in met:
-                    self._stage.index = batch.index
-                    yield batch
-                if save_within and step + 1 < len(batches):
-                    stage.step = step + 1
-                    self.interrupt = self._stages.save_if_due(self.interrupt, every=16)
+            with reading_ahead(split, plan):
+                for step, (self.view, samples) in enumerate(batches[first:], first):
+                    stage.step = step if save_within else stage.step
+                    read = partial(self._read, split)
+                    met = self._meetings.of(batch_size, split, samples, read, self.view, augment, step)
+                    for batch, self._share, self.count in met:
+                        self._stage.index = batch.index
+                        yield batch
+                    if save_within and step + 1 < len(batches):
+                        stage.step = step + 1
+                        self.interrupt = self._stages.save_if_due(self.interrupt, every=16)
         finally:
             stage.end_batches()
         if outermost:
@@ -277,10 +280,17 @@ class Run:
         places = torch.arange(len(split)) if among is None else among
         require(len(places) > 0, f"There are no samples for the batches of {name}.")
         epoch = self._stage.epoch
-        return (
-            self._read(split, self._mine(samples), (self.seed, seed_of(name, epoch, i) % 2**31) if augment else None)
+        asked = (
+            (self._mine(samples), (self.seed, seed_of(name, epoch, i) % 2**31) if augment else None)
             for i, samples in endless(places, batch_size, partial(self._stages.order, epoch, name))
         )
+        return self._in_order(split, asked)
+
+    def _in_order(self, split: Split, asked: Iterator[tuple[Tensor, View]]) -> Iterator[Batch]:
+        asked, plan = itertools.tee(asked)
+        with reading_ahead(split, plan):
+            for samples, view in asked:
+                yield self._read(split, samples, view)
 
     def _read(self, split: Split, samples: Tensor, view: tuple[int, int] | None) -> Batch:
         if not self._stage.batch_loop:

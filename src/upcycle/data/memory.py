@@ -14,8 +14,18 @@ def require_memory(needed: int, what: str) -> None:
     if needed > 0.8 * free:
         raise UserError(
             f"{what} need {needed / 1e9:,.1f} GB in memory, of which {free / 1e9:,.1f} GB are free. "
-            "Load them with a smaller size, or fewer of them."
+            "Load them with a smaller size, or fewer of them; files can be read as they are used "
+            "(--keep_in_memory false)."
         )
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine, or of this container where it has less; other programs change nothing in it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no control group, or one without a limit ("max")
+        return whole
 
 
 def free_memory() -> int:

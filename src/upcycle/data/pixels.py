@@ -6,7 +6,7 @@ import io
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ _FORMATS = {
     **{b"P%d" % n: "PPM" for n in range(1, 7)},
 }
 _ORIENTATION = 0x0112  # the EXIF tag
+_GREY = ("1", "L", "LA", "La")
 _LYING = (5, 6, 7, 8)  # its values for images that are turned by a quarter
 
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
@@ -110,17 +111,63 @@ def decode_one(content: bytes | Path, form: Form, draws: np.ndarray | None = Non
 def opened(content: bytes | Path) -> Image.Image:
     """A PIL image that is not decoded yet; errors as :func:`decode_one`."""
     data = content.read_bytes() if isinstance(content, Path) else content
+    return Image.open(io.BytesIO(data), formats=(_kind(data),))
+
+
+def opened_lazily(file: Path) -> Image.Image:
+    """The same of a file of which only the header is read."""
+    with open(file, "rb") as start:
+        kind = _kind(start.read(16))
+    return Image.open(file, formats=(kind,))
+
+
+def _kind(data: bytes) -> str:
+    """The format of an image, by its first bytes."""
     if not data:
         raise ValueError("0 bytes")
     kind = next((name for start, name in _FORMATS.items() if data.startswith(start)), None)
     if kind is None:
         raise ValueError("not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image")
-    return Image.open(io.BytesIO(data), formats=(kind,))
+    return kind
 
 
-def pixels_of(image: Image.Image, form: Form) -> Decoded:
-    """The pixels of a PIL image; errors as :func:`decode_one`."""
-    return _pixels(image, form, draft=False)
+class Header(NamedTuple):
+    """Facts in the header of an image.
+
+    Args:
+        size: (height, width), as it is shown.
+        grey: it has one channel.
+        deep: it has more than 8 bits.
+    """
+
+    size: tuple[int, int]
+    grey: bool
+    deep: bool
+
+
+def header_of(content: bytes | Path) -> Header:
+    """The header of an encoded image; errors as :func:`decode_one`, as far as a header shows them.
+
+    Of a file only the header is read.
+    """
+    with opened(content) if isinstance(content, bytes) else opened_lazily(content) as image:
+        _require_usable(image)
+        lying = image.getexif().get(_ORIENTATION, 1) in _LYING
+        size = image.size if lying else (image.height, image.width)
+        deep = image.mode.startswith("I")
+        return Header(size, deep or image.mode in _GREY, deep)
+
+
+def _require_usable(image: Image.Image) -> None:
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(f"{image.width} x {image.height} pixels, too small")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels; save it with 8 or 16 bits")
+
+
+def pixels_of(image: Image.Image, form: Form, draws: np.ndarray | None = None) -> Decoded:
+    """The pixels of a PIL image; see :func:`decode_one`, errors too."""
+    return _pixels(image, form, draft=False, draws=draws)
 
 
 def _pixels(image: Image.Image, form: Form, *, draft: bool, draws: np.ndarray | None = None) -> Decoded:
@@ -130,8 +177,7 @@ def _pixels(image: Image.Image, form: Form, *, draft: bool, draws: np.ndarray | 
         draft: the image is not decoded yet, and nobody else's.
         draws: see :func:`decode_one`.
     """
-    if min(image.size) < MIN_SIDE:
-        raise ValueError(f"{image.width} x {image.height} pixels, too small")
+    _require_usable(image)
     orientation = image.getexif().get(_ORIENTATION, 1)
     have: tuple[int, int] | None = None
     if draft and draws is None and form.reading.drafts and form.size is not None and image.format in ("JPEG", "MPO"):
@@ -177,9 +223,7 @@ def _eight_bit(image: Image.Image, channels: int | None, white: int) -> Image.Im
         if values.min() < 0 or values.max() > WHITE:
             raise ValueError("32-bit pixels; save it with 8 or 16 bits")
         image = Image.fromarray(eight_bits(values, white))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels; save it with 8 or 16 bits")
-    grey = image.mode in ("1", "L", "LA", "La")
+    grey = image.mode in _GREY
     mode = "L" if channels == 1 or (channels is None and grey) else "RGB"
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
