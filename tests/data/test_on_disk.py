@@ -21,9 +21,9 @@ from upcycle.core.errors import UserError
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
-from upcycle.data import Images, describe, load, on_disk, parts
+from upcycle.data import Images, Pool, cache, describe, folders, headers, load, memory, on_disk
 from upcycle.data.augment import resized_window, window_draws
-from upcycle.data.images import joined
+from upcycle.data.joining import joined
 from upcycle.data.on_disk import OnDisk
 from upcycle.data.pixels import decode_one
 
@@ -112,7 +112,7 @@ def test_a_share_of_the_memory_decides(folder: Path, monkeypatch: pytest.MonkeyP
     assert not load(folder, size=SIZE).on_disk
     n = sum(1 for _ in folder.rglob("*.*"))
     for total, stays in ((4 * n * 20 * 24 * 3 + 4, False), (4 * n * 20 * 24 * 3 - 4, True)):
-        monkeypatch.setattr(parts, "total_memory", lambda total=total: total)
+        monkeypatch.setattr(memory, "total_memory", lambda total=total: total)
         assert load(folder, size=SIZE).on_disk is stays
     assert not load(folder, size=SIZE, keep_in_memory=True).on_disk
 
@@ -273,6 +273,41 @@ def test_another_file_is_another_digest(tmp_path: Path) -> None:
     )
     after = digests()
     assert {name for name in before if before[name] != after[name]} == {"the training images"}
+
+
+def test_of_too_many_files_only_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = photographs(tmp_path / "photographs", "classes", range(20))
+    monkeypatch.setattr(folders, "READ_FIRST", 0)
+    monkeypatch.setattr(headers, "READ_FIRST", -1)
+    monkeypatch.setattr(headers, "_read", None)
+    held, stored = both(root, size=SIZE)
+    assert_same(held, stored)
+    (root / "car" / "000.bmp").touch()
+    assert load(root, size=SIZE, keep_in_memory=False).digest != stored.digest
+
+
+def test_a_large_pool_lies_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def filled() -> Pool:
+        pool = Pool(20, (3, 8, 8), (0.5,) * 3, (0.5,) * 3, ("flip",))
+        for part in images.split(10):
+            pool.append(part, torch.zeros(10, dtype=torch.int64))
+        return pool
+
+    held = filled()
+    monkeypatch.setattr(memory, "total_memory", lambda: 4 * 20 * 8 * 8 * 3 - 4)
+    asked: list[int] = []
+    scratch = cache.scratch
+    monkeypatch.setattr(cache, "scratch", lambda size: asked.append(size) or scratch(size))
+    stored = filled()
+    assert asked == [20 * 8 * 8 * 3] and stored.digest == held.digest
+    again = filled()
+    again.load_state_dict(held.state_dict())
+    assert again.digest == held.digest
+    index = torch.tensor([3, 19])
+    a, b = (pool.batch(index, device=CPU, view=(0, 1)).images for pool in (held, stored))
+    assert torch.equal(a, b)
 
 
 def test_a_wrong_number_of_workers() -> None:

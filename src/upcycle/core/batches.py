@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -131,6 +132,21 @@ def reading_ahead(split: Split, plan: Iterable[tuple[Tensor, View]]) -> contextl
     ahead = getattr(split, "ahead", None)
     found: contextlib.AbstractContextManager[None] = contextlib.nullcontext() if ahead is None else ahead(plan)
     return found
+
+
+def read_in_order(
+    split: Split, asked: Iterable[tuple[Tensor, View]], read: Callable[[Split, Tensor, View], Batch]
+) -> Iterator[Batch]:
+    """Read the batches that are asked for, each when it is wanted, with :func:`reading_ahead`.
+
+    Args:
+        asked: the samples of each and its view, perhaps without end.
+        read: gives a batch.
+    """
+    asked, plan = itertools.tee(asked)
+    with reading_ahead(split, plan):
+        for samples, view in asked:
+            yield read(split, samples, view)
 
 
 _PASS = 1_000_003  # apart from each other in the numbering of views: an epoch's further passes over a split

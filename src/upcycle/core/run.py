@@ -20,7 +20,6 @@ epoch), every sample's augmentation from (seed, epoch, sample). So nothing about
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import collective, store
-from upcycle.core.batches import Batch, Split, View, endless, reading_ahead
+from upcycle.core.batches import Batch, Split, endless, read_in_order, reading_ahead
 from upcycle.core.devices import launch, make_deterministic, place, plain
 from upcycle.core.errors import require
 from upcycle.core.evaluate import measured
@@ -243,12 +242,11 @@ class Run:
         self._stages.synchronise(split)
         batches = self._stages.batches(split, batch_size, steps, shuffle, views)
         save_within, first = stage.start_batches(outermost, save_within, len(batches))
-        plan = ((self._mine(samples), (self.seed, view) if augment else None) for view, samples in batches[first:])
+        read, todo = partial(self._read, split), batches[first:]
         try:
-            with reading_ahead(split, plan):
-                for step, (self.view, samples) in enumerate(batches[first:], first):
+            with reading_ahead(split, ((self._mine(s), (self.seed, v) if augment else None) for v, s in todo)):
+                for step, (self.view, samples) in enumerate(todo, first):
                     stage.step = step if save_within else stage.step
-                    read = partial(self._read, split)
                     met = self._meetings.of(batch_size, split, samples, read, self.view, augment, step)
                     for batch, self._share, self.count in met:
                         self._stage.index = batch.index
@@ -284,13 +282,7 @@ class Run:
             (self._mine(samples), (self.seed, seed_of(name, epoch, i) % 2**31) if augment else None)
             for i, samples in endless(places, batch_size, partial(self._stages.order, epoch, name))
         )
-        return self._in_order(split, asked)
-
-    def _in_order(self, split: Split, asked: Iterator[tuple[Tensor, View]]) -> Iterator[Batch]:
-        asked, plan = itertools.tee(asked)
-        with reading_ahead(split, plan):
-            for samples, view in asked:
-                yield self._read(split, samples, view)
+        return read_in_order(split, asked, self._read)
 
     def _read(self, split: Split, samples: Tensor, view: tuple[int, int] | None) -> Batch:
         if not self._stage.batch_loop:
@@ -420,9 +412,8 @@ class Run:
 
     def log(self, **values: float | Tensor) -> None:
         """Record scalars at the current epoch in ``metrics.csv`` and TensorBoard."""
-        self._log.add(
-            self._stages.path, self._stage.epoch, self.updates, {n: float(value) for n, value in values.items()}
-        )
+        found = {name: float(value) for name, value in values.items()}
+        self._log.add(self._stages.path, self._stage.epoch, self.updates, found)
 
     def track(self, **values: Tensor) -> None:
         """Add to each value's mean over the epoch, which is logged when the epoch ends; no host synchronisation."""

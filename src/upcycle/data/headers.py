@@ -10,18 +10,17 @@ import contextlib
 import hashlib
 import itertools
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from upcycle.core.errors import UserError
 from upcycle.core.reading import Reading
 from upcycle.data import cache
 from upcycle.data.decode import problem_of, refuse_broken, refuse_sizes
@@ -58,7 +57,7 @@ class Encoded:
         self.where = where
         self._paths: list[Path | None] = []
         self._ends: list[int] = []  # of each image in the temporary file
-        self._file: int | None = None
+        self._file: IO[bytes] | None = None
 
     def add(self, content: Content) -> None:
         """Add the next image.
@@ -79,32 +78,24 @@ class Encoded:
         if (path := self._paths[i]) is not None:
             return path
         start = self._ends[i - 1] if i else 0
-        assert self._file is not None
-        return os.pread(self._file, self._ends[i] - start, start)
+        if self._file is None:  # nothing but empty ones
+            return b""
+        return os.pread(self._file.fileno(), self._ends[i] - start, start)
 
     def decode(self, i: int, form: Form, draws: np.ndarray | None) -> np.ndarray:
         """See :class:`upcycle.data.on_disk.Source`."""
         return decode_one(self.content(i), form, draws)[0]
 
     def _write(self, content: bytes) -> int:
-        place = cache.place()
+        if not content:
+            return 0
+        self._file = self._file or cache.scratch()
         try:
-            if self._file is None:
-                if place is not None:
-                    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=place) as file:
-                    self._file = os.dup(file.fileno())
-            return os.write(self._file, content) if content else 0
+            self._file.write(content)
+            self._file.flush()
         except OSError as error:
-            raise UserError(
-                f"The images of a table are copied to {place or tempfile.gettempdir()} to be read one by one, and that "
-                f"failed: {error.strerror or error}. Make room there, or let UPCYCLE_CACHE name another folder."
-            ) from error
-
-    def __del__(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._file)
+            raise cache.no_room(error) from error
+        return len(content)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from upcycle.core.errors import UserError
 
+SHARE = 1 / 4
+"""Share of the machine's memory up to which images are kept in it."""
+
 
 def require_memory(needed: int, what: str) -> None:
     """Raise :class:`UserError` if ``needed`` bytes are more than 80 % of the free memory."""
@@ -19,8 +22,13 @@ def require_memory(needed: int, what: str) -> None:
         )
 
 
+def within_share(needed: int) -> bool:
+    """Whether ``needed`` bytes are no more than images may take of the memory, whatever other programs take."""
+    return needed <= SHARE * total_memory()
+
+
 def total_memory() -> int:
-    """Bytes of memory of this machine, or of this container where it has less; other programs change nothing in it."""
+    """Bytes of memory of this machine, or of this container where it has less."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,8 @@ AHEAD = 2
 """Batches that are read ahead of the one that is asked for."""
 AT_ONCE = 8
 """Images that a thread decodes before it reports: fewer cost more in Python than they gain in evenness."""
+LARGE = 2**30
+"""Bytes of a batch from which the memory is asked whether it fits."""
 MOST = 8
 """Threads at most, where it is not said otherwise."""
 
@@ -149,8 +152,6 @@ class OnDisk:
         Raises:
             UserError: they do not fit.
         """
-        size = int(np.prod(self.one)) * self.dtype.itemsize
-        require_memory(len(self) * size, f"{len(self):,} images of {' x '.join(map(str, self.one))}")
         return self.read(torch.arange(len(self)))
 
 
@@ -172,12 +173,18 @@ def concatenated(images: Sequence[Tensor | OnDisk]) -> Tensor | OnDisk:
                 first,
                 sources=((Held(part), first.sources[0][1]),),
                 places=torch.stack([torch.zeros(len(part), dtype=torch.int64), torch.arange(len(part))], 1),
-                digests=torch.zeros(len(part), 16, dtype=torch.uint8),
+                digests=digests_of(pixels.numpy().tobytes() for pixels in part),
             )
         places.append(part.places + torch.tensor([len(sources), 0]))
         digests.append(part.digests)
         sources += part.sources
     return replace(first, sources=tuple(sources), places=torch.cat(places), digests=torch.cat(digests))
+
+
+def digests_of(contents: Iterable[bytes]) -> Tensor:
+    """The digest of each content, uint8 (n, 16): BLAKE2b."""
+    found = b"".join(hashlib.blake2b(content, digest_size=16).digest() for content in contents)
+    return torch.frombuffer(bytearray(found), dtype=torch.uint8).view(-1, 16)
 
 
 def usual_workers() -> int:
@@ -198,6 +205,9 @@ class _Piece:
     def __init__(self, images: OnDisk, index: Tensor, draws: Tensor | None) -> None:
         self.index, self.draws = index, draws
         self._images, self._places = images, images.places.index_select(0, index).tolist()
+        size = len(index) * int(np.prod(images.one)) * images.dtype.itemsize
+        if size > LARGE:
+            require_memory(size, f"{len(index):,} images of {' x '.join(map(str, images.one))}")
         self._pixels = torch.empty(len(index), *images.one, dtype=images.dtype)
         self._futures: list[Future[list[str]]] = []
 

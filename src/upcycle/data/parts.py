@@ -17,15 +17,13 @@ from upcycle.core.reading import WHITE, Reading
 from upcycle.data.collection import listed, stratified
 from upcycle.data.headers import look
 from upcycle.data.images import Images, ImageSplit
-from upcycle.data.memory import total_memory
+from upcycle.data.memory import within_share
 from upcycle.data.on_disk import OnDisk
 from upcycle.data.pixels import Form, Pixels, header_of, sides_of
 from upcycle.data.shares import drawn
 
 SPLIT_SEED = 0  # of every split of our own; the user's seed has no part in it, so that all runs share their test set
 MAX_VALIDATION = 5_000
-SHARE = 1 / 4
-"""Share of the machine's memory up to which decoded images are kept in it."""
 
 # What the splits are called in folders, files and dicts, in any case.
 ALIASES = {
@@ -124,7 +122,7 @@ class Keeping:
         )
 
     def on_disk(self, parts: Iterable[Part], form: Form) -> bool:
-        """Whether the images of a set are read as they are used. What other programs take changes nothing in it."""
+        """Whether the images of a set are read as they are used."""
         parts = list(parts)
         if self.in_memory or any(part.contents is None for part in parts):
             return False
@@ -132,7 +130,7 @@ class Keeping:
             return True
         count, channels = sum(len(part.labels) for part in parts), form.channels or 3
         height, width = _sides(parts, form)
-        return count * height * width * channels > SHARE * total_memory()
+        return not within_share(count * height * width * channels)
 
 
 def _sides(parts: list[Part], form: Form) -> tuple[int, int]:

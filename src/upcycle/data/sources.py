@@ -181,12 +181,17 @@ def load(
     if graph_sources.is_graphs(reference) or is_graph_object(reference):
         if size is not None or channels is not None or any(columns):
             raise UserError("Graphs have no size, channels or columns of images; leave these out.")
+        require(keep_in_memory is not False, "Graphs are kept in memory; leave out keep_in_memory.")
         return graph_sources.load_graphs(reference) if isinstance(reference, str) else GraphSet.of(reference)
     if isinstance(reference, Images):
         if size is not None or channels is not None or any(columns) or reading not in (None, reference.reading):
             raise UserError(
                 "These images are loaded already; load them anew for another size, channels, reading or columns."
             )
+        require(
+            keep_in_memory is None or keep_in_memory is not reference.on_disk,
+            "These images are loaded already; load them anew to keep them elsewhere (keep_in_memory).",
+        )
         return reference
     form = Form(size=size, channels=channels, reading=reading or Reading())
     keeping = Keeping(in_memory=keep_in_memory, num_workers=num_workers)
@@ -212,6 +217,8 @@ def load(
         return load_parquet(name, tables, form, wanted, keeping=keeping)
     else:
         found = load_folder(name, folder, form, least_classes=least_classes, keeping=keeping)
+    if keep_in_memory is False and not found.on_disk:
+        found.notes.append(f"{found.name} is no folder or table of images, and so is kept in memory.")
     if any(columns):  # where there are several sets, others may have them
         found.notes.append(f"{found.name} is no table of a person's own, so the names of columns say nothing about it.")
     return found

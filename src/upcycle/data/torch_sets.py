@@ -18,9 +18,9 @@ from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.reading import WHITE, Reading
 from upcycle.data.collection import listed
 from upcycle.data.images import Images
-from upcycle.data.memory import require_memory, total_memory
+from upcycle.data.memory import require_memory, within_share
 from upcycle.data.on_disk import OnDisk, usual_workers
-from upcycle.data.parts import ALIASES, SHARE, Keeping, Part, assemble, split_of
+from upcycle.data.parts import ALIASES, Keeping, Part, assemble, split_of
 from upcycle.data.pixels import Form, Pixels, brightest, fit, pixels_of, white_of
 from upcycle.data.shares import of_contents, of_digests
 from upcycle.data.tables import Wanted
@@ -202,7 +202,7 @@ def _is_large(dataset: Any, form: Form, pair: _Pair) -> bool:
         first = _pixels(pair(dataset[0])[0], form.white(form.reading.white or WHITE))[0]
     except (ValueError, TypeError, IndexError):  # named when all are read
         return False
-    return isinstance(first, Tensor) and len(dataset) * first.nbytes > SHARE * total_memory()
+    return isinstance(first, Tensor) and not within_share(len(dataset) * first.nbytes)
 
 
 def _on_disk(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
