@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import upcycle
 from tests.data.photographs import photographs
 from tests.stops import Killed, StopsAfter
 from upcycle.core.errors import UserError
@@ -332,3 +333,26 @@ def test_p9_two_processes_equal_one(ranks, folder: Path) -> None:  # type: ignor
     for found in ranks(rank_learns, folder):
         for name, tensor in one.items():
             torch.testing.assert_close(found[name], tensor, atol=1e-10, rtol=0)
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+
+def test_a_command_reads_from_disk_and_says_so(folder: Path, tmp_path: Path) -> None:
+    half = {"method": "plain", "student": "zoo:convnet_small", "size": SIZE, "recipe": {"epochs": 1}, "quiet": False}
+    weights = []
+    for place, keep in (("memory", True), ("disk", False)):
+        said: list[str] = []
+        made = upcycle.distill(
+            data=folder, out=tmp_path / place, say=said.append, keep_in_memory=keep, num_workers=2, **half
+        )
+        weights.append(made.model.module.state_dict())
+        assert any("read from disk as they are used" in line for line in said) is not keep
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+    with pytest.raises(UserError, match="resized_crop cuts windows out of whole images"):
+        upcycle.distill(data=folder, out=tmp_path / "no", augment=("resized_crop",), **{**half, "quiet": True})
+    assert not (tmp_path / "no").exists()
+    upcycle.distill(
+        data=folder, out=tmp_path / "cut", augment=("resized_crop", "flip"), keep_in_memory=False, dry_run=True,
+        **{**half, "quiet": True},
+    )  # fmt: skip

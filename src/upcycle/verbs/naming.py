@@ -77,7 +77,7 @@ class Sight:
             self.white is None or self.white >= 1, f"white must be a value of a pixel, 1 or more, not {self.white}."
         )
         self.reading()
-        Keeping(**self.kept)
+        Keeping(in_memory=self.keep_in_memory, num_workers=self.num_workers)
         if self.long_tail is not None:
             check_ratio(self.long_tail)
 
