@@ -323,7 +323,7 @@ def test_large_images_are_decoded_in_threads_wherever_they_stand(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)).save(large, "PNG")
 
     def run(contents: list[bytes], cores: int) -> bool:
-        monkeypatch.setattr(decode, "_cores", lambda: cores)
+        monkeypatch.setattr(decode, "cores", lambda: cores)
         decode.decode(lambda: ((i, str(i), c) for i, c in enumerate(contents)), len(contents), decode.Form(channels=3))
         return used.pop("True", False)
 

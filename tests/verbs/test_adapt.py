@@ -15,7 +15,7 @@ from tests.settings import fitted, tiny_data
 from upcycle import cli
 from upcycle.core.errors import UserError
 from upcycle.core.store import read_json
-from upcycle.data.images import pooled
+from upcycle.data.joining import pooled
 from upcycle.data.labels import relabelled
 from upcycle.predictors.cache import AnswerFile
 from upcycle.predictors.http import Http

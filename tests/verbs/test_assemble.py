@@ -20,7 +20,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.references import resolve
 from upcycle.core.saved import load
 from upcycle.data import load as load_data
-from upcycle.data.images import joined
+from upcycle.data.joining import joined
 from upcycle.data.labels import relabelled
 from upcycle.verbs.reassemble import _fronts, members
 

@@ -41,7 +41,7 @@ def looks(n: int, n_validation: int, n_test: int) -> tuple[Images, Tensor]:
         own, other = getattr(mnist, name), getattr(usps, name)
         first, second = own.subset(torch.arange(n)), own.subset(torch.arange(n, 2 * n))
         other = other.subset(torch.arange(n))
-        images = torch.cat([first.images, other.images, 255 - second.images]).expand(-1, -1, -1, 3).contiguous()
+        images = torch.cat([first.pixels(), other.pixels(), 255 - second.pixels()]).expand(-1, -1, -1, 3).contiguous()
         labels = torch.cat([first.labels, other.labels, second.labels])
         return ImageSplit.plain(images, labels, torch.arange(len(labels)))
 
@@ -56,14 +56,14 @@ def over_photographs(split: ImageSplit, strength: float = 1.0) -> ImageSplit:
 
     The recipe of MNIST-M (Ganin, Lempitsky; ICML 2015; arXiv:1409.7495), which takes its crops from BSDS500.
     """
-    photographs, g = load("cifar10").test.images, torch.Generator().manual_seed(0)
-    n, h, w, _ = split.images.shape
+    photographs, g = load("cifar10").test.pixels(), torch.Generator().manual_seed(0)
+    n, h, w, _ = split.pixels().shape
     which = torch.randint(len(photographs), (n,), generator=g)
     top = torch.randint(photographs.shape[1] - h + 1, (n,), generator=g)
     left = torch.randint(photographs.shape[2] - w + 1, (n,), generator=g)
     rows, columns = top[:, None] + torch.arange(h), left[:, None] + torch.arange(w)
     crops = photographs[which[:, None, None], rows[:, :, None], columns[:, None, :]]
-    images = (strength * crops.float() - split.images.float()).abs().to(torch.uint8)
+    images = (strength * crops.float() - split.pixels().float()).abs().to(torch.uint8)
     return ImageSplit.plain(images, split.labels, split.ids)
 
 

@@ -42,17 +42,17 @@ def canvases(digits: ImageSplit, clothes: ImageSplit, n: int, seed: int) -> tupl
     reach = torch.arange(PIECE)
     which, top, left = (draw(high, n, side, side) for high in (len(clothes), DIGIT - PIECE + 1, DIGIT - PIECE + 1))
     rows, columns = top[..., None, None] + reach[:, None], left[..., None, None] + reach
-    pieces = clothes.images[..., 0][which[..., None, None], rows, columns]  # (n, side, side, 14, 14)
+    pieces = clothes.pixels()[..., 0][which[..., None, None], rows, columns]  # (n, side, side, 14, 14)
     pixels = pieces.transpose(2, 3).reshape(n, SIDE, SIDE).contiguous()
 
     chosen = digits.subset(draw(len(digits), n))
     reach = torch.arange(DIGIT)
     rows, columns = (draw(SIDE - DIGIT + 1, n)[:, None] + reach for _ in range(2))
     place = torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]
-    digit = chosen.images[..., 0].int()
+    digit = chosen.pixels()[..., 0].int()
     pixels[place] = (digit + pixels[place].int() * (255 - digit) // 255).to(torch.uint8)  # ink covers, paper does not
     ink = torch.zeros(n, SIDE, SIDE, dtype=torch.bool)
-    ink[place] = chosen.images[..., 0] > 127
+    ink[place] = chosen.pixels()[..., 0] > 127
     return ImageSplit.plain(pixels[..., None], chosen.labels, torch.arange(n)), ink
 
 

@@ -182,7 +182,7 @@ def other_images(seed: int, quick: bool) -> NoiseImages:
     """Images of another set: MNIST digits that the seed draws, as they are."""
     train = load("mnist").train
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: 2 * 128 if quick else 12 * 128]
-    return noise(seed, quick, train.images[chosen].permute(0, 3, 1, 2).float() / 255)
+    return noise(seed, quick, train.pixels()[chosen].permute(0, 3, 1, 2).float() / 255)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ among those that lost clearly less than 0.5 points here."""
 
 def pale(split: ImageSplit, seed: int) -> ImageSplit:
     """Contrast times 0.4 about middle grey, and Gaussian noise of 0.2; pixels in [0, 1], cut off there."""
-    x = split.images.permute(0, 3, 1, 2).float() / 255
+    x = split.pixels().permute(0, 3, 1, 2).float() / 255
     noise = 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     return dataclasses.replace(split, images=(0.5 + 0.4 * (x - 0.5) + noise).clamp(0, 1))
 

@@ -21,7 +21,8 @@ from upcycle.core.recipe import Recipe
 from upcycle.core.references import resolve
 from upcycle.core.seeds import seed_everything
 from upcycle.data import Images, load
-from upcycle.data.images import ImageSplit, joined
+from upcycle.data.images import ImageSplit
+from upcycle.data.joining import joined
 from upcycle.distillation import Plain
 from upcycle.surgery.channels import Channels
 from upcycle.surgery.following import follow_channels

@@ -68,7 +68,7 @@ def framed(split: ImageSplit, seed: int) -> tuple[ImageSplit, Tensor]:
     g, (c, h, w) = torch.Generator().manual_seed(seed), split.shape
     frames = torch.randint(256, (len(split), SIDE, SIDE, c), generator=g, dtype=torch.uint8)
     places = torch.randint(SIDE - h + 1, (len(split), 2), generator=g)
-    for frame, image, (top, left) in zip(frames, split.images, places.tolist(), strict=True):
+    for frame, image, (top, left) in zip(frames, split.pixels(), places.tolist(), strict=True):
         frame[top : top + h, left : left + w] = image
     return dataclasses.replace(split, images=frames, augment=("flip",)), places
 

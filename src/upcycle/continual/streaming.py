@@ -78,18 +78,20 @@ class UnlabelledMemory:
     """
 
     def __init__(self, like: ImageSplit) -> None:
-        self.kept = dataclasses.replace(like.subset(torch.arange(0)), labels=torch.empty(0, dtype=torch.int64))
+        none = like.subset(torch.arange(0))
+        self.kept = dataclasses.replace(none, images=none.pixels(), labels=torch.empty(0, dtype=torch.int64))
 
     @property
     def nbytes(self) -> int:
         """The memory that it takes."""
-        return self.kept.images.nbytes + self.kept.ids.nbytes
+        return self.kept.pixels().nbytes + self.kept.ids.nbytes
 
     def add(self, split: ImageSplit, share: float, seed: int, chunk: int) -> None:
         """Keep ``share`` of the images, drawn by (seed, chunk)."""
         order = uniform(seed, chunk, torch.arange(len(split)), "kept")[:, 0].argsort(stable=True)
         drawn = split.subset(order[: round(share * len(split))].sort().values)
-        self.kept = concatenate([self.kept, dataclasses.replace(drawn, labels=torch.full_like(drawn.labels, -1))])
+        unknown = torch.full_like(drawn.labels, -1)
+        self.kept = concatenate([self.kept, dataclasses.replace(drawn, images=drawn.pixels(), labels=unknown)])
 
     def state_dict(self) -> dict[str, Any]:
         """Images and their numbers."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -113,6 +115,38 @@ class Split(Protocol):
                 it does not depend on the batch, the worker or the process; ``None`` for no augmentation.
         """
         ...
+
+
+View = tuple[int, int] | None
+"""The view of a batch, see :meth:`Split.batch`."""
+
+
+def reading_ahead(split: Split, plan: Iterable[tuple[Tensor, View]]) -> contextlib.AbstractContextManager[None]:
+    """Let a split prepare batches while others are worked on, where it can; its method ``ahead`` takes the plan.
+
+    It changes when a sample is read and nothing that comes out.
+
+    Args:
+        plan: the samples that will be asked for, in their order and in batches or otherwise, with the view of each.
+    """
+    ahead = getattr(split, "ahead", None)
+    found: contextlib.AbstractContextManager[None] = contextlib.nullcontext() if ahead is None else ahead(plan)
+    return found
+
+
+def read_in_order(
+    split: Split, asked: Iterable[tuple[Tensor, View]], read: Callable[[Split, Tensor, View], Batch]
+) -> Iterator[Batch]:
+    """Read the batches that are asked for, each when it is wanted, with :func:`reading_ahead`.
+
+    Args:
+        asked: the samples of each and its view, perhaps without end.
+        read: gives a batch.
+    """
+    asked, plan = itertools.tee(asked)
+    with reading_ahead(split, plan):
+        for samples, view in asked:
+            yield read(split, samples, view)
 
 
 _PASS = 1_000_003  # apart from each other in the numbering of views: an epoch's further passes over a split

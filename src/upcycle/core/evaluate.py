@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upcycle.core.batches import Split
+from upcycle.core.batches import Split, reading_ahead
 from upcycle.core.errors import UserError, require
 from upcycle.core.frozen import Frozen
 from upcycle.core.outputs import called
-from upcycle.core.portions import portions
+from upcycle.core.portions import FIRST, portions
 from upcycle.core.task import Evaluation, Measured, logits_of
 from upcycle.core.undisturbed import undisturbed
 
@@ -104,7 +104,8 @@ def _answer(
     # Splits give float32, which a network in another format would refuse; a frozen one casts by itself.
     own = () if isinstance(module, Frozen) else (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = next(iter(own), torch.float32)
-    with undisturbed(module), _moved(module, device) as there:
+    plan = ((part, None) for part in torch.arange(len(split)).split(FIRST))
+    with undisturbed(module), _moved(module, device) as there, reading_ahead(split, plan):
         for index in portions(module, split):
             batch = split.batch(index, device=there)
             take(module(batch.inputs.to(dtype)), batch.labels)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import collective, store
-from upcycle.core.batches import Batch, Split, endless
+from upcycle.core.batches import Batch, Split, endless, read_in_order, reading_ahead
 from upcycle.core.devices import launch, make_deterministic, place, plain
 from upcycle.core.errors import require
 from upcycle.core.evaluate import measured
@@ -242,17 +242,18 @@ class Run:
         self._stages.synchronise(split)
         batches = self._stages.batches(split, batch_size, steps, shuffle, views)
         save_within, first = stage.start_batches(outermost, save_within, len(batches))
+        read, todo = partial(self._read, split), batches[first:]
         try:
-            for step, (self.view, samples) in enumerate(batches[first:], first):
-                stage.step = step if save_within else stage.step
-                read = partial(self._read, split)
-                met = self._meetings.of(batch_size, split, samples, read, self.view, augment, step)
-                for batch, self._share, self.count in met:
-                    self._stage.index = batch.index
-                    yield batch
-                if save_within and step + 1 < len(batches):
-                    stage.step = step + 1
-                    self.interrupt = self._stages.save_if_due(self.interrupt, every=16)
+            with reading_ahead(split, ((self._mine(s), (self.seed, v) if augment else None) for v, s in todo)):
+                for step, (self.view, samples) in enumerate(todo, first):
+                    stage.step = step if save_within else stage.step
+                    met = self._meetings.of(batch_size, split, samples, read, self.view, augment, step)
+                    for batch, self._share, self.count in met:
+                        self._stage.index = batch.index
+                        yield batch
+                    if save_within and step + 1 < len(batches):
+                        stage.step = step + 1
+                        self.interrupt = self._stages.save_if_due(self.interrupt, every=16)
         finally:
             stage.end_batches()
         if outermost:
@@ -277,10 +278,11 @@ class Run:
         places = torch.arange(len(split)) if among is None else among
         require(len(places) > 0, f"There are no samples for the batches of {name}.")
         epoch = self._stage.epoch
-        return (
-            self._read(split, self._mine(samples), (self.seed, seed_of(name, epoch, i) % 2**31) if augment else None)
+        asked = (
+            (self._mine(samples), (self.seed, seed_of(name, epoch, i) % 2**31) if augment else None)
             for i, samples in endless(places, batch_size, partial(self._stages.order, epoch, name))
         )
+        return read_in_order(split, asked, self._read)
 
     def _read(self, split: Split, samples: Tensor, view: tuple[int, int] | None) -> Batch:
         if not self._stage.batch_loop:
@@ -410,9 +412,8 @@ class Run:
 
     def log(self, **values: float | Tensor) -> None:
         """Record scalars at the current epoch in ``metrics.csv`` and TensorBoard."""
-        self._log.add(
-            self._stages.path, self._stage.epoch, self.updates, {n: float(value) for n, value in values.items()}
-        )
+        found = {name: float(value) for name, value in values.items()}
+        self._log.add(self._stages.path, self._stage.epoch, self.updates, found)
 
     def track(self, **values: Tensor) -> None:
         """Add to each value's mean over the epoch, which is logged when the epoch ends; no host synchronisation."""

@@ -7,6 +7,9 @@ met in.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +18,10 @@ from upcycle.core.seeds import uniform as uniform
 OPERATIONS = ("crop", "flip", "color")
 STRENGTH = 0.4  # of each colour jitter: factors between 1 - STRENGTH and 1 + STRENGTH
 CHUNK = 2**18  # values that are jittered at a time, so that what lies between stays in the processor's cache
+WINDOW = "resized_crop"
+"""The operation that needs whole images, and so is one of sets alone that are read from disk."""
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of its window: shares of the image, width over height
+TRIES = 10  # windows that are drawn before the centre is taken
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, red, green, blue
 
 
@@ -37,6 +44,31 @@ def flipped(view: tuple[int, int], ids: Tensor) -> Tensor:
 def color_factors(view: tuple[int, int], ids: Tensor) -> Tensor:
     """Each sample's brightness, contrast and saturation: float32 (b, 3), 1 for unchanged."""
     return (1 + STRENGTH * (2 * uniform(*view, ids, "color", 3) - 1)).float()
+
+
+def window_draws(view: tuple[int, int], ids: Tensor) -> Tensor:
+    """Each sample's numbers for :func:`resized_window`: float64 (b, 4 x 10) in [0, 1)."""
+    return uniform(*view, ids, WINDOW, 4 * TRIES)
+
+
+def resized_window(height: int, width: int, draws: np.ndarray) -> tuple[int, int, int, int]:
+    """A window of an image, as torchvision's RandomResizedCrop draws it: top, left, height, width in pixels.
+
+    Area uniform in 8 to 100 % of the image's, the logarithm of the aspect uniform in 3/4 to 4/3. Of ten windows the
+    first one that fits; otherwise the largest in the centre whose aspect is in the range.
+
+    Args:
+        draws: in [0, 1): four for each window, see :func:`window_draws`.
+    """
+    low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
+    for area, aspect, row, column in draws.reshape(TRIES, 4).tolist():
+        area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * area)
+        aspect = math.exp(low + (high - low) * aspect)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(row * (height - h + 1)), int(column * (width - w + 1)), h, w
+    h, w = min(height, round(width / ASPECT[0])), min(width, round(height * ASPECT[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def crop(pixels: Tensor, offsets: Tensor) -> Tensor:

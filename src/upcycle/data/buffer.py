@@ -65,7 +65,7 @@ class Buffer:
         require(policy in ("reservoir", "balanced"), f"policy must be reservoir or balanced, not '{policy}'.")
         self.capacity, self.policy, self.seed, self.like = capacity, policy, seed, like
         self.seen = self.drawn = self._held = 0
-        self._images = like.images.new_zeros(capacity, *like.images.shape[1:])
+        self._images = torch.zeros(capacity, *like.images.shape[1:], dtype=like.images.dtype)
         self._labels = torch.full((capacity,), -1)
         self._ids = torch.zeros(capacity, dtype=torch.int64)
         self._logits = torch.zeros(capacity, logits)
@@ -110,7 +110,7 @@ class Buffer:
             answers = run.gather(logits.detach()).cpu()
             if answers.dtype == torch.float64 and self._logits.dtype != torch.float64:
                 self._logits = self._logits.double()  # a float64 run stores what it computes
-        self.put(split.images[index], split.labels[index], split.ids[index], answers)
+        self.put(split.images.index_select(0, index), split.labels[index], split.ids[index], answers)
 
     @torch.no_grad()
     def put(self, images: Tensor, labels: Tensor, ids: Tensor, logits: Tensor | None = None) -> None:

@@ -15,9 +15,11 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -115,6 +117,35 @@ def keep(name: str, pixels: np.ndarray, facts: dict[str, int]) -> None:
             os.replace(temporary, folder / name)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def scratch(size: int = 0) -> IO[bytes]:
+    """A file without a name in the folder of the cache, or else among temporary files; it goes when it is closed.
+
+    Args:
+        size: bytes that there must be room for.
+
+    Raises:
+        UserError: there is no room, or nobody may write there.
+    """
+    folder = place()
+    try:
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # the caller's
+        if size:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise no_room(error) from error
+    return file
+
+
+def no_room(error: OSError) -> UserError:
+    """The error where a file of :func:`scratch` cannot be written."""
+    return UserError(
+        f"Images that do not stay in memory are written to {place() or tempfile.gettempdir()}, and that failed: "
+        f"{error.strerror or error}. Make room there, or let UPCYCLE_CACHE name another folder."
+    )
 
 
 def entries() -> list[Path]:

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -115,18 +115,35 @@ def _decode(items: Callable[[], Iterable[Item]], n: int, form: Form, trained: in
             return _decode(items, n, replace(form, channels=3), trained)
         if shape == pixels.shape[1:3]:
             pixels[row] = image
+    refuse_broken(broken, n)
+    refuse_sizes(sizes, examples)
+    assert pixels is not None  # n is at least 1, and every image was either decoded or broken
+    return Pixels(images=torch.from_numpy(pixels), reading=form.reading, reshaped=reshaped)
+
+
+def refuse_broken(broken: Sequence[str], n: int) -> None:
+    """Raise :class:`UserError` where some of ``n`` images cannot be used: their names, with the reasons."""
     if broken:
         raise UserError(
-            f"{len(broken):,} of {n:,} images cannot be used: {listed(broken, 'images')}. Mend or remove them."
+            f"{len(broken):,} of {n:,} images cannot be used: {listed(list(broken), 'images')}. Mend or remove them."
         )
+
+
+def refuse_sizes(sizes: Counter[tuple[int, int]], examples: Mapping[tuple[int, int], str]) -> None:
+    """Raise :class:`UserError` where images are of several sizes, (height, width), with an example of each."""
     if len(sizes) > 1:
         kinds = [f"{w} x {h} ({readable(examples[h, w])})" for (h, w), _ in sizes.most_common()]
         raise UserError(
             f"The images differ in size: {listed(kinds, 'sizes')}. Say to what size they shall be brought, "
             f"for example --size {min(sizes.most_common()[0][0])}."
         )
-    assert pixels is not None  # n is at least 1, and every image was either decoded or broken
-    return Pixels(images=torch.from_numpy(pixels), reading=form.reading, reshaped=reshaped)
+
+
+def problem_of(error: Exception) -> str:
+    """The reason why an image cannot be decoded, from what a decoder raised."""
+    if isinstance(error, UnidentifiedImageError):
+        return "damaged header"
+    return str(error).rstrip(".") or type(error).__name__
 
 
 def readable(name: str) -> str:
@@ -142,22 +159,20 @@ def _decoded(items: Iterable[Item], form: Form) -> Iterator[tuple[Item, Decoded 
             return decode_one(item[2], form)
         except Deep as deep:
             return deep
-        except UnidentifiedImageError:
-            return "damaged header"
         except Exception as error:  # decoders raise whatever they like on damaged files
             if is_memory(error):
                 raise
-            return str(error).rstrip(".") or type(error).__name__
+            return problem_of(error)
 
-    iterator, cores = iter(items), _cores()
-    with ThreadPoolExecutor(min(8, cores)) as pool:  # starts no thread before there is work for one
+    iterator, number = iter(items), cores()
+    with ThreadPoolExecutor(min(8, number)) as pool:  # starts no thread before there is work for one
         while chunk := list(itertools.islice(iterator, 256)):
             # Decoding large images leaves Python's lock alone for long enough for threads to pay; small ones do not.
             large = sum(_encoded_size(content) for _, _, content in chunk) >= LARGE * len(chunk)
-            yield from zip(chunk, (pool.map if large and cores > 1 else map)(work, chunk), strict=True)
+            yield from zip(chunk, (pool.map if large and number > 1 else map)(work, chunk), strict=True)
 
 
-def _cores() -> int:
+def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

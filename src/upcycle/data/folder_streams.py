@@ -12,7 +12,8 @@ import torch
 from upcycle.core.errors import UserError, require
 from upcycle.core.reading import Reading
 from upcycle.data.decode import readable
-from upcycle.data.images import Images, ImageSplit, joined
+from upcycle.data.images import Images, ImageSplit
+from upcycle.data.joining import joined
 from upcycle.data.labels import relabelled
 from upcycle.data.listing import Left, subfolders
 from upcycle.data.streams import Scenario, Stream

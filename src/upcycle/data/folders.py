@@ -14,7 +14,7 @@ from upcycle.data.collection import listed
 from upcycle.data.decode import SUFFIXES, Item, decode, readable
 from upcycle.data.images import Images
 from upcycle.data.listing import Left, image_files, own_images, subfolders
-from upcycle.data.parts import ALIASES, Part, assemble, split_of, with_training
+from upcycle.data.parts import ALIASES, Keeping, Part, assemble, split_of, with_training
 from upcycle.data.pixels import Form, Pixels
 from upcycle.data.shares import READ_FIRST, of_contents, of_paths
 
@@ -32,11 +32,14 @@ class Layout:
     notes: list[str]
 
 
-def load_folder(name: str, folder: Path, form: Form, *, least_classes: int = 2) -> Images:
+def load_folder(
+    name: str, folder: Path, form: Form, *, least_classes: int = 2, keeping: Keeping | None = None
+) -> Images:
     """``[SPLIT/]CLASS/.../IMAGE``; a split without class folders holds images without labels.
 
     Args:
         least_classes: the fewest that there must be.
+        keeping: where images are kept; in memory where nothing is said.
 
     Raises:
         UserError: a folder that cannot be placed, or without an image; see :func:`upcycle.data.load`.
@@ -67,7 +70,7 @@ def load_folder(name: str, folder: Path, form: Form, *, least_classes: int = 2) 
             "or remove the folder."
         )
     notes = [*layout.notes, *left.notes(name)]
-    return assemble(name, classes, parts, form, notes=notes, least_classes=least_classes)
+    return assemble(name, classes, parts, form, notes=notes, least_classes=least_classes, keeping=keeping)
 
 
 def layout_of(folder: Path, left: Left) -> Layout:
@@ -144,4 +147,5 @@ def _part(folder: Path, files: list[Path], labels: list[int]) -> Part:
         where=lambda i: readable(str(files[i])),
         read=read,
         shares=shares,
+        contents=lambda: files,
     )

@@ -1,9 +1,10 @@
-"""Images, decoded once and kept in memory."""
+"""Images: decoded once and kept in memory, or on disk and decoded as they are used."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -11,19 +12,26 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from upcycle.core.batches import Batch
+from upcycle.core.batches import Batch, View
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.frequency import counts_of
 from upcycle.core.reading import RESIZES, Reading
 from upcycle.core.takes import Pictures
 from upcycle.data import augment
 from upcycle.data.collection import Collection, Samples, counted, draw
+from upcycle.data.on_disk import OnDisk, concatenated
 
 if TYPE_CHECKING:
     from upcycle.core.models import Model
 
 PIECE = 2**18
 """Values that statistics are taken of at a time."""
+BLOCK = 64
+"""Images that are read from disk at a time for them."""
+_IN_MEMORY = (
+    "resized_crop cuts windows out of whole images, and these are in memory at one size; give a folder or a table of "
+    "images with --keep_in_memory false."
+)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -31,13 +39,14 @@ class ImageSplit(Samples):
     """One split of an image data set.
 
     Args:
-        images: uint8 (n, h, w, c), or float32 (n, c, h, w) in [0, 1] when a torch Dataset gave tensors.
+        images: uint8 (n, h, w, c), or float32 (n, c, h, w) in [0, 1] when a torch Dataset gave tensors; in memory, or
+            on disk.
         labels, ids, ordered: see :class:`upcycle.data.collection.Samples`.
         mean, std: what batches are normalised with; set by :meth:`Images.normalised`.
-        augment: any of crop, flip, color; applied when a batch is asked for with a view.
+        augment: any of resized_crop, crop, flip, color; applied when a batch is asked for with a view.
     """
 
-    images: Tensor
+    images: Tensor | OnDisk
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -54,7 +63,12 @@ class ImageSplit(Samples):
         """See :class:`upcycle.core.batches.Split`; images are float32 (b, c, h, w), channels_last."""
         c, h, w = self.shape
         whole = self.images.dtype == torch.uint8
-        pixels = self.images.index_select(0, index)
+        draws = self._draws(index, view)
+        if isinstance(self.images, OnDisk):
+            pixels = self.images.read(index, draws)
+        else:
+            require(draws is None, _IN_MEMORY)
+            pixels = self.images.index_select(0, index)
         if not whole:
             pixels = pixels.permute(0, 2, 3, 1).contiguous()
         if view is not None and self.augment:
@@ -78,8 +92,28 @@ class ImageSplit(Samples):
         images = rows.view(-1, h, w, c).permute(0, 3, 1, 2)
         return Batch(images, self.labels.index_select(0, index).to(device), index.to(device))
 
+    def ahead(self, plan: Iterable[tuple[Tensor, View]]) -> AbstractContextManager[None]:
+        """See :func:`upcycle.core.batches.reading_ahead`; nothing of images in memory."""
+        if not isinstance(self.images, OnDisk):
+            return nullcontext()
+        return self.images.ahead((index, self._draws(index, view)) for index, view in plan)
+
+    def _draws(self, index: Tensor, view: tuple[int, int] | None) -> Tensor | None:
+        """The numbers that choose each sample's window of its whole image, if one is to be cut out."""
+        if view is None or augment.WINDOW not in self.augment:
+            return None
+        return augment.window_draws(view, self.ids.index_select(0, index))
+
+    def pixels(self) -> Tensor:
+        """All images in memory.
+
+        Raises:
+            UserError: they are on disk, and do not fit.
+        """
+        return self.images if isinstance(self.images, Tensor) else self.images.in_memory()
+
     @classmethod
-    def plain(cls, images: Tensor, labels: Tensor, ids: Tensor) -> ImageSplit:
+    def plain(cls, images: Tensor | OnDisk, labels: Tensor, ids: Tensor) -> ImageSplit:
         """A split whose batches come in [0, 1], not normalised."""
         c = images.shape[3] if images.dtype == torch.uint8 else images.shape[1]
         return cls(images=images, labels=labels, ids=ids, mean=(0.0,) * c, std=(1.0,) * c)
@@ -111,12 +145,15 @@ class ImageSplit(Samples):
         if len(ids.unique()) < len(ids):
             step = int(ids.max()) + 1
             ids = torch.cat([split.ids + i * step for i, split in enumerate(every)])
-        images, labels = (torch.cat([getattr(split, name) for split in every]) for name in ("images", "labels"))
+        images, labels = concatenated([s.images for s in every]), torch.cat([s.labels for s in every])
         return replace(self, images=images, labels=labels, ids=ids, ordered=False)
 
     def contents(self) -> tuple[Tensor, ...]:
-        """The pixels."""
-        return (self.images,)
+        """The pixels; or the digests of what they are decoded from, and how."""
+        if isinstance(self.images, Tensor):
+            return (self.images,)
+        forms = repr([form for _, form in self.images.sources]).encode()
+        return self.images.digests, torch.frombuffer(bytearray(forms), dtype=torch.uint8)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -176,8 +213,14 @@ class Images(Collection):
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on what was done to images of other proportions."""
-        return [f"{reshaped_words(self.reshaped, self.reading)} (--resize)."] if self.reshaped else []
+        """Sentences on what was done to images of other proportions, and on where they are."""
+        found = [f"{reshaped_words(self.reshaped, self.reading)} (--resize)."] if self.reshaped else []
+        return [*found, "read from disk as they are used (--keep_in_memory)."] if self.on_disk else found
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether training images are decoded as they are used."""
+        return isinstance(self.train.images, OnDisk)
 
     @property
     def usual_augmentation(self) -> tuple[str, ...]:
@@ -198,7 +241,9 @@ class Images(Collection):
         whole = split.images.dtype == torch.uint8
         total = torch.zeros(2, c, dtype=torch.float64)
         # In pieces that stay small in float64; sums of whole numbers are exact, so their size changes no bit.
-        for part in split.images.split(max(1, PIECE // (c * h * w))):
+        each = max(1, PIECE // (c * h * w))
+        blocks = (split.images,) if isinstance(split.images, Tensor) else split.images.pieces(BLOCK)
+        for part in (part for block in blocks for part in block.split(each)):
             rows = part.reshape(-1, c) if whole else part.transpose(0, 1).reshape(c, -1).T
             values = rows.to(torch.float64)
             total += torch.stack([values.sum(0), values.square().sum(0)])
@@ -218,10 +263,17 @@ class Images(Collection):
         return replace(self, train=train, validation=validation, test=test)
 
     def augmented(self, operations: tuple[str, ...]) -> Self:
-        """The same set, whose training images are augmented with ``operations``: any of crop, flip, color."""
+        """The same set, whose training images are augmented with ``operations``: any of crop, flip, color.
+
+        ``resized_crop`` cuts a random window out of each whole image, so it goes with sets that are read from disk.
+
+        Raises:
+            UserError: there is no such operation, or images are in memory and lack what a window may need.
+        """
         for name in operations:
-            if name not in augment.OPERATIONS:
-                raise unknown("augmentation", name, augment.OPERATIONS)
+            if name not in (augment.WINDOW, *augment.OPERATIONS):
+                raise unknown("augmentation", name, (augment.WINDOW, *augment.OPERATIONS))
+        require(augment.WINDOW not in operations or self.on_disk, _IN_MEMORY)
         return replace(self, train=replace(self.train, augment=tuple(operations)))
 
     def long_tailed(self, ratio: float, seed: int, order: Sequence[int] | None = None) -> Self:
@@ -294,79 +346,6 @@ def as_images(data: Collection) -> Images:
     return data
 
 
-def joined(sets: Sequence[Images]) -> Images:
-    """Several sets as one with the classes of all, those of the first one first; normalised as the first.
-
-    Raises:
-        UserError: images of different shapes, or one class in two sets.
-    """
-    first = sets[0]
-    for other in sets[1:]:
-        if other.shape != first.shape:
-            ours, theirs = (" x ".join(map(str, s.shape)) for s in (first, other))
-            raise UserError(f"{first.name} has images of {ours} (channels, height, width) and {other.name} of "
-                            f"{theirs}; --size brings images to one size.")  # fmt: skip
-    classes = [name for s in sets for name in s.classes]
-    twice = next((name for name in classes if classes.count(name) > 1), None)
-    require(twice is None, f"The class '{twice}' is in two of the sets that are to be joined; leave it out of one.")
-
-    def join(name: str) -> ImageSplit:
-        splits, labels, ids = [getattr(s, name) for s in sets], [], []
-        before = numbered = 0
-        for s, split in zip(sets, splits, strict=True):
-            labels.append(torch.where(split.labels >= 0, split.labels + before, -1))
-            ids.append(split.ids + numbered)  # augmentation is keyed by them
-            before += len(s.classes)
-            numbered += int(split.ids.max()) + 1 if len(split) else 0
-        images = torch.cat([split.images for split in splits])
-        return replace(splits[0], images=images, labels=torch.cat(labels), ids=torch.cat(ids))
-
-    licences = list(dict.fromkeys(s.licence for s in sets))
-    return Images(
-        name=" + ".join(dict.fromkeys(s.name for s in sets)),
-        classes=tuple(classes),
-        train=join("train"),
-        validation=join("validation"),
-        test=join("test"),
-        licence=licences[0] if len(licences) == 1 else "unknown",
-        notes=list(dict.fromkeys(note for s in sets for note in s.notes)),
-        reading=sets[0].reading,
-        reshaped=sum(s.reshaped for s in sets),
-    )
-
-
 def reshaped_words(count: int, reading: Reading) -> str:
     """Give what was done to so many images, which had other proportions than the size that they were brought to."""
     return f"{counted(count, 'image was', 'images were')} {RESIZES[reading.resize]}"
-
-
-def pooled(domains: Sequence[Images], unseen: Images) -> tuple[Images, Tensor]:
-    """Several domains as one training set, measured on another; and the domain of each training sample, int64 (n,).
-
-    All have the same classes and shape. Validation images are those of the domains, test images of the unseen one.
-    """
-
-    def join(name: str) -> ImageSplit:
-        splits, ids, before = [getattr(d, name) for d in domains], [], 0
-        for split in splits:
-            ids.append(split.ids + before)  # augmentation is keyed by them
-            before += int(split.ids.max()) + 1 if len(split) else 0
-        return replace(
-            splits[0],
-            images=torch.cat([s.images for s in splits]),
-            labels=torch.cat([s.labels for s in splits]),
-            ids=torch.cat(ids),
-        )
-
-    whole = replace(
-        domains[0],
-        name=" + ".join(d.name for d in domains),
-        train=join("train"),
-        validation=join("validation"),
-        test=unseen.test,
-        measured=unseen.name,
-        notes=list(dict.fromkeys(note for d in (*domains, unseen) for note in d.notes)),
-        reshaped=sum(d.reshaped for d in (*domains, unseen)),
-        licence=domains[0].licence if len({d.licence for d in domains}) == 1 else "unknown",
-    )
-    return whole, torch.repeat_interleave(torch.arange(len(domains)), torch.tensor([len(d.train) for d in domains]))

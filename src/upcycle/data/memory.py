@@ -7,6 +7,9 @@ from pathlib import Path
 
 from upcycle.core.errors import UserError
 
+SHARE = 1 / 4
+"""Share of the machine's memory up to which images are kept in it."""
+
 
 def require_memory(needed: int, what: str) -> None:
     """Raise :class:`UserError` if ``needed`` bytes are more than 80 % of the free memory."""
@@ -14,8 +17,23 @@ def require_memory(needed: int, what: str) -> None:
     if needed > 0.8 * free:
         raise UserError(
             f"{what} need {needed / 1e9:,.1f} GB in memory, of which {free / 1e9:,.1f} GB are free. "
-            "Load them with a smaller size, or fewer of them."
+            "Load them with a smaller size, or fewer of them; files can be read as they are used "
+            "(--keep_in_memory false)."
         )
+
+
+def within_share(needed: int) -> bool:
+    """Whether ``needed`` bytes are no more than images may take of the memory, whatever other programs take."""
+    return needed <= SHARE * total_memory()
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine, or of this container where it has less."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no control group, or one without a limit ("max")
+        return whole
 
 
 def free_memory() -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +15,11 @@ from torch import Tensor
 from upcycle.core.errors import UserError, require
 from upcycle.core.reading import WHITE, Reading
 from upcycle.data.collection import listed, stratified
+from upcycle.data.headers import look
 from upcycle.data.images import Images, ImageSplit
-from upcycle.data.pixels import Form, Pixels
+from upcycle.data.memory import within_share
+from upcycle.data.on_disk import OnDisk
+from upcycle.data.pixels import Form, Pixels, header_of, sides_of
 from upcycle.data.shares import drawn
 
 SPLIT_SEED = 0  # of every split of our own; the user's seed has no part in it, so that all runs share their test set
@@ -33,6 +39,19 @@ def split_of(name: str) -> str:
 
 
 Found = TypeVar("Found")
+
+
+class Opened(Protocol):
+    """The images of a split that stay on disk, once they were looked at."""
+
+    @property
+    def shares(self) -> Tensor | None:
+        """See :attr:`Part.shares`; ``None`` where the part itself says it."""
+        ...
+
+    def read(self, order: Tensor, form: Form, trained: int, num_workers: int | None) -> tuple[OnDisk, Reading, int]:
+        """See :meth:`upcycle.data.headers.Headers.read`."""
+        ...
 
 
 def with_training(found: dict[str, Found], name: str) -> tuple[dict[str, Found], list[str]]:
@@ -62,7 +81,7 @@ def with_training(found: dict[str, Found], name: str) -> tuple[dict[str, Found],
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One split as its source has it: labels first, pixels once it is known where in memory each belongs.
+    """One split as its source has it: labels first, images once it is known where each belongs.
 
     Args:
         labels: int64 (n,).
@@ -71,12 +90,69 @@ class Part:
             trained on.
         shares: the numbers that decide to which split each sample goes, see :mod:`upcycle.data.shares`; ``None`` where
             its place in the source does, as in the named sets.
+        contents: the encoded images, or their files, in order; ``None`` where there are none, but pixels.
+        opened: the images where they are to stay on disk in any case; ``None`` otherwise.
     """
 
     labels: Tensor
     where: Callable[[int], str]
     read: Callable[[Tensor, Form, int], Pixels]
     shares: Callable[[], Tensor] | None = None
+    contents: Callable[[], Iterable[bytes | Path]] | None = None
+    opened: Opened | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Where images are kept.
+
+    Args:
+        in_memory: decoded once, in memory, or read from disk as they are used; ``None``: in memory where they take no
+            more than a share of it.
+        num_workers: threads that decode what is read from disk; ``None`` for one a processor, 8 at most.
+    """
+
+    in_memory: bool | None = None
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_workers is None or 0 <= self.num_workers <= 256,
+            f"num_workers must lie between 0 and 256, not {self.num_workers}.",
+        )
+
+    def on_disk(self, parts: Iterable[Part], form: Form) -> bool:
+        """Whether the images of a set are read as they are used."""
+        parts = list(parts)
+        if self.in_memory or any(part.contents is None for part in parts):
+            return False
+        if self.in_memory is False:
+            return True
+        count, channels = sum(len(part.labels) for part in parts), form.channels or 3
+        height, width = _sides(parts, form)
+        return not within_share(count * height * width * channels)
+
+
+def _sides(parts: list[Part], form: Form) -> tuple[int, int]:
+    """The sides that images will have: those of the first whose header can be read, where no size is asked for."""
+    if form.size is not None:
+        return sides_of(form.size)
+    for content in (content for part in parts if part.contents is not None for content in part.contents()):
+        with contextlib.suppress(Exception):  # named when all are read
+            return header_of(content).size
+    return 0, 0
+
+
+Read = Callable[[Tensor, Form, int], tuple[Tensor | OnDisk, Reading, int]]
+"""From (order, form, trained) to images, how they were read, and how many were reshaped; see :class:`Part`."""
+
+
+def _in_memory(part: Part) -> Read:
+    def read(order: Tensor, form: Form, trained: int) -> tuple[Tensor | OnDisk, Reading, int]:
+        found = part.read(order, form, trained)
+        return found.images, found.reading, found.reshaped
+
+    return read
 
 
 def assemble(
@@ -89,6 +165,7 @@ def assemble(
     take: dict[str, int] | None = None,
     notes: Sequence[str] = (),
     least_classes: int = 2,
+    keeping: Keeping | None = None,
 ) -> Images:
     """Check the labels, draw the splits that are lacking from the training images, and read the pixels.
 
@@ -98,6 +175,7 @@ def assemble(
         take: how many training images the lacking splits get, where places decide; by default a fifth (test), a tenth
             (validation).
         least_classes: the fewest that there must be.
+        keeping: where images are kept; in memory where nothing is said.
 
     Raises:
         UserError: naming the samples and classes that are wrong.
@@ -107,30 +185,36 @@ def assemble(
         _check_labels(name, split, part, classes, least_classes)
     train = parts["train"]
     n = len(train.labels)
+    keeping = keeping or Keeping(in_memory=True)
+    opened: dict[str, Opened] = {s: part.opened for s, part in parts.items() if part.opened is not None}
+    if not opened and keeping.on_disk(parts.values(), form):
+        opened = {s: look(part.contents(), part.where) for s, part in parts.items() if part.contents is not None}
+    readers: dict[str, Read] = {s: _in_memory(part) for s, part in parts.items()}
+    readers |= {s: partial(found.read, num_workers=keeping.num_workers) for s, found in opened.items()}
     lacking = [split for split in ("test", "validation") if split not in parts]
     if train.shares is None:
         usual = {"validation": max(1, min(n // 10, MAX_VALIDATION)), "test": max(1, n // 5)} | (take or {})
         orders = _draw(name, train.labels, {split: size for split, size in usual.items() if split in lacking})
     elif lacking:
-        orders = drawn(name, train.shares(), lacking, MAX_VALIDATION)
+        known = opened["train"].shares if "train" in opened else None
+        orders = drawn(name, train.shares() if known is None else known, lacking, MAX_VALIDATION)
         _require_trained(name, classes, train.labels, orders["train"])
     else:
         orders = {"train": torch.arange(n)}
 
     # One block of memory for all that comes from the train split; the splits are views of it.
-    found = train.read(torch.cat(list(orders.values())), form, len(orders["train"]))
-    blocks = found.images.split([len(order) for order in orders.values()])
-    splits = {
-        split: ImageSplit.plain(block, train.labels[order], order)
-        for (split, order), block in zip(orders.items(), blocks, strict=True)
-    }
-    reading, reshaped = found.reading, found.reshaped
+    images, reading, reshaped = readers["train"](torch.cat(list(orders.values())), form, len(orders["train"]))
+    splits, before = {}, 0
+    for split, order in orders.items():
+        block = images[before : before + len(order)]
+        splits[split] = ImageSplit.plain(block, train.labels[order], order)
+        before += len(order)
     for split in [split for split in parts if split != "train"]:
         part, ids = parts[split], torch.arange(len(parts[split].labels))
         alike = Form(size=form.size, channels=splits["train"].shape[0], reading=reading)
-        other = part.read(ids, alike, 0)
-        reading, reshaped = other.reading, reshaped + other.reshaped
-        splits[split] = ImageSplit.plain(other.images, part.labels, ids)
+        images, reading, more = readers[split](ids, alike, 0)
+        reshaped += more
+        splits[split] = ImageSplit.plain(images, part.labels, ids)
         if splits[split].shape != splits["train"].shape:
             ours, theirs = (" x ".join(map(str, splits[s].shape)) for s in ("train", split))
             raise UserError(

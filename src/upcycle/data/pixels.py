@@ -6,6 +6,7 @@ import io
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from torch.nn import functional as F
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.limits import most_from
-from upcycle.core.read import bytes_of
-from upcycle.core.reading import WHITE, Reading
+from upcycle.core.read import bytes_of, require_file
+from upcycle.core.reading import WHITE, Interpolation, Reading
+from upcycle.data.augment import resized_window
 from upcycle.data.memory import require_memory
 
 MIN_SIDE = 4  # pixels; anything smaller shows nothing and is a damaged or a placeholder file
@@ -34,7 +36,10 @@ _FORMATS = {
     **{b"P%d" % n: "PPM" for n in range(1, 7)},
 }
 _ORIENTATION = 0x0112  # the EXIF tag
+_GREY = ("1", "L", "LA", "La")
 _LYING = (5, 6, 7, 8)  # its values for images that are turned by a quarter
+
+_RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 
 Size = int | tuple[int, int]
 """The size that images are brought to: the side of a square, or (height, width), in pixels."""
@@ -45,7 +50,7 @@ class Form:
     """The form that images are brought to.
 
     Args:
-        size: by bilinear resampling, as ``reading`` says; ``None`` for what the images have.
+        size: by resampling, as ``reading`` says; ``None`` for what the images have.
         channels: 1 (grey) or 3 (RGB); ``None``: grey if all images are.
         reading: how files become pixels.
     """
@@ -90,52 +95,107 @@ Decoded = tuple[np.ndarray, bool]
 """The pixels of one image, uint8 (h, w, c), and whether its proportions were others."""
 
 
-def decode_one(content: bytes | Path, form: Form) -> Decoded:
+def decode_one(content: bytes | Path, form: Form, draws: np.ndarray | None = None) -> Decoded:
     """Decode one encoded image.
+
+    Args:
+        draws: numbers that choose a window, see :func:`upcycle.data.augment.resized_window`; the window is brought to
+            the size of the form. ``None``: the image as the form has it.
 
     Raises:
         Deep: see there.
         ValueError, OSError, or what else Pillow raises for a damaged image.
     """
     with opened(content) as image:
-        return _pixels(image, form, draft=True)
+        return _pixels(image, form, draft=True, draws=draws)
 
 
 def opened(content: bytes | Path) -> Image.Image:
     """A PIL image that is not decoded yet; errors as :func:`decode_one`."""
     data = bytes_of(content) if isinstance(content, Path) else content
+    return _in_proportion(Image.open(io.BytesIO(data), formats=(_kind(data),)), len(data))
+
+
+def opened_lazily(file: Path) -> Image.Image:
+    """The same of a file of which only the header is read."""
+    require_file(file)
+    with open(file, "rb") as start:
+        kind = _kind(start.read(16))
+    return _in_proportion(Image.open(file, formats=(kind,)), file.stat().st_size)
+
+
+def _in_proportion(image: Image.Image, size: int) -> Image.Image:
+    """An image whose header announces no more pixels than its ``size`` bytes can hold."""
+    if image.width * image.height * len(image.getbands()) > most_from(size):
+        image.close()
+        sides = f"{image.width:,} x {image.height:,}"
+        raise ValueError(f"{sides} pixels in {size:,} bytes, and no picture shrinks so far")
+    return image
+
+
+def _kind(data: bytes) -> str:
+    """The format of an image, by its first bytes."""
     if not data:
         raise ValueError("0 bytes")
     kind = next((name for start, name in _FORMATS.items() if data.startswith(start)), None)
     if kind is None:
         raise ValueError("not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image")
-    image = Image.open(io.BytesIO(data), formats=(kind,))
-    if image.width * image.height * len(image.getbands()) > most_from(len(data)):
-        image.close()
-        sides = f"{image.width:,} x {image.height:,}"
-        raise ValueError(f"{sides} pixels in {len(data):,} bytes, and no picture shrinks so far")
-    return image
+    return kind
 
 
-def pixels_of(image: Image.Image, form: Form) -> Decoded:
-    """The pixels of a PIL image; errors as :func:`decode_one`."""
-    return _pixels(image, form, draft=False)
+class Header(NamedTuple):
+    """Facts in the header of an image.
+
+    Args:
+        size: (height, width), as it is shown.
+        grey: it has one channel.
+        deep: it has more than 8 bits.
+    """
+
+    size: tuple[int, int]
+    grey: bool
+    deep: bool
 
 
-def _pixels(image: Image.Image, form: Form, *, draft: bool) -> Decoded:
+def header_of(content: bytes | Path) -> Header:
+    """The header of an encoded image; errors as :func:`decode_one`, as far as a header shows them.
+
+    Of a file only the header is read.
+    """
+    with opened(content) if isinstance(content, bytes) else opened_lazily(content) as image:
+        _require_usable(image)
+        lying = image.getexif().get(_ORIENTATION, 1) in _LYING
+        size = image.size if lying else (image.height, image.width)
+        deep = image.mode.startswith("I")
+        return Header(size, deep or image.mode in _GREY, deep)
+
+
+def _require_usable(image: Image.Image) -> None:
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(f"{image.width} x {image.height} pixels, too small")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels; save it with 8 or 16 bits")
+
+
+def pixels_of(image: Image.Image, form: Form, draws: np.ndarray | None = None) -> Decoded:
+    """The pixels of a PIL image; see :func:`decode_one`, errors too."""
+    return _pixels(image, form, draft=False, draws=draws)
+
+
+def _pixels(image: Image.Image, form: Form, *, draft: bool, draws: np.ndarray | None = None) -> Decoded:
     """See :func:`pixels_of`.
 
     Args:
         draft: the image is not decoded yet, and nobody else's.
+        draws: see :func:`decode_one`.
     """
-    if min(image.size) < MIN_SIDE:
-        raise ValueError(f"{image.width} x {image.height} pixels, too small")
+    _require_usable(image)
     orientation = image.getexif().get(_ORIENTATION, 1)
     have: tuple[int, int] | None = None
-    if draft and form.size is not None and image.format in ("JPEG", "MPO"):
+    if draft and draws is None and form.reading.drafts and form.size is not None and image.format in ("JPEG", "MPO"):
         lying = orientation in _LYING
         have = image.size if lying else (image.height, image.width)
-        height, width = _scaled(have, sides_of(form.size), form.reading.resize)
+        height, width = _scaled(have, sides_of(form.size), form.reading)
         image = _drafted(image, (height, width) if lying else (width, height))
     if orientation != 1:
         image = ImageOps.exif_transpose(image)
@@ -145,7 +205,7 @@ def _pixels(image: Image.Image, form: Form, *, draft: bool) -> Decoded:
     if form.size is not None:
         sides = sides_of(form.size)
         changed = reshapes(have, sides)
-        image = _fit(image, have, sides, form.reading.resize)
+        image = _fit(image, have, sides, form.reading) if draws is None else _window(image, sides, form.reading, draws)
     array = np.asarray(image)
     return array.reshape(*array.shape[:2], -1), changed
 
@@ -175,9 +235,7 @@ def _eight_bit(image: Image.Image, channels: int | None, white: int) -> Image.Im
         if values.min() < 0 or values.max() > WHITE:
             raise ValueError("32-bit pixels; save it with 8 or 16 bits")
         image = Image.fromarray(eight_bits(values, white))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels; save it with 8 or 16 bits")
-    grey = image.mode in ("1", "L", "LA", "La")
+    grey = image.mode in _GREY
     mode = "L" if channels == 1 or (channels is None and grey) else "RGB"
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -198,32 +256,49 @@ def sides_of(size: Size) -> tuple[int, int]:
 
 def reshapes(have: tuple[int, int], sides: tuple[int, int]) -> bool:
     """Whether bringing images of one (height, width) to another cuts, distorts or pads them."""
-    return _scaled(have, sides, "crop") != sides
+    return _scaled(have, sides, Reading()) != sides
 
 
-def _scaled(have: tuple[int, int], sides: tuple[int, int], resize: str) -> tuple[int, int]:
+def _scaled(have: tuple[int, int], sides: tuple[int, int], reading: Reading) -> tuple[int, int]:
     """Height and width of an image that is scaled to cover ``sides``, to fit into them, or to be of them."""
-    (height, width), (high, wide) = have, sides
-    if resize == "squash":
-        return sides
+    (height, width), (high, wide), resize = have, sides, reading.resize
+    if resize in ("center", "squash"):  # rounded as timm does: down, the longer side of an image too
+        high, wide = math.floor(high / reading.crop_pct), math.floor(wide / reading.crop_pct)
+        if resize == "squash":
+            return high, wide
+        if high == wide:
+            short = min(height, width)
+            return high * height // short, wide * width // short
+        ratio = min(height / high, width / wide)
+        return round(height / ratio), round(width / ratio)
     by_width = wide * height >= high * width if resize == "crop" else wide * height <= high * width
     of, to = (width, wide) if by_width else (height, high)
     bound = max if resize == "crop" else min
     return max(1, bound(high, round(height * to / of))), max(1, bound(wide, round(width * to / of)))
 
 
-def _fit(image: Image.Image, have: tuple[int, int], sides: tuple[int, int], resize: str) -> Image.Image:
-    """An image brought to a size by bilinear resampling; see :class:`~upcycle.core.reading.Reading`.
+def _window(image: Image.Image, sides: tuple[int, int], reading: Reading, draws: np.ndarray) -> Image.Image:
+    """A random window of an image, brought to a size."""
+    top, left, height, width = resized_window(image.height, image.width, draws)
+    cut = image.crop((left, top, left + width, top + height))
+    return cut.resize((sides[1], sides[0]), _RESAMPLING[reading.interpolation])
+
+
+def _fit(image: Image.Image, have: tuple[int, int], sides: tuple[int, int], reading: Reading) -> Image.Image:
+    """An image brought to a size; see :class:`~upcycle.core.reading.Reading`.
 
     Args:
         have: its height and width before it was drafted.
     """
-    (high, wide), (height, width) = sides, _scaled(have, sides, resize)
+    (high, wide), (height, width) = sides, _scaled(have, sides, reading)
     if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), _RESAMPLING[reading.interpolation])
     if (height, width) == (high, wide):
         return image
-    if resize == "crop":
+    if reading.resize in ("center", "squash"):
+        left, top = round((width - wide) / 2), round((height - high) / 2)  # halves to the even number, as there
+        return image.crop((left, top, left + wide, top + high))
+    if reading.resize == "crop":
         left, top = (width - wide) // 2, (height - high) // 2
         return image.crop((left, top, left + wide, top + high))
     around = Image.new(image.mode, (wide, high))
@@ -248,13 +323,12 @@ def fit(images: Tensor, form: Form) -> Pixels:
     changed = reshapes((height, width), sides)
     if (height, width) != sides:
         require_memory(len(planes) * planes.shape[1] * high * wide * images.element_size(), f"{len(planes):,} images")
-        resize = form.reading.resize
-        down, across = _scaled((height, width), sides, resize)
+        down, across = _scaled((height, width), sides, form.reading)
+        mode = "bicubic" if form.reading.interpolation == "bicubic" else "bilinear"  # there is no other with antialias
         scaled = (
-            F.interpolate(part.contiguous(), (down, across), mode="bilinear", antialias=True)
-            for part in planes.split(1024)
+            F.interpolate(part.contiguous(), (down, across), mode=mode, antialias=True) for part in planes.split(1024)
         )
-        if resize == "crop":
+        if form.reading.resize != "pad":
             left, top = (across - wide) // 2, (down - high) // 2
             planes = torch.cat([part[:, :, top : top + high, left : left + wide] for part in scaled])
         else:

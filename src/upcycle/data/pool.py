@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,13 +13,16 @@ from upcycle.core.batches import Batch
 from upcycle.core.errors import require
 from upcycle.core.store import tensor_digest
 from upcycle.core.task import CLASSIFICATION, Task
+from upcycle.data import cache
 from upcycle.data.images import ImageSplit
+from upcycle.data.memory import within_share
 
 
 class Pool:
     """A bounded store of uint8 images; a :class:`~upcycle.core.batches.Split` that grows.
 
-    Once ``capacity`` is reached the oldest images make room. Its state joins a run's save points:
+    Once ``capacity`` is reached the oldest images make room. A pool that would take more than a quarter of the memory
+    when it is full lies in a file, whose pages come and go. Its state joins a run's save points:
     ``run.register("pool", pool)``.
 
     Args:
@@ -45,8 +50,7 @@ class Pool:
         c, h, w = shape
         self.capacity, self.mean, self.std, self.augment = capacity, tuple(mean), tuple(std), tuple(augment)
         self.made = 0
-        # Untouched pages of an empty tensor cost no memory, so a pool takes what it holds.
-        self._images = torch.empty(capacity, h, w, c, dtype=torch.uint8)
+        self._images = _room((capacity, h, w, c))
         self._labels = torch.empty(capacity, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -106,3 +110,12 @@ class Pool:
         self.made = state["made"]
         self.images.copy_(state["images"])
         self.labels.copy_(state["labels"])
+
+
+def _room(shape: tuple[int, int, int, int]) -> Tensor:
+    """Room for pixels, uint8, in memory or in a file without a name."""
+    size = math.prod(shape)
+    if within_share(size):  # untouched pages of an empty tensor cost no memory, so a pool takes what it holds
+        return torch.empty(shape, dtype=torch.uint8)
+    with cache.scratch(size) as file:  # mapped, it stays for as long as the tensor does
+        return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))

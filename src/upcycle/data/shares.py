@@ -26,7 +26,15 @@ READ_FIRST = 2**35
 
 def of_contents(contents: Iterable[bytes | Path]) -> Tensor:
     """Two numbers in [0, 1) for each image, float64 (n, 2), from its bytes or its file's: BLAKE2b, 64 bits each."""
-    digests = [hashlib.blake2b(_content(content), digest_size=16).digest() for content in contents]
+    return _numbers(hashlib.blake2b(_content(content), digest_size=16).digest() for content in contents)
+
+
+def of_digests(digests: Tensor) -> Tensor:
+    """The same numbers, from the digests of the images, uint8 (n, 16)."""
+    return _numbers(bytes(row) for row in digests.numpy())
+
+
+def _numbers(digests: Iterable[bytes]) -> Tensor:
     numbers = [[int.from_bytes(d[:8], "big") / 2**64, int.from_bytes(d[8:], "big") / 2**64] for d in digests]
     return torch.tensor(numbers, dtype=torch.float64).view(-1, 2)
 

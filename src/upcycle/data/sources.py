@@ -29,7 +29,7 @@ from upcycle.data.graphs import GraphSet
 from upcycle.data.images import Images
 from upcycle.data.memory import require_memory
 from upcycle.data.parquet_files import parquet_files
-from upcycle.data.parts import Part, assemble
+from upcycle.data.parts import Keeping, Part, assemble
 from upcycle.data.pixels import Form, Pixels, Size, fit
 from upcycle.data.pool_files import PREFIX, load_pool, pool_directory
 from upcycle.data.tables import Wanted, load_hub, load_parquet
@@ -143,8 +143,10 @@ def load(
     reading: Reading | None = None,
     columns: tuple[str, str] = ("", ""),
     least_classes: int = 2,
+    keep_in_memory: bool | None = None,
+    num_workers: int | None = None,
 ) -> Any:
-    """Load a data set into memory, with train, validation and test splits: :class:`Images`, or a :class:`GraphSet`.
+    """Load a data set, with train, validation and test splits: :class:`Images`, or a :class:`GraphSet`.
 
     Of a named set a validation split that it lacks is a stratified tenth of the training images, at most 5,000, and a
     test split a stratified fifth, both drawn with a fixed seed. Of other data an image's content decides
@@ -167,6 +169,10 @@ def load(
         reading: how files become pixels, and images of other proportions come to ``size``.
         columns: the names of the columns of images and of labels in a table; empty for the usual ones.
         least_classes: the fewest classes that labelled images must have.
+        keep_in_memory: decode images once and keep them in memory, or read them from disk as they are used. ``None``:
+            in memory where they take up to a quarter of it. The samples are the same. Sets of arrays are in memory.
+        num_workers: threads that decode what is read from disk; ``None`` for one a processor, 8 at most. Any number
+            gives the same bits.
 
     Raises:
         UserError: for what is unknown, not found, broken, empty, mislabelled, of different sizes or too
@@ -178,36 +184,44 @@ def load(
     if graph_sources.is_graphs(reference) or is_graph_object(reference):
         if size is not None or channels is not None or any(columns):
             raise UserError("Graphs have no size, channels or columns of images; leave these out.")
+        require(keep_in_memory is not False, "Graphs are kept in memory; leave out keep_in_memory.")
         return graph_sources.load_graphs(reference) if isinstance(reference, str) else GraphSet.of(reference)
     if isinstance(reference, Images):
         if size is not None or channels is not None or any(columns) or reading not in (None, reference.reading):
             raise UserError(
                 "These images are loaded already; load them anew for another size, channels, reading or columns."
             )
+        require(
+            keep_in_memory is None or keep_in_memory is not reference.on_disk,
+            "These images are loaded already; load them anew to keep them elsewhere (keep_in_memory).",
+        )
         return reference
     form = Form(size=size, channels=channels, reading=reading or Reading())
+    keeping = Keeping(in_memory=keep_in_memory, num_workers=num_workers)
     wanted = Wanted(image=columns[0], label=columns[1], least_classes=least_classes)
     if not isinstance(reference, str | Path):
-        return load_datasets(reference, form, wanted)
+        return load_datasets(reference, form, wanted, keeping)
     text = str(reference)
     folder = Path(reference).expanduser()
     # No figure should take a folder that happens to be called cifar10 for the official set.
     own = readable(folder.resolve().name)
     name = f"{own}_local" if own in NAMES else own
     if text.startswith("hub:"):
-        return load_hub(text, form, wanted)
+        return load_hub(text, form, wanted, keeping=keeping)
     if reference == "digits":
         found = _digits(form)
     elif reference in NAMED:
-        found = _named(text, form)
+        found = _named(text, form, keeping)
     elif text.startswith(PREFIX):
         if is_graph_pool(pool_directory(text)):
             return load_graph_pool(text)
         found = load_pool(text, form)
     elif (tables := parquet_files(folder)) is not None:
-        return load_parquet(name, tables, form, wanted)
+        return load_parquet(name, tables, form, wanted, keeping=keeping)
     else:
-        found = load_folder(name, folder, form, least_classes=least_classes)
+        found = load_folder(name, folder, form, least_classes=least_classes, keeping=keeping)
+    if keep_in_memory is False and not found.on_disk:
+        found.notes.append(f"{found.name} is no folder or table of images, and so is kept in memory.")
     if any(columns):  # where there are several sets, others may have them
         found.notes.append(f"{found.name} is no table of a person's own, so the names of columns say nothing about it.")
     return found
@@ -240,7 +254,7 @@ def _digits_of_sklearn() -> tuple[np.ndarray, np.ndarray]:
     return found.images, found.target
 
 
-def _named(name: str, form: Form) -> Images:
+def _named(name: str, form: Form, keeping: Keeping) -> Images:
     known = NAMED[name]
     for folder in _places(known):
         if files := parquet_files(folder):
@@ -248,7 +262,9 @@ def _named(name: str, form: Form) -> Images:
             if (copies := folder / "from_jpeg.csv").is_file():
                 count = len(bytes_of(copies).decode(errors="replace").splitlines()) - 1
                 notes.append(f"{count:,} images of {name} come from a JPEG copy ({copies.name} lists them).")
-            return load_parquet(name, files, form, classes=known.classes, licence=known.licence, notes=tuple(notes))
+            return load_parquet(
+                name, files, form, classes=known.classes, licence=known.licence, notes=tuple(notes), keeping=keeping
+            )
         if _idx_file(folder, _IDX["train"][0]):
             return _idx(name, folder, known, form)
     root = os.environ.get("UPCYCLE_DATA")

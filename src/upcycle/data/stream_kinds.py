@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +106,8 @@ def stream(
     reading: Reading | None = None,
     columns: tuple[str, str] = ("", ""),
     long_tail: float | None = None,
+    keep_in_memory: bool | None = None,
+    num_workers: int | None = None,
 ) -> Stream:
     """A stream from its name, or splits of data that are loaded already.
 
@@ -117,7 +119,7 @@ def stream(
             permuted and rotated images and for parts (the only one), general for drifting ones.
         shuffle: draws another order of classes (splits) or tasks (folders, tasks) from this seed.
         few: only so many training samples of each class in each task, drawn with a fixed seed.
-        size, channels, reading, columns: as in :func:`upcycle.data.load`.
+        size, channels, reading, columns, keep_in_memory, num_workers: as in :func:`upcycle.data.load`.
         long_tail: keep only such a tail of the training images, see :meth:`Images.long_tailed`; not of folders.
 
     Raises:
@@ -131,6 +133,7 @@ def stream(
         made = _splits(name, whole, tasks, scenario or "class", shuffle)
         return _few(made, few)
     kind, data, count = _parts(reference)
+    kept: dict[str, Any] = {"keep_in_memory": keep_in_memory, "num_workers": num_workers}
     require(kind not in FOLDERS or not count, f"Each folder in {data} is a task, so leave out /{count}.")
     if kind == "tasks":
         require(long_tail is None, "A long tail is one of images, and these are graphs; leave out long_tail.")
@@ -140,11 +143,11 @@ def stream(
         require(
             long_tail is None, f"Each folder in {data} is a task with the images that are in it; leave out long_tail."
         )
-        read = partial(load, size=size, channels=channels, columns=columns, least_classes=1)
+        read = partial(load, size=size, channels=channels, columns=columns, least_classes=1, **kept)
         root, reading = Path(data).expanduser(), reading or Reading()
         return _few(folder_stream(reference, root, scenario or "class", shuffle, read, reading), few)
     _require_number(reference, kind, data)
-    images = load(data, size=size, channels=channels, reading=reading, columns=columns)
+    images = load(data, size=size, channels=channels, reading=reading, columns=columns, **kept)
     _require_classes(images)
     if long_tail is not None:
         images, reference = as_images(images).long_tailed(long_tail, 0), f"{reference}, a long tail of {long_tail:g}"
@@ -270,7 +273,7 @@ def _domains(name: str, images: Images, n: int, change: Change) -> Stream:
 
     def make(t: int) -> Images:
         def of(split: ImageSplit) -> ImageSplit:
-            pixels = split.images
+            pixels = split.pixels()
             if pixels.dtype != torch.uint8:  # (n, c, h, w)
                 changed = change(pixels.permute(0, 2, 3, 1), t).permute(0, 3, 1, 2).contiguous()
             else:
@@ -379,7 +382,7 @@ def _drifting(name: str, images: Images, rounds: int = 3) -> Stream:
         for c in range(k):
             places = (split.labels == c).nonzero()[:, 0]
             turn[places] = torch.arange(len(places)) * 360.0 / max(len(places), 1)
-        return dataclasses.replace(split, images=rotated(split.images, turn))
+        return dataclasses.replace(split, images=rotated(split.pixels(), turn))
 
     split = images.train
     of_class = [(split.labels == c).nonzero()[:, 0] for c in range(k)]
@@ -395,7 +398,7 @@ def _drifting(name: str, images: Images, rounds: int = 3) -> Stream:
             order.append(torch.stack([b[:n] for b in both], 1).flatten())
             turn.append(torch.stack([degrees[c][1][:n], degrees[d][0][:n]], 1).flatten())
     train = split.subset(torch.cat(order))
-    train = dataclasses.replace(train, images=rotated(train.images, torch.cat(turn)))
+    train = dataclasses.replace(train, images=rotated(train.pixels(), torch.cat(turn)))
     whole = dataclasses.replace(images, train=train, validation=of(images.validation), test=of(images.test))
     return Stream(
         name=name,

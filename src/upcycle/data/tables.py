@@ -19,7 +19,7 @@ from upcycle.data.decode import Item, decode, readable
 from upcycle.data.images import Images
 from upcycle.data.memory import require_memory
 from upcycle.data.parquet_files import Tables
-from upcycle.data.parts import Part, assemble, split_of, with_training
+from upcycle.data.parts import Keeping, Part, assemble, split_of, with_training
 from upcycle.data.pixels import Form, Pixels
 from upcycle.data.shares import of_contents
 
@@ -76,12 +76,14 @@ def load_parquet(
     classes: tuple[str, ...] = (),
     licence: str = "unknown",
     notes: tuple[str, ...] = (),
+    keeping: Keeping | None = None,
 ) -> Images:
     """Images from Parquet files, by split.
 
     Args:
         classes: class names of a named set, whose lacking splits are drawn by the places of its images; if empty, those
             of the files' Hugging Face metadata, else the labels themselves.
+        keeping: where images are kept; in memory where nothing is said.
     """
     wanted, found, names = wanted or Wanted(), {}, classes
     for split, paths in tables.files.items():
@@ -90,7 +92,8 @@ def load_parquet(
         names = names or known
     parts, names = _numbered(found, names, stands=not classes)
     said = [*notes, *tables.notes]
-    return assemble(name, names, parts, form, licence=licence, notes=said, least_classes=wanted.least_classes)
+    least = wanted.least_classes
+    return assemble(name, names, parts, form, licence=licence, notes=said, least_classes=least, keeping=keeping)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +162,7 @@ def require_rows(metadata: Any, size: int, where: str) -> None:
     require_memory(ROW * rows, f"The {rows:,} rows of {readable(where)}")
 
 
-def load_hub(reference: str, form: Form, wanted: Wanted | None = None) -> Images:
+def load_hub(reference: str, form: Form, wanted: Wanted | None = None, *, keeping: Keeping | None = None) -> Images:
     """Images from the Hugging Face hub (``hub:ORG/NAME``), through ``datasets`` and its cache."""
     name, wanted = reference.removeprefix("hub:"), wanted or Wanted()
     try:
@@ -191,7 +194,8 @@ def load_hub(reference: str, form: Form, wanted: Wanted | None = None) -> Images
     require(bool(found), f"{reference} has no train split, but {', '.join(sets)}.")
     found, notes = with_training(found, reference)
     parts, names = _numbered(found, names)
-    return assemble(name, names, parts, form, licence=licence, notes=notes, least_classes=wanted.least_classes)
+    least = wanted.least_classes
+    return assemble(name, names, parts, form, licence=licence, notes=notes, least_classes=least, keeping=keeping)
 
 
 def _plain(column: Any, label: str, where: str) -> list[str] | np.ndarray:
@@ -337,4 +341,5 @@ def _part(labels: np.ndarray, rows: _Rows, stands: bool) -> Part:
         where=lambda i: f"row {i} of {rows.where}",
         read=read,
         shares=shares if stands else None,
+        contents=contents,
     )

@@ -1,7 +1,9 @@
-"""Images from torch Datasets and DataLoaders, read once."""
+"""Images from torch Datasets and DataLoaders: read once, or as they are used."""
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,34 +16,37 @@ from torch.utils.data import DataLoader
 
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.limits import require_classes
+from upcycle.core.reading import WHITE, Reading
 from upcycle.data.collection import listed
 from upcycle.data.images import Images
-from upcycle.data.memory import require_memory
-from upcycle.data.parts import ALIASES, Part, assemble, split_of
+from upcycle.data.memory import require_memory, within_share
+from upcycle.data.on_disk import OnDisk, usual_workers
+from upcycle.data.parts import ALIASES, Keeping, Part, assemble, split_of
 from upcycle.data.pixels import Form, Pixels, brightest, fit, pixels_of, white_of
-from upcycle.data.shares import of_contents
+from upcycle.data.shares import of_contents, of_digests
 from upcycle.data.tables import Wanted
 
 LOOKS = 8  # samples that are read twice, to see whether a transform is random
 
 _Pair = Callable[[Any], tuple[Any, Any]]
+Kind = tuple[torch.dtype, tuple[int, ...]]
 
 
-def load_datasets(reference: Any, form: Form, wanted: Wanted) -> Images:
+def load_datasets(reference: Any, form: Form, wanted: Wanted, keeping: Keeping) -> Images:
     """Images from a Dataset or DataLoader, or from a dict or tuple of them; see :func:`upcycle.data.load`.
 
     Of a DataLoader only its Dataset counts. Class names are the Dataset's ``classes`` where it has them, or those of
     the ``features`` of Hugging Face's.
     """
     sets = {split: d.dataset if isinstance(d, DataLoader) else d for split, d in _by_split(reference).items()}
-    parts = {split: _part(dataset, split, form, _pairs(dataset, split, wanted)) for split, dataset in sets.items()}
+    parts = {s: _part(dataset, s, form, _pairs(dataset, s, wanted), keeping) for s, dataset in sets.items()}
     train = sets["train"]
     if not (classes := _classes(train, wanted)):
         largest = int(parts["train"].labels.max())
         require_classes(largest, len(parts["train"].labels), "The data set")
         classes = range(largest + 1)
     name = f"{type(train).__name__.lower()}_local"  # its split is whatever the user made it
-    return assemble(name, [str(c) for c in classes], parts, form, least_classes=wanted.least_classes)
+    return assemble(name, [str(c) for c in classes], parts, form, least_classes=wanted.least_classes, keeping=keeping)
 
 
 def _classes(dataset: Any, wanted: Wanted) -> Any:
@@ -83,7 +88,7 @@ def _pairs(dataset: Any, split: str, wanted: Wanted) -> _Pair:
     return pair
 
 
-def _part(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
+def _part(dataset: Any, split: str, form: Form, pair: _Pair, keeping: Keeping) -> Part:
     if not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
         raise UserError(
             f"A {type(dataset).__name__} is no data; give a name, a folder, a torch Dataset or a DataLoader."
@@ -91,6 +96,8 @@ def _part(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
     counted = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if counted:
         _require_repeatable(dataset, split, pair)
+        if keeping.in_memory is False or (keeping.in_memory is None and _is_large(dataset, form, pair)):
+            return _on_disk(dataset, split, form, pair)
     images: list[Tensor | Image.Image] = []
     reshaped: list[bool] = []
     contents: list[Tensor] = []
@@ -109,9 +116,7 @@ def _part(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
         if i == 0 and images and counted and isinstance(first := images[0], Tensor):  # twice: as read, and as one
             needed = 2 * len(dataset) * first.numel() * first.element_size()
             require_memory(needed, f"{len(dataset):,} samples of {tuple(first.shape)}")
-    if problems:
-        raise UserError(f"{len(problems):,} samples of the {split} data set cannot be used: "
-                        f"{listed(problems, 'samples')}.")  # fmt: skip
+    _refuse(problems, split)
     require(bool(images), f"The {split} data set is empty.")
 
     def read(order: Tensor, form: Form, trained: int) -> Pixels:
@@ -125,7 +130,8 @@ def _part(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
             if not isinstance(image, Tensor):
                 image, changed[i] = _pixels(image, form)
             made.append(image)
-        _require_alike(made, order, split)
+        kinds = {(image.dtype, tuple(image.shape)): i for i, image in zip(order.tolist(), made, strict=True)}
+        _require_alike(kinds, split)
         fitted = fit(torch.stack(made), form)
         return replace(fitted, reshaped=max(fitted.reshaped, sum(changed)))
 
@@ -137,8 +143,103 @@ def _part(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
     )
 
 
-def _require_alike(images: list[Tensor], order: Tensor, split: str) -> None:
-    kinds = {(image.dtype, tuple(image.shape)): i for i, image in zip(order.tolist(), images, strict=True)}
+def _refuse(problems: list[str], split: str) -> None:
+    if problems:
+        raise UserError(
+            f"{len(problems):,} samples of the {split} data set cannot be used: {listed(problems, 'samples')}."
+        )
+
+
+class _Samples:
+    """Images that a Dataset is asked for as they are used, one at a time: it need not bear several threads.
+
+    Args:
+        white: of images of more than 8 bits, the largest value of each, by its place.
+    """
+
+    def __init__(self, dataset: Any, split: str, pair: _Pair) -> None:
+        self.dataset, self.split, self.pair = dataset, split, pair
+        self.kinds: dict[Kind, int] = {}
+        self.white: dict[int, int] = {}
+        self.reshaped: list[bool] = []
+        self.digests = torch.empty(0, 16, dtype=torch.uint8)
+        self.shares: Tensor | None = None
+        self._lock = threading.Lock()
+
+    def where(self, i: int) -> str:
+        """See :class:`upcycle.data.on_disk.Source`."""
+        return f"sample {i} of the {self.split} data set"
+
+    def decode(self, i: int, form: Form, draws: np.ndarray | None) -> np.ndarray:
+        """See :class:`upcycle.data.on_disk.Source`."""
+        with self._lock:
+            image = self.pair(self.dataset[i])[0]
+        if draws is not None:
+            if not isinstance(image, Image.Image):
+                raise ValueError("resized_crop cuts windows out of PIL images, and it is none")
+            return pixels_of(image, form, draws)[0]
+        found = _pixels(image, form)[0]
+        assert isinstance(found, Tensor)  # what is white is known by now
+        return found.numpy()
+
+    def read(self, order: Tensor, form: Form, trained: int, num_workers: int | None) -> tuple[OnDisk, Reading, int]:
+        """See :class:`upcycle.data.parts.Opened`."""
+        rows = order.tolist()
+        if any(i in self.white for i in rows) and not form.reading.white:
+            form = form.white(white_of(max((self.white.get(i, 0) for i in rows[:trained]), default=0)))
+        _require_alike(self.kinds, self.split)
+        (dtype, one), *_ = self.kinds
+        images = OnDisk(
+            sources=((self, form),),
+            places=torch.stack([torch.zeros_like(order), order], 1),
+            digests=self.digests[order],
+            one=(one[0], one[1], one[2]),
+            dtype=dtype,
+            num_workers=usual_workers() if num_workers is None else num_workers,
+        )
+        return images, form.reading, sum(self.reshaped[i] for i in rows)
+
+
+def _is_large(dataset: Any, form: Form, pair: _Pair) -> bool:
+    """Whether its images would take more of the memory than is given to them."""
+    try:
+        first = _pixels(pair(dataset[0])[0], form.white(form.reading.white or WHITE))[0]
+    except (ValueError, TypeError, IndexError):  # named when all are read
+        return False
+    return isinstance(first, Tensor) and not within_share(len(dataset) * first.nbytes)
+
+
+def _on_disk(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
+    """A split whose images are not kept; each is read once to see what it is, since its label comes with it."""
+    samples, problems = _Samples(dataset, split, pair), []
+    labels: list[int] = []
+    digests: list[bytes] = []
+    for i in range(len(dataset)):
+        try:
+            image, label = pair(dataset[i])
+            digests.append(hashlib.blake2b(_bytes(image), digest_size=16).digest())
+            if isinstance(image, Image.Image) and (largest := brightest(image)):
+                samples.white[i] = largest
+            found, changed = _pixels(image, form.white(form.reading.white or WHITE))
+            assert isinstance(found, Tensor)
+            samples.kinds.setdefault((found.dtype, tuple(found.shape)), i)
+            samples.reshaped.append(changed)
+            labels.append(_class_number(label))
+        except (ValueError, TypeError) as error:
+            problems.append(f"sample {i} ({error})")
+    _refuse(problems, split)
+    require(bool(labels), f"The {split} data set is empty.")
+    samples.digests = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, 16)
+    samples.shares = of_digests(samples.digests)
+    numbers = samples.shares
+
+    def read(order: Tensor, form: Form, trained: int) -> Pixels:
+        raise AssertionError("images that stay on disk are not read at once")
+
+    return Part(labels=torch.tensor(labels), where=samples.where, read=read, shares=lambda: numbers, opened=samples)
+
+
+def _require_alike(kinds: dict[Kind, int], split: str) -> None:
     if len(kinds) > 1:
         named = [f"{d} {s} as sample {i}".removeprefix("torch.") for (d, s), i in kinds.items()]
         raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from upcycle.core.batches import View
 from upcycle.core.seeds import uniform
 from upcycle.core.task import CLASSIFICATION, Task
 from upcycle.data.images import ImageSplit
@@ -31,6 +34,10 @@ class SplitOfViews:
 
     def __len__(self) -> int:
         return len(self.split)
+
+    def ahead(self, plan: Iterable[tuple[Tensor, View]]) -> AbstractContextManager[None]:
+        """See :func:`upcycle.core.batches.reading_ahead`; the images are read without augmentation of their own."""
+        return self.split.ahead((index, None) for index, _ in plan)
 
     @property
     def ordered(self) -> bool:

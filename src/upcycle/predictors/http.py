@@ -157,9 +157,8 @@ class Http:
         todo = [key for key in images if key not in known]
         self.cached += len(keys) - len(todo)
         self._afford(todo)
-        for first in range(
-            0, len(todo), self.batch_size
-        ):  # cut once: who goes on, or asks beside, has the same batches
+        # Cut once: who goes on, or asks beside, has the same batches.
+        for first in range(0, len(todo), self.batch_size):
             batch = {key: images[key] for key in todo[first : first + self.batch_size]}
             like = next(iter(known.values()), None)
             known |= self._repeated(partial(self._turn, batch, todo[first:], like), todo[first:])

@@ -47,9 +47,10 @@ class Answer:
 
 def as_bytes(split: ImageSplit) -> np.ndarray:
     """The images as what is sent: uint8 (n, h, w, c)."""
-    if split.images.dtype == torch.uint8:
-        return split.images.contiguous().numpy()
-    return split.images.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = split.pixels()
+    if pixels.dtype == torch.uint8:
+        return pixels.contiguous().numpy()
+    return pixels.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def as_keys(split: ImageSplit) -> tuple[list[bytes], dict[bytes, np.ndarray]]:

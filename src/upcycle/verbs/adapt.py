@@ -26,7 +26,7 @@ from upcycle.core.seeds import seed_everything
 from upcycle.core.task import judged
 from upcycle.data import Images, check_reference, describe
 from upcycle.data import load as load_data
-from upcycle.data.images import pooled
+from upcycle.data.joining import pooled
 from upcycle.data.labels import mapped, relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.predictors import Predictor, check_predictor, predictor

@@ -18,7 +18,7 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.outputs import Columns
 from upcycle.data import Images, describe
-from upcycle.data.images import joined
+from upcycle.data.joining import joined
 from upcycle.data.labels import relabelled
 from upcycle.data.pool_files import parent_node
 from upcycle.verbs import DEFAULT_METHOD, options

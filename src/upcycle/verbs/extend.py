@@ -253,7 +253,8 @@ def _stream(session: Session, like: Model | None) -> Stream:
         c, *sides = shape or (setting.channels,)
         size = setting.sides or ((sides[0], sides[1]) if sides else None)
         reading = setting.reading(like.reading if like else None)
-        data = make_stream(session.data_ref, size=size, channels=c, reading=reading, columns=setting.columns, **asked)
+        asked |= {"reading": reading, "columns": setting.columns, **setting.kept}
+        data = make_stream(session.data_ref, size=size, channels=c, **asked)
     there = set(data.base.test.labels.tolist())
     for t, columns in enumerate(data.tasks):
         found = bool(there & set(columns)) or data.task(t).test.labelled

@@ -50,6 +50,8 @@ def load_for(
     columns: tuple[str, str] = ("", ""),
     other_task: bool = False,
     long_tail: float | None = None,
+    keep_in_memory: bool | None = None,
+    num_workers: int | None = None,
 ) -> Collection:
     """The data of ``reference``; images of a person's own are brought to what a network takes.
 
@@ -57,7 +59,7 @@ def load_for(
         like: the network.
         size: what was asked for in its place.
         reading: what was asked for in place of the network's own.
-        columns: see :func:`upcycle.data.load`.
+        columns, keep_in_memory, num_workers: see :func:`upcycle.data.load`.
         other_task: bring any images to what the network takes, since it was trained on others.
         long_tail: see :func:`loaded`.
 
@@ -77,6 +79,8 @@ def load_for(
         reading=reading or (None if there else like.reading),
         columns=columns,
         long_tail=long_tail,
+        keep_in_memory=keep_in_memory,
+        num_workers=num_workers,
     )
     if not isinstance(data, Images):
         return _fitting(like, data)

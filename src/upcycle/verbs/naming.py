@@ -15,6 +15,7 @@ from upcycle.core.models import Model
 from upcycle.core.read import bytes_of
 from upcycle.core.reading import Reading, Resize
 from upcycle.data.images import check_ratio
+from upcycle.data.parts import Keeping
 from upcycle.data.pixels import Size
 
 Reference = str | Path | nn.Module | Model
@@ -32,12 +33,17 @@ class Sight:
             of one's own takes. If not given, what a network from a reference takes, or what the images are.
         trust: packages whose code a saved model's callable reference may run.
         resize: what happens to images of other proportions than that size: crop, they are scaled to cover it and their
-            centre is taken; squash, each side is scaled alone; pad, they are scaled to fit, and black fills the rest.
-            If not given, what the network was trained with, or crop.
+            centre is taken; squash, each side is scaled alone; pad, they are scaled to fit, and black fills the rest;
+            center, the shorter side is scaled and the centre taken, to the pixel as timm does. If not given, what the
+            network was trained with or its own configuration says, or crop.
         white: the value that is white in images of more than 8 bits. If not given, what the network was trained with,
             or the largest in the training images, where they never use the highest bit.
         image_column: the column of images in a table; if not given, the usual names are looked for.
         label_column: the column of class numbers or names in a table; if not given, the usual names are looked for.
+        keep_in_memory: decode all images once and keep them in memory (true), or read them from disk as they are used
+            (false). If not given, in memory where they take up to a quarter of it. What is learnt is the same.
+        num_workers: threads that decode images that are read from disk; if not given, one a processor, 8 at most. Any
+            number gives the same bits.
         long_tail: keep only a long tail of the training images of every data set: all of its first class, one in so
             many of its last one, and in between evenly on a logarithmic scale, always the same images. Validation and
             test images stay as they are.
@@ -49,6 +55,8 @@ class Sight:
     white: int | None = None
     image_column: str | None = None
     label_column: str | None = None
+    keep_in_memory: bool | None = None
+    num_workers: int | None = None
     long_tail: float | None = None
 
     def __post_init__(self) -> None:
@@ -70,18 +78,28 @@ class Sight:
             self.white is None or self.white >= 1, f"white must be a value of a pixel, 1 or more, not {self.white}."
         )
         self.reading()
+        Keeping(in_memory=self.keep_in_memory, num_workers=self.num_workers)
         if self.long_tail is not None:
             check_ratio(self.long_tail)
 
     def reading(self, usual: Reading | None = None) -> Reading:
         """How image files become pixels: what is asked for, and otherwise as usual, above all as a network has it."""
         usual = usual or Reading()
-        return Reading(resize=self.resize or usual.resize, white=self.white or usual.white)
+        white = self.white or usual.white
+        if self.resize is None or self.resize == usual.resize:
+            return dataclasses.replace(usual, white=white)
+        return Reading(resize=self.resize, interpolation=usual.interpolation, white=white)
 
     @property
     def asked(self) -> dict[str, Any]:
         """How data are read beside their size, as keywords of :func:`upcycle.data.load`, where no network says it."""
-        return {"reading": self.reading() if self.resize or self.white else None, "columns": self.columns}
+        reading = self.reading() if self.resize or self.white else None
+        return {"reading": reading, "columns": self.columns, **self.kept}
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Where images are kept, as keywords of :func:`upcycle.data.load`."""
+        return {"keep_in_memory": self.keep_in_memory, "num_workers": self.num_workers}
 
     @property
     def columns(self) -> tuple[str, str]:

@@ -111,6 +111,7 @@ def data_as(model: Model, data: Any, naming: Naming, *, other_task: bool = False
         naming.sides,
         reading=reading,
         columns=asked["columns"],
+        **naming.kept,
         other_task=other_task,
         long_tail=naming.long_tail,
     )

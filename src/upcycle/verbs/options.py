@@ -39,7 +39,8 @@ class RunSetting(Sight):
 
     Args:
         out: the run directory; if not given, one under runs/, named after the verb, the method and the data.
-        augment: crop, flip, color, or none, for training; auto takes crop and flip for colour images.
+        augment: resized_crop, crop, flip, color, or none, for training; auto takes crop and flip for colour images.
+            resized_crop cuts a random window out of whole photographs, and goes with --keep_in_memory false.
         seed: the seed of everything random.
         seeds: how many runs, with seeds from seed on; the product is the first one's, the report shows their spread.
         devices: how many processes.
@@ -53,7 +54,7 @@ class RunSetting(Sight):
     """
 
     out: Path | None = None
-    augment: tuple[Literal["auto", "none", "crop", "flip", "color"], ...] = ("auto",)
+    augment: tuple[Literal["auto", "none", "resized_crop", "crop", "flip", "color"], ...] = ("auto",)
     seed: int = 0
     seeds: int = 1
     devices: int = 1

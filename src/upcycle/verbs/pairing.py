@@ -92,8 +92,8 @@ def _pair(
     naming, tail = naming_of(setting, "teacher"), setting.long_tail
     if reference is None and isinstance(taught, Model) and not isinstance(data_ref, Images):
         reading = setting.reading(taught.reading)
-        columns = setting.columns
-        return None, load_for(taught, data_ref, setting.sides, reading=reading, columns=columns, long_tail=tail)
+        asked = {"columns": setting.columns, "long_tail": tail, **setting.kept}
+        return None, load_for(taught, data_ref, setting.sides, reading=reading, **asked)
     if reference is None:
         return None, loaded(data_ref, size=setting.sides, channels=setting.planes, long_tail=tail, **setting.asked)
     if takes_any(reference, naming):  # what it takes is what the data are
@@ -155,6 +155,7 @@ def _held_out(setting: Any, data: Collection) -> Collection:
             channels=channels if files else None,
             reading=data.reading,
             columns=setting.columns,
+            **setting.kept,
         )
     )
     if images.shape != data.shape:

@@ -130,8 +130,9 @@ class Session:
     def load(self, reference: Any, like: Model, *, other_task: bool = False) -> Images:
         """The images at the side asked for; see :func:`load_for`."""
         setting = self.setting
-        asked = {"reading": setting.reading(like.reading), "columns": setting.columns, "long_tail": setting.long_tail}
-        return as_images(load_for(like, reference, setting.sides, other_task=other_task, **asked))
+        asked = {"columns": setting.columns, "long_tail": setting.long_tail, **setting.kept}
+        reading = setting.reading(like.reading)
+        return as_images(load_for(like, reference, setting.sides, reading=reading, other_task=other_task, **asked))
 
     def augmented(self, data: Images) -> Images:
         """``data`` with the augmentation of the setting."""

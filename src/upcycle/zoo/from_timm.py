@@ -10,6 +10,7 @@ from torch import nn
 from upcycle.core.errors import UserError, one_line
 from upcycle.core.fetching import may_fetch, not_here
 from upcycle.core.models import Model
+from upcycle.core.reading import Reading, Resize
 from upcycle.zoo.from_torchvision import FILE, fetched, no_such, tensors_only, torchvision
 
 
@@ -98,6 +99,21 @@ def build(
         options={"num_classes": k, "input_shape": list(shape)},
         name=name,
         licence=(config.license if pretrained else None) or "unknown",
+        reading=_reading(timm, config, shape),
+    )
+
+
+def _reading(timm: Any, config: Any, shape: tuple[int, int, int]) -> Reading:
+    """How its configuration makes inputs of photographs; as usual where it is built for another size than that.
+
+    Of the modes ``border`` is not followed: it pads with another colour than black.
+    """
+    found = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
+    modes: dict[str, Resize] = {"center": "center", "squash": "squash"}
+    if tuple(found["input_size"][1:]) != shape[1:] or found["crop_mode"] not in modes:
+        return Reading()
+    return Reading(
+        resize=modes[found["crop_mode"]], interpolation=found["interpolation"], crop_pct=float(found["crop_pct"])
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from upcycle.core.batches import Batch
+from upcycle.core.batches import Batch, View
 from upcycle.core.seeds import uniform
 from upcycle.data.augment import LUMA, color, color_factors
 from upcycle.data.images import ImageSplit
@@ -49,6 +51,10 @@ class ShiftedViews(SplitOfViews):
     def __post_init__(self) -> None:
         c = self.split.shape[0]
         self._plain = replace(self.split, mean=(0.0,) * c, std=(1.0,) * c)
+
+    def ahead(self, plan: Iterable[tuple[Tensor, View]]) -> AbstractContextManager[None]:
+        """See :func:`upcycle.core.batches.reading_ahead`; the images are augmented first."""
+        return self._plain.ahead((index, view or (0, 0)) for index, view in plan)
 
     def batch(self, index: Tensor, *, device: torch.device, view: tuple[int, int] | None = None) -> Batch:
         """Images (b, 2, c, h, w), online and target; (b, 1, c, h, w) without a target."""

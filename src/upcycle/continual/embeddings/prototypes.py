@@ -103,7 +103,7 @@ class Memory:
     def __init__(self, like: ImageSplit) -> None:
         self.like = like
         self.snapshots: list[Snapshot] = []
-        self.images = like.images[:0].clone()
+        self.images = torch.empty(0, *like.images.shape[1:], dtype=like.images.dtype)
         self.labels = self.tasks = torch.empty(0, dtype=torch.int64)
         self.came = self.shown = 0
 
@@ -127,7 +127,7 @@ class Memory:
         """Add the images ``chosen`` of ``split``; of those before, the first ``quota`` of each class and task stay."""
         groups = dict.fromkeys(zip(self.labels.tolist(), self.tasks.tolist(), strict=True))
         stay = torch.cat([chosen[:0], *(self.places(c, t)[:quota] for c, t in groups)])
-        self.images = torch.cat([self.images[stay], split.images[chosen]])
+        self.images = torch.cat([self.images[stay], split.images.index_select(0, chosen)])
         self.labels = torch.cat([self.labels[stay], split.labels[chosen]])
         self.tasks = torch.cat([self.tasks[stay], torch.full_like(chosen, task)])
 

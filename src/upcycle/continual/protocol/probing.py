@@ -21,6 +21,7 @@ from upcycle.core.portions import portions
 from upcycle.core.seeds import uniform
 from upcycle.core.undisturbed import undisturbed
 from upcycle.data.images import ImageSplit
+from upcycle.data.on_disk import concatenated
 from upcycle.data.streams import Stream
 from upcycle.training.linear_probe import Probe, linear_probe
 
@@ -98,8 +99,8 @@ class Probing:
 
 def concatenate(splits: Sequence[ImageSplit]) -> ImageSplit:
     """Put the images of several splits into one, in order; normalised and augmented as the last."""
-    images, labels, ids = (torch.cat([getattr(s, name) for s in splits]) for name in ("images", "labels", "ids"))
-    return dataclasses.replace(splits[-1], images=images, labels=labels, ids=ids)
+    labels, ids = (torch.cat([getattr(s, name) for s in splits]) for name in ("labels", "ids"))
+    return dataclasses.replace(splits[-1], images=concatenated([s.images for s in splits]), labels=labels, ids=ids)
 
 
 def recalibrate_batchnorm(encoder: nn.Module, split: ImageSplit, batch_size: int = 512) -> nn.Module:

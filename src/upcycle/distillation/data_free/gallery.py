@@ -183,7 +183,7 @@ def _draw(run: Run, pool: Pool, model: Model, validation: ImageSplit) -> None:
         best = mine[seen.probability[mine, c].argsort(descending=True, stable=True)][:COLUMNS]
         low, high = (100 * seen.probability[best[i], c].item() for i in (-1, 0))
         alt = f"{len(best)} images of class {classes[c]}, to which the teacher gives {low:.0f} to {high:.0f} %"
-        items.append(_row([*newest.images[best], *[None] * (COLUMNS - len(best))], classes[c], alt))
+        items.append(_row([*newest.pixels()[best], *[None] * (COLUMNS - len(best))], classes[c], alt))
     caption = f"Of the newest {len(newest):,} images, those of each class that the teacher is surest of." + some
     run.picture("1-classes", {"kind": "images", "layout": "rows", "title": "Synthesised images", "caption": caption,
                               "items": items})  # fmt: skip
