@@ -41,6 +41,24 @@ def packages_trusted(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(part for text in named.split(",") if (part := text.strip(" []'\"")))
 
 
+def recipe_words(words: Sequence[str], own: Iterable[str]) -> list[str]:
+    """A command line on which a field of the recipe may stand alone: ``--epochs`` is ``--recipe.epochs``.
+
+    Args:
+        own: the options of the verb and of the method, which come first where they have the same name.
+    """
+    from upcycle.core.recipe import Recipe
+
+    fields = {f.name for f in dataclasses.fields(Recipe)} - {*own}
+
+    def whole(word: str) -> str:
+        name, equals, value = word.partition("=")
+        field = name.removeprefix("--").replace("-", "_").lower()
+        return f"--recipe.{field}{equals}{value}" if name.startswith("--") and field in fields else word
+
+    return [whole(word) for word in words]
+
+
 def recipe_fields(words: Sequence[str], content: dict[str, Any]) -> list[str]:
     """The fields of a recipe that a command line or its file sets; "" for the whole."""
     found = [m.group(1) or "" for word in words if (m := re.match(r"--recipe(?:\.([\w-]+))?(?:=|$)", word))]
@@ -233,12 +251,8 @@ def arguments_as(function: Any) -> type:
     return dataclasses.make_dataclass(function.__name__, fields, namespace={"__doc__": function.__doc__})
 
 
-def options_of(cls: type, helped: bool) -> type:
-    """A plain dataclass of the options of a method or a setting, its types resolved, which the parser can read.
-
-    Args:
-        helped: with the docstring, which help is made from.
-    """
+def options_of(cls: type) -> type:
+    """A plain dataclass of the options of a method or a setting, its types resolved, which the parser can read."""
     hints = hints_of(cls) if hasattr(cls, "options") else typing.get_type_hints(cls)
     options = cls.options() if hasattr(cls, "options") else {f.name: f for f in dataclasses.fields(cls)}
     fields: list[Any] = []
@@ -246,5 +260,4 @@ def options_of(cls: type, helped: bool) -> type:
         made = f.default_factory is not dataclasses.MISSING
         default = {"default_factory": f.default_factory} if made else {"default": f.default}
         fields.append((name, hints[name], dataclasses.field(**default)))
-    text = cls.__doc__ if helped else ""
-    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, namespace={"__doc__": text})
+    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, namespace={"__doc__": ""})

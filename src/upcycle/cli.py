@@ -25,35 +25,15 @@ from upcycle.arguments import (
     parse,
     read_config,
     recipe_fields,
+    recipe_words,
     require_trust,
     value_of,
     values_of,
     words_of,
 )
-from upcycle.core.errors import UserError, unknown
+from upcycle.commands import SUMMARY, command_named
+from upcycle.core.errors import UserError
 from upcycle.verbs import DEFAULT_METHOD
-
-SUMMARY = {
-    "distill": "train a smaller or different student from a trained teacher",
-    "disassemble": "cut the part that knows chosen classes out of a classifier",
-    "assemble": "join the parts of several classifiers into one",
-    "reassemble": "put a block into a network, or build one from blocks of several",
-    "diagnose": "where a network errs, what it looks at, which channels decide",
-    "explain": "which pixels of your images speak for a class",
-    "adapt": "tune a network to a new task, or to a domain of which there are only answers",
-    "extend": "teach a network one task after another, so that it does not forget the first ones",
-    "treat": "mend a network's errors, beside plain further training",
-    "blocks": "what can be put into a network where, with its cost; all about one",
-    "methods": "what there is, with the verdict on each; all about one",
-    "advise": "given what you have, which method, and the command to run",
-    "prove": "run a method's published claim here and show both numbers",
-    "evaluate": "measure a model on a data set",
-    "predict": "apply a saved model to a folder of images, to CSV",
-    "report": "write report.html of a run again",
-    "lineage": "draw the family tree of a saved model",
-    "export": "write a model as ONNX or torch.export, both sides compared",
-    "doctor": "what this installation can and cannot do",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,17 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words[:1] == ["help"]:  # of a command, if one follows
+        words = [*words[1:2], "--help"]
+    if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0
-    if words[0] == "--version":
+    if words[0] in ("-V", "--version"):
         from upcycle import __version__
 
         print(f"upcycle {__version__}")
         return 0
     try:
-        if words[0] not in SUMMARY:
-            raise unknown("command", words[0], SUMMARY)
+        words[0] = command_named(words[0])
         return _COMMANDS[words[0]](words[1:])
     except UserError as error:
         if debug:
@@ -220,20 +201,10 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
         del words[i : i + (1 if "=" in words[i] else 2)]
     name = value_of(words, "method")
     cls = find_method(str(content.get("method", DEFAULT_METHOD[verb])) if name is None else name, verb)
+    words = recipe_words(words, [*(f.name for f in dataclasses.fields(setting)), *cls.options()])
     for field in recipe_fields(words, content):
         require_recipe(cls, field)
-    helped = bool({"-h", "--help"} & set(words))  # reading docstrings takes time
-    parser = _parser(verb)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    for network, (kind, number, text) in maker.networks.items():
-        default: list[str] | None = [] if number == "*" else None
-        parser.add_argument(network, type=kind, default=default, help=text, **({"nargs": number} if number else {}))
-    parser.add_argument("--method", type=str, default=cls.card.name, help="see upcycle methods")
-    parser.add_argument("--plugin", type=str, help="a Python file with methods of one's own")
-    parser.add_argument("--machine", type=dict | None, default=None, help="written by a run; ignored")
-    parser.add_class_arguments(setting if helped else options_of(setting, helped), fail_untyped=True)
-    parser.add_class_arguments(options_of(cls, helped), fail_untyped=True)
-    hints = typing.get_type_hints(setting) | hints_of(cls)
+    parser, hints = parser_of(verb, cls)
     for key, (_, number, _) in maker.networks.items():
         if number == "*" and isinstance(content.get(key), str):
             raise UserError(f"{key} in {config} must be a list: {key}: [{content[key]}].")
@@ -247,6 +218,24 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
         raise UserError(maker.example)
     values["method"] = cls
     return values, cls
+
+
+def parser_of(verb: str, method: Any) -> tuple[Any, dict[str, Any]]:
+    """The parser of a command that makes a model with a method, and the types of its options."""
+    maker, setting = MAKERS[verb], importlib.import_module(MAKERS[verb].module).Setting
+    parser = _parser(verb)
+    parser.add_argument("--config", action="config")
+    for network, (kind, number, _) in maker.networks.items():
+        default: list[str] | None = [] if number == "*" else None
+        parser.add_argument(network, type=kind, default=default, **({"nargs": number} if number else {}))
+    parser.add_argument("--method", type=str, default=method.card.name)
+    parser.add_argument("--plugin", type=str)
+    parser.add_argument("--machine", type=dict | None, default=None)  # written by a run, for those who read it
+    parser.add_class_arguments(options_of(setting), fail_untyped=True)
+    parser.add_class_arguments(options_of(method), fail_untyped=True)
+    hints = typing.get_type_hints(setting) | hints_of(method)
+    grouped = {name: typing.get_type_hints(kind) for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    return parser, hints | {f"{name}.{field}": kind for name, of in grouped.items() for field, kind in of.items()}
 
 
 # -- commands ---------------------------------------------------------------------------------------------------
@@ -270,7 +259,7 @@ def function_of(verb: str) -> tuple[Any, str]:
     return module, next(name for name in names if hasattr(module, name))
 
 
-def options_for(verb: str, helped: bool = False) -> list[type]:
+def options_for(verb: str) -> list[type]:
     """The options of a command that makes no model, as dataclasses: its own, and those that name its network."""
     module, name = function_of(verb)
     function = getattr(module, name)
@@ -278,7 +267,7 @@ def options_for(verb: str, helped: bool = False) -> list[type]:
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
         from upcycle.verbs.naming import Naming
 
-        groups.append(Naming if helped else options_of(Naming, helped))
+        groups.append(options_of(Naming))
     return groups
 
 
@@ -291,7 +280,7 @@ def _simple(verb: str) -> Callable[[list[str]], int]:
 
     def run(words: list[str]) -> int:
         parser, hints = _parser(verb), {"json": bool}
-        for kind in options_for(verb, bool({"-h", "--help"} & set(words))):
+        for kind in options_for(verb):
             skip = {"name"} if verb in NAMED else set()
             parser.add_class_arguments(kind, as_positional=True, fail_untyped=True, skip=skip)
             hints |= typing.get_type_hints(kind)

@@ -30,6 +30,7 @@ from upcycle.core.task import Evaluation
 from upcycle.data import Collection, Images, check_reference
 from upcycle.data.images import as_images
 from upcycle.data.labels import relabelled
+from upcycle.data.sources import spelled
 from upcycle.data.streams import Stream
 from upcycle.measure.machine import matmul_rate
 from upcycle.measure.units import duration
@@ -42,6 +43,13 @@ from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, defaul
 
 BOUNDS, GRAPH_BOUNDS = (1.25, 8), (8, 120)
 """How much longer training takes than its multiply-adds at the rate of a large matrix product, between these."""
+
+
+def _spelled(value: Any) -> Any:
+    """References as their libraries write them; modules as they are."""
+    if isinstance(value, list):
+        return [_spelled(one) for one in value]
+    return references.spelled(value) if isinstance(value, str) else value
 
 
 class Session:
@@ -70,6 +78,7 @@ class Session:
             positional: networks that stand without their names on the command line.
         """
         self.start = time.time()
+        data = spelled(data)
         self.verb, self.networks, self.data_ref = verb, networks, data
         self.called, self.positional, self.kind = called, positional, kind
         self.cls: Any = method if isinstance(method, type) else find_method(method, verb)
@@ -103,6 +112,8 @@ class Session:
                 if isinstance(reference, str):
                     require(bool(reference.strip()), f"{self.verb} was given a model without a name.")
                     (looks or {}).get(name, references.check_reference)(reference)
+            if name not in (looks or {}):  # as its library writes it, so that a run's record has one name for it
+                self.networks[name] = _spelled(value)
         for reference in [self.data_ref] if sets is None else sets:
             if isinstance(reference, str):
                 look(reference)

@@ -15,6 +15,7 @@ from upcycle.core import lineage
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
+from upcycle.core.synonyms import same_name
 from upcycle.core.takes import Takes
 from upcycle.core.weights import load_weights
 from upcycle.zoo import densenet, emo, from_pyg, metaformer, mobilenetv2, shunted, spiking, vgg
@@ -279,6 +280,11 @@ FACTORED = "factorgcn"
 def names() -> list[str]:
     """The zoo, trained networks first and those over graphs last."""
     return [*ENTRIES, *GRAPH_NETWORKS]
+
+
+def spelled(name: str) -> str:
+    """The name as the zoo has it, whatever its case; one that is unknown stays as it is."""
+    return same_name(name, names()) or name
 
 
 def check(name: str) -> None:

@@ -14,6 +14,11 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import Logits
 
 
+def spelled(name: str) -> str:
+    """The name as it is: the hub tells case apart."""
+    return name
+
+
 def check(name: str) -> None:
     """Raise UserError for what is neither ORG/NAME nor a local directory with a ``config.json``."""
     if importlib.util.find_spec("transformers") is None:

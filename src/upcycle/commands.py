@@ -1,0 +1,76 @@
+"""What there is to type: the commands, what each is for, and what serves those who type another word for it."""
+
+from __future__ import annotations
+
+from upcycle.core.errors import UserError, unknown
+from upcycle.core.synonyms import folded, same_name
+
+SUMMARY = {
+    "distill": "train a smaller or different student from a trained teacher",
+    "disassemble": "cut the part that knows chosen classes out of a classifier",
+    "assemble": "join the parts of several classifiers into one",
+    "reassemble": "put a block into a network, or build one from blocks of several",
+    "diagnose": "where a network errs, what it looks at, which channels decide",
+    "explain": "which pixels of your images speak for a class",
+    "adapt": "tune a network to a new task, or to a domain of which there are only answers",
+    "extend": "teach a network one task after another, so that it does not forget the first ones",
+    "treat": "mend a network's errors, beside plain further training",
+    "blocks": "what can be put into a network where, with its cost; all about one",
+    "methods": "what there is, with the verdict on each; all about one",
+    "advise": "given what you have, which method, and the command to run",
+    "prove": "run a method's published claim here and show both numbers",
+    "evaluate": "measure a model on a data set",
+    "predict": "apply a saved model to a folder of images, to CSV",
+    "report": "write report.html of a run again",
+    "lineage": "draw the family tree of a saved model",
+    "export": "write a model as ONNX or torch.export, both sides compared",
+    "doctor": "what this installation can and cannot do",
+}
+
+_TRAIN = "upcycle distill --student REFERENCE --data DATA --method plain trains a network on labels alone"
+_SMALLER = "upcycle distill --teacher MODEL --student REFERENCE trains a smaller network from a trained one"
+_TUNE = "upcycle adapt MODEL --data DATA tunes a trained network to a task of yours"
+_JOIN = "upcycle assemble PART1 PART2 joins classifiers, and upcycle reassemble --zoo FOLDER builds one of their blocks"
+_MEASURE = "upcycle evaluate MODEL --data DATA measures a network"
+_LIST = "upcycle methods lists the methods, upcycle blocks the blocks, and upcycle doctor what is installed"
+_ABOUT = "upcycle methods NAME says all about a method, and upcycle lineage MODEL where a model comes from"
+_APPLY = "upcycle predict MODEL IMAGES applies a network to a folder of images"
+_LOOK = "upcycle diagnose MODEL --data DATA shows what a network looks at, and upcycle explain MODEL IMAGES of yours"
+_STREAM = "upcycle extend MODEL --stream splits:DATA/5 teaches a network one task after another"
+_WRITE = "upcycle export MODEL FILE.onnx writes a network for deployment"
+_WHICH = "upcycle advise --data labelled says which method serves you, and the command to run"
+
+SERVES = {
+    **dict.fromkeys(("train", "fit", "run"), f"{_TRAIN}; {_SMALLER}"),
+    **dict.fromkeys(("kd", "distillation", "teach"), _SMALLER),
+    **dict.fromkeys(("finetune", "fine_tune", "tune", "transfer", "lora"), _TUNE),
+    **dict.fromkeys(("merge", "mergekit", "join", "ensemble", "fuse", "stitch"), _JOIN),
+    **dict.fromkeys(("compress", "shrink"), _SMALLER),
+    "prune": f"upcycle prunes no weights; {_SMALLER}",
+    "quantize": f"upcycle quantises nothing; {_SMALLER}, and {_WRITE}",
+    **dict.fromkeys(("eval", "test", "val", "validate", "benchmark", "score"), _MEASURE),
+    **dict.fromkeys(("list", "ls", "models", "zoo"), _LIST),
+    **dict.fromkeys(("info", "show", "describe"), _ABOUT),
+    **dict.fromkeys(("infer", "inference", "classify"), _APPLY),
+    **dict.fromkeys(("visualize", "visualise", "gradcam", "plot"), _LOOK),
+    **dict.fromkeys(("continual", "incremental"), _STREAM),
+    **dict.fromkeys(("convert", "onnx", "deploy"), _WRITE),
+    **dict.fromkeys(("recommend", "choose", "which", "suggest"), _WHICH),
+    **dict.fromkeys(("env", "check", "settings", "collect_env"), "upcycle doctor says what this installation can do"),
+    "reproduce": "upcycle prove METHOD runs a method's published claim here",
+    "version": "upcycle --version says which one this is",
+}
+"""Words that people type for a command, and what serves them."""
+
+
+def command_named(word: str) -> str:
+    """The command of a name, whatever its case.
+
+    Raises:
+        UserError: there is none, and what serves who typed the word.
+    """
+    if found := same_name(word, SUMMARY):
+        return found
+    if serves := SERVES.get(folded(word)):
+        raise UserError(f"There is no command '{word}': {serves}.")
+    raise unknown("command", word, SUMMARY)
