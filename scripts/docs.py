@@ -23,11 +23,12 @@ from scripts import long_tail_figures, pages
 from scripts.benchmark_table import benchmark_table
 from scripts.matrix import matrix
 from scripts.tables import figures_table, number, percent, provenance, table, words
+from upcycle import described, help
 from upcycle.claims import all_claims, find
 from upcycle.claims.found import FILE as FOUND
 from upcycle.claims.found import found as shipped
 from upcycle.claims.found import short
-from upcycle.cli import SUMMARY
+from upcycle.commands import SUMMARY
 from upcycle.core.ingredients import INGREDIENTS
 from upcycle.core.licences import TERMS
 from upcycle.core.method import Method
@@ -295,8 +296,9 @@ def claims() -> str:
 
 
 def files() -> dict[Path, str]:
-    """Give what is generated whole, by file: the verdicts that the package ships, and the plots."""
-    return {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", **plots()}
+    """Give what is generated whole, by file: the verdicts and the options that the package ships, and the plots."""
+    options = json.dumps(described.table(), indent=1, ensure_ascii=False) + "\n"
+    return {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", help.TABLE: options, **plots()}
 
 
 def plots() -> dict[Path, str]:

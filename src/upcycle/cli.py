@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from upcycle import help
 from upcycle.arguments import (
-    arguments_as,
     hints_of,
     options_of,
     packages_trusted,
@@ -33,6 +33,7 @@ from upcycle.arguments import (
 )
 from upcycle.commands import SUMMARY, command_named
 from upcycle.core.errors import UserError
+from upcycle.signatures import MAKERS, NAMED, function_of, options_for
 from upcycle.verbs import DEFAULT_METHOD
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["help"]:  # of a command, if one follows
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
-        print(_help())
+        print(help.commands())
         return 0
     if words[0] in ("-V", "--version"):
         from upcycle import __version__
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         words[0] = command_named(words[0])
+        if {"-h", "--help"} & {*words}:
+            return _help(words[0], words[1:])
         return _COMMANDS[words[0]](words[1:])
     except UserError as error:
         if debug:
@@ -95,13 +98,6 @@ def _translate(error: Exception) -> tuple[int, str] | None:
     return None
 
 
-def _help() -> str:
-    width = max(map(len, SUMMARY))
-    lines = ["upcycle: make new models from trained ones", "", "usage: upcycle COMMAND [options]", ""]
-    lines += [f"  {name.ljust(width)}  {text}" for name, text in SUMMARY.items()]
-    return "\n".join([*lines, "", "upcycle COMMAND --help shows a command's options; --debug shows tracebacks."])
-
-
 # -- verbs that make a model --------------------------------------------------------------------------------------
 
 
@@ -114,80 +110,27 @@ def _parser(verb: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Maker:
-    """A verb that makes a model with a method: where it lives and what networks it takes.
+class Chosen:
+    """The method of a command, and what had to be read to know it.
 
     Args:
-        module: the home of the verb's function and its ``Setting``.
-        networks: option or positional argument -> its type, how many words it takes, and its help.
-        example: the complaint when a network is missing, which says what to write.
-        optional: networks that some methods do without; the verb itself looks whether its method does.
+        words: the command line without its plugins.
+        config: the file with options that is named last, and ``content``, what it holds.
+        trusted: the packages that the command line trusts.
     """
 
-    module: str
-    networks: dict[str, tuple[Any, str | None, str]]
-    example: str
-    optional: tuple[str, ...] = ()
+    cls: Any
+    words: list[str]
+    config: str | None
+    content: dict[str, Any]
+    trusted: tuple[str, ...]
 
 
-MAKERS = {
-    "distill": Maker(
-        "upcycle.verbs.distill",
-        {
-            "--teacher": (str | None, None, "reference of the trained network"),
-            "--student": (str | None, None, "reference of the network to train"),
-        },
-        "distill needs a student: give --student REFERENCE, for example zoo:convnet_small.",
-        optional=("--teacher",),
-    ),
-    "disassemble": Maker(
-        "upcycle.verbs.disassemble",
-        {"model": (str, "?", "reference of a trained classifier")},
-        "disassemble needs a classifier: upcycle disassemble MODEL --classes A,B.",
-    ),
-    "assemble": Maker(
-        "upcycle.verbs.assemble",
-        {"parts": (str, "*", "references of two classifiers or more")},
-        "assemble needs two parts or more: upcycle assemble PART1 PART2.",
-    ),
-    "reassemble": Maker(
-        "upcycle.verbs.reassemble",
-        {
-            "--zoo": (str | None, None, "references with commas between them, or a folder of saved models"),
-            "--source": (str | None, None, "reference of the one network that swap takes"),
-        },
-        "reassemble needs networks: give --zoo DIR, --zoo REFERENCE,REFERENCE, or --source REFERENCE.",
-        optional=("--zoo", "--source"),
-    ),
-    "adapt": Maker(
-        "upcycle.verbs.adapt",
-        {
-            "model": (str, "*", "reference of a trained network; or whom to ask: http://..., FILE.onnx, references"),
-            "--student": (str | None, None, "reference of the network to train, where a method trains one"),
-        },
-        "adapt needs a network: upcycle adapt MODEL --data DATA, or --student REFERENCE.",
-        optional=("model", "--student"),
-    ),
-    "extend": Maker(
-        "upcycle.verbs.extend",
-        {"model": (str, "?", "reference of a network, trained or not; or the directory of an earlier extend")},
-        "extend needs a network: upcycle extend MODEL --stream splits:DATA/5.",
-    ),
-    "treat": Maker(
-        "upcycle.verbs.treat",
-        {"model": (str, "?", "reference of a trained classifier")},
-        "treat needs a classifier: upcycle treat MODEL --data DATA.",
-    ),
-}
-
-
-def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
-    """Parse a command that makes a model: the keyword arguments of its function, and the method's class."""
+def _chosen(verb: str, words: list[str]) -> Chosen:
+    """The method that a command names, with plugins added; a file may name code only if the command line trusts it."""
     from upcycle.verbs.methods import add_plugin, find_method
-    from upcycle.verbs.options import require_recipe
 
     maker, words = MAKERS[verb], list(words)
-    setting = importlib.import_module(maker.module).Setting
     config = value_of(words, "config")
     content = read_config(config) if config is not None else {}
     trusted = packages_trusted(words)
@@ -201,7 +144,29 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
         del words[i : i + (1 if "=" in words[i] else 2)]
     name = value_of(words, "method")
     cls = find_method(str(content.get("method", DEFAULT_METHOD[verb])) if name is None else name, verb)
-    words = recipe_words(words, [*(f.name for f in dataclasses.fields(setting)), *cls.options()])
+    return Chosen(cls, words, config, content, trusted)
+
+
+def _help(verb: str, words: list[str]) -> int:
+    """Print the options of a command; torch is imported only for a method that is not in the table of them."""
+    name, own = value_of(words, "method"), None
+    if verb in MAKERS and (":" in (name or "") or any(value_of(words, option) for option in ("plugin", "config"))):
+        from upcycle.described import of_method
+
+        cls = _chosen(verb, words).cls
+        name, own = cls.card.name, of_method(cls)
+    print(help.page(verb, name, own))
+    return 0
+
+
+def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
+    """Parse a command that makes a model: the keyword arguments of its function, and the method's class."""
+    from upcycle.verbs.options import require_recipe
+
+    maker, setting = MAKERS[verb], importlib.import_module(MAKERS[verb].module).Setting
+    chosen = _chosen(verb, words)
+    cls, content, config = chosen.cls, chosen.content, chosen.config
+    words = recipe_words(chosen.words, [*(f.name for f in dataclasses.fields(setting)), *cls.options()])
     for field in recipe_fields(words, content):
         require_recipe(cls, field)
     parser, hints = parser_of(verb, cls)
@@ -209,7 +174,7 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
         if number == "*" and isinstance(content.get(key), str):
             raise UserError(f"{key} in {config} must be a list: {key}: [{content[key]}].")
     parsed = parser.instantiate(parse(parser, words, hints, maker.networks))
-    values = dict(vars(parsed)) | {"trust": trusted}
+    values = dict(vars(parsed)) | {"trust": chosen.trusted}
     for key in ("config", "plugin", "machine", "__path__"):
         values.pop(key, None)
     for key in [key for key in maker.networks if not key.startswith("--") and not values[key]]:
@@ -250,29 +215,6 @@ def _making(verb: str) -> Callable[[list[str]], int]:
         return 0
 
     return run
-
-
-def function_of(verb: str) -> tuple[Any, str]:
-    """The module and the name of the function whose arguments are the options of a command that makes no model."""
-    module = importlib.import_module(f"upcycle.verbs.{verb}")
-    names = ("command", "explain_images", verb)  # the first is a command's own, where Python has no such function
-    return module, next(name for name in names if hasattr(module, name))
-
-
-def options_for(verb: str) -> list[type]:
-    """The options of a command that makes no model, as dataclasses: its own, and those that name its network."""
-    module, name = function_of(verb)
-    function = getattr(module, name)
-    groups = [arguments_as(function)]
-    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
-        from upcycle.verbs.naming import Naming
-
-        groups.append(options_of(Naming))
-    return groups
-
-
-NAMED = {"methods": "method", "blocks": "block"}
-"""The commands that list things, or show one that is named."""
 
 
 def _simple(verb: str) -> Callable[[list[str]], int]:

@@ -27,6 +27,112 @@ SUMMARY = {
     "doctor": "what this installation can and cannot do",
 }
 
+KINDS = {
+    "Make a model": ("distill", "adapt", "extend", "treat", "disassemble", "assemble", "reassemble"),
+    "Choose what to do": ("advise", "methods", "blocks", "prove", "doctor"),
+    "Look into a model": ("evaluate", "diagnose", "explain"),
+    "Use and share it": ("predict", "export", "report", "lineage"),
+}
+"""The commands by what they are for."""
+
+EXAMPLES = {
+    "distill": (
+        (
+            "upcycle distill --teacher zoo:digits_teacher --student zoo:convnet_small --data digits",
+            "a network a twentieth of the size, from what comes with the package",
+        ),
+        (
+            "upcycle distill --teacher timm:resnet50 --student timm:resnet18 --data photos --epochs 30 --out runs/out",
+            "a smaller student for the images in photos/CLASS/",
+        ),
+    ),
+    "disassemble": (
+        ("upcycle disassemble zoo:digits_teacher --data digits --classes 3,5", "the part that tells 3 from 5"),
+        ("upcycle disassemble runs/mine --data photos --classes cat,dog", "the part of a network of your own"),
+    ),
+    "assemble": (
+        ("upcycle assemble runs/cats runs/dogs --data photos", "one classifier of two parts, measured on photos"),
+        ("upcycle assemble runs/cats runs/dogs", "the same, without data"),
+    ),
+    "reassemble": (
+        (
+            "upcycle reassemble --zoo runs/first,runs/second --data photos --params 0.5M",
+            "a new network of the blocks of two, within a budget",
+        ),
+        (
+            "upcycle reassemble --source zoo:digits_teacher --method swap --block coord --at 'block*' --data digits",
+            "the same network with a block put into it; upcycle blocks lists what there is",
+        ),
+    ),
+    "diagnose": (
+        ("upcycle diagnose zoo:digits_teacher --data digits", "its mistakes, heat maps and channels, as a report"),
+        (
+            "upcycle diagnose runs/mine --data photos --out runs/seen",
+            "the same, of your own network on your own images",
+        ),
+    ),
+    "explain": (
+        ("upcycle explain runs/mine cat.jpg", "a heat map over one image"),
+        ("upcycle explain runs/mine photos --methods gradcam,saliency --target cat", "what speaks for one class"),
+    ),
+    "adapt": (
+        ("upcycle adapt timm:resnet18 --data photos --epochs 10", "a trained network for the classes in photos/CLASS/"),
+        (
+            "upcycle adapt http://localhost:8000/predict --student timm:resnet18 --data photos --method dine",
+            "a network of your own from the answers of another",
+        ),
+    ),
+    "extend": (
+        ("upcycle extend zoo:convnet_small --stream splits:digits/5", "ten digits, two at a time"),
+        ("upcycle extend runs/mine --stream folders:tasks --method er", "a task after another from tasks/TASK/CLASS/"),
+    ),
+    "treat": (
+        ("upcycle treat runs/mine --data photos", "further training that looks at the right places"),
+        ("upcycle treat runs/mine --data photos --method crt", "for classes that have few images"),
+    ),
+    "blocks": (
+        ("upcycle blocks", "all blocks, with their cost"),
+        ("upcycle blocks se --model timm:resnet18", "where a block fits into a network"),
+    ),
+    "methods": (
+        ("upcycle methods --verb distill", "the methods of a command, with the verdict on each"),
+        ("upcycle methods kd", "all about one"),
+    ),
+    "advise": (
+        ("upcycle advise --data labelled", "what serves, with the command to run"),
+        ("upcycle advise --data none --goal smaller", "what serves without any images"),
+    ),
+    "prove": (
+        ("upcycle prove kd --quick", "a miniature, which shows that the machinery runs"),
+        ("upcycle prove kd --seeds 5", "measures the claim, beside the figure of the paper"),
+    ),
+    "evaluate": (
+        ("upcycle evaluate runs/mine --data photos", "accuracy, by class too, calibration, size and speed"),
+        ("upcycle evaluate timm:resnet18 --data photos --json", "the same, to be read by a program"),
+    ),
+    "predict": (
+        ("upcycle predict runs/mine photos", "predictions.csv, with a line for each image"),
+        ("upcycle predict runs/mine cat.jpg --out cat.csv", "of one image, to another file"),
+    ),
+    "report": (
+        ("upcycle report runs/mine", "its report.html, from what the run left"),
+        ("upcycle report runs/mine --json true", "the path of the page, to be read by a program"),
+    ),
+    "lineage": (
+        ("upcycle lineage runs/mine", "its parents and their licences"),
+        ("upcycle lineage zoo:digits_teacher", "where a network of the zoo comes from"),
+    ),
+    "export": (
+        ("upcycle export runs/mine net.onnx", "a file for deployment, compared with the network"),
+        ("upcycle export runs/mine net.pt2 --format torch", "the same for torch.export"),
+    ),
+    "doctor": (
+        ("upcycle doctor", "what is installed, and what it allows"),
+        ("upcycle doctor --clear_cache", "and throw away the decoded images that are kept"),
+    ),
+}
+"""Two commands of each, with what they give."""
+
 _TRAIN = "upcycle distill --student REFERENCE --data DATA --method plain trains a network on labels alone"
 _SMALLER = "upcycle distill --teacher MODEL --student REFERENCE trains a smaller network from a trained one"
 _TUNE = "upcycle adapt MODEL --data DATA tunes a trained network to a task of yours"
