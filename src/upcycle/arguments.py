@@ -35,6 +35,21 @@ def value_of(words: Sequence[str], option: str) -> str | None:
     return next(reversed(values_of(words, option)), None)
 
 
+def switch(words: Sequence[str], option: str) -> tuple[bool, list[str]]:
+    """Whether ``--option`` is on in a command line that is not parsed yet, and the words without it."""
+    found, rest, waiting = False, [], False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if waiting and word.lower() in ("true", "false"):
+            found, waiting = word.lower() == "true", False
+        elif name == f"--{option}" and value.lower() in ("", "true", "false"):
+            found, waiting = value.lower() != "false", not equals
+        else:
+            waiting = False
+            rest.append(word)
+    return found, rest
+
+
 def packages_trusted(words: Sequence[str]) -> tuple[str, ...]:
     """The packages that a command line trusts; those that a file names count for nothing."""
     named = value_of(words, "trust") or ""

@@ -10,6 +10,7 @@ import errno
 import importlib
 import inspect
 import json
+import math
 import os
 import sys
 import typing
@@ -27,13 +28,14 @@ from upcycle.arguments import (
     recipe_fields,
     recipe_words,
     require_trust,
+    switch,
     value_of,
     values_of,
     words_of,
 )
 from upcycle.commands import SUMMARY, command_named
 from upcycle.core.errors import UserError
-from upcycle.signatures import MAKERS, NAMED, function_of, options_for
+from upcycle.signatures import MAKERS, NAMED, SEVERAL, function_of, options_for
 from upcycle.verbs import DEFAULT_METHOD
 
 
@@ -210,44 +212,74 @@ def _making(verb: str) -> Callable[[list[str]], int]:
     """A command that makes a model with a method."""
 
     def run(words: list[str]) -> int:
+        as_json, words = switch(words, "json")
         values, _ = arguments_of(verb, words)
-        getattr(importlib.import_module(MAKERS[verb].module), verb)(**values)
+        if as_json:
+            values["say"] = _aside
+        found = getattr(importlib.import_module(MAKERS[verb].module), verb)(**values)
+        if as_json and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes the first speaks
+            _print_json(found)
         return 0
 
     return run
+
+
+def _aside(text: str) -> None:
+    """Say something where results are read by a program."""
+    print(text, file=sys.stderr)
+
+
+def _print_json(found: Any) -> None:
+    """Print what a command found as JSON, in one line; numbers that are none are null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    record = {"file": found} if isinstance(found, Path) else found if isinstance(found, dict) else found.record()
+    print(json.dumps(plain(record), default=str))
 
 
 def _simple(verb: str) -> Callable[[list[str]], int]:
     """A command whose options are the arguments of one function, and which prints what that returns."""
 
     def run(words: list[str]) -> int:
-        parser, hints = _parser(verb), {"json": bool}
+        module, name = function_of(verb)
+        taken = inspect.signature(getattr(module, name)).parameters
+        as_json = False
+        if "json" not in taken:
+            as_json, words = switch(words, "json")
+        parser, hints = _parser(verb), {}
+        several = SEVERAL.get(verb)
         for kind in options_for(verb):
-            skip = {"name"} if verb in NAMED else set()
+            skip = {"name"} if verb in NAMED else {several} if several else set()
             parser.add_class_arguments(kind, as_positional=True, fail_untyped=True, skip=skip)
             hints |= typing.get_type_hints(kind)
         if verb in NAMED:
-            parser.add_argument("name", type=str, nargs="?", default="", help=f"the {NAMED[verb]} to show")
-        if verb == "evaluate":
-            parser.add_argument("--json", type=bool, default=False, help="print JSON")
+            parser.add_argument("name", type=str, nargs="?", default="")
+        if several:
+            parser.add_argument(several, type=str, nargs="*")
         if verb == "predict":
             parser.set_defaults(out=Path("predictions.csv"))
         parsed = parse(parser, words, hints)
         values = dict(vars(parser.instantiate(parsed)))
-        as_json = verb == "evaluate" and values.pop("json")
-        module, name = function_of(verb)
+        if as_json and "say" in taken:
+            values["say"] = _aside
         found = getattr(module, name)(**values)
         if isinstance(found, int):
             return found
         if as_json:
-            print(json.dumps(found.record()))
+            _print_json(found)
         elif isinstance(found, dict):
             from upcycle.core.lineage import tree
 
             print(tree(found))
         elif hasattr(found, "text"):
             print(found.text())
-        elif "say" not in inspect.signature(getattr(module, name)).parameters:
+        elif "say" not in taken:
             print(found)
         return 0 if getattr(found, "ok", True) else 1
 

@@ -20,6 +20,7 @@ SUMMARY = {
     "advise": "given what you have, which method, and the command to run",
     "prove": "run a method's published claim here and show both numbers",
     "evaluate": "measure a model on a data set",
+    "compare": "a leaderboard over runs: accuracy with its spread, size, speed",
     "predict": "apply a saved model to a folder of images, to CSV",
     "report": "write report.html of a run again",
     "lineage": "draw the family tree of a saved model",
@@ -30,7 +31,7 @@ SUMMARY = {
 KINDS = {
     "Make a model": ("distill", "adapt", "extend", "treat", "disassemble", "assemble", "reassemble"),
     "Choose what to do": ("advise", "methods", "blocks", "prove", "doctor"),
-    "Look into a model": ("evaluate", "diagnose", "explain"),
+    "Look into a model": ("evaluate", "compare", "diagnose", "explain"),
     "Use and share it": ("predict", "export", "report", "lineage"),
 }
 """The commands by what they are for."""
@@ -110,13 +111,17 @@ EXAMPLES = {
         ("upcycle evaluate runs/mine --data photos", "accuracy, by class too, calibration, size and speed"),
         ("upcycle evaluate timm:resnet18 --data photos --json", "the same, to be read by a program"),
     ),
+    "compare": (
+        ("upcycle compare runs/kd runs/features", "which of two runs is better, and at what cost"),
+        ("upcycle compare runs --out leaderboard.html", "all runs in a folder, as a page with plots"),
+    ),
     "predict": (
         ("upcycle predict runs/mine photos", "predictions.csv, with a line for each image"),
         ("upcycle predict runs/mine cat.jpg --out cat.csv", "of one image, to another file"),
     ),
     "report": (
         ("upcycle report runs/mine", "its report.html, from what the run left"),
-        ("upcycle report runs/mine --json true", "the path of the page, to be read by a program"),
+        ("upcycle report runs/mine --json", "the path of the page, to be read by a program"),
     ),
     "lineage": (
         ("upcycle lineage runs/mine", "its parents and their licences"),
@@ -157,6 +162,7 @@ SERVES = {
     **dict.fromkeys(("eval", "test", "val", "validate", "benchmark", "score"), _MEASURE),
     **dict.fromkeys(("list", "ls", "models", "zoo"), _LIST),
     **dict.fromkeys(("info", "show", "describe"), _ABOUT),
+    **dict.fromkeys(("leaderboard", "rank", "diff"), "upcycle compare RUN RUN says which run is better"),
     **dict.fromkeys(("infer", "inference", "classify"), _APPLY),
     **dict.fromkeys(("visualize", "visualise", "gradcam", "plot"), _LOOK),
     **dict.fromkeys(("continual", "incremental"), _STREAM),

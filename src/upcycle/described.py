@@ -18,12 +18,20 @@ import docstring_parser
 from upcycle.arguments import hints_of
 from upcycle.commands import SUMMARY
 from upcycle.core.recipe import Recipe
-from upcycle.signatures import MAKERS, NAMED, function_of, options_for
+from upcycle.signatures import MAKERS, NAMED, SEVERAL, function_of, options_for
 from upcycle.verbs import DEFAULT_METHOD, naming, options
 from upcycle.verbs.methods import all_methods
 
 FIRST = ("data", "stream", "classes", "out")
 """Options of a setting that are as important as the networks."""
+JSON = {
+    "name": "--json",
+    "value": "",
+    "kind": "a switch",
+    "default": "false",
+    "help": "print results as JSON, and all else to standard error",
+}
+"""The option of every command, which no function has."""
 
 
 def table() -> dict[str, Any]:
@@ -69,6 +77,7 @@ def _of_maker(verb: str) -> dict[str, Any]:
             groups["first" if name in FIRST else home] += made
     method = _entry("--method", str, DEFAULT_METHOD[verb], "a name of upcycle methods, or package.module:Class")
     groups["first"].insert(len(groups["first"]) - 1, {**method, "value": "NAME", "kind": ""})
+    groups["run"].append(JSON)
     return groups
 
 
@@ -93,8 +102,11 @@ def _of_function(verb: str) -> dict[str, Any]:
         for f in dataclasses.fields(kind):
             required = f.default is dataclasses.MISSING
             name = f.name if required or (verb in NAMED and f.name == "name") else f"--{f.name}"
+            name = f"{name} ..." if SEVERAL.get(verb) == f.name else name
             default = None if required else f.default
             groups[group].append(_entry(name, typing.get_type_hints(kind)[f.name], default, words[f.name]))
+    if all(entry["name"] != "--json" for entry in groups["first"]):
+        groups["first"].append(JSON)
     return groups
 
 

@@ -97,5 +97,7 @@ def options_for(verb: str) -> list[type]:
     return groups
 
 
-NAMED = {"methods": "method", "blocks": "block"}
+NAMED = ("methods", "blocks")
 """The commands that list things, or show one that is named."""
+SEVERAL = {"compare": "runs"}
+"""The commands that take several things, and what these are called."""

@@ -18,7 +18,7 @@ import torch
 
 from upcycle.core import ingredients, references, store
 from upcycle.core.building import code_of
-from upcycle.core.errors import require
+from upcycle.core.errors import one_line, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.journal import require_same_config
 from upcycle.core.lineage import Node
@@ -85,12 +85,21 @@ class Session:
         common, self.own = split_options(self.cls, kind, options)
         self.setting: Any = kind(**common, **{called: data if isinstance(data, str) else None})
         self.seeds = list(range(self.setting.seed, self.setting.seed + self.setting.seeds))
-        self.say: Say = say if first_process() and not self.setting.quiet else lambda text: None
+        self._aloud: Say = say if first_process() and not self.setting.quiet else lambda text: None
+        self._said: list[str] = []  # before there was a directory to write it into
         named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
         self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
         self.figure = "test accuracy"
         self._main: Run | None = None  # of the product with the first seed; open until everything is left
         self._product: Arm | None = None
+
+    def say(self, text: str) -> None:
+        """Say something aloud, unless all is quiet, and in any case in ``log.txt``."""
+        self._aloud(text)
+        if self._main is None:
+            self._said.append(text)
+        else:
+            self._main.journal.transcript.write(text)
 
     # -- before any work ----------------------------------------------------------------------------------------
 
@@ -281,9 +290,10 @@ class Session:
         """Let others write the directories when something ends the command."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             for opened in (run, self._main):
                 if opened is not None:
+                    opened.journal.transcript.write(f"stopped: {one_line(error)}")
                     opened.close()
             raise
 
@@ -302,6 +312,8 @@ class Session:
         if data.takes.kind != "images" and setting.precision == "auto":
             same["precision"] = "32-true"
         run = Run(place, seed=seed, resume=resume, config=config, **same, **options)
+        if self._main is None:
+            run.journal.transcript.write("\n".join([self.command(), *self._said]))
         self._main = self._main or run
         return run
 
