@@ -37,7 +37,7 @@ from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.method_page import page
 from upcycle.verbs.methods import all_methods, why_not
-from upcycle.zoo import ENTRIES
+from upcycle.zoo import ENTRIES, SHIPPED
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -398,7 +398,8 @@ def zoo() -> str:
     for name, entry in ENTRIES.items():
         model = resolve(f"zoo:{name}", pretrained=False)
         cost, trained = count(model.module, model.input_shape), entry.trained
-        ours = "`weights` of the repository" if trained and trained.script else "in the package"
+        there = trained is not None and (SHIPPED / f"{trained.file or name}.safetensors").is_file()
+        ours = "in the package" if there else "by its script"
         origin = "no" if trained is None else ours if trained.origin is None else "`$UPCYCLE_DATA/weights`"
         rows.append((f"`zoo:{name}`", " x ".join(map(str, entry.shape)), si(cost.parameters), si(cost.macs), origin,
                      trained.licence if trained else ""))  # fmt: skip
