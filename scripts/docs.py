@@ -399,7 +399,7 @@ def zoo() -> str:
         model = resolve(f"zoo:{name}", pretrained=False)
         cost, trained = count(model.module, model.input_shape), entry.trained
         there = trained is not None and (SHIPPED / f"{trained.file or name}.safetensors").is_file()
-        ours = "in the package" if there else "by its script"
+        ours = "in the package" if there else "made by a script"
         origin = "no" if trained is None else ours if trained.origin is None else "`$UPCYCLE_DATA/weights`"
         rows.append((f"`zoo:{name}`", " x ".join(map(str, entry.shape)), si(cost.parameters), si(cost.macs), origin,
                      trained.licence if trained else ""))  # fmt: skip

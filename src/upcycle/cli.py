@@ -252,8 +252,8 @@ def _simple(verb: str) -> Callable[[list[str]], int]:
         as_json = False
         if "json" not in taken:
             as_json, words = switch(words, "json")
-        parser, hints = _parser(verb), {}
-        several = SEVERAL.get(verb)
+        parser, several = _parser(verb), SEVERAL.get(verb)
+        hints: dict[str, Any] = {}
         for kind in options_for(verb):
             skip = {"name"} if verb in NAMED else {several} if several else set()
             parser.add_class_arguments(kind, as_positional=True, fail_untyped=True, skip=skip)

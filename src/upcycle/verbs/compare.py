@@ -279,6 +279,6 @@ def _enter(boards: dict[tuple[str, int, str], Board], directory: Path, name: str
 
 
 def _line(row: dict[str, Any], **of: Any) -> Line:
-    costs = {key: row.get(key) for key in ("parameters", "macs", "latency", "memory")}
+    costs: dict[str, Any] = {key: row.get(key) for key in ("parameters", "macs", "latency", "memory")}
     of |= {key: readable(of[key]) for key in ("method", "cpu")}
     return Line(name=readable(str(row["name"])), accuracy=tuple(row.get("accuracy") or ()), **costs, **of)
