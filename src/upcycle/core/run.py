@@ -252,7 +252,7 @@ class Run:
                     yield batch
                 if save_within and step + 1 < len(batches):
                     stage.step = step + 1
-                    self.interrupt = self._stages.save_if_due(self.interrupt, every=16)
+                    self.interrupt = self._stages.save_if_due(self.interrupt, every=16) or self.interrupt
         finally:
             stage.end_batches()
         if outermost:
@@ -314,7 +314,7 @@ class Run:
         self._log.end_epoch(self._stage.epoch + 1, self._stage.length)
         self._meetings.show(self._stage, self.classes, self.picture)
         self._stage.end_epoch()
-        self.interrupt = self._stages.save_if_due(self.interrupt)
+        self.interrupt = self._stages.save_if_due(self.interrupt) or self.interrupt  # it may come while that is written
 
     # -- training -----------------------------------------------------------------------------------------------
 
