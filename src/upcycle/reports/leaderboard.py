@@ -40,7 +40,7 @@ class Group:
     Args:
         title: what they were measured on.
         sentence: what came out.
-        heads, rows: the table; its first two columns are text.
+        heads, rows: the table; its first three columns are text.
         entries: what is drawn.
         figure: the name of what was measured.
         notes: what a reader must know.
