@@ -23,11 +23,12 @@ from scripts import long_tail_figures, pages
 from scripts.benchmark_table import benchmark_table
 from scripts.matrix import matrix
 from scripts.tables import figures_table, number, percent, provenance, table, words
+from upcycle import described, help
 from upcycle.claims import all_claims, find
 from upcycle.claims.found import FILE as FOUND
 from upcycle.claims.found import found as shipped
 from upcycle.claims.found import short
-from upcycle.cli import SUMMARY
+from upcycle.commands import SUMMARY
 from upcycle.core.ingredients import INGREDIENTS
 from upcycle.core.licences import TERMS
 from upcycle.core.method import Method
@@ -36,7 +37,7 @@ from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.method_page import page
 from upcycle.verbs.methods import all_methods, why_not
-from upcycle.zoo import ENTRIES
+from upcycle.zoo import ENTRIES, SHIPPED
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -300,8 +301,9 @@ def claims() -> str:
 
 
 def files() -> dict[Path, str]:
-    """Give what is generated whole, by file: the verdicts that the package ships, and the plots."""
-    return {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", **plots()}
+    """Give what is generated whole, by file: the verdicts and the options that the package ships, and the plots."""
+    options = json.dumps(described.table(), indent=1, ensure_ascii=False) + "\n"
+    return {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", help.TABLE: options, **plots()}
 
 
 def plots() -> dict[Path, str]:
@@ -401,7 +403,8 @@ def zoo() -> str:
     for name, entry in ENTRIES.items():
         model = resolve(f"zoo:{name}", pretrained=False)
         cost, trained = count(model.module, model.input_shape), entry.trained
-        ours = "`weights` of the repository" if trained and trained.script else "in the package"
+        there = trained is not None and (SHIPPED / f"{trained.file or name}.safetensors").is_file()
+        ours = "in the package" if there else "made by a script"
         origin = "no" if trained is None else ours if trained.origin is None else "`$UPCYCLE_DATA/weights`"
         rows.append((f"`zoo:{name}`", " x ".join(map(str, entry.shape)), si(cost.parameters), si(cost.macs), origin,
                      trained.licence if trained else ""))  # fmt: skip

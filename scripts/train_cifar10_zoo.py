@@ -20,8 +20,8 @@ import upcycle
 from upcycle.core import store
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
+from upcycle.zoo import SHIPPED
 
-HERE = Path(__file__).resolve().parent.parent
 # The augmentation repeats after 8 epochs, so that the teacher, which costs as much as a student, is asked no oftener.
 VIEWS = 8
 FAST = Recipe(epochs=90, batch_size=256, lr=0.1, warmup=3)
@@ -53,7 +53,7 @@ def main() -> None:
     name, recipe, work = arguments.name, RECIPES[arguments.name], alone if arguments.alone else train
     if not arguments.smoke:
         run = Path("runs") / f"cifar10_{name}{'_alone' if arguments.alone else ''}"
-        work(name, "cifar10", recipe, VIEWS, run=run, weights=HERE / "weights")
+        work(name, "cifar10", recipe, VIEWS, run=run, weights=SHIPPED)
         return
     with tempfile.TemporaryDirectory() as folder:
         recipe = dataclasses.replace(recipe, epochs=1, warmup=0)

@@ -65,7 +65,7 @@ def test_p2_a_run_directory_is_data(name: str, tmp_path: Path) -> None:
     for file in tmp_path.rglob("*"):
         if file.is_file() and file.parent.name != "events":
             images = {".parquet", ".md"} if file.parent.name == "pool" else set()
-            assert file.suffix in {".safetensors", ".json", ".yaml", ".csv"} | images or is_lock(file), file
+            assert file.suffix in {".safetensors", ".json", ".yaml", ".csv", ".txt"} | images or is_lock(file), file
             assert b"cpickle" not in file.read_bytes()[:64].lower()
     assert not list(tmp_path.rglob("*.tmp"))
 

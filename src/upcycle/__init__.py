@@ -26,6 +26,7 @@ _HOME = {
     "explain": "upcycle.diagnosis.attribution",
     "explain_images": "upcycle.verbs.explain",
     "evaluate": "upcycle.verbs.evaluate",
+    "compare": "upcycle.verbs.compare",
     "predict": "upcycle.verbs.predict",
     "report": "upcycle.verbs.report",
     "lineage": "upcycle.verbs.lineage",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from upcycle.verbs.advise import advise as advise
     from upcycle.verbs.arms import Result as Result
     from upcycle.verbs.assemble import assemble as assemble
+    from upcycle.verbs.compare import compare as compare
     from upcycle.verbs.diagnose import diagnose as diagnose
     from upcycle.verbs.disassemble import disassemble as disassemble
     from upcycle.verbs.distill import distill as distill

@@ -35,10 +35,43 @@ def value_of(words: Sequence[str], option: str) -> str | None:
     return next(reversed(values_of(words, option)), None)
 
 
+def switch(words: Sequence[str], option: str) -> tuple[bool, list[str]]:
+    """Whether ``--option`` is on in a command line that is not parsed yet, and the words without it."""
+    found, rest, waiting = False, [], False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if waiting and word.lower() in ("true", "false"):
+            found, waiting = word.lower() == "true", False
+        elif name == f"--{option}" and value.lower() in ("", "true", "false"):
+            found, waiting = value.lower() != "false", not equals
+        else:
+            waiting = False
+            rest.append(word)
+    return found, rest
+
+
 def packages_trusted(words: Sequence[str]) -> tuple[str, ...]:
     """The packages that a command line trusts; those that a file names count for nothing."""
     named = value_of(words, "trust") or ""
     return tuple(part for text in named.split(",") if (part := text.strip(" []'\"")))
+
+
+def recipe_words(words: Sequence[str], own: Iterable[str]) -> list[str]:
+    """A command line on which a field of the recipe may stand alone: ``--epochs`` is ``--recipe.epochs``.
+
+    Args:
+        own: the options of the verb and of the method, which come first where they have the same name.
+    """
+    from upcycle.core.recipe import Recipe
+
+    fields = {f.name for f in dataclasses.fields(Recipe)} - {*own}
+
+    def whole(word: str) -> str:
+        name, equals, value = word.partition("=")
+        field = name.removeprefix("--").replace("-", "_").lower()
+        return f"--recipe.{field}{equals}{value}" if name.startswith("--") and field in fields else word
+
+    return [whole(word) for word in words]
 
 
 def recipe_fields(words: Sequence[str], content: dict[str, Any]) -> list[str]:
@@ -233,12 +266,8 @@ def arguments_as(function: Any) -> type:
     return dataclasses.make_dataclass(function.__name__, fields, namespace={"__doc__": function.__doc__})
 
 
-def options_of(cls: type, helped: bool) -> type:
-    """A plain dataclass of the options of a method or a setting, its types resolved, which the parser can read.
-
-    Args:
-        helped: with the docstring, which help is made from.
-    """
+def options_of(cls: type) -> type:
+    """A plain dataclass of the options of a method or a setting, its types resolved, which the parser can read."""
     hints = hints_of(cls) if hasattr(cls, "options") else typing.get_type_hints(cls)
     options = cls.options() if hasattr(cls, "options") else {f.name: f for f in dataclasses.fields(cls)}
     fields: list[Any] = []
@@ -246,5 +275,4 @@ def options_of(cls: type, helped: bool) -> type:
         made = f.default_factory is not dataclasses.MISSING
         default = {"default_factory": f.default_factory} if made else {"default": f.default}
         fields.append((name, hints[name], dataclasses.field(**default)))
-    text = cls.__doc__ if helped else ""
-    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, namespace={"__doc__": text})
+    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, namespace={"__doc__": ""})

@@ -10,6 +10,7 @@ import errno
 import importlib
 import inspect
 import json
+import math
 import os
 import sys
 import typing
@@ -17,44 +18,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from upcycle import help
 from upcycle.arguments import (
-    arguments_as,
     hints_of,
     options_of,
     packages_trusted,
     parse,
     read_config,
     recipe_fields,
+    recipe_words,
     require_trust,
+    switch,
     value_of,
     values_of,
     words_of,
 )
-from upcycle.core.errors import MEMORY, UserError, first_cause, is_memory, unknown, without_secrets
+from upcycle.commands import SUMMARY, command_named
+from upcycle.core.errors import MEMORY, UserError, first_cause, is_memory, without_secrets
 from upcycle.core.printable import printable
+from upcycle.signatures import MAKERS, NAMED, SEVERAL, function_of, options_for
 from upcycle.verbs import DEFAULT_METHOD
-
-SUMMARY = {
-    "distill": "train a smaller or different student from a trained teacher",
-    "disassemble": "cut the part that knows chosen classes out of a classifier",
-    "assemble": "join the parts of several classifiers into one",
-    "reassemble": "put a block into a network, or build one from blocks of several",
-    "diagnose": "where a network errs, what it looks at, which channels decide",
-    "explain": "which pixels of your images speak for a class",
-    "adapt": "tune a network to a new task, or to a domain of which there are only answers",
-    "extend": "teach a network one task after another, so that it does not forget the first ones",
-    "treat": "mend a network's errors, beside plain further training",
-    "blocks": "what can be put into a network where, with its cost; all about one",
-    "methods": "what there is, with the verdict on each; all about one",
-    "advise": "given what you have, which method, and the command to run",
-    "prove": "run a method's published claim here and show both numbers",
-    "evaluate": "measure a model on a data set",
-    "predict": "apply a saved model to a folder of images, to CSV",
-    "report": "write report.html of a run again",
-    "lineage": "draw the family tree of a saved model",
-    "export": "write a model as ONNX or torch.export, both sides compared",
-    "doctor": "what this installation can and cannot do",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,17 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_help())
+    if words[:1] == ["help"]:  # of a command, if one follows
+        words = [*words[1:2], "--help"]
+    if not words or words[0] in ("-h", "--help"):
+        print(help.commands())
         return 0
-    if words[0] == "--version":
+    if words[0] in ("-V", "--version"):
         from upcycle import __version__
 
         print(f"upcycle {__version__}")
         return 0
     try:
-        if words[0] not in SUMMARY:
-            raise unknown("command", words[0], SUMMARY)
+        words[0] = command_named(words[0])
+        if {"-h", "--help"} & {*words}:
+            return _help(words[0], words[1:])
         return _COMMANDS[words[0]](words[1:])
     except UserError as error:
         if debug:
@@ -115,13 +101,6 @@ def _translate(error: Exception) -> tuple[int, str] | None:
     return None
 
 
-def _help() -> str:
-    width = max(map(len, SUMMARY))
-    lines = ["upcycle: make new models from trained ones", "", "usage: upcycle COMMAND [options]", ""]
-    lines += [f"  {name.ljust(width)}  {text}" for name, text in SUMMARY.items()]
-    return "\n".join([*lines, "", "upcycle COMMAND --help shows a command's options; --debug shows tracebacks."])
-
-
 # -- verbs that make a model --------------------------------------------------------------------------------------
 
 
@@ -134,80 +113,27 @@ def _parser(verb: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Maker:
-    """A verb that makes a model with a method: where it lives and what networks it takes.
+class Chosen:
+    """The method of a command, and what had to be read to know it.
 
     Args:
-        module: the home of the verb's function and its ``Setting``.
-        networks: option or positional argument -> its type, how many words it takes, and its help.
-        example: the complaint when a network is missing, which says what to write.
-        optional: networks that some methods do without; the verb itself looks whether its method does.
+        words: the command line without its plugins.
+        config: the file with options that is named last, and ``content``, what it holds.
+        trusted: the packages that the command line trusts.
     """
 
-    module: str
-    networks: dict[str, tuple[Any, str | None, str]]
-    example: str
-    optional: tuple[str, ...] = ()
+    cls: Any
+    words: list[str]
+    config: str | None
+    content: dict[str, Any]
+    trusted: tuple[str, ...]
 
 
-MAKERS = {
-    "distill": Maker(
-        "upcycle.verbs.distill",
-        {
-            "--teacher": (str | None, None, "reference of the trained network"),
-            "--student": (str | None, None, "reference of the network to train"),
-        },
-        "distill needs a student: give --student REFERENCE, for example zoo:convnet_small.",
-        optional=("--teacher",),
-    ),
-    "disassemble": Maker(
-        "upcycle.verbs.disassemble",
-        {"model": (str, "?", "reference of a trained classifier")},
-        "disassemble needs a classifier: upcycle disassemble MODEL --classes A,B.",
-    ),
-    "assemble": Maker(
-        "upcycle.verbs.assemble",
-        {"parts": (str, "*", "references of two classifiers or more")},
-        "assemble needs two parts or more: upcycle assemble PART1 PART2.",
-    ),
-    "reassemble": Maker(
-        "upcycle.verbs.reassemble",
-        {
-            "--zoo": (str | None, None, "references with commas between them, or a folder of saved models"),
-            "--source": (str | None, None, "reference of the one network that swap takes"),
-        },
-        "reassemble needs networks: give --zoo DIR, --zoo REFERENCE,REFERENCE, or --source REFERENCE.",
-        optional=("--zoo", "--source"),
-    ),
-    "adapt": Maker(
-        "upcycle.verbs.adapt",
-        {
-            "model": (str, "*", "reference of a trained network; or whom to ask: http://..., FILE.onnx, references"),
-            "--student": (str | None, None, "reference of the network to train, where a method trains one"),
-        },
-        "adapt needs a network: upcycle adapt MODEL --data DATA, or --student REFERENCE.",
-        optional=("model", "--student"),
-    ),
-    "extend": Maker(
-        "upcycle.verbs.extend",
-        {"model": (str, "?", "reference of a network, trained or not; or the directory of an earlier extend")},
-        "extend needs a network: upcycle extend MODEL --stream splits:DATA/5.",
-    ),
-    "treat": Maker(
-        "upcycle.verbs.treat",
-        {"model": (str, "?", "reference of a trained classifier")},
-        "treat needs a classifier: upcycle treat MODEL --data DATA.",
-    ),
-}
-
-
-def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
-    """Parse a command that makes a model: the keyword arguments of its function, and the method's class."""
+def _chosen(verb: str, words: list[str]) -> Chosen:
+    """The method that a command names, with plugins added; a file may name code only if the command line trusts it."""
     from upcycle.verbs.methods import add_plugin, find_method
-    from upcycle.verbs.options import require_recipe
 
     maker, words = MAKERS[verb], list(words)
-    setting = importlib.import_module(maker.module).Setting
     config = value_of(words, "config")
     content = read_config(config) if config is not None else {}
     trusted = packages_trusted(words)
@@ -221,25 +147,37 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
         del words[i : i + (1 if "=" in words[i] else 2)]
     name = value_of(words, "method")
     cls = find_method(str(content.get("method", DEFAULT_METHOD[verb])) if name is None else name, verb)
+    return Chosen(cls, words, config, content, trusted)
+
+
+def _help(verb: str, words: list[str]) -> int:
+    """Print the options of a command; torch is imported only for a method that is not in the table of them."""
+    name, own = value_of(words, "method"), None
+    if verb in MAKERS and (":" in (name or "") or any(value_of(words, option) for option in ("plugin", "config"))):
+        from upcycle.described import of_method
+
+        cls = _chosen(verb, words).cls
+        name, own = cls.card.name, of_method(cls)
+    print(help.page(verb, name, own))
+    return 0
+
+
+def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
+    """Parse a command that makes a model: the keyword arguments of its function, and the method's class."""
+    from upcycle.verbs.options import require_recipe
+
+    maker, setting = MAKERS[verb], importlib.import_module(MAKERS[verb].module).Setting
+    chosen = _chosen(verb, words)
+    cls, content, config = chosen.cls, chosen.content, chosen.config
+    words = recipe_words(chosen.words, [*(f.name for f in dataclasses.fields(setting)), *cls.options()])
     for field in recipe_fields(words, content):
         require_recipe(cls, field)
-    helped = bool({"-h", "--help"} & set(words))  # reading docstrings takes time
-    parser = _parser(verb)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    for network, (kind, number, text) in maker.networks.items():
-        default: list[str] | None = [] if number == "*" else None
-        parser.add_argument(network, type=kind, default=default, help=text, **({"nargs": number} if number else {}))
-    parser.add_argument("--method", type=str, default=cls.card.name, help="see upcycle methods")
-    parser.add_argument("--plugin", type=str, help="a Python file with methods of one's own")
-    parser.add_argument("--machine", type=dict | None, default=None, help="written by a run; ignored")
-    parser.add_class_arguments(setting if helped else options_of(setting, helped), fail_untyped=True)
-    parser.add_class_arguments(options_of(cls, helped), fail_untyped=True)
-    hints = typing.get_type_hints(setting) | hints_of(cls)
+    parser, hints = parser_of(verb, cls)
     for key, (_, number, _) in maker.networks.items():
         if number == "*" and isinstance(content.get(key), str):
             raise UserError(f"{key} in {config} must be a list: {key}: [{content[key]}].")
     parsed = parser.instantiate(parse(parser, words, hints, maker.networks))
-    values = dict(vars(parsed)) | {"trust": trusted}
+    values = dict(vars(parsed)) | {"trust": chosen.trusted}
     for key in ("config", "plugin", "machine", "__path__"):
         values.pop(key, None)
     for key in [key for key in maker.networks if not key.startswith("--") and not values[key]]:
@@ -250,6 +188,24 @@ def arguments_of(verb: str, words: list[str]) -> tuple[dict[str, Any], type]:
     return values, cls
 
 
+def parser_of(verb: str, method: Any) -> tuple[Any, dict[str, Any]]:
+    """The parser of a command that makes a model with a method, and the types of its options."""
+    maker, setting = MAKERS[verb], importlib.import_module(MAKERS[verb].module).Setting
+    parser = _parser(verb)
+    parser.add_argument("--config", action="config")
+    for network, (kind, number, _) in maker.networks.items():
+        default: list[str] | None = [] if number == "*" else None
+        parser.add_argument(network, type=kind, default=default, **({"nargs": number} if number else {}))
+    parser.add_argument("--method", type=str, default=method.card.name)
+    parser.add_argument("--plugin", type=str)
+    parser.add_argument("--machine", type=dict | None, default=None)  # written by a run, for those who read it
+    parser.add_class_arguments(options_of(setting), fail_untyped=True)
+    parser.add_class_arguments(options_of(method), fail_untyped=True)
+    hints = typing.get_type_hints(setting) | hints_of(method)
+    grouped = {name: typing.get_type_hints(kind) for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    return parser, hints | {f"{name}.{field}": kind for name, of in grouped.items() for field, kind in of.items()}
+
+
 # -- commands ---------------------------------------------------------------------------------------------------
 
 
@@ -257,67 +213,74 @@ def _making(verb: str) -> Callable[[list[str]], int]:
     """A command that makes a model with a method."""
 
     def run(words: list[str]) -> int:
+        as_json, words = switch(words, "json")
         values, _ = arguments_of(verb, words)
-        getattr(importlib.import_module(MAKERS[verb].module), verb)(**values)
+        if as_json:
+            values["say"] = _aside
+        found = getattr(importlib.import_module(MAKERS[verb].module), verb)(**values)
+        if as_json and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes the first speaks
+            _print_json(found)
         return 0
 
     return run
 
 
-def function_of(verb: str) -> tuple[Any, str]:
-    """The module and the name of the function whose arguments are the options of a command that makes no model."""
-    module = importlib.import_module(f"upcycle.verbs.{verb}")
-    names = ("command", "explain_images", verb)  # the first is a command's own, where Python has no such function
-    return module, next(name for name in names if hasattr(module, name))
+def _aside(text: str) -> None:
+    """Say something where results are read by a program."""
+    print(text, file=sys.stderr)
 
 
-def options_for(verb: str, helped: bool = False) -> list[type]:
-    """The options of a command that makes no model, as dataclasses: its own, and those that name its network."""
-    module, name = function_of(verb)
-    function = getattr(module, name)
-    groups = [arguments_as(function)]
-    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
-        from upcycle.verbs.naming import Naming
+def _print_json(found: Any) -> None:
+    """Print what a command found as JSON, in one line; numbers that are none are null."""
 
-        groups.append(Naming if helped else options_of(Naming, helped))
-    return groups
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-
-NAMED = {"methods": "method", "blocks": "block"}
-"""The commands that list things, or show one that is named."""
+    record = {"file": found} if isinstance(found, Path) else found if isinstance(found, dict) else found.record()
+    print(json.dumps(plain(record), default=str))
 
 
 def _simple(verb: str) -> Callable[[list[str]], int]:
     """A command whose options are the arguments of one function, and which prints what that returns."""
 
     def run(words: list[str]) -> int:
-        parser, hints = _parser(verb), {"json": bool}
-        for kind in options_for(verb, bool({"-h", "--help"} & set(words))):
-            skip = {"name"} if verb in NAMED else set()
+        module, name = function_of(verb)
+        taken = inspect.signature(getattr(module, name)).parameters
+        as_json = False
+        if "json" not in taken:
+            as_json, words = switch(words, "json")
+        parser, several = _parser(verb), SEVERAL.get(verb)
+        hints: dict[str, Any] = {}
+        for kind in options_for(verb):
+            skip = {"name"} if verb in NAMED else {several} if several else set()
             parser.add_class_arguments(kind, as_positional=True, fail_untyped=True, skip=skip)
             hints |= typing.get_type_hints(kind)
         if verb in NAMED:
-            parser.add_argument("name", type=str, nargs="?", default="", help=f"the {NAMED[verb]} to show")
-        if verb == "evaluate":
-            parser.add_argument("--json", type=bool, default=False, help="print JSON")
+            parser.add_argument("name", type=str, nargs="?", default="")
+        if several:
+            parser.add_argument(several, type=str, nargs="*")
         if verb == "predict":
             parser.set_defaults(out=Path("predictions.csv"))
         parsed = parse(parser, words, hints)
         values = dict(vars(parser.instantiate(parsed)))
-        as_json = verb == "evaluate" and values.pop("json")
-        module, name = function_of(verb)
+        if as_json and "say" in taken:
+            values["say"] = _aside
         found = getattr(module, name)(**values)
         if isinstance(found, int):
             return found
         if as_json:
-            print(json.dumps(found.record()))
+            _print_json(found)
         elif isinstance(found, dict):
             from upcycle.core.lineage import tree
 
             print(tree(found))
         elif hasattr(found, "text"):
             print(printable(found.text(), keep="\n"))
-        elif "say" not in inspect.signature(getattr(module, name)).parameters:
+        elif "say" not in taken:
             print(printable(str(found), keep="\n"))
         return 0 if getattr(found, "ok", True) else 1
 

@@ -381,6 +381,23 @@ def test_an_interrupt_stops_a_long_epoch_at_the_next_update(tmp_path: Path) -> N
     assert tensor_digest(descend(resumed)) == expected
 
 
+def test_an_interrupt_while_a_save_point_is_written_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = stage_module.Stages.save
+
+    def slowly(stages: stage_module.Stages) -> None:
+        save(stages)
+        if run.updates >= 13:
+            run.interrupt = signal.SIGINT  # as a signal's handler does
+
+    monkeypatch.setattr(stage_module.Stages, "save", slowly)
+    run = Run(tmp_path, save_every=0)
+    with pytest.raises(Interrupted):
+        descend(run)
+    assert 13 <= run.updates <= 26  # at the next save point or update, and not at the end
+
+
 def test_an_interrupt_before_the_first_save_point_begins_anew(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         descend(Run(tmp_path, seed=5, save_every=1e9), interrupt_at=2)

@@ -496,7 +496,9 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, uninterrupted: bytes, signum
     process.send_signal(signum)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
-    assert said.count("\n") == 1 and "saved" in said and "--resume" in said, said
+    *epochs, last = said.splitlines()
+    assert last.startswith("upcycle: ") and "saved" in last and "--resume" in last, said
+    assert all(" left" in line for line in epochs), said
     run = tmp_path / "run"
     assert not (run / "model").exists() and not list(run.rglob("*.tmp"))
     assert cli.main([*LONG, "--quiet", f"--out={run}", "--resume"]) == 0

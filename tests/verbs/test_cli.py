@@ -19,7 +19,7 @@ import yaml
 
 from tests.corpus import picture_folder
 from tests.verbs.test_bad_input import NETS
-from upcycle import __version__, cli
+from upcycle import cli
 from upcycle.core import guide, saved, store
 from upcycle.core.evaluate import evaluate
 from upcycle.core.references import resolve
@@ -53,33 +53,6 @@ def digest(run: Path) -> str:
 # -- before anything runs ---------------------------------------------------------------------------------------
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["--help"], ["-h"], ["help"]):
-        assert cli.main(words) == 0
-        said = capsys.readouterr().out
-        assert all(name in said and text in said for name, text in cli.SUMMARY.items())
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"upcycle {__version__}\n"
-
-
-@pytest.mark.parametrize("verb", cli.SUMMARY)
-def test_help_of_every_command(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        cli.main([verb, "--help"])
-    assert left.value.code == 0
-    said = capsys.readouterr().out
-    assert f"usage: upcycle {verb}" in said and " ".join(cli.SUMMARY[verb].split()[:3]) in said
-    options = {"distill": "--recipe.batch_size", "predict": "images", "export": "--format", "prove": "--quick"}
-    assert options.get(verb, "--help") in said
-
-
-def test_help_of_a_method_shows_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
-    for method, option in (("tfkd", "--student_temperature"), ("netgraft", "--epochs_chain"), ("vam", "--gamma")):
-        with pytest.raises(SystemExit):
-            cli.main(["distill", "--method", method, "--help"])
-        assert option in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("verb", cli.MAKERS)
 def test_every_option_of_a_verb_has_a_help_line_of_its_own(verb: str) -> None:
     setting = importlib.import_module(cli.MAKERS[verb].module).Setting
@@ -90,19 +63,6 @@ def test_every_option_of_a_verb_has_a_help_line_of_its_own(verb: str) -> None:
     for name, text in helps.items():
         assert len(text.split()) > 2 and not text.startswith("see "), (name, text)
     assert len(set(helps.values())) == len(helps)
-
-
-def test_nothing_heavy_is_imported_for_a_name(tmp_path: Path) -> None:
-    code = "import sys; {}; print(sorted({{'torch', 'numpy', 'jsonargparse', 'PIL', 'sklearn'}} & set(sys.modules)))"
-    for statement in (
-        "import upcycle",
-        "from upcycle import cli; cli.main(['--help'])",
-        "from upcycle import UserError",
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(statement)], capture_output=True, text=True, check=True, cwd=tmp_path
-        )
-        assert done.stdout.splitlines()[-1] == "[]", statement
 
 
 def test_a_small_run_imports_nothing_that_takes_longer_than_itself(tmp_path: Path) -> None:
@@ -156,7 +116,7 @@ def test_distill_says_what_it_does(here: Path, capsys: pytest.CaptureFixture[str
     assert re.search(r"^teacher  digits_teacher: 9\d\.\d% on 297 validation images$", said.out, re.MULTILINE)
     for part in ("digits_teacher  ", "convnet_small alone", "convnet_small by kd", "multiply-adds", "run/report.html"):
         assert part in said.out, part
-    assert not said.err
+    assert all(re.search(r"epoch \d+/\d+ ", line) for line in said.err.splitlines())
 
 
 def test_a_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,7 +240,7 @@ def test_absent_weights_say_what_to_fetch(name: str, monkeypatch: pytest.MonkeyP
     assert fresh.module(fresh.example()).shape == (2, 3)
 
 
-def test_our_own_weights_are_found_in_a_checkout_and_with_the_data(
+def test_our_own_weights_are_found_in_the_package_and_with_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [name for name, entry in zoo.ENTRIES.items() if entry.trained and entry.trained.script] == [
@@ -249,17 +249,17 @@ def test_our_own_weights_are_found_in_a_checkout_and_with_the_data(
         *LATER,
     ]
     assert list(RECIPES) == [*SMALL, "wrn40_2", *(name.removeprefix("cifar10_") for name in LATER)]
-    monkeypatch.setattr(zoo, "CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr(zoo, "SHIPPED", tmp_path / "package")
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path / "data"))
     name = "cifar10_vgg"
     with pytest.raises(UserError, match=rf"python scripts/train_cifar10_zoo\.py vgg.*data/weights/{name}\.safetensors"):
         resolve(f"zoo:{name}")
-    for number, place in enumerate((tmp_path / "data" / "weights", tmp_path / "checkout"), 1):
+    for number, place in enumerate((tmp_path / "data" / "weights", tmp_path / "package"), 1):
         fresh = resolve(f"zoo:{name}", pretrained=False)
         store.save_tensors(place / f"{name}.safetensors", fresh.module.state_dict())
         known = node(name=name, digest=str(number) * 64)
         store.write_json(place / f"{name}.lineage.json", known)
-        model = resolve(f"zoo:{name}")  # the checkout comes first
+        model = resolve(f"zoo:{name}")  # the package comes first
         assert model.lineage == known
         assert (model.licence, model.classes) == ("BSD-2-Clause", zoo.CIFAR10)
         assert torch.equal(model.module(model.example()), fresh.module(fresh.example()))
@@ -316,8 +316,8 @@ def test_trained_weights_reach_their_accuracy(name: str, cifar10: Path, tmp_path
 
 @pytest.mark.parametrize("name", [*OURS, *LATER])
 def test_weights_that_are_trained_here_are_what_their_lineage_says(name: str, cifar10: Path) -> None:
-    if not (zoo.CHECKOUT / f"{name}.safetensors").is_file():
-        pytest.skip(f"{name} is not trained in this checkout")
+    if not (zoo.SHIPPED / f"{name}.safetensors").is_file():
+        pytest.skip(f"{name} is not trained yet")
     model = resolve(f"zoo:{name}")
     lineage = model.lineage
     assert lineage is not None

@@ -98,6 +98,7 @@ def find(name: str) -> Claim:
     Raises:
         UserError: there is neither.
     """
+    name = name.lower()
     if name in _files() and (own := _in_file(name)):
         return own
     claims = all_claims()

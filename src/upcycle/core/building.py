@@ -21,8 +21,9 @@ from upcycle.core.models import Model
 from upcycle.core.takes import Pictures, Takes
 
 # Imported by name at run time, so that core depends on nothing above it. Each module has
-# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model and check(name) -> None. One that also makes
-# networks of other inputs has an argument ``takes``, a :class:`~upcycle.core.takes.Takes` or ``None``.
+# build(name, *, pretrained, num_classes=None, input_shape=None) -> Model, check(name) -> None, and
+# spelled(name) -> str, the name as it is written there. One that also makes networks of other inputs has an argument
+# ``takes``, a :class:`~upcycle.core.takes.Takes` or ``None``.
 BUILDERS = {
     "zoo": "upcycle.zoo",
     "timm": "upcycle.zoo.from_timm",

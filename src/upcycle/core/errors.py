@@ -1,10 +1,10 @@
 """Errors that are the user's to mend: one sentence that says what, where and what to do."""
 
-import difflib
 import re
 from collections.abc import Iterable
 
 from upcycle.core.printable import printable
+from upcycle.core.synonyms import meant
 
 _ADDRESS = re.compile(r"(?i)[a-z][a-z0-9+.-]*://\S+")
 _QUERY = re.compile(r"(?<=\S)\?[^\s?]*=\S*")
@@ -40,14 +40,14 @@ def without_secrets(text: str) -> str:
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """The error for a name that is not among the known ones, with the nearest of them.
+    """The error for a name that is not among the known ones, with the nearest of them, by meaning and then by letters.
 
     >>> str(unknown("method", "kdd", ["kd", "vam"]))
     "There is no method 'kdd'. Did you mean 'kd'? Known: kd, vam."
     """
     names = list(known)
-    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = meant(str(name), names)
+    hint = f" Did you mean '{near}'?" if near else ""
     # A long list hides the one name that was meant.
     known_names = f" Known: {', '.join(names)}." if not near or len(names) <= 12 else ""
     return UserError(f"There is no {kind} '{name}'.{hint}{known_names}")

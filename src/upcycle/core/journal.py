@@ -20,6 +20,7 @@ from torch import Tensor
 
 from upcycle.core import blocks, lock, patterns, store
 from upcycle.core.errors import UserError, require
+from upcycle.core.progress import Transcript
 from upcycle.core.read import Count, Digest, checked, contents, parsed
 
 FORMAT: Final = 2
@@ -99,6 +100,7 @@ class Journal:
         current: the last save point of an unfinished stage: its path, file, epoch, step and updates.
         rows: of ``metrics.csv``: stage, epoch, updates, name and value.
         notes: sentences that the person must read.
+        transcript: what was said and how each epoch went, in ``log.txt``.
     """
 
     def __init__(self, directory: Path | None, writes: bool) -> None:
@@ -108,6 +110,7 @@ class Journal:
         self.current: Point | None = None
         self.rows: list[list[Any]] = []
         self.notes: list[str] = []
+        self.transcript = Transcript(directory if self.writes else None)
         self._files: dict[str, store.Record] = {}  # digest records by name
         self._blocks: dict[str, tuple[str, str]] = {}  # of the save point: digest and file by name
         self._saves = 0
@@ -179,6 +182,7 @@ class Journal:
                 self._commit()
             else:
                 self._read(index)
+            self.transcript.write("goes on from what this directory holds")
             return begun
         text = yaml.safe_dump({**(config or {}), "machine": machine}, sort_keys=False, allow_unicode=True)
         self._config = store.digest_of(text.encode())

@@ -1,14 +1,16 @@
-"""The visible side of a run: figures, pictures and notes in its directory, TensorBoard, one line on a terminal."""
+"""The visible side of a run: figures, pictures and notes in its directory, TensorBoard, progress on the terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from upcycle.core import store
 from upcycle.core.journal import Journal
-from upcycle.core.printable import file_name, printable
+from upcycle.core.printable import file_name
+from upcycle.core.progress import Progress
 
 
 class Log:
@@ -16,14 +18,17 @@ class Log:
 
     Args:
         journal: keeps rows and notes.
-        quiet: no progress on the terminal; there is none off a terminal anyway.
+        quiet: no progress on the terminal, nor lines elsewhere.
+        share: of the innermost loop that is done, from 0 to below 1.
     """
 
-    def __init__(self, journal: Journal, quiet: bool) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal, quiet: bool, share: Callable[[], float] = lambda: 0.0) -> None:
+        self._journal, where = journal, journal.directory
         self._writer: Any = None
-        self._live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._where = self._values = ""
+        live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        lines = not quiet and where is not None  # a run that leaves nothing is a part of something else
+        label = where.name if where is not None and where.parent.name == "more" else ""
+        self._progress = Progress(label, share, bar=live, lines=lines, transcript=journal.transcript)
 
     def add(self, path: str, epoch: int, updates: int, values: dict[str, float]) -> None:
         """Record figures by name, of the stage ``path``."""
@@ -31,13 +36,15 @@ class Log:
             self._journal.rows.append([path, epoch, updates, name, repr(value)])
             if self._journal.writes:
                 self._tensorboard(updates).add_scalar(f"{path}/{name}", value, updates)
-        self._values = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self._draw()
+        self._progress.figures(values)
 
     def show(self, path: str, epoch: int, n: int) -> None:
-        """Say on the terminal that a loop of ``n`` epochs is at ``epoch``."""
-        self._where = f"{path.removeprefix('main/')}  {epoch + 1}/{n}"
-        self._draw()
+        """Show that a loop of ``n`` epochs is at ``epoch``."""
+        self._progress.begin(path, epoch, n)
+
+    def end_epoch(self, epoch: int, n: int) -> None:
+        """Show that ``epoch`` of ``n`` epochs are over."""
+        self._progress.end(epoch, n)
 
     def picture(self, name: str, data: dict[str, Any]) -> None:
         """Leave a picture as JSON."""
@@ -53,9 +60,7 @@ class Log:
     def close(self) -> None:
         """Write what is not written yet."""
         self._journal.write_metrics()
-        if self._live:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+        self._progress.rest()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -66,8 +71,3 @@ class Log:
 
             self._writer = SummaryWriter(str(self._journal.directory / "events"), purge_step=updates)  # type: ignore[operator]
         return self._writer
-
-    def _draw(self) -> None:
-        if self._live:
-            sys.stderr.write("\r\033[K" + printable(f"{self._where}  {self._values}")[:115])
-            sys.stderr.flush()

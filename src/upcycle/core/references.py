@@ -14,6 +14,7 @@ from upcycle.core.building import BUILDERS, MADE, OBJECT, bare, call, package_ex
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.models import Model
 from upcycle.core.probe import probe
+from upcycle.core.synonyms import same_name
 from upcycle.core.takes import Pictures, Takes
 from upcycle.core.task import Task
 from upcycle.core.weights import load_weights
@@ -95,9 +96,16 @@ def check_reference(reference: str) -> None:
     """
     kind, name = _parse(reference)
     if kind in BUILDERS:
-        importlib.import_module(BUILDERS[kind]).check(name)
+        builder = importlib.import_module(BUILDERS[kind])
+        builder.check(builder.spelled(name))
     elif kind == "directory":
         saved.directory_of(name)
+
+
+def spelled(reference: str) -> str:
+    """A reference that can resolve, written as its library has it: ``zoo:convnet`` for ``Zoo:ConvNet``."""
+    kind, name = _parse(reference)
+    return f"{kind}:{importlib.import_module(BUILDERS[kind]).spelled(name)}" if kind in BUILDERS else reference
 
 
 def is_bare(reference: object) -> bool:
@@ -117,13 +125,16 @@ def _parse(reference: str) -> tuple[str, str]:
         return prefix, name
     if Path(reference).exists():
         return "directory", reference
+    if name and prefix.lower() in BUILDERS:
+        return prefix.lower(), name
     if OBJECT.fullmatch(reference):
         if not package_exists(reference):
             error = unknown("kind of model and no Python package", prefix.partition(".")[0], BUILDERS)
             raise UserError(f"{error} A model is given as {FORMS}.")
         return "callable", reference
     known = importlib.import_module(BUILDERS["zoo"]).names()
-    hint = f" Did you mean zoo:{reference}?" if reference in known else ""
+    near = same_name(reference, known)
+    hint = f" Did you mean zoo:{near}?" if near else ""
     raise UserError(f"'{reference}' is no model reference and no directory.{hint} A model is given as {FORMS}.")
 
 
@@ -143,6 +154,7 @@ def _build(
             return saved.load(name, trust=trust)
         return saved.rebuilt(name, num_classes, input_shape, takes, trust)
     builder = importlib.import_module(BUILDERS[kind])
+    name = builder.spelled(name)
     wanted = None if pretrained else num_classes  # a trained classifier keeps its size
     more = taken(builder.build, takes)
     return builder.build(name, pretrained=pretrained, num_classes=wanted, input_shape=input_shape, **more)

@@ -67,7 +67,7 @@ class Run:
         save_every: seconds between save points; if not given, 15, or so many that they take at most 2 % of the time.
         compile: compile what is set up with ``torch.compile``; pays for itself in long runs.
         config: what ``config.yaml`` records; a resumed run must bring the same.
-        quiet: no progress on the terminal; there is none off a terminal anyway.
+        quiet: no progress: no bar on a terminal, and no line an epoch elsewhere.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Run:
         self.fabric.barrier()
         self.precision: str = self.machine["precision"]
         self.notes, self._auto = self.journal.notes, precision == "auto"
-        self._log = Log(self.journal, quiet or self.rank > 0)
+        self._log = Log(self.journal, quiet or self.rank > 0, lambda: self.progress)
         self.left: dict[str, Any] = {}  # see leave
         self.classes: tuple[str, ...] = ()  # names, for pictures; set by Method.begin
         self.interrupt: int | None = None  # the signal that asked for an end
@@ -253,7 +253,7 @@ class Run:
                         yield batch
                     if save_within and step + 1 < len(batches):
                         stage.step = step + 1
-                        self.interrupt = self._stages.save_if_due(self.interrupt, every=16)
+                        self.interrupt = self._stages.save_if_due(self.interrupt, every=16) or self.interrupt
         finally:
             stage.end_batches()
         if outermost:
@@ -312,11 +312,11 @@ class Run:
         means = self._stage.means()
         if self.world_size > 1:
             means = {name: self.fabric.all_reduce(mean) for name, mean in means.items()}
-        if means:
-            self.log(**means)
+        self.log(**means)
+        self._log.end_epoch(self._stage.epoch + 1, self._stage.length)
         self._meetings.show(self._stage, self.classes, self.picture)
         self._stage.end_epoch()
-        self.interrupt = self._stages.save_if_due(self.interrupt)
+        self.interrupt = self._stages.save_if_due(self.interrupt) or self.interrupt  # it may come while that is written
 
     # -- training -----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.limits import gunzip
 from upcycle.core.read import bytes_of, require_file
 from upcycle.core.reading import Reading
+from upcycle.core.synonyms import same_name
 from upcycle.data import graph_sources
 from upcycle.data.collection import Collection
 from upcycle.data.decode import readable
@@ -112,8 +113,19 @@ NAMED = {
 NAMES = ("digits", *NAMED)
 
 
+def spelled(reference: Any) -> Any:
+    """A named set as it is written here, whatever its case: ``fashion_mnist`` for ``Fashion-MNIST``; else as it is.
+
+    A folder that is called so comes first.
+    """
+    if not isinstance(reference, str) or Path(reference).is_dir():
+        return reference
+    return same_name(reference, ("none", *NAMES, *graph_sources.NAMED)) or reference
+
+
 def check_reference(reference: Any) -> None:
     """Raise :class:`UserError` at once for a reference that cannot be loaded (cheap: no data are read)."""
+    reference = spelled(reference)
     if not isinstance(reference, str | Path) or reference in NAMES:
         return
     text = str(reference)
@@ -178,6 +190,7 @@ def load(
         UserError: for what is unknown, not found, broken, empty, mislabelled, of different sizes or too
             large, naming it.
     """
+    reference = spelled(reference)
     check_reference(reference)
     if isinstance(reference, Collection) and not isinstance(reference, Images):
         return reference

@@ -20,7 +20,10 @@ from upcycle.reports import figures
 from upcycle.reports.figures import Arm
 from upcycle.reports.pictures import picture
 
-__all__ = ["write_report"]
+__all__ = ["read_result", "write_report"]
+
+RESULT = "result.json"
+"""The file of a run directory that holds what was measured."""
 
 
 class Bins(TypedDict):
@@ -84,6 +87,20 @@ class Outcome(TypedDict, total=False):
     versions: dict[str, str]
 
 
+def read_result(run_directory: Path) -> dict[str, Any]:
+    """What a finished run measured, as its directory holds it.
+
+    Raises:
+        UserError: it is missing, damaged or of another format.
+    """
+    file = run_directory / RESULT
+    result = read_json(file)
+    if not isinstance(result, dict) or result.get("format") != 1:
+        raise UserError(f"{file} is no result that this version of upcycle can read.")
+    checked(result, Outcome, file)
+    return result
+
+
 def write_report(run_directory: Path) -> Path:
     """Write ``report.html`` from what a run left, and return its path.
 
@@ -94,11 +111,8 @@ def write_report(run_directory: Path) -> Path:
     Raises:
         UserError: ``result.json`` is missing, damaged or of another format, or the page cannot be written.
     """
-    file, tree = run_directory / "result.json", run_directory / "model" / "lineage.json"
-    result = read_json(file)
-    if not isinstance(result, dict) or result.get("format") != 1:
-        raise UserError(f"{file} is no result that this version of upcycle can read.")
-    checked(result, Outcome, file)
+    file, tree = run_directory / RESULT, run_directory / "model" / "lineage.json"
+    result = read_result(run_directory)
     family = lineage.read(tree) if tree.exists() else None
     try:
         page = _page(run_directory, result, family)

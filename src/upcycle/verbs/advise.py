@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from upcycle.claims.found import found, short
 from upcycle.core.advice import (
@@ -79,6 +80,10 @@ class Advice:
     choices: tuple[Choice, ...]
     refused: tuple[Refusal, ...]
     missing: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """The advice as JSON data."""
+        return asdict(self)
 
     def text(self) -> str:
         """The advice for a terminal; commands are on lines of their own, unbroken."""

@@ -33,6 +33,16 @@ class Result:
         """The page that shows all of it."""
         return self.directory / "report.html"
 
+    def record(self) -> dict[str, Any]:
+        """What came out, as JSON data."""
+        return {
+            "directory": str(self.directory),
+            "model": str(self.directory / "model"),
+            "report": str(self.report),
+            "sentence": self.sentence,
+            "rows": self.rows,
+        }
+
     @property
     def student(self) -> Model:
         """The product, by the name that ``distill`` has for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from json import dumps
 from typing import Any
 
 from upcycle.core import references
@@ -52,6 +53,44 @@ def blocks(
     return page(BLOCKS[name], shape) if name else blocks_list(shape)
 
 
+def command(
+    name: str = "",
+    shape: tuple[int, ...] = (64, 16, 16),
+    model: Reference | None = None,
+    json: bool = False,
+    **naming: Any,
+) -> int:
+    """List what can be put where, with parameters and multiply-adds.
+
+    Args:
+        name: of the block to show with its options; if not given, all are listed.
+        shape: channels, height and width of the signal that costs are for.
+        model: reference of a network whose places for the block, or for any, are listed in place of costs.
+        json: print JSON.
+        naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
+    """
+    text = blocks(name, shape=shape, model=model, **naming)  # which also refuses what cannot be
+    if not json:
+        print(text)
+        return 0
+    wanted = BLOCKS[name] if name else None
+    if model is not None:
+        keys = ("module", "kind", "gives")
+        found = places(network(model, options_as(Naming, "blocks", naming)), wanted)
+        print(dumps([dict(zip(keys, row, strict=True)) for row in found]))
+    else:
+        print(dumps([_as_data(block, shape) for block in BLOCKS.values() if wanted in (None, block)]))
+    return 0
+
+
+def _as_data(block: Block, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A block as JSON data; its cost is ``None`` where it cannot be had of this shape."""
+    parameters, macs = costs_of(block, shape) or (None, None)
+    about = {"name": block.name, "summary": block.summary, "paper": block.paper, "put": ways_of(block)}
+    kinds = {"works_on": [KINDS[kind] for kind in block.kinds], "same_start": list(block.exact)}
+    return {**about, **kinds, "parameters": parameters, "macs": macs, "options": block.options()}
+
+
 def blocks_list(shape: tuple[int, ...]) -> str:
     """A line a block: where it is put, what it works on, whether a network starts at its own function, and its cost."""
     c, h, w = shape
@@ -80,12 +119,18 @@ def blocks_list(shape: tuple[int, ...]) -> str:
 
 def cost(block: Block, shape: tuple[int, ...]) -> tuple[str, str]:
     """Parameters and multiply-adds of a block with its usual options; a dash where it cannot be had of this shape."""
+    found = costs_of(block, shape)
+    return ("-", "-") if found is None else (si(found[0]), si(found[1]))
+
+
+def costs_of(block: Block, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Parameters and multiply-adds of a block with its usual options, if it can be had of this shape."""
     c, h, w = shape
     signal = Signal("map" if {"map", "square"} & {*block.kinds} else "tokens", c, (h, w))
     try:
-        return si(block.parameters(signal, **block.options())), si(block.macs(signal, **block.options()))
+        return block.parameters(signal, **block.options()), block.macs(signal, **block.options())
     except (UserError, ValueError, ArithmeticError):
-        return "-", "-"
+        return None
 
 
 def page(block: Block, shape: tuple[int, ...]) -> str:
@@ -143,14 +188,8 @@ def places_list(model: Model, wanted: Block | None) -> str:
         model: a network of images.
         wanted: the block that is asked for; without one, modules at which any can be put, and which that are.
     """
-    require(bool(model.input_shape), f"{model.name} takes no images, and blocks are put into networks of images.")
-    seen = look(model)
     asked = list(BLOCKS.values()) if wanted is None else [wanted]
-    rows = [("module", "kind", "gives")]
-    for name, module in own(model.module).named_modules():
-        gives = seen[name].gives
-        if name and isinstance(gives, Sight) and any(fits(seen[name], block) for block in asked):
-            rows.append((name, type(module).__name__, words(gives.signal)))
+    rows = [("module", "kind", "gives"), *places(model, wanted)]
     if len(rows) == 1:
         return f"{model.name} has no place for {wanted.name if wanted is not None else 'any block'}."
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -159,6 +198,19 @@ def places_list(model: Model, wanted: Block | None) -> str:
         for kind, noun in KINDS.items():
             lines += ["", *textwrap.wrap(f"On {noun}: {', '.join(b.name for b in asked if kind in b.kinds)}.", 88)]
     return "\n".join(lines)
+
+
+def places(model: Model, wanted: Block | None) -> list[tuple[str, str, str]]:
+    """The modules at which a block, or any, can be put as it usually is: name, kind, and what each gives."""
+    require(bool(model.input_shape), f"{model.name} takes no images, and blocks are put into networks of images.")
+    seen = look(model)
+    asked = list(BLOCKS.values()) if wanted is None else [wanted]
+    found = []
+    for name, module in own(model.module).named_modules():
+        gives = seen[name].gives
+        if name and isinstance(gives, Sight) and any(fits(seen[name], block) for block in asked):
+            found.append((name, type(module).__name__, words(gives.signal)))
+    return found
 
 
 def fits(seen: Seen, block: Block) -> bool:

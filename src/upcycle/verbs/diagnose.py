@@ -66,6 +66,10 @@ class Diagnosed:
     evaluation: Evaluation
     inside: Diagnosis | None
 
+    def record(self) -> dict[str, Any]:
+        """What was found, as JSON data."""
+        return {"report": str(self.report), "sentence": self.sentence, "evaluation": vars(self.evaluation)}
+
 
 def diagnose(
     model: Reference,

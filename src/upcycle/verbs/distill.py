@@ -26,6 +26,7 @@ from upcycle.core.task import CLASSIFICATION, Measured
 from upcycle.data import Collection, Images, describe
 from upcycle.data.collection import Samples
 from upcycle.data.pool_files import parent_node
+from upcycle.data.sources import spelled
 from upcycle.measure.cost import count
 from upcycle.measure.units import si
 from upcycle.verbs import DEFAULT_METHOD, options
@@ -127,6 +128,7 @@ def distill(
     """
     cls = method if isinstance(method, type) else find_method(method, "distill")
     free = cls.card.needs.data == "none"  # it makes its own images
+    data = spelled(data)
     if data is None:
         data = "none" if free else "digits"
     networks = {"teacher": teacher, "student": student}

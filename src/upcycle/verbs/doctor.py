@@ -14,7 +14,7 @@ import sysconfig
 import textwrap
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +85,10 @@ class Report:
     def ok(self) -> bool:
         """Whether nothing is broken. Optional things may be absent."""
         return all(check.status != "broken" for check in self.checks)
+
+    def record(self) -> dict[str, Any]:
+        """All that was looked at, as JSON data."""
+        return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
 
     def text(self) -> str:
         """The report for a terminal; the mending lines stand unbroken below what they mend."""

@@ -36,6 +36,13 @@ class Explained:
     report: Path
     maps: dict[str, Attribution]
 
+    def record(self) -> dict[str, Any]:
+        """Where everything is, and what the network answered, as JSON data."""
+        places = {"directory": str(self.directory), "report": str(self.report)}
+        first = next(iter(self.maps.values()))
+        shares = [round(share, 6) for share in first.probability.tolist()]
+        return {**places, "methods": list(self.maps), "target": first.target.tolist(), "probability": shares}
+
 
 def explain_images(
     model: Reference,

@@ -15,6 +15,7 @@ from upcycle.core import building
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.ingredients import INGREDIENTS, PARTS
 from upcycle.core.method import ANY, Method, built_in
+from upcycle.core.synonyms import same_name
 from upcycle.verbs import BASELINE
 from upcycle.verbs.method_page import page
 
@@ -34,9 +35,10 @@ def find_method(name: str, verb: str) -> type[Method]:
             raise UserError(f"{name} is not a Method class.")
     else:
         known = {m.card.name: m for m in all_methods()}
-        if name not in known:
+        spelled = same_name(name, known)
+        if spelled is None:
             raise unknown("method", name, [n for n, m in known.items() if m.card.verb == verb])
-        found = known[name]
+        found = known[spelled]
     require(found.card.verb == verb, f"{found.card.name} is run by upcycle {found.card.verb}, not {verb}.")
     return found
 
@@ -173,6 +175,7 @@ def command(
     if plugin is not None:
         add_plugin(plugin)
     methods = {m.card.name: m for m in all_methods()}
+    name = same_name(name, methods) or name
     if name and name not in methods:
         raise unknown("method", name, methods)
     if verb and verb not in (verbs := sorted({m.card.verb for m in methods.values()})):

@@ -198,10 +198,11 @@ def takes_any(reference: Reference, naming: Naming) -> bool:
 
 def is_untrained(reference: Any) -> bool:
     """Whether there are no trained weights to start from."""
-    if isinstance(reference, str) and reference.startswith("zoo:"):
-        entry = zoo.ENTRIES.get(reference.removeprefix("zoo:"))
+    kind, _, name = str(reference).partition(":")
+    if isinstance(reference, str) and kind.lower() == "zoo":
+        entry = zoo.ENTRIES.get(zoo.spelled(name))
         return entry is None or entry.trained is None  # those over graphs are not trained
-    if isinstance(reference, str) and reference.startswith("pyg:"):
+    if isinstance(reference, str) and kind.lower() == "pyg":
         return True
     return references.is_bare(str(reference) if isinstance(reference, Path) else reference)
 

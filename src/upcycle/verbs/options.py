@@ -17,10 +17,11 @@ import torch
 
 from upcycle.core import ingredients
 from upcycle.core.devices import device_of
-from upcycle.core.errors import require, unknown, without_secrets
+from upcycle.core.errors import UserError, require, unknown, without_secrets
 from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
 from upcycle.core.printable import printable
+from upcycle.core.recipe import Recipe
 from upcycle.data import Collection
 from upcycle.data.decode import readable
 from upcycle.verbs.naming import Naming, Sight
@@ -120,7 +121,9 @@ def split_options(cls: type[Method], kind: type, options: dict[str, Any]) -> tup
     if "recipe" in options and "recipe" not in known:
         of = options["recipe"]
         require_recipe(cls, next(iter(of), "") if isinstance(of, dict) else "")
-    for key in options:
+    for key, value in options.items():
+        if key not in known and "recipe" in known and key in (f.name for f in dataclasses.fields(Recipe)):
+            raise UserError(f"{key} is a part of the recipe: write recipe={{{key!r}: {value!r}}}.")
         if key not in known:
             raise unknown(f"option of {cls.card.name}", key, known)
     own = {key: value for key, value in options.items() if key not in fields}

@@ -70,6 +70,18 @@ class Predictions:
             writer.writerow([path_cell(path), cell(name), f"{max(row):.6f}", *(f"{p:.6f}" for p in row)])
         return text.getvalue()
 
+    def record(self) -> dict[str, Any]:
+        """The predictions as JSON data."""
+        found = zip(self.paths, self.predicted, self.scores.amax(1).tolist(), strict=True)
+        score = "probability" if self.sure else "score"
+        return {
+            "model": self.model.name,
+            "file": None if self.file is None else str(self.file),
+            "classes": list(self.classes),
+            "images": [{"path": path, "class": name, score: round(best, 6)} for path, name, best in found],
+            "notes": list(self.model.notes),
+        }
+
     def text(self) -> str:
         """For a terminal: how many, and where they are."""
         said = f"{len(self.paths):,} image{'s' if len(self.paths) > 1 else ''} to {self.file}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
+from json import dumps
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypedDict
@@ -254,6 +257,7 @@ def command(
     resume: bool = False,
     overwrite: bool = False,
     workers: int = 1,
+    json: bool = False,
 ) -> int:
     """Run a method's claim here and print both figures.
 
@@ -267,10 +271,16 @@ def command(
         resume: keep the seeds that the file holds already.
         overwrite: write over the file that is there.
         workers: processes that measure seeds side by side; figures that are seconds want one.
+        json: print JSON; progress goes to standard error then.
     """
     if out is None and not quick:
-        out = Path("runs") / f"prove-{method}.json"
-    proof = prove(method, seeds=seeds, quick=quick, out=out, resume=resume, overwrite=overwrite, workers=workers)
+        out = Path("runs") / f"prove-{method.lower()}.json"
+    say = partial(print, file=sys.stderr) if json else tell
+    asked = {"seeds": seeds, "quick": quick, "out": out, "resume": resume, "overwrite": overwrite, "workers": workers}
+    proof = prove(method, say=say, **asked)  # type: ignore[arg-type]  # whose types are those above
+    if json:
+        print(dumps({**proof.record(), "holds": proof.holds}))
+        return 0 if proof.holds else 1
     tell("\n" + proof.text())
     if out is not None:
         print(f"Figures: {out}")

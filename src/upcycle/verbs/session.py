@@ -18,7 +18,7 @@ import torch
 
 from upcycle.core import ingredients, references, store
 from upcycle.core.building import code_of
-from upcycle.core.errors import require
+from upcycle.core.errors import one_line, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.journal import require_same_config
 from upcycle.core.lineage import Node
@@ -31,6 +31,7 @@ from upcycle.core.task import Evaluation
 from upcycle.data import Collection, Images, check_reference
 from upcycle.data.images import as_images
 from upcycle.data.labels import relabelled
+from upcycle.data.sources import spelled
 from upcycle.data.streams import Stream
 from upcycle.measure.machine import matmul_rate
 from upcycle.measure.units import duration
@@ -43,6 +44,13 @@ from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, defaul
 
 BOUNDS, GRAPH_BOUNDS = (1.25, 8), (8, 120)
 """How much longer training takes than its multiply-adds at the rate of a large matrix product, between these."""
+
+
+def _spelled(value: Any) -> Any:
+    """References as their libraries write them; modules as they are."""
+    if isinstance(value, list):
+        return [_spelled(one) for one in value]
+    return references.spelled(value) if isinstance(value, str) else value
 
 
 class Session:
@@ -71,18 +79,28 @@ class Session:
             positional: networks that stand without their names on the command line.
         """
         self.start = time.time()
+        data = spelled(data)
         self.verb, self.networks, self.data_ref = verb, networks, data
         self.called, self.positional, self.kind = called, positional, kind
         self.cls: Any = method if isinstance(method, type) else find_method(method, verb)
         common, self.own = split_options(self.cls, kind, options)
         self.setting: Any = kind(**common, **{called: data if isinstance(data, str) else None})
         self.seeds = list(range(self.setting.seed, self.setting.seed + self.setting.seeds))
-        self.say: Say = say if first_process() and not self.setting.quiet else lambda text: None
+        self._aloud: Say = say if first_process() and not self.setting.quiet else lambda text: None
+        self._said: list[str] = []  # before there was a directory to write it into
         named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
         self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
         self.figure = "test accuracy"
         self._main: Run | None = None  # of the product with the first seed; open until everything is left
         self._product: Arm | None = None
+
+    def say(self, text: str) -> None:
+        """Say something aloud, unless all is quiet, and in any case in ``log.txt``."""
+        self._aloud(text)
+        if self._main is None:
+            self._said.append(text)
+        else:
+            self._main.journal.transcript.write(text)
 
     # -- before any work ----------------------------------------------------------------------------------------
 
@@ -104,6 +122,8 @@ class Session:
                 if isinstance(reference, str):
                     require(bool(reference.strip()), f"{self.verb} was given a model without a name.")
                     (looks or {}).get(name, references.check_reference)(reference)
+            if name not in (looks or {}):  # as its library writes it, so that a run's record has one name for it
+                self.networks[name] = _spelled(value)
         for reference in [self.data_ref] if sets is None else sets:
             if isinstance(reference, str):
                 look(reference)
@@ -272,9 +292,10 @@ class Session:
         """Let others write the directories when something ends the command."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             for opened in (run, self._main):
                 if opened is not None:
+                    opened.journal.transcript.write(f"stopped: {one_line(error)}")
                     opened.close()
             raise
 
@@ -293,6 +314,8 @@ class Session:
         if data.takes.kind != "images" and setting.precision == "auto":
             same["precision"] = "32-true"
         run = Run(place, seed=seed, resume=resume, config=config, **same, **options)
+        if self._main is None:
+            run.journal.transcript.write("\n".join([self.command(), *self._said]))
         self._main = self._main or run
         return run
 

@@ -15,6 +15,7 @@ from upcycle.core import lineage
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
+from upcycle.core.synonyms import same_name
 from upcycle.core.takes import Takes
 from upcycle.core.weights import load_weights
 from upcycle.zoo import densenet, emo, from_pyg, metaformer, mobilenetv2, shunted, spiking, vgg
@@ -34,7 +35,6 @@ Make = Callable[..., nn.Module]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHIPPED = Path(__file__).parent / "weights"
-CHECKOUT = Path(__file__).parents[3] / "weights"  # too much for the package; only in the repository
 VIT_SIZES = ("patch", "width", "depth", "heads")
 # For networks that nothing was trained with: any data then lie within [-2, 2].
 PLAIN = (0.5, 0.25)
@@ -281,6 +281,11 @@ def names() -> list[str]:
     return [*ENTRIES, *GRAPH_NETWORKS]
 
 
+def spelled(name: str) -> str:
+    """The name as the zoo has it, whatever its case; one that is unknown stays as it is."""
+    return same_name(name, names()) or name
+
+
 def check(name: str) -> None:
     """Raise UserError for a name that is not in the zoo, or that needs a library which is missing."""
     if name in GRAPH_NETWORKS:
@@ -309,7 +314,7 @@ def build(
 
     Args:
         name: one of :func:`names`.
-        pretrained: with trained weights, from this package, a checkout's ``weights`` or ``$UPCYCLE_DATA/weights``.
+        pretrained: with trained weights, from this package or ``$UPCYCLE_DATA/weights``.
         num_classes: outputs of a fresh network; 10 when not given. Trained ones keep theirs.
         input_shape: (c, h, w); the network's own when not given. ResNets and conv nets take any size.
         takes: what the graphs are like, for a network over graphs; 2 classes when not given.
@@ -387,14 +392,12 @@ def _over_graphs(name: str, takes: GraphTakes, k: int, factors: int | None) -> M
 
 def _file(name: str, trained: Trained) -> Path:
     file = f"{trained.file or name}.safetensors"
-    if trained.origin is None and trained.script is None:
-        if not (SHIPPED / file).is_file():
-            raise UserError(f"The weights of zoo:{name} are missing from this installation; install upcycle again.")
+    if trained.origin is None and (SHIPPED / file).is_file():
         return SHIPPED / file
+    if trained.origin is None and trained.script is None:
+        raise UserError(f"The weights of zoo:{name} are missing from this installation; install upcycle again.")
     folder = os.environ.get("UPCYCLE_DATA")
     place = f"{folder or '$UPCYCLE_DATA'}/weights/{file}"
-    if trained.script is not None and (CHECKOUT / file).is_file():
-        return CHECKOUT / file
     if not folder or not Path(place).is_file():
         script, origin = trained.script, trained.origin
         source = f"make them in a checkout by '{script}'" if script else f"fetch them from {origin}"

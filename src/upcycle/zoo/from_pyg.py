@@ -9,6 +9,7 @@ from typing import Any
 from upcycle.core.errors import UserError, one_line, require, unknown
 from upcycle.core.graphs import GraphTakes
 from upcycle.core.models import Model
+from upcycle.core.synonyms import same_name
 from upcycle.core.takes import Takes
 
 MODELS = ("GAT", "GCN", "GIN", "GraphSAGE")
@@ -34,6 +35,11 @@ def torch_geometric() -> Any:
             f"torch_geometric cannot be imported ({one_line(error)}): pip install --upgrade torch torch_geometric"
         ) from error
     return library
+
+
+def spelled(name: str) -> str:
+    """The name as the library has it, whatever its case; one that is unknown stays as it is."""
+    return same_name(name, MODELS) or name
 
 
 def check(name: str) -> None:

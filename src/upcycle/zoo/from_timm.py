@@ -41,6 +41,12 @@ def gate_class(name: str) -> Any:
         raise UserError(f"timm {timm.__version__} has no gate '{name}': pip install --upgrade timm") from error
 
 
+def spelled(name: str) -> str:
+    """The name as timm has it: in small letters, but for some tags of weights."""
+    architecture, dot, tag = name.partition(".")
+    return f"{architecture.lower().replace('-', '_')}{dot}{tag}"
+
+
 def check(name: str) -> None:
     """Raise UserError for a name that timm does not have; ``NAME.TAG`` picks among its trained weights."""
     timm = import_timm()

@@ -35,6 +35,11 @@ def torchvision() -> Any:
     return library
 
 
+def spelled(name: str) -> str:
+    """The name as torchvision has it: in small letters."""
+    return name.lower().replace("-", "_")
+
+
 def check(name: str) -> None:
     """Raise UserError for a name that is no classifier of torchvision."""
     library = torchvision().models

@@ -22,6 +22,11 @@ OTHERS = ("attn_implementation", "experts_implementation", "auto_map", "backbone
 """Ends of keys that may name code or networks of others."""
 
 
+def spelled(name: str) -> str:
+    """The name as it is: the hub tells case apart."""
+    return name
+
+
 def check(name: str) -> None:
     """Raise UserError for what is neither ORG/NAME nor a local directory with a ``config.json``."""
     if importlib.util.find_spec("transformers") is None:
