@@ -39,6 +39,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _GREY = ("1", "L", "LA", "La")
 _LYING = (5, 6, 7, 8)  # its values for images that are turned by a quarter
 
+_USUAL = Reading()
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 
 Size = int | tuple[int, int]
@@ -256,7 +257,7 @@ def sides_of(size: Size) -> tuple[int, int]:
 
 def reshapes(have: tuple[int, int], sides: tuple[int, int]) -> bool:
     """Whether bringing images of one (height, width) to another cuts, distorts or pads them."""
-    return _scaled(have, sides, Reading()) != sides
+    return _scaled(have, sides, _USUAL) != sides
 
 
 def _scaled(have: tuple[int, int], sides: tuple[int, int], reading: Reading) -> tuple[int, int]:
