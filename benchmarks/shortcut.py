@@ -36,7 +36,7 @@ from upcycle.diagnosis import ModelDoctor
 from upcycle.diagnosis.attribution import explain
 from upcycle.diagnosis.errors.findings import diagnose
 from upcycle.distillation import Plain
-from upcycle.verbs.diagnose import suspects
+from upcycle.verbs.errors_found import suspects
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels
 
 CLASS, SHARE, SIDE, OPACITY = "horse", 0.95, 6, (0.1, 1.0)
