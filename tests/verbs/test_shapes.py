@@ -196,7 +196,7 @@ def test_what_resizing_does_is_said_saved_and_the_same_everywhere(place: Path, t
         assert any("48 images were" in note for note in answers.model.notes)
         other = upcycle.predict(tmp_path / resize, place / "wide", resize="squash")
         assert torch.equal(answers.probabilities, other.probabilities) == (resize == "squash")
-    with pytest.raises(UserError, match="resize must be one of crop, squash, pad, not 'stretch'"):
+    with pytest.raises(UserError, match="resize must be one of crop, squash, pad, center, not 'stretch'"):
         upcycle.evaluate(fresh, place / "wide", resize="stretch")
 
 
