@@ -245,7 +245,7 @@ def test_the_work_of_ordinary_methods() -> None:
 def test_data_that_a_method_does_not_take(refused: Refused) -> None:
     refused([*WORDS, "--data=digits"], "noise makes its own images and takes no --data", "--test_data digits")
     refused([*ORDINARY, "--data=none"], "kd needs images", "upcycle advise --data none")
-    refused([*ORDINARY, "--data=None"], "'None'")
+    refused([*ORDINARY, "--data=None"], "kd needs images")
     refused([*WORDS, "--shots=5"], "nothing for --shots, --labels and --long_tail")
     refused([*WORDS, "--labels=0"], "nothing for --shots, --labels and --long_tail")
     refused([*WORDS, "--alone"], "cannot be trained alone without labels")

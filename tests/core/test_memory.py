@@ -31,4 +31,5 @@ def test_memory_that_was_freed_is_not_cleared_anew(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     left, others = run()
     assert (done, left) == ("True", "False")
-    assert int(faults) < 2000 < int(others)  # of 81,920 pages
+    # Of 40 blocks of 2,048 pages; one may come anew where the heap's end moves.
+    assert int(faults) < 5 * 2048 < int(others)

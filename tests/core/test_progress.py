@@ -87,7 +87,7 @@ def test_lines_of_nested_loops_and_of_hostile_names(tmp_path: Path, capsys: pyte
     progress.rest()
     progress.end(2, 2)  # a loop that never began, such as one pass over the batches of a stage
     said = capsys.readouterr().err
-    assert said.startswith("[31mtask0  epoch 1/2  50 %  loss 0.5  ") and said.count("\n") == 1
+    assert said.startswith("\\x1b[31mtask0  epoch 1/2  50 %  loss 0.5  ") and said.count("\n") == 1
     assert "\x1b" not in (tmp_path / "log.txt").read_text()
 
 

@@ -165,7 +165,7 @@ def test_cifar10_is_the_official_one() -> None:
     ("reference", "words"),
     [
         ("cifar", "no data set or folder 'cifar'. Did you mean 'cifar10'"),
-        ("DIGITS", "Did you mean 'digits'"),
+        ("Digitz", "Did you mean 'digits'"),
         ("./nowhere/at/all", "no folder ./nowhere/at/all"),
         ("hub:cifar10", "hub:ORG/NAME"),
         (__file__, "is a file"),

@@ -56,7 +56,7 @@ def test_the_best_comes_first_and_one_seed_says_so(runs: Path, capsys: pytest.Ca
     assert "95.0 %" in said and "one seed" in said and "91.0 ± 1.0 %" in said and "3 seeds" in said
     assert "30.0 k" in said and "1 min 15 s" in said
     assert "features comes first on digits with 95.0 % (one seed), 4.0 points above kd. features is of one seed" in said
-    assert "give --seeds 3 or more" in said and said.count("big") == 1
+    assert "three or more do" in said and said.count("big") == 1
 
 
 def test_a_difference_is_put_beside_its_error(tmp_path: Path) -> None:

@@ -182,7 +182,6 @@ class Journal:
                 self._commit()
             else:
                 self._read(index)
-            self.transcript.write("goes on from what this directory holds")
             return begun
         text = yaml.safe_dump({**(config or {}), "machine": machine}, sort_keys=False, allow_unicode=True)
         self._config = store.digest_of(text.encode())

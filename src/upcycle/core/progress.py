@@ -25,10 +25,24 @@ class Transcript:
 
     def __init__(self, directory: Path | None) -> None:
         self._file = None if directory is None else directory / "log.txt"
+        self._held: list[str] | None = None
+
+    def hold(self) -> None:
+        """Keep what is added from here on until :meth:`release`: a command that is refused leaves nothing."""
+        self._held = []
+
+    def release(self) -> None:
+        """Write what was kept, and all that comes."""
+        held, self._held = self._held or [], None
+        for text in held:
+            self.write(text)
 
     def write(self, text: str) -> None:
         """Add lines; a link that somebody put there is not followed."""
         if self._file is None:
+            return
+        if self._held is not None:
+            self._held.append(text)
             return
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         lines = [f"{stamp}  {printable(line)}".rstrip() + "\n" for line in text.splitlines()]

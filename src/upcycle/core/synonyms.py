@@ -150,5 +150,5 @@ def meant(word: str, known: Iterable[str]) -> str | None:
     if text in last:
         return last[text]
     by_letters = {**{key.lower(): name for key, name in last.items()}, **{key.lower(): n for key, n in bare.items()}}
-    near = difflib.get_close_matches(text, by_letters, n=1, cutoff=0.6 if len(text) > 2 else 0.8)
+    near = difflib.get_close_matches(text, by_letters, n=1, cutoff={1: 0.8, 2: 0.8, 3: 0.6}.get(len(text), 0.5))
     return by_letters[near[0]] if near else None

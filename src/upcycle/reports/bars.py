@@ -105,7 +105,8 @@ def dumbbells(names: Sequence[str], arms: Sequence[tuple[str, str, Sequence[floa
         label: for those who cannot see it.
     """
     known = [v for _, _, values in arms for v in values if v is not None]
-    scale = [v for v in ticks(min(*known, max(known) - SHORTEST), max(known), 5) if 0 <= v <= 1 + 1e-9]
+    low = max(min(*known, max(known) - SHORTEST), 0.0)
+    scale = [v for v in ticks(low, max(*known, low + SHORTEST), 5) if v <= 1 + 1e-9]
     left, row = 14 + min(6.8 * max(len(n) for n in names), 120), 21
     height = row * len(names) + 30
     box = svg.Box(left, 4, WIDTH - 20, height - 24, (scale[0], max(scale[-1], max(known))), (0, 1))

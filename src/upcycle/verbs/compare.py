@@ -93,7 +93,7 @@ class Board:
         alone = [line.run for line in (first, second) if len(line.accuracy) == 1]
         if alone:
             them = "Both are" if len(alone) == 2 else f"{alone[0]} is"
-            return f"{text}. {them} of one seed, and one seed does not say what chance makes: give --seeds 3 or more."
+            return f"{text}. {them} of one seed, and one seed does not say what chance makes; three or more do."
         error = sum(statistics.variance(line.accuracy) / len(line.accuracy) for line in (first, second)) ** 0.5
         verdict = "more" if first.mean - second.mean > 2 * error else "no more"
         return f"{text}, {verdict} than two standard errors of the difference."

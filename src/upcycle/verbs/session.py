@@ -273,6 +273,7 @@ class Session:
                 for note in notes_of(method, data):
                     run.note(note)
                 method.begin(run, data, *self._beside)
+                run.journal.transcript.release()
                 module = method.fit(run, data).float()
             # It is used on images that became pixels as those did that it was trained on.
             model = dataclasses.replace(method.product(module, data), reading=data.reading)
@@ -315,7 +316,9 @@ class Session:
             same["precision"] = "32-true"
         run = Run(place, seed=seed, resume=resume, config=config, **same, **options)
         if self._main is None:
-            run.journal.transcript.write("\n".join([self.command(), *self._said]))
+            run.journal.transcript.hold()  # until the run takes what it is given
+            begun = ["goes on from what this directory holds"] if resume else []
+            run.journal.transcript.write("\n".join([*begun, self.command(), *self._said]))
         self._main = self._main or run
         return run
 
