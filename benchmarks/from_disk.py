@@ -75,7 +75,7 @@ def make(folder: Path, images: int, side: int) -> int:
 
 
 class Arms:
-    """What is measured, each by its name; a method returns figures.
+    """Measurements, each by its name; a method returns figures.
 
     Args:
         folder: of the files.

@@ -70,10 +70,26 @@ CONFIGURATIONS: tuple[dict[str, Any], ...] = (
     {"vision_config": {"backbone": "evil/x"}},
     {"text_config": {"model_type": "detr"}},
     {"quantization_config": {"quant_method": "evil"}},
-    *({"model_type": kind, "backbone": "evil/x", "use_pretrained_backbone": True}
-      for kind in ("detr", "dpt", "rt_detr", "upernet", "vitmatte", "mask2former", "maskformer", "depth_anything",
-                   "conditional_detr", "deformable_detr", "table-transformer", "grounding-dino", "tvp", "vitpose")),
-)  # fmt: skip
+    *(
+        {"model_type": kind, "backbone": "evil/x", "use_pretrained_backbone": True}
+        for kind in (
+            "detr",
+            "dpt",
+            "rt_detr",
+            "upernet",
+            "vitmatte",
+            "mask2former",
+            "maskformer",
+            "depth_anything",
+            "conditional_detr",
+            "deformable_detr",
+            "table-transformer",
+            "grounding-dino",
+            "tvp",
+            "vitpose",
+        )
+    ),
+)
 READERS = {
     "x.safetensors": ["evaluate", TEACHER, "--weights=x.safetensors", "--data=digits"],
     "x.pth": ["evaluate", TEACHER, "--weights=x.pth", "--data=digits"],

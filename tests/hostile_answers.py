@@ -1,4 +1,4 @@
-"""What an endpoint could say to do harm: bytes in the place of its answer to a GET, or to the first POST."""
+"""Words of an endpoint that could do harm: bytes in the place of its answer to a GET, or to the first POST."""
 
 from __future__ import annotations
 

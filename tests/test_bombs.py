@@ -234,7 +234,7 @@ BOMBS: dict[str, tuple[Make, str]] = {
 
 
 def read_one(kind: str, reference: str) -> str:
-    """What reading says: empty where all is well. This runs in the child."""
+    """Read it and give what is said: empty where all is well. This runs in the child."""
     from upcycle.data.fair_tables import _content
     from upcycle.reports.pictures import picture
 
@@ -276,7 +276,7 @@ CHILD = """
 
 
 def read_all(files: list[tuple[str, str, str]]) -> tuple[dict[str, list[Any]], int]:
-    """What reading each says and the seconds of work that it takes, and the peak of memory in bytes."""
+    """Read each: what is said and the seconds of work that it takes, and the peak of memory in bytes."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CHILD)], input=json.dumps(files), text=True, capture_output=True
     )

@@ -227,7 +227,7 @@ def _making(verb: str) -> Callable[[list[str]], int]:
 
 def _aside(text: str) -> None:
     """Say something where results are read by a program."""
-    print(text, file=sys.stderr)
+    print(printable(text, keep="\n"), file=sys.stderr)
 
 
 def _print_json(found: Any) -> None:

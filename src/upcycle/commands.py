@@ -1,4 +1,4 @@
-"""What there is to type: the commands, what each is for, and what serves those who type another word for it."""
+"""Words to type: the commands, what each is for, and what serves those who type another word for it."""
 
 from __future__ import annotations
 

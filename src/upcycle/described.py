@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import types
@@ -114,6 +115,7 @@ def _default(f: Any) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
+@functools.cache
 def _told(thing: Any) -> dict[str, str]:
     """The help line of each argument, by a docstring and those of the classes that a class comes from."""
     lines: dict[str, str] = {}
@@ -161,7 +163,7 @@ _SEVERAL = {str: "a list such as a,b", int: "a list such as 1,2", float: "a list
 
 
 def in_words(hint: Any) -> tuple[str, str]:
-    """What stands for the value of an option, and what kind of value that is in plain words.
+    """Give what stands for the value of an option, and what kind of value that is in plain words.
 
     >>> from typing import Literal
     >>> in_words(Literal["sgd", "adam"] | None), in_words(tuple[int, ...] | int)

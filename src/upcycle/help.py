@@ -28,7 +28,7 @@ FILES = {  # options of the parser itself
 
 @functools.cache
 def table() -> dict[str, Any]:
-    """What :mod:`upcycle.described` found in the signatures."""
+    """The description that :mod:`upcycle.described` made of the signatures."""
     found: dict[str, Any] = json.loads(TABLE.read_text())
     return found
 

@@ -15,10 +15,12 @@ print(keep_freed())
 def step():
     for made in [torch.ones(2 * 2**20) for _ in range(20)]:  # 160 MiB in blocks of 8 MiB
         del made
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(), step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 step(), step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-step(), step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults() for _ in range(3)))  # where the heap grows by one block more, it does so once
 """
 
 
@@ -31,5 +33,4 @@ def test_memory_that_was_freed_is_not_cleared_anew(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     left, others = run()
     assert (done, left) == ("True", "False")
-    # Of 40 blocks of 2,048 pages; one may come anew where the heap's end moves.
-    assert int(faults) < 5 * 2048 < int(others)
+    assert int(faults) < 2000 < int(others)  # of 81,920 pages

@@ -52,8 +52,13 @@ def test_an_ordinary_name_of_a_file_is_itself() -> None:
 
 def test_no_cell_is_a_formula() -> None:
     assert [cell(text) for text in ("=1+1", "+x", "@x", "-x", "\tx", "\rx")] == [
-        "'=1+1", "'+x", "'@x", "'-x", "'\tx", "'\rx"
-    ]  # fmt: skip
+        "'=1+1",
+        "'+x",
+        "'@x",
+        "'-x",
+        "'\tx",
+        "'\rx",
+    ]
     assert [cell(text) for text in ("-5", "+1e3", "a=b", "")] == ["-5", "+1e3", "a=b", ""]
     assert path_cell("=x.png") == "./=x.png" and path_cell("a/=x.png") == "a/=x.png"
 

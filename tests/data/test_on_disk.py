@@ -353,6 +353,10 @@ def test_a_command_reads_from_disk_and_says_so(folder: Path, tmp_path: Path) -> 
         upcycle.distill(data=folder, out=tmp_path / "no", augment=("resized_crop",), **{**half, "quiet": True})
     assert not (tmp_path / "no").exists()
     upcycle.distill(
-        data=folder, out=tmp_path / "cut", augment=("resized_crop", "flip"), keep_in_memory=False, dry_run=True,
+        data=folder,
+        out=tmp_path / "cut",
+        augment=("resized_crop", "flip"),
+        keep_in_memory=False,
+        dry_run=True,
         **{**half, "quiet": True},
-    )  # fmt: skip
+    )

@@ -67,8 +67,14 @@ class Commands:
 
     def start(self, url: str, out: Path, budget: int) -> int:
         """Begin one, or go on with it; its process."""
-        given = {"model": str(url), "method": "dine", "out": str(out), "cache": str(self.cache), "budget": budget,
-                 "resume": (out / "config.yaml").exists()}  # fmt: skip
+        given = {
+            "model": str(url),
+            "method": "dine",
+            "out": str(out),
+            "cache": str(self.cache),
+            "budget": budget,
+            "resume": (out / "config.yaml").exists(),
+        }
         self.pid = int(self._say(json.dumps(given)))
         return self.pid
 
@@ -256,13 +262,23 @@ KEPT = {
     "no facts": (_row(b"facts", b"{"), "is damaged"),
     "a number of billed that is none": (_row(b"billed", b"x"), "billed makes no sense"),
     "a number of billed beyond counting": (_row(b"billed", b"\xff" * 8), "billed makes no sense"),
-    "a view": (_sql("DROP TABLE answers", f"CREATE VIEW answers AS {FOR_EVER} SELECT i AS key, i AS content, i AS "
-                    "checksum FROM n"), "other tables"),
+    "a view": (
+        _sql(
+            "DROP TABLE answers",
+            f"CREATE VIEW answers AS {FOR_EVER} SELECT i AS key, i AS content, i AS checksum FROM n",
+        ),
+        "other tables",
+    ),
     "a trigger": (_sql("CREATE TRIGGER t AFTER INSERT ON answers BEGIN DELETE FROM answers; END"), "other tables"),
     "another table": (_sql("CREATE TABLE more (x)"), "other tables"),
-    "a generated column": (_sql("DROP TABLE answers", "CREATE TABLE answers (key BLOB, content BLOB AS "
-                                "(zeroblob(1000000000)), checksum INTEGER)"), "other tables"),
-}  # fmt: skip
+    "a generated column": (
+        _sql(
+            "DROP TABLE answers",
+            "CREATE TABLE answers (key BLOB, content BLOB AS (zeroblob(1000000000)), checksum INTEGER)",
+        ),
+        "other tables",
+    ),
+}
 
 
 @pytest.mark.parametrize(("change", "says"), KEPT.values(), ids=KEPT.keys())

@@ -107,8 +107,12 @@ def test_a_million_classes_are_no_reason_to_take_memory(tmp_path: Path) -> None:
         wire.read_facts({"classes": ["a"] * 1_000_000})
     names = ('{"classes": [' + ",".join('""' for _ in range(100_000)) + "]}").encode()
     split = load("digits").test.subset(torch.arange(8))
-    with serve(lambda s: Answers(torch.zeros(len(s), 1).long(), torch.ones(len(s), 1)), classes=["a"],
-               opening=[names], faults=[b" " * (wire.LARGEST + 2)] * 3) as url:  # fmt: skip
+    with serve(
+        lambda s: Answers(torch.zeros(len(s), 1).long(), torch.ones(len(s), 1)),
+        classes=["a"],
+        opening=[names],
+        faults=[b" " * (wire.LARGEST + 2)] * 3,
+    ) as url:
         box = Http(url, cache=tmp_path, wait=0.0)
         with pytest.raises(UserError, match=f"more than {wire.LARGEST:,} bytes"):
             box.predict(split)
@@ -130,8 +134,9 @@ def test_over_tls_straight_and_through_a_tunnel(monkeypatch: pytest.MonkeyPatch,
     words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
     subprocess.run(
         ["openssl", *words.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     body = b'{"classes": ["a"], "top": 1}'

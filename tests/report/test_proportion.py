@@ -65,8 +65,11 @@ def test_one_mistake_in_fifty_is_pale() -> None:
     def strongest(share: float) -> float:
         values = [[100 - share, share], [0, 100]]
         drawn = str(heatmap("ab", "ab", values, label="x", diagonal=False, full=figures.FULL))
-        return max(float(v) for k, v in re.findall(r'class="(cell[ \w]*)"[^>]*fill-opacity="([\d.]+)"', drawn) if
-                   "muted" not in k)  # fmt: skip
+        return max(
+            float(v)
+            for k, v in re.findall(r'class="(cell[ \w]*)"[^>]*fill-opacity="([\d.]+)"', drawn)
+            if "muted" not in k
+        )
 
     assert strongest(2) < 0.2 and strongest(25) == 1 and strongest(50) == 1
 

@@ -20,7 +20,7 @@ ARMS = {  # accuracies of the seeds, and the size of what a run made
 
 
 def leave(place: Path, name: str, seeds: list[float], parameters: int, **more: Any) -> Path:
-    """What a run leaves, as far as it is compared."""
+    """Leave what a run leaves, as far as it is compared."""
     row = {"accuracy": seeds, "parameters": parameters, "macs": 10 * parameters, "latency": 1e-3, "memory": 1e6}
     teacher = {**row, "name": "big", "role": "teacher", "accuracy": [0.97], "parameters": 900_000, "macs": 9_000_000}
     result = {

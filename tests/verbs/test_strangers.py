@@ -175,10 +175,16 @@ def test_the_query_of_an_address_is_sent_and_stays_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {
-        "method": "dine", "data": tiny_data(), "cache": tmp_path / "cache", "student": "zoo:convnet_small",
-        "epochs_tune": 1, "bottleneck": {"width": 16, "backbone_rate": 1.0}, "control": False,
-        "recipe": {"epochs": 1, "batch_size": 64}, "out": tmp_path / "run",
-    }  # fmt: skip
+        "method": "dine",
+        "data": tiny_data(),
+        "cache": tmp_path / "cache",
+        "student": "zoo:convnet_small",
+        "epochs_tune": 1,
+        "bottleneck": {"width": 16, "backbone_rate": 1.0},
+        "control": False,
+        "recipe": {"epochs": 1, "batch_size": 64},
+        "out": tmp_path / "run",
+    }
     headers: list[str] = []
     with serve(fitted("api", 7), opening=[None, lambda handler: headers.append(handler.headers["X-Key"])]) as url:
         monkeypatch.setenv(KEYS, f"{url.split('/')[2]} X-Key: SESAME")
@@ -310,9 +316,16 @@ def test_a_model_whose_names_are_commands_is_refused(
     assert said.count("\n") == 1 and said[:-1].isprintable() and "control character" in said
 
 
-@pytest.mark.parametrize("words", [["distill", f"--teacher={ESCAPE}x", "--student=zoo:convnet_small"], [ESCAPE],
-                                   ["evaluate", TEACHER, f"--data={ESCAPE}"], ["evaluate", TEACHER, f"--{ESCAPE}=1"],
-                                   ["methods", ESCAPE]])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["distill", f"--teacher={ESCAPE}x", "--student=zoo:convnet_small"],
+        [ESCAPE],
+        ["evaluate", TEACHER, f"--data={ESCAPE}"],
+        ["evaluate", TEACHER, f"--{ESCAPE}=1"],
+        ["methods", ESCAPE],
+    ],
+)
 def test_what_is_told_of_a_mistake_has_no_power(
     words: list[str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,14 +363,30 @@ def test_a_table_of_predictions_holds_no_formula() -> None:
 def test_a_card_shows_markup_and_does_not_obey_it() -> None:
     evil = "<script>x</script>[a](javascript:b)|\x1b[2J"
     node = {
-        "name": evil, "digest": "", "verb": evil, "method": evil, "config": {}, "versions": {"torch": evil},
-        "metrics": {}, "licence": {"id": evil, "why": evil, "obligations": [evil]}, "date": "", "role": "",
+        "name": evil,
+        "digest": "",
+        "verb": evil,
+        "method": evil,
+        "config": {},
+        "versions": {"torch": evil},
+        "metrics": {},
+        "licence": {"id": evil, "why": evil, "obligations": [evil]},
+        "date": "",
+        "role": "",
         "parents": [],
         "data": {"name": evil, "licence": evil},
-    }  # fmt: skip
+    }
     rows = [{"name": evil, "accuracy": [0.5], "parameters": 1}]
-    result = {"sentence": evil, "rows": rows, "data": {"name": evil}, "figure": evil, "paper": evil, "title": evil,
-              "command": evil, "notes": [evil]}  # fmt: skip
+    result = {
+        "sentence": evil,
+        "rows": rows,
+        "data": {"name": evil},
+        "figure": evil,
+        "paper": evil,
+        "title": evil,
+        "command": evil,
+        "notes": [evil],
+    }
     _, header, body = model_card(node, result).split("---\n", 2)
     outside = "".join(body.split("```")[::2])
     assert "<script" not in outside and "[a]" not in outside.replace(r"\[a\]", "")

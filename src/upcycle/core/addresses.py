@@ -54,7 +54,7 @@ def key_header(url: str) -> dict[str, str]:
 
 
 def hidden(said: str, url: str) -> str:
-    """What an endpoint says, without the secrets that it was sent: many repeat what they refuse."""
+    """Take out of what an endpoint says the secrets that it was sent: many repeat what they refuse."""
     query = urllib.parse.urlsplit(url).query
     values = [value for _, value in urllib.parse.parse_qsl(query)]
     keys = [part for value in key_header(url).values() for part in (value, value.rpartition(" ")[2])]

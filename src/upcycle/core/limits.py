@@ -77,9 +77,18 @@ def require_classes(largest: int, samples: int, where: str) -> None:
 
 
 _MAKERS = (
-    torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace,
-    torch.eye, torch.randperm, torch.empty_strided,
-)  # fmt: skip
+    torch.empty,
+    torch.zeros,
+    torch.ones,
+    torch.full,
+    torch.rand,
+    torch.randn,
+    torch.arange,
+    torch.linspace,
+    torch.eye,
+    torch.randperm,
+    torch.empty_strided,
+)
 
 
 class Allocations(TorchFunctionMode):

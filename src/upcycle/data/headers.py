@@ -7,7 +7,6 @@ is named when the image is asked for.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 from collections import Counter
@@ -37,7 +36,7 @@ from upcycle.data.pixels import (
     sides_of,
     white_of,
 )
-from upcycle.data.shares import READ_FIRST, of_digests
+from upcycle.data.shares import READ_FIRST, as_table, digest, of_digests
 
 CHUNK = 256  # images in memory at a time, encoded
 
@@ -170,16 +169,15 @@ def look(contents: Iterable[Content], where: Callable[[int], str]) -> Headers:
     """
     source, headers, digests, total = Encoded(where), [], [], 0
     iterator = iter(contents)
-    with ThreadPoolExecutor(min(8, usual_workers())) as pool:
+    with ThreadPoolExecutor(usual_workers()) as pool:
         while chunk := list(itertools.islice(iterator, CHUNK)):
             for content in chunk:
                 source.add(content)
-            for header, digest, size in pool.map(_read if total <= READ_FIRST else _glance, chunk):
+            for header, found, size in pool.map(_read if total <= READ_FIRST else _glance, chunk):
                 headers.append(header)
-                digests.append(digest)
+                digests.append(found)
                 total += size
-    table = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, 16)
-    return Headers(source, headers, table, total <= READ_FIRST)
+    return Headers(source, headers, as_table(digests), total <= READ_FIRST)
 
 
 def _read(content: Content) -> tuple[Header | str, bytes, int]:
@@ -187,8 +185,8 @@ def _read(content: Content) -> tuple[Header | str, bytes, int]:
     try:
         data = bytes_of(content) if isinstance(content, Path) else content
     except OSError as error:
-        return problem_of(error), _digest(b""), 0
-    return _header(data), _digest(data), len(data)
+        return problem_of(error), digest(b""), 0
+    return _header(data), digest(data), len(data)
 
 
 def _glance(content: Content) -> tuple[Header | str, bytes, int]:
@@ -198,13 +196,9 @@ def _glance(content: Content) -> tuple[Header | str, bytes, int]:
     try:
         about = content.stat()
     except OSError as error:
-        return problem_of(error), _digest(b""), 0
+        return problem_of(error), digest(b""), 0
     name = f"{content.name} {about.st_size} {about.st_mtime_ns}"
-    return _header(content), _digest(os.fsencode(name)), about.st_size
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return _header(content), digest(os.fsencode(name)), about.st_size
 
 
 def _header(content: Content) -> Header | str:

@@ -23,8 +23,10 @@ def joined(sets: Sequence[Images]) -> Images:
     for other in sets[1:]:
         if other.shape != first.shape:
             ours, theirs = (" x ".join(map(str, s.shape)) for s in (first, other))
-            raise UserError(f"{first.name} has images of {ours} (channels, height, width) and {other.name} of "
-                            f"{theirs}; --size brings images to one size.")  # fmt: skip
+            raise UserError(
+                f"{first.name} has images of {ours} (channels, height, width) and {other.name} of "
+                f"{theirs}; --size brings images to one size."
+            )
     classes = [name for s in sets for name in s.classes]
     twice = next((name for name in classes if classes.count(name) > 1), None)
     require(twice is None, f"The class '{twice}' is in two of the sets that are to be joined; leave it out of one.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from upcycle.data.collection import listed
 from upcycle.data.decode import cores, problem_of, readable
 from upcycle.data.memory import require_memory
 from upcycle.data.pixels import Form
+from upcycle.data.shares import digests_of
 
 AHEAD = 2
 """Batches that are read ahead of the one that is asked for."""
@@ -44,7 +44,7 @@ class Source(Protocol):
     """Images where they come from; any thread may ask for any of them."""
 
     def where(self, i: int) -> str:
-        """What to call image i in an error."""
+        """Give what errors call image i."""
         ...
 
     def decode(self, i: int, form: Form, draws: np.ndarray | None) -> np.ndarray:
@@ -181,12 +181,6 @@ def concatenated(images: Sequence[Tensor | OnDisk]) -> Tensor | OnDisk:
     return replace(first, sources=tuple(sources), places=torch.cat(places), digests=torch.cat(digests))
 
 
-def digests_of(contents: Iterable[bytes]) -> Tensor:
-    """The digest of each content, uint8 (n, 16): BLAKE2b."""
-    found = b"".join(hashlib.blake2b(content, digest_size=16).digest() for content in contents)
-    return torch.frombuffer(bytearray(found), dtype=torch.uint8).view(-1, 16)
-
-
 def usual_workers() -> int:
     """Threads that decode where it is not said: one a processor, 8 at most, shared among processes of one machine."""
     beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
@@ -267,7 +261,7 @@ class _Piece:
 
 
 class _Plan:
-    """What will be asked for, and the first pieces of it on their way."""
+    """Images that will be asked for, and the first pieces of them on their way."""
 
     def __init__(self, images: OnDisk, asked: Iterable[Asked]) -> None:
         self._images, self._asked = images, iter(asked)

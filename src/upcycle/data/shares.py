@@ -26,7 +26,22 @@ READ_FIRST = 2**35
 
 def of_contents(contents: Iterable[bytes | Path]) -> Tensor:
     """Two numbers in [0, 1) for each image, float64 (n, 2), from its bytes or its file's: BLAKE2b, 64 bits each."""
-    return _numbers(hashlib.blake2b(_content(content), digest_size=16).digest() for content in contents)
+    return _numbers(digest(_content(content)) for content in contents)
+
+
+def digest(content: bytes) -> bytes:
+    """The digest of an image's bytes, of 16: BLAKE2b."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def digests_of(contents: Iterable[bytes]) -> Tensor:
+    """The digest of each content, uint8 (n, 16)."""
+    return as_table(map(digest, contents))
+
+
+def as_table(digests: Iterable[bytes]) -> Tensor:
+    """Digests as uint8 (n, 16)."""
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, 16)
 
 
 def of_digests(digests: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,7 +22,7 @@ from upcycle.data.memory import require_memory, within_share
 from upcycle.data.on_disk import OnDisk, usual_workers
 from upcycle.data.parts import ALIASES, Keeping, Part, assemble, split_of
 from upcycle.data.pixels import Form, Pixels, brightest, fit, pixels_of, white_of
-from upcycle.data.shares import of_contents, of_digests
+from upcycle.data.shares import as_table, digest, of_contents, of_digests
 from upcycle.data.tables import Wanted
 
 LOOKS = 8  # samples that are read twice, to see whether a transform is random
@@ -217,7 +216,7 @@ def _on_disk(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
     for i in range(len(dataset)):
         try:
             image, label = pair(dataset[i])
-            digests.append(hashlib.blake2b(_bytes(image), digest_size=16).digest())
+            digests.append(digest(_bytes(image)))
             if isinstance(image, Image.Image) and (largest := brightest(image)):
                 samples.white[i] = largest
             found, changed = _pixels(image, form.white(form.reading.white or WHITE))
@@ -229,7 +228,7 @@ def _on_disk(dataset: Any, split: str, form: Form, pair: _Pair) -> Part:
             problems.append(f"sample {i} ({error})")
     _refuse(problems, split)
     require(bool(labels), f"The {split} data set is empty.")
-    samples.digests = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, 16)
+    samples.digests = as_table(digests)
     samples.shares = of_digests(samples.digests)
     numbers = samples.shares
 

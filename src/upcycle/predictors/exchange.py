@@ -66,15 +66,16 @@ def exchange(url: str, body: bytes | None, timeout: float, limit: int) -> Any:
         headers["Content-Type"] = "application/json"
     request, clock = urllib.request.Request(url, body, headers), Clock(timeout)
     try:
-        with urllib.request.build_opener(_Stay, _Http(clock), _Https(clock)).open(request) as response:
+        with urllib.request.build_opener(_Stay, _Timed(clock)).open(request) as response:
             content = _content(response, limit)
     except urllib.error.HTTPError as error:
         with error:
             raise _status(error) from None
     except urllib.error.URLError as error:  # before the request was out as a whole
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise Fault(f"has a certificate that cannot be trusted ({text(error.reason)})", billed=False,
-                        final=True) from None  # fmt: skip
+            raise Fault(
+                f"has a certificate that cannot be trusted ({text(error.reason)})", billed=False, final=True
+            ) from None
         late = isinstance(error.reason, TimeoutError)
         how = f"within {timeout:g} seconds" if late else f"({text(error.reason)})"
         raise Fault(f"cannot be reached {how}", billed=False) from None
@@ -260,19 +261,13 @@ class _Encrypted(_Connection):
         self.sock.encrypt(ssl.create_default_context(), self._tunnel_host or self.host)  # type: ignore[attr-defined]
 
 
-class _Http(urllib.request.HTTPHandler):
+class _Timed(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
 
     def http_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(partial(_Connection, clock=self.clock), request)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.clock = clock
 
     def https_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(partial(_Encrypted, clock=self.clock), request)

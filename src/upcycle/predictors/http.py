@@ -225,7 +225,7 @@ class Http:
         )
 
     def _repeated(self, once: Callable[[], T], left: Sequence[bytes] = (), *, asked: bool = True) -> T:
-        """What ``once`` gives, after as many tries as it takes or is allowed.
+        """Give what ``once`` gives, after as many tries as it takes or is allowed.
 
         Args:
             left: images that are still to ask.

@@ -1,4 +1,4 @@
-"""What goes over the wire to an endpoint and comes back, checked: images, names of classes, answers.
+"""Images to an endpoint, and names of classes and answers that come back, checked.
 
 Answers that were kept on disk go through the same checks: a file may be a stranger's, or of another time.
 """
@@ -30,7 +30,7 @@ PAIR = 64  # bytes of [class index, probability], with every digit that a float 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said of one image.
+    """The answer to one image.
 
     Args:
         classes: int32 (t,), the most probable first.
@@ -54,7 +54,7 @@ def as_bytes(split: ImageSplit) -> np.ndarray:
 
 
 def as_keys(split: ImageSplit) -> tuple[list[bytes], dict[bytes, np.ndarray]]:
-    """What answers are kept under, for each image; and the pixels of each different one."""
+    """Keys that answers are kept under, one for each image; and the pixels of each different one."""
     pixels = as_bytes(split)
     keys = [hashlib.sha256(f"{p.shape}".encode() + p.tobytes()).digest() for p in pixels]
     return keys, dict(zip(keys, pixels, strict=True))

@@ -88,7 +88,7 @@ class Outcome(TypedDict, total=False):
 
 
 def read_result(run_directory: Path) -> dict[str, Any]:
-    """What a finished run measured, as its directory holds it.
+    """Read what a finished run measured, as its directory holds it.
 
     Raises:
         UserError: it is missing, damaged or of another format.

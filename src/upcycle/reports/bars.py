@@ -12,7 +12,7 @@ from upcycle.reports import svg
 from upcycle.reports.svg import WIDTH, Piece, number, percent, ticks
 
 SHORTEST = 0.1
-"""What an axis spans at least: of the largest value, and of shares."""
+"""The least that an axis spans: of the largest value, and of shares."""
 
 
 @dataclass(frozen=True)

@@ -348,11 +348,15 @@ def pooled(bins: list[Bin], least: int = FEW) -> list[Bin]:
     if len(groups) > 1 and sum(n for *_, n in groups[-1]) < least:
         last = groups.pop()
         groups[-1] += last
-    found = []
-    for group in groups:
-        n = sum(count for *_, count in group)
-        found.append((sum(c * m for c, _, m in group) / n, sum(a * m for _, a, m in group) / n, n))
-    return [group[0] if len(group) == 1 else one for group, one in zip(groups, found, strict=True)]
+    return [_mean(group) for group in groups]
+
+
+def _mean(group: list[Bin]) -> Bin:
+    """Bins as one."""
+    if len(group) == 1:
+        return group[0]
+    n = sum(count for *_, count in group)
+    return sum(c * m for c, _, m in group) / n, sum(a * m for _, a, m in group) / n, n
 
 
 def is_number(value: Any) -> bool:

@@ -73,10 +73,11 @@ def _over(cost: str, group: Group) -> Figure | None:
     if len(found) < 2:
         return None
     best = [
-        not any((c <= own and e.accuracy > entry.accuracy) or (c < own and e.accuracy == entry.accuracy)
-                for e, c in found)
+        not any(
+            (c <= own and e.accuracy > entry.accuracy) or (c < own and e.accuracy == entry.accuracy) for e, c in found
+        )
         for entry, own in found
-    ]  # fmt: skip
+    ]
     points = [
         Point(
             entry.name,

@@ -34,7 +34,7 @@ class Result:
         return self.directory / "report.html"
 
     def record(self) -> dict[str, Any]:
-        """What came out, as JSON data."""
+        """Give what came out, as JSON data."""
         return {
             "directory": str(self.directory),
             "model": str(self.directory / "model"),

@@ -20,6 +20,7 @@ from upcycle.surgery.places import words
 from upcycle.surgery.signals import Signal
 from upcycle.verbs.naming import Naming, Reference, options_as
 from upcycle.verbs.networks import network
+from upcycle.verbs.options import tell
 
 KINDS: dict[Kind, str] = {"map": "maps", "square": "tokens on a square", "tokens": "tokens"}
 
@@ -39,6 +40,14 @@ def blocks(
         UserError: no such block, a shape of other than three numbers, or see
             :func:`upcycle.core.references.resolve`.
     """
+    found = _network(name, shape, model, naming)
+    if found is not None:
+        return places_list(found, BLOCKS[name] if name else None)
+    return page(BLOCKS[name], shape) if name else blocks_list(shape)
+
+
+def _network(name: str, shape: tuple[int, ...], model: Reference | None, naming: dict[str, Any]) -> Model | None:
+    """The network whose places are asked for, if one is; errors as :func:`blocks`."""
     said = options_as(Naming, "blocks", naming)
     if name and name not in BLOCKS:
         raise unknown("block", name, BLOCKS)
@@ -46,11 +55,9 @@ def blocks(
         len(shape) == 3 and all(n > 0 for n in shape),
         f"shape must be channels, height and width, three positive numbers, not {','.join(map(str, shape))}.",
     )
-    if model is not None:
-        if isinstance(model, str):
-            references.check_reference(model)
-        return places_list(network(model, said), BLOCKS[name] if name else None)
-    return page(BLOCKS[name], shape) if name else blocks_list(shape)
+    if isinstance(model, str):
+        references.check_reference(model)
+    return None if model is None else network(model, said)
 
 
 def command(
@@ -69,15 +76,13 @@ def command(
         json: print JSON.
         naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
     """
-    text = blocks(name, shape=shape, model=model, **naming)  # which also refuses what cannot be
     if not json:
-        print(text)
+        tell(blocks(name, shape=shape, model=model, **naming))
         return 0
-    wanted = BLOCKS[name] if name else None
-    if model is not None:
+    found, wanted = _network(name, shape, model, naming), BLOCKS[name] if name else None
+    if found is not None:
         keys = ("module", "kind", "gives")
-        found = places(network(model, options_as(Naming, "blocks", naming)), wanted)
-        print(dumps([dict(zip(keys, row, strict=True)) for row in found]))
+        print(dumps([dict(zip(keys, row, strict=True)) for row in places(found, wanted)]))
     else:
         print(dumps([_as_data(block, shape) for block in BLOCKS.values() if wanted in (None, block)]))
     return 0

@@ -76,11 +76,11 @@ class Board:
 
     @property
     def title(self) -> str:
-        """What the networks were measured on."""
+        """Name what the networks were measured on."""
         return f"{self.figure} on {self.data}" + (f", {self.test:,} samples" if self.test else "")
 
     def sentence(self) -> str:
-        """What came out, and how far it can be trusted."""
+        """Say what came out, and how far it can be trusted."""
         measured = [line for line in self.lines if line.accuracy]
         if not measured:
             return f"Nothing was measured on {self.data}."
@@ -99,7 +99,7 @@ class Board:
         return f"{text}, {verdict} than two standard errors of the difference."
 
     def notes(self) -> list[str]:
-        """What a reader must know."""
+        """List what a reader must know."""
         cpus = list(dict.fromkeys(line.cpu for line in (*self.lines, *self.given) if line.cpu and line.latency))
         told = f"Latencies come from different machines and are not comparable: {', '.join(cpus)}."
         return [told] if len(cpus) > 1 else []
@@ -168,8 +168,11 @@ class Leaderboard:
                 for row in (heads, *rows)
             ]
             notes = [f"note     {note}" for note in board.notes()]
-            parts.append("\n".join([board.title, "", lines[0], "─" * max(map(len, lines)), *lines[1:], "",
-                                    board.sentence(), *notes]))  # fmt: skip
+            parts.append(
+                "\n".join(
+                    [board.title, "", lines[0], "─" * max(map(len, lines)), *lines[1:], "", board.sentence(), *notes]
+                )
+            )
         if len(self.boards) > 1:
             parts.append("Runs that were measured on different data are not compared with each other.")
         return "\n\n".join([*parts, *([f"Page: {self.file}"] if self.file is not None else [])])
@@ -227,8 +230,8 @@ def compare(
     found = [*dict.fromkeys(_directories([runs] if isinstance(runs, str | Path) else runs))]
     require(bool(found), "There is nothing to compare: name finished runs, or a folder of them.")
     boards: dict[tuple[str, int, str], Board] = {}
-    for directory in found:
-        _enter(boards, directory, _names(found)[directory])
+    for directory, name in _names(found).items():
+        _enter(boards, directory, name)
     for board in boards.values():
         board.lines.sort(key=lambda line: -line.mean)
         board.given.sort(key=lambda line: -line.mean)
@@ -252,7 +255,7 @@ def _directories(runs: Iterable[Path | str]) -> Iterable[Path]:
 
 
 def _names(runs: Sequence[Path]) -> dict[Path, str]:
-    """What each run is called: its directory's own name, or its whole path where two have the same."""
+    """Names of the runs: those of their directories, or whole paths where two have the same."""
     own = [run.resolve().name for run in runs]
     return {run: readable(name if own.count(name) == 1 else str(run)) for run, name in zip(runs, own, strict=True)}
 

@@ -64,7 +64,7 @@ class Diagnosed:
     inside: Diagnosis | None
 
     def record(self) -> dict[str, Any]:
-        """What was found, as JSON data."""
+        """Give what was found, as JSON data."""
         return {"report": str(self.report), "sentence": self.sentence, "evaluation": vars(self.evaluation)}
 
 

@@ -27,25 +27,34 @@ def channels(d: Diagnosis) -> dict[str, Any]:
     """A picture of the channels that speak for each class."""
     order = channel_order(d.scores)
     return {
-        "kind": "map", "title": f"Channels that speak for each class ({d.layer.name if d.layer else ''})",
+        "kind": "map",
+        "title": f"Channels that speak for each class ({d.layer.name if d.layer else ''})",
         "caption": "Gradient of each class's logit with respect to each channel, summed over the images that are "
-                   "recognised most surely; every row from 0 to 1. Channels in the order of their loudest class.",
-        "rows": list(d.classes), "columns": [str(ch) for ch in order.tolist()], "values": d.scores[:, order].tolist(),
-        "x": f"{len(order)} channels", "y": "class",
-    }  # fmt: skip
+        "recognised most surely; every row from 0 to 1. Channels in the order of their loudest class.",
+        "rows": list(d.classes),
+        "columns": [str(ch) for ch in order.tolist()],
+        "values": d.scores[:, order].tolist(),
+        "x": f"{len(order)} channels",
+        "y": "class",
+    }
 
 
 def shares(d: Diagnosis, command: str) -> dict[str, Any]:
     """A picture of how much of a class rests on channels of its own; ``command`` would mend it."""
     return {
-        "kind": "heatmap", "title": "Own and foreign channels", "digits": 2,
+        "kind": "heatmap",
+        "title": "Own and foreign channels",
+        "digits": 2,
         "caption": "Of what speaks for the true class, the share in that class's own channels; and of what speaks for "
-                   "its strongest rival, the share in the rival's channels. High and low would be ideal.",
-        "rows": list(d.classes), "columns": ["own", "rival's"],
-        "values": [[a if a is not None else float("nan"), b if b is not None else float("nan")]
-                   for a, b in zip(d.concentration, d.wrong, strict=True)],
+        "its strongest rival, the share in the rival's channels. High and low would be ideal.",
+        "rows": list(d.classes),
+        "columns": ["own", "rival's"],
+        "values": [
+            [a if a is not None else float("nan"), b if b is not None else float("nan")]
+            for a, b in zip(d.concentration, d.wrong, strict=True)
+        ],
         "notes": _advice(d, command),
-    }  # fmt: skip
+    }
 
 
 # -- words --------------------------------------------------------------------------------------------------------
@@ -163,7 +172,7 @@ def _listed(classes: Sequence[str]) -> str:
 
 
 def _advice(d: Diagnosis, command: str) -> list[str]:
-    """What a treatment would change, in words, and how to ask for it."""
+    """Say what a treatment would change, and how to ask for it."""
     pairs = [f"'{a}' and '{b}' ({j:.0%})" for a, b, j in d.shared[:NAMED]]
     notes = [f"Classes that share most channels: {', '.join(pairs)}."] if pairs else []
     weak = sorted((s, name) for name, s in zip(d.classes, d.concentration, strict=True) if s is not None)[:3]

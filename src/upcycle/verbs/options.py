@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 
@@ -29,9 +29,9 @@ from upcycle.verbs.naming import Naming, Sight
 Say = Callable[[str], None]
 
 
-def tell(text: str) -> None:
+def tell(text: str, file: TextIO | None = None) -> None:
     """Print a sentence, or several lines, in which names that others wrote are text alone."""
-    print(printable(text, keep="\n"))
+    print(printable(text, keep="\n"), file=file)
 
 
 @dataclass(kw_only=True)

@@ -275,7 +275,7 @@ def command(
     """
     if out is None and not quick:
         out = Path("runs") / f"prove-{method.lower()}.json"
-    say = partial(print, file=sys.stderr) if json else tell
+    say = partial(tell, file=sys.stderr) if json else tell
     asked = {"seeds": seeds, "quick": quick, "out": out, "resume": resume, "overwrite": overwrite, "workers": workers}
     proof = prove(method, say=say, **asked)  # type: ignore[arg-type]  # whose types are those above
     if json:

@@ -110,7 +110,9 @@ def _simulated(
         left = u[-1] * (1 - s[-1]) if reset == "zero" else u[-1] - theta * s[-1]
         now = torch.add(I, left, alpha=decay)
         s.append(_above(now, theta))
-        u = [*u, now] if keep else [now]
+        if not keep:
+            u.clear()
+        u.append(now)
     return torch.cat(s), u
 
 
