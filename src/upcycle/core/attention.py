@@ -26,6 +26,7 @@ from upcycle.core.errors import UserError
 from upcycle.core.frozen import Frozen
 from upcycle.core.models import Model
 from upcycle.core.taps import Call, Taps, observed
+from upcycle.core.tokens import alike
 
 PROJECTIONS = (("qkv",), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
 """The names of the layers that give queries, keys and values: one layer for all, or one for each."""
@@ -166,7 +167,8 @@ def self_attentions(model: Model) -> list[SelfAttention]:
         if isinstance(modules[name], nn.MultiheadAttention) and not plain:  # of other tokens, or of some of them
             continue
         n = qkv.q.shape[2]
-        beside.setdefault(n, _alike(qkv.q))  # where they first occur, before any token has seen another
+        # Where they first occur, before any token has seen another.
+        beside.setdefault(n, alike(qkv.q.transpose(1, 2).flatten(2)))
         found.append(
             (
                 place[layers[-1]],
@@ -226,10 +228,3 @@ def _is_plain(module: nn.Module, qkv: Heads, calls: Sequence[Call]) -> bool:
 def _close(a: Tensor, b: Tensor) -> bool:
     scale = float(b.abs().max())
     return math.isfinite(scale) and float((a - b).abs().max()) <= CLOSE * scale
-
-
-def _alike(q: Float[Tensor, "2 h n d"]) -> tuple[int, ...]:
-    """The tokens that are the same for two images, if they are fewer than half: those know nothing of an image."""
-    a, b = q.transpose(1, 2).flatten(2)
-    rows = ((a - b).abs().amax(1) <= 1e-6 * a.abs().amax(1)).nonzero().flatten().tolist()
-    return tuple(rows) if 2 * len(rows) < len(a) else ()

@@ -72,6 +72,13 @@ def blocks_of(model: Model) -> Blocks:
     )
 
 
+def alike(tokens: Float[Tensor, "2 n d"]) -> tuple[int, ...]:
+    """The tokens that are the same for two images, if they are fewer than half: those know nothing of an image."""
+    a, b = tokens
+    rows = ((a - b).abs().amax(1) <= 1e-6 * a.abs().amax(1)).nonzero().flatten().tolist()
+    return tuple(rows) if 2 * len(rows) < len(a) else ()
+
+
 def last_of(model: Model, blocks: Blocks) -> str:
     """Name the module that gives the tokens as they are used: the LayerNorm behind the blocks, or the last of them.
 
