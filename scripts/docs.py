@@ -23,12 +23,12 @@ from scripts import long_tail_figures, pages
 from scripts.benchmark_table import benchmark_table
 from scripts.matrix import matrix
 from scripts.tables import figures_table, number, percent, provenance, table, words
-from upcycle import described, help
+from upcycle import described
 from upcycle.claims import all_claims, find
 from upcycle.claims.found import FILE as FOUND
 from upcycle.claims.found import found as shipped
 from upcycle.claims.found import short
-from upcycle.commands import SUMMARY
+from upcycle.commands import SUMMARY, TABLE
 from upcycle.core.ingredients import INGREDIENTS
 from upcycle.core.licences import TERMS
 from upcycle.core.method import Method
@@ -37,7 +37,8 @@ from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_, duration, si
 from upcycle.verbs.method_page import page
 from upcycle.verbs.methods import all_methods, why_not
-from upcycle.zoo import ENTRIES, SHIPPED
+from upcycle.zoo import ENTRIES
+from upcycle.zoo.published import PUBLISHED, SHIPPED
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -303,7 +304,7 @@ def claims() -> str:
 def files() -> dict[Path, str]:
     """Give what is generated whole, by file: the verdicts and the options that the package ships, and the plots."""
     options = json.dumps(described.table(), indent=1, ensure_ascii=False) + "\n"
-    return {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", help.TABLE: options, **plots()}
+    return {FOUND: json.dumps(verdicts(), indent=1, ensure_ascii=False) + "\n", TABLE: options, **plots()}
 
 
 def plots() -> dict[Path, str]:
@@ -405,7 +406,8 @@ def zoo() -> str:
         cost, trained = count(model.module, model.input_shape), entry.trained
         there = trained is not None and (SHIPPED / f"{trained.file or name}.safetensors").is_file()
         ours = "in the package" if there else "made by a script"
-        origin = "no" if trained is None else ours if trained.origin is None else "`$UPCYCLE_DATA/weights`"
+        others = "fetched, or in `$UPCYCLE_DATA/weights`" if name in PUBLISHED else "`$UPCYCLE_DATA/weights`"
+        origin = "no" if trained is None else ours if trained.origin is None else others
         rows.append((f"`zoo:{name}`", " x ".join(map(str, entry.shape)), si(cost.parameters), si(cost.macs), origin,
                      trained.licence if trained else ""))  # fmt: skip
     headings = ("reference", "input", "parameters", "multiply-adds", "trained weights", "their licence")

@@ -20,7 +20,7 @@ import upcycle
 from upcycle.core import store
 from upcycle.core.recipe import Recipe
 from upcycle.data import Images, load
-from upcycle.zoo import SHIPPED
+from upcycle.zoo.published import SHIPPED
 
 # The augmentation repeats after 8 epochs, so that the teacher, which costs as much as a student, is asked no oftener.
 VIEWS = 8

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
 from upcycle.core.errors import UserError, unknown
 from upcycle.core.synonyms import folded, same_name
 
@@ -26,13 +31,15 @@ SUMMARY = {
     "lineage": "draw the family tree of a saved model",
     "export": "write a model as ONNX or torch.export, both sides compared",
     "doctor": "what this installation can and cannot do",
+    "completion": "a script with which bash or zsh completes these commands",
 }
 
 KINDS = {
     "Make a model": ("distill", "adapt", "extend", "treat", "disassemble", "assemble", "reassemble"),
-    "Choose what to do": ("advise", "methods", "blocks", "prove", "doctor"),
+    "Choose what to do": ("advise", "methods", "blocks", "prove"),
     "Look into a model": ("evaluate", "compare", "diagnose", "explain"),
     "Use and share it": ("predict", "export", "report", "lineage"),
+    "This installation": ("doctor", "completion"),
 }
 """The commands by what they are for."""
 
@@ -132,8 +139,12 @@ EXAMPLES = {
         ("upcycle export runs/mine net.pt2 --format torch", "the same for torch.export"),
     ),
     "doctor": (
-        ("upcycle doctor", "what is installed, and what it allows"),
+        ("upcycle doctor", "what is installed, what it allows, and which data sets and weights are here"),
         ("upcycle doctor --clear_cache", "and throw away the decoded images that are kept"),
+    ),
+    "completion": (
+        ("upcycle completion bash > ~/.local/share/bash-completion/completions/upcycle", "for every bash from now on"),
+        ("source <(upcycle completion bash)", "for this one alone"),
     ),
 }
 """Two commands of each, with what they give."""
@@ -170,9 +181,26 @@ SERVES = {
     **dict.fromkeys(("recommend", "choose", "which", "suggest"), _WHICH),
     **dict.fromkeys(("env", "check", "settings", "collect_env"), "upcycle doctor says what this installation can do"),
     "reproduce": "upcycle prove METHOD runs a method's published claim here",
+    **dict.fromkeys(("completions", "autocomplete"), "upcycle completion bash prints what bash completes with"),
     "version": "upcycle --version says which one this is",
 }
 """Words that people type for a command, and what serves them."""
+
+
+TABLE = Path(__file__).parent / "options.json"
+FILES = {  # options of the parser itself
+    "--config FILE": "a YAML file with any of these options, such as the config.yaml of a run",
+    "--print_config": "print the options as such a file, and stop",
+    "--plugin FILE": "a Python file with methods of your own",
+    "--debug": "show the traceback of an error",
+}
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """All commands, options and methods, as :mod:`upcycle.described` made them of the signatures."""
+    found: dict[str, Any] = json.loads(TABLE.read_text())
+    return found
 
 
 def command_named(word: str) -> str:

@@ -1,6 +1,7 @@
 """Describes every command and its options from the signatures, for help that need not import them.
 
-``scripts/docs.py`` writes the description to ``options.json``, which :mod:`upcycle.help` reads; here torch is imported.
+``scripts/docs.py`` writes the description to ``options.json``, which :func:`upcycle.commands.table` reads; here torch
+is imported.
 """
 
 from __future__ import annotations

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import shutil
 import textwrap
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from upcycle.commands import EXAMPLES, KINDS, SUMMARY
+from upcycle.commands import EXAMPLES, FILES, KINDS, SUMMARY, table
 from upcycle.core.errors import unknown
 from upcycle.core.synonyms import same_name
 from upcycle.verbs import DEFAULT_METHOD
 
-TABLE = Path(__file__).parent / "options.json"
 INGREDIENTS = "sharpness"
 """The first field of the recipe that is none of ordinary training."""
-FILES = {  # options of the parser itself
-    "--config FILE": "a YAML file with any of these options, such as the config.yaml of a run",
-    "--print_config": "print the options as such a file, and stop",
-    "--plugin FILE": "a Python file with methods of your own",
-    "--debug": "show the traceback of an error",
-}
-
-
-@functools.cache
-def table() -> dict[str, Any]:
-    """The description that :mod:`upcycle.described` made of the signatures."""
-    found: dict[str, Any] = json.loads(TABLE.read_text())
-    return found
 
 
 def commands() -> str:

@@ -17,10 +17,11 @@ import torch
 
 from tests.hostile_answers import ENDLESS, FACTS, HEAD, TO_GET, TO_POST, Talk, drip, peer, said
 from tests.predictor_server import serve
+from upcycle.core.clock import Clock
 from upcycle.core.errors import UserError
 from upcycle.data import ImageSplit, load
 from upcycle.predictors import Answers, exchange, wire
-from upcycle.predictors.exchange import Clock, Fault
+from upcycle.predictors.exchange import Fault
 from upcycle.predictors.http import Http
 
 LIMIT = 0.4  # seconds

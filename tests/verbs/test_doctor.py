@@ -16,7 +16,8 @@ from upcycle.core.errors import UserError
 from upcycle.data import cache
 from upcycle.data.sources import NAMED
 from upcycle.verbs import doctor as doctor_module
-from upcycle.verbs.doctor import OPTIONAL, REQUIRED, TORCH, TORCHVISION, Check, Report, doctor
+from upcycle.verbs.doctor import OPTIONAL, REQUIRED, TORCH, TORCHVISION, Report, doctor
+from upcycle.verbs.stock import Check, stock
 
 ROOT = Path(__file__).parents[2]
 NMS = "operator torchvision::nms does not exist"
@@ -155,49 +156,82 @@ def test_version_numbers_compare_as_numbers():
     assert numbers("0.9") < numbers("0.10") and numbers("1.0") == numbers("1")
 
 
-def test_data_unset(monkeypatch):
+@pytest.fixture
+def nothing_here(monkeypatch, tmp_path):
+    """No data, no weights but those of the package, and a cache of one's own."""
     monkeypatch.delenv("UPCYCLE_DATA", raising=False)
-    (check,) = doctor_module._data()
-    assert (check.name, check.status) == ("UPCYCLE_DATA", "absent")
-    assert check.mend.startswith("export UPCYCLE_DATA=")
+    monkeypatch.setenv("UPCYCLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_data_unset(nothing_here):
+    checks = list(stock())
+    assert of(checks, "UPCYCLE_DATA").status == "absent"
+    assert of(checks, "UPCYCLE_DATA").mend.startswith("export UPCYCLE_DATA=")
+    assert of(checks, "data sets").found == "digits"
+    assert of(checks, "zoo").found.endswith(", digits_teacher")
+
+
+def test_what_can_be_fetched_and_how_large_it_is(nothing_here, monkeypatch):
+    pytest.importorskip("torchvision", exc_type=ImportError)
+    checks = list(stock())
+    kept = nothing_here / "cache" / "fetched"
+    assert of(checks, "cifar10").found == f"not here: 170 MB, fetched into {kept / 'cifar10'} when it is first named"
+    assert of(checks, "fashion_mnist_local").found == "not here"
+    assert "cifar10_resnet20 (1.1 MB)" in of(checks, "zoo, to fetch").found
+    assert "cifar10_lenet_captum" in of(checks, "zoo, elsewhere").found
+    assert all(check.status != "broken" for check in checks)
+    (kept / "mnist").mkdir(parents=True)
+    (kept / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"x")
+    (kept / "cifar10_resnet20").mkdir()
+    (kept / "cifar10_resnet20" / "cifar10_resnet20.safetensors").write_bytes(b"x")
+    checks = list(stock())
+    assert of(checks, "data sets").found == "digits, mnist" and "mnist" not in [c.name for c in checks]
+    assert "cifar10_resnet20," in of(checks, "zoo").found and "resnet20 (" not in of(checks, "zoo, to fetch").found
+    monkeypatch.setenv("UPCYCLE_CACHE", "0")
+    assert of(stock(), "cifar10").found == "not here" and "zoo, to fetch" not in [c.name for c in stock()]
 
 
 def test_data_wrong(monkeypatch, tmp_path):
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path / "nowhere"))
-    (check,) = doctor_module._data()
+    check = of(stock(), "UPCYCLE_DATA")
     assert check.status == "broken" and "nowhere does not exist" in check.found and check.mend
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path / "file"))
-    (check,) = doctor_module._data()
+    check = of(stock(), "UPCYCLE_DATA")
     assert check.status == "broken" and "is a file" in check.found
 
 
-def test_data_found_and_not_found(monkeypatch, tmp_path):
+def test_data_found_and_not_found(nothing_here, monkeypatch):
     from safetensors.torch import save_file
 
-    monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path))
-    (tmp_path / "digits" / "mnist").mkdir(parents=True)
-    (tmp_path / "digits" / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"x")
-    (tmp_path / "cifar10").mkdir()  # empty: not found
-    checks = list(doctor_module._data())
+    root = nothing_here / "root"
+    monkeypatch.setenv("UPCYCLE_DATA", str(root))
+    (root / "digits" / "mnist").mkdir(parents=True)
+    (root / "digits" / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"x")
+    (root / "cifar10").mkdir()  # empty: not found
+    checks = list(stock())
     assert of(checks, "data sets").found == "digits, mnist"
     assert of(checks, "cifar10").status == "absent"
-    assert str(tmp_path / "cifar10") in of(checks, "cifar10").mend
-    assert {c.name for c in checks} == {"UPCYCLE_DATA", "data sets", "weights"} | (set(NAMED) - {"mnist"})
+    assert str(root / "cifar10") in of(checks, "cifar10").mend
+    names = {"UPCYCLE_DATA", "data sets", "weights", "zoo", "zoo, to fetch", "zoo, elsewhere"}
+    assert {c.name for c in checks} == names | (set(NAMED) - {"mnist"})
     assert of(checks, "weights").status == "absent"
 
-    (tmp_path / "weights").mkdir()
-    save_file({"w": torch.ones(100)}, tmp_path / "weights" / "net.safetensors")
-    assert of(doctor_module._data(), "weights") == Check("weights", "ok", "net")
-    whole = (tmp_path / "weights" / "net.safetensors").read_bytes()
-    (tmp_path / "weights" / "cut.safetensors").write_bytes(whole[:-8])
-    check = of(doctor_module._data(), "weights")
+    (root / "weights").mkdir()
+    save_file({"w": torch.ones(100)}, root / "weights" / "net.safetensors")
+    assert of(stock(), "weights") == Check("weights", "ok", "net")
+    whole = (root / "weights" / "net.safetensors").read_bytes()
+    (root / "weights" / "cut.safetensors").write_bytes(whole[:-8])
+    check = of(stock(), "weights")
     assert check.status == "broken" and "cut.safetensors" in check.found and "net" not in check.found
 
 
 @pytest.mark.skipif("UPCYCLE_DATA" not in os.environ, reason="UPCYCLE_DATA is not set")
 def test_the_real_data_are_found():
-    checks = list(doctor_module._data())
+    checks = list(stock())
     assert of(checks, "UPCYCLE_DATA").status == "ok"
     assert "cifar10_resnet56" in of(checks, "weights").found
 

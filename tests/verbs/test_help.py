@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.verbs.test_remedies import accepted
-from upcycle import cli, described, help
+from upcycle import cli, commands, described
 from upcycle.arguments import value_of
 from upcycle.commands import EXAMPLES, KINDS, SUMMARY
 from upcycle.verbs.methods import all_methods
@@ -50,7 +50,7 @@ def spent() -> float:
 
 def test_the_table_of_options_is_fresh() -> None:
     """``python -m scripts.docs`` writes it again."""
-    assert json.loads(help.TABLE.read_text()) == described.table()
+    assert json.loads(commands.TABLE.read_text()) == described.table()
 
 
 def test_help_is_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:

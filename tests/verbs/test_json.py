@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[list[str], Any]] = {  # what follows the command, and 
     "lineage": (["run"], "parents"),
     "export": ([TEACHER, "net.pt2", "--format=torch"], "file"),
     "doctor": ([], "checks"),
+    "completion": (["bash"], "script"),
 }
 SLOW = {"prove", "doctor", "export"}
 

@@ -31,6 +31,7 @@ from upcycle.core.models import Model
 from upcycle.core.references import check_reference, resolve
 from upcycle.core.saved import load, save
 from upcycle.measure import cost
+from upcycle.zoo import published
 from upcycle.zoo.densenet import DenseLayer
 from upcycle.zoo.mlperftiny import TinyResNet8
 from upcycle.zoo.mobilenetv2 import InvertedResidual
@@ -249,7 +250,7 @@ def test_our_own_weights_are_found_in_the_package_and_with_the_data(
         *LATER,
     ]
     assert list(RECIPES) == [*SMALL, "wrn40_2", *(name.removeprefix("cifar10_") for name in LATER)]
-    monkeypatch.setattr(zoo, "SHIPPED", tmp_path / "package")
+    monkeypatch.setattr(published, "SHIPPED", tmp_path / "package")
     monkeypatch.setenv("UPCYCLE_DATA", str(tmp_path / "data"))
     name = "cifar10_vgg"
     with pytest.raises(UserError, match=rf"python scripts/train_cifar10_zoo\.py vgg.*data/weights/{name}\.safetensors"):
@@ -268,7 +269,7 @@ def test_our_own_weights_are_found_in_the_package_and_with_the_data(
 def test_the_shipped_teacher_or_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     fresh = resolve("zoo:digits_teacher", pretrained=False)
-    monkeypatch.setattr(zoo, "SHIPPED", tmp_path)
+    monkeypatch.setattr(published, "SHIPPED", tmp_path)
     with pytest.raises(UserError, match="missing from this installation"):
         resolve("zoo:digits_teacher")
     store.save_tensors(tmp_path / "digits_teacher.safetensors", fresh.module.state_dict())
@@ -316,7 +317,7 @@ def test_trained_weights_reach_their_accuracy(name: str, cifar10: Path, tmp_path
 
 @pytest.mark.parametrize("name", [*OURS, *LATER])
 def test_weights_that_are_trained_here_are_what_their_lineage_says(name: str, cifar10: Path) -> None:
-    if not (zoo.SHIPPED / f"{name}.safetensors").is_file():
+    if not (published.SHIPPED / f"{name}.safetensors").is_file():
         pytest.skip(f"{name} is not trained yet")
     model = resolve(f"zoo:{name}")
     lineage = model.lineage

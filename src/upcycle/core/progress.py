@@ -77,7 +77,7 @@ class Progress:
         if epoch == 0 or where != self._where or not self._begun:
             self._where, self._first, self._begun = where, epoch, time.monotonic()
         if self._draws:
-            self._bar = self._bar or _bar(self._share)
+            self._bar = self._bar or bar(self._share)
             self._bar.show(f"{self._where}  {epoch + 1}/{n}".strip(), figures_in_words(self._figures))
 
     def figures(self, values: dict[str, float]) -> None:
@@ -129,8 +129,12 @@ def clock(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _bar(share: Callable[[], float]) -> Any:
-    """The bar; what draws it is imported when it is first seen."""
+def bar(share: Callable[[], float]) -> Any:
+    """A bar; what draws it is imported when it is first seen.
+
+    Args:
+        share: of the whole that is done, from 0 to 1, asked whenever it is drawn.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Drawn
@@ -149,7 +153,7 @@ def _bar(share: Callable[[], float]) -> Any:
                 self.update(task, description=printable(where), figures=printable(figures))
             self.start()
 
-    bar = Bar(
+    drawn = Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
@@ -161,5 +165,5 @@ def _bar(share: Callable[[], float]) -> Any:
         redirect_stderr=False,
         refresh_per_second=5,
     )
-    atexit.register(bar.stop)  # a loop that an exception left shows the cursor again
-    return bar
+    atexit.register(drawn.stop)  # a loop that an exception left shows the cursor again
+    return drawn

@@ -37,7 +37,7 @@ from upcycle.core.frozen import Frozen
 from upcycle.core.guide import frozen_for
 from upcycle.core.interrupt import Interrupted, catching
 from upcycle.core.journal import Journal
-from upcycle.core.log import Log
+from upcycle.core.log import Log, LoggerName
 from upcycle.core.meetings import Meetings
 from upcycle.core.outputs import gives_probabilities
 from upcycle.core.precision import Precision, choose
@@ -68,6 +68,7 @@ class Run:
         compile: compile what is set up with ``torch.compile``; pays for itself in long runs.
         config: what ``config.yaml`` records; a resumed run must bring the same.
         quiet: no progress: no bar on a terminal, and no line an epoch elsewhere.
+        logger: what else gets figures and pictures, see :mod:`upcycle.core.loggers`.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Run:
         compile: bool = False,
         config: dict[str, Any] | None = None,
         quiet: bool = False,
+        logger: LoggerName = "auto",
     ) -> None:
         self.directory = Path(directory) if directory is not None else None
         self.seed, self.compile, self.teacher_precision = seed, compile, teacher_precision
@@ -96,7 +98,7 @@ class Run:
         self.fabric.barrier()
         self.precision: str = self.machine["precision"]
         self.notes, self._auto = self.journal.notes, precision == "auto"
-        self._log = Log(self.journal, quiet or self.rank > 0, lambda: self.progress)
+        self._log = Log(self.journal, quiet or self.rank > 0, lambda: self.progress, logger, config)
         self.left: dict[str, Any] = {}  # see leave
         self.classes: tuple[str, ...] = ()  # names, for pictures; set by Method.begin
         self.interrupt: int | None = None  # the signal that asked for an end
@@ -110,6 +112,7 @@ class Run:
     def begin(self, inputs: Mapping[str, str], code: Mapping[str, str] | None = None) -> None:
         """Record what goes into this run, or compare with what it was begun with; see :meth:`Journal.begin`."""
         self.journal.begin(inputs, code or {})
+        self._log.begin()
         self._stages.seed()  # whatever looking at the inputs drew
 
     # -- stages -------------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ class Run:
         steps: int | None = None,
         save_within: bool | None = None,
     ) -> Iterator[Batch]:
-        """One pass over ``split``: this process' slice of each global batch of ``batch_size``.
+        """One pass over ``split``: this process' slice of each global batch. Outside :meth:`epochs` the outermost loop.
 
         Args:
             split: see :class:`upcycle.core.batches.Split`.
@@ -228,11 +231,8 @@ class Run:
             views: if positive, augmentation repeats after so many passes, so that outputs can be cached.
             steps: so many batches, in as many passes as that takes, each in its own order and with its own
                 augmentation; ``None`` for one pass.
-            save_within: allow save points inside the epoch, between which the loop's position moves :attr:`progress`.
-                If not given, wherever nothing that came before in the epoch's body changed registered state, such as
-                an update, another batch loop or a tensor that was written to, nor took batches of :meth:`others`.
-
-        Outside :meth:`epochs` it is the outermost loop itself.
+            save_within: allow save points inside the epoch, between which :attr:`progress` moves. If not given, where
+                nothing before it in the epoch's body changed registered state or took batches of :meth:`others`.
         """
         stage, outermost = self._stage, not self._stage.looping
         if outermost:
@@ -312,7 +312,7 @@ class Run:
         means = self._stage.means()
         if self.world_size > 1:
             means = {name: self.fabric.all_reduce(mean) for name, mean in means.items()}
-        self.log(**means)
+        self.log(**means, **self._stage.rates())
         self._log.end_epoch(self._stage.epoch + 1, self._stage.length)
         self._meetings.show(self._stage, self.classes, self.picture)
         self._stage.end_epoch()
@@ -411,7 +411,7 @@ class Run:
     # -- what is seen -------------------------------------------------------------------------------------------
 
     def log(self, **values: float | Tensor) -> None:
-        """Record scalars at the current epoch in ``metrics.csv`` and TensorBoard."""
+        """Record scalars at the current epoch, in ``metrics.csv`` and with the logger."""
         found = {name: float(value) for name, value in values.items()}
         self._log.add(self._stages.path, self._stage.epoch, self.updates, found)
 
@@ -434,7 +434,7 @@ class Run:
 
     def picture(self, name: str, data: dict[str, Any]) -> None:
         """Leave a picture for the report: ``kind`` (images, heatmap, lines, bars), ``title``, ``caption``, data."""
-        self._log.picture(name, data)
+        self._log.picture(name, data, self.updates)
 
     def note(self, text: str) -> None:
         """Record a sentence that the person must read; once, however often the run resumes."""

@@ -77,6 +77,11 @@ class Stage:
         """The mean of each value that was tracked over this epoch."""
         return {name: total / n for name, (total, n) in self._tracked.items()}
 
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each optimiser, the highest of its groups; nothing for what has none."""
+        made = [thing for thing in self.state.values() if isinstance(thing, torch.optim.Optimizer)]
+        return {f"lr{i or ''}": max(group["lr"] for group in one.param_groups) for i, one in enumerate(made)}
+
     def end_epoch(self) -> None:
         """End a pass of the outermost loop."""
         self._tracked, self.epoch, self.step = {}, self.epoch + 1, 0

@@ -24,6 +24,7 @@ from typing import IO
 import numpy as np
 
 from upcycle.core.errors import UserError
+from upcycle.core.fetching import place
 from upcycle.core.read import bytes_of
 
 LIMIT = 4 * 2**30
@@ -32,20 +33,6 @@ WORTH = 0.5
 """CPU seconds of decoding above which the pixels are kept."""
 _HEADER = 4096
 _NAME = re.compile(r"[0-9a-f]{64}(\.\d+\.tmp)?")
-
-
-def place() -> Path | None:
-    """The folder of the cache: ``$UPCYCLE_CACHE``, or ``upcycle`` in the user's folder of caches.
-
-    ``None`` where there is none: the variable is empty or 0, or nobody knows the user's home.
-    """
-    own = os.environ.get("UPCYCLE_CACHE")
-    if own in ("", "0"):
-        return None
-    try:
-        return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "upcycle").expanduser()
-    except RuntimeError:
-        return None
 
 
 def name_of(contents: Iterable[tuple[int, bytes | Path]], facts: str) -> str:

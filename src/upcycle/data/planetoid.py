@@ -1,52 +1,23 @@
-"""The files of Planetoid (Yang, Cohen, Salakhutdinov; arXiv:1603.08861), read by an unpickler that knows six names."""
+"""The files of Planetoid (Yang, Cohen, Salakhutdinov; arXiv:1603.08861), whose pickles are read as data."""
 
 from __future__ import annotations
 
-import collections
-import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.read import bytes_of
+from upcycle.data.pickles import Rows, unpickle
 
 VALIDATION = 500
 """Nodes behind the training nodes that the public split validates on (Kipf, Welling; arXiv:1609.02907)."""
 LARGEST = 2**28
 """Bytes of a file above which it is none of Planetoid's."""
-
-
-class _Rows:
-    """A table in the CSR layout of SciPy, of which nothing runs: its arrays are looked at first."""
-
-
-_KNOWN = {
-    ("collections", "defaultdict"): collections.defaultdict,
-    ("__builtin__", "list"): list,
-    ("builtins", "list"): list,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): multiarray._reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): multiarray._reconstruct,
-    ("scipy.sparse.csr", "csr_matrix"): _Rows,
-    ("scipy.sparse._csr", "csr_matrix"): _Rows,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads arrays, tables and lists of numbers, and refuses every other name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _KNOWN[module, name]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -109,7 +80,7 @@ def unpickled(file: Path) -> Any:
     """
     try:
         require(file.stat().st_size <= LARGEST, f"{file} is too large to be a file of Planetoid.")
-        return _Unpickler(io.BytesIO(bytes_of(file)), encoding="latin1").load()
+        return unpickle(bytes_of(file))
     except FileNotFoundError:
         raise UserError(f"There is no file {file}.") from None
     except UserError:
@@ -121,7 +92,7 @@ def unpickled(file: Path) -> Any:
 def _table(file: Path) -> Tensor:
     """A table of features, float32 (n, d); its arrays are checked before anything is looked up by them."""
     found = unpickled(file)
-    parts = vars(found) if isinstance(found, _Rows) else {}
+    parts = vars(found) if isinstance(found, Rows) else {}
     data: Any = parts.get("data")
     columns: Any = parts.get("indices")
     starts: Any = parts.get("indptr")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require, unknown
+from upcycle.core.fetching import fetched
 from upcycle.core.limits import gunzip
 from upcycle.core.read import bytes_of, require_file
 from upcycle.core.reading import Reading
@@ -23,6 +24,7 @@ from upcycle.core.synonyms import same_name
 from upcycle.data import graph_sources
 from upcycle.data.collection import Collection
 from upcycle.data.decode import readable
+from upcycle.data.fetched import HOMES, obtain
 from upcycle.data.folders import load_folder
 from upcycle.data.graph_objects import is_graph_object
 from upcycle.data.graph_pool import is_graph_pool, load_graph_pool
@@ -269,42 +271,55 @@ def _digits_of_sklearn() -> tuple[np.ndarray, np.ndarray]:
 
 def _named(name: str, form: Form, keeping: Keeping) -> Images:
     known = NAMED[name]
-    for folder in _places(known):
-        if files := parquet_files(folder):
-            notes = []
-            if (copies := folder / "from_jpeg.csv").is_file():
-                count = len(bytes_of(copies).decode(errors="replace").splitlines()) - 1
-                notes.append(f"{count:,} images of {name} come from a JPEG copy ({copies.name} lists them).")
-            return load_parquet(
-                name, files, form, classes=known.classes, licence=known.licence, notes=tuple(notes), keeping=keeping
-            )
-        if _idx_file(folder, _IDX["train"][0]):
-            return _idx(name, folder, known, form)
+    for folder in places(name):
+        if (found := _from_folder(name, folder, form, keeping)) is not None:
+            return found
+    why = obtain(name) if name in HOMES else ""
+    if isinstance(why, Path):
+        return _idx(name, why, known, form)
     root = os.environ.get("UPCYCLE_DATA")
     raise UserError(
-        f"The data set {name} is not here. Fetch {known.fetch} and put them into "
+        f"The data set {name} is not here{why}. Fetch {known.fetch} and put them into "
         f"{root or '$UPCYCLE_DATA'}/{known.folders[0]}"
         + ("." if root else "; the environment variable UPCYCLE_DATA is not set.")
     )
 
 
-def _places(known: Named) -> Iterator[Path]:
-    """The folders where a named set may lie: ours, torchvision's habitual ``data``, Hugging Face's cache."""
+def _from_folder(name: str, folder: Path, form: Form, keeping: Keeping) -> Images | None:
+    """A named set from a folder, or nothing where it is not in there."""
+    known = NAMED[name]
+    if files := parquet_files(folder):
+        notes = []
+        if (copies := folder / "from_jpeg.csv").is_file():
+            count = len(bytes_of(copies).decode(errors="replace").splitlines()) - 1
+            notes.append(f"{count:,} images of {name} come from a JPEG copy ({copies.name} lists them).")
+        return load_parquet(
+            name, files, form, classes=known.classes, licence=known.licence, notes=tuple(notes), keeping=keeping
+        )
+    return _idx(name, folder, known, form) if _idx_file(folder, _IDX["train"][0]) else None
+
+
+def places(name: str) -> Iterator[Path]:
+    """The folders where a named set may lie: ours, torchvision's ``data``, Hugging Face's cache, what was fetched."""
+    known = NAMED[name]
     for root in (os.environ.get("UPCYCLE_DATA"), "data"):
         if root:
             yield from (Path(root).expanduser() / folder for folder in known.folders)
     if known.cache:
         home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
         yield from sorted((Path(home).expanduser() / "hub").glob(known.cache))
+    if name in HOMES and (folder := fetched(name)) is not None:
+        yield folder
 
 
 def _idx(name: str, folder: Path, known: Named, form: Form) -> Images:
     parts = {}
     for split, stems in _IDX.items():
         images, labels = (_read_idx(folder, stem) for stem in stems)
-        require(images.ndim == 3 and labels.shape == images.shape[:1],
-                f"{folder / stems[0]} and {stems[1]} do not belong together: {images.shape} images, "
-                f"{labels.shape} labels.")  # fmt: skip
+        require(
+            images.ndim in (3, 4) and labels.shape == images.shape[:1],
+            f"{folder / stems[0]} and {stems[1]} do not belong together: {images.shape} images, {labels.shape} labels.",
+        )
         parts[split] = _array_part(images, labels, f"{folder / stems[0]}")
     if known.first and tuple(parts["test"].labels[: len(known.first)].tolist()) != known.first:
         raise UserError(
@@ -315,7 +330,9 @@ def _idx(name: str, folder: Path, known: Named, form: Form) -> Images:
 
 
 def _idx_file(folder: Path, stem: str) -> Path | None:
-    return next((p for p in (folder / f"{stem}.gz", folder / stem) if p.is_file()), None)
+    """A file of grey images or of labels, or of colour images, whose arrays have an axis more."""
+    names = (f"{stem}.gz", stem, stem.replace("idx3", "idx4"))
+    return next((p for name in names if (p := folder / name).is_file()), None)
 
 
 def _read_idx(folder: Path, stem: str) -> np.ndarray:
@@ -332,15 +349,16 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
     start = 4 + 4 * axes
-    if not 1 <= axes <= 3 or len(content) != start + math.prod(shape):
+    if not 1 <= axes <= 4 or len(content) != start + math.prod(shape):
         raise UserError(f"{path} is damaged: its content is not the array of bytes that its header announces.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
 def _array_part(images: np.ndarray, labels: np.ndarray, name: str) -> Part:
-    """A split from grey pixels (n, h, w) that are in memory already."""
+    """A split from pixels, grey (n, h, w) or colour (n, h, w, 3), that are in memory already."""
+    pixels = torch.from_numpy(images if images.ndim == 4 else images[:, :, :, None])
 
     def read(order: Tensor, form: Form, trained: int) -> Pixels:
-        return fit(torch.from_numpy(images)[:, :, :, None].index_select(0, order), form)
+        return fit(pixels.index_select(0, order), form)
 
     return Part(labels=torch.from_numpy(labels.astype(np.int64)), where=lambda i: f"image {i} of {name}", read=read)

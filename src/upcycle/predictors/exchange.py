@@ -1,28 +1,23 @@
 """One exchange with an endpoint, which ends: at a deadline for all of it, and at a number of bytes.
 
-urllib3, requests and httpx limit each wait for bytes, so that an endpoint which sends one now and then, or ``100
-Continue`` for ever, holds them as long as it likes (urllib3 says so of its ``Timeout``). Here every wait, from the
-look-up of the host to the last byte of an error's text, gets what is left of one limit. All else is the standard
-library's: proxies, TLS, the reading of HTTP.
+Every wait, from the look-up of the host to the last byte of an error's text, gets what is left of one limit, see
+:mod:`upcycle.core.clock`.
 """
 
 from __future__ import annotations
 
 import email.utils
 import http.client
-import io
 import json
 import math
-import socket
 import ssl
-import threading
 import time
 import urllib.error
 import urllib.request
-from functools import partial
 from typing import Any
 
 from upcycle.core.addresses import hidden, key_header
+from upcycle.core.clock import Clock, Timed
 from upcycle.core.errors import one_line, shown
 
 PASSING = (429, 500, 502, 503, 504)
@@ -66,7 +61,7 @@ def exchange(url: str, body: bytes | None, timeout: float, limit: int) -> Any:
         headers["Content-Type"] = "application/json"
     request, clock = urllib.request.Request(url, body, headers), Clock(timeout)
     try:
-        with urllib.request.build_opener(_Stay, _Timed(clock)).open(request) as response:
+        with urllib.request.build_opener(_Stay, Timed(clock)).open(request) as response:
             content = _content(response, limit)
     except urllib.error.HTTPError as error:
         with error:
@@ -140,137 +135,6 @@ def _seconds(after: str | None) -> float:
         except (ValueError, OverflowError, OSError):
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
-
-
-# -- what waits, and how long ----------------------------------------------------------------------------------
-
-
-class Clock:
-    """A limit on the time of all that uses it together.
-
-    Args:
-        seconds: from now.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    def left(self) -> float:
-        """Seconds that are left.
-
-        Raises:
-            TimeoutError: none are.
-        """
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        return left
-
-    def connect(self, host: str, port: int) -> socket.socket:
-        """A connection to the first address of ``host`` that takes one; each may use its share of the time."""
-        addresses = self._addresses(host, port)
-        fault = OSError(f"no address of {host}")
-        for i, (family, kind, protocol, _, address) in enumerate(addresses):
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.settimeout(self.left() / (len(addresses) - i))
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return sock
-            except OSError as error:
-                sock.close()
-                fault = error
-        raise fault
-
-    def _addresses(self, host: str, port: int) -> list[Any]:
-        """The look-up, in a thread, since nothing else ends it."""
-        found: list[Any] = []
-
-        def look_up() -> None:
-            try:
-                found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-            except (OSError, UnicodeError) as error:
-                found.append(OSError(text(error)))
-
-        thread = threading.Thread(target=look_up, daemon=True)
-        thread.start()
-        thread.join(self.left())
-        self.left()
-        if isinstance(found[0], OSError):
-            raise found[0]
-        return list(found[0])
-
-
-class _Socket:
-    """As much of a socket as ``http.client`` uses, whose every wait is the clock's."""
-
-    def __init__(self, sock: socket.socket, clock: Clock) -> None:
-        self._sock, self._clock = sock, clock
-
-    def encrypt(self, context: ssl.SSLContext, host: str) -> None:
-        """Turn to TLS."""
-        self._sock.settimeout(self._clock.left())
-        self._sock = context.wrap_socket(self._sock, server_hostname=host)
-
-    def sendall(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:  # here, since over TLS Python gives each piece the whole time
-            self._sock.settimeout(self._clock.left())
-            rest = rest[self._sock.send(rest) :]
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Received(self._sock, self._clock))
-
-    def close(self) -> None:
-        self._sock.close()
-
-
-class _Received(io.RawIOBase):
-    def __init__(self, sock: socket.socket, clock: Clock) -> None:
-        self._sock, self._clock = sock, clock
-        self._file = sock.makefile("rb", buffering=0)  # which keeps the socket open as long as it is itself
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(self._clock.left())
-        return self._file.readinto(buffer)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, host: str, *, clock: Clock, **options: Any) -> None:
-        super().__init__(host, **options)
-        self.clock = clock
-
-    def connect(self) -> None:
-        self.sock: Any = _Socket(self.clock.connect(self.host, self.port), self.clock)
-        if self._tunnel_host:  # type: ignore[attr-defined]  # of a proxy
-            self._tunnel()  # type: ignore[attr-defined]
-
-
-class _Encrypted(_Connection):
-    default_port = http.client.HTTPS_PORT
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock.encrypt(ssl.create_default_context(), self._tunnel_host or self.host)  # type: ignore[attr-defined]
-
-
-class _Timed(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.clock = clock
-
-    def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(partial(_Connection, clock=self.clock), request)
-
-    def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(partial(_Encrypted, clock=self.clock), request)
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -13,15 +13,12 @@ import sys
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from upcycle.core.read import require_file
 from upcycle.data import cache
-
-Status = Literal["ok", "absent", "broken"]
+from upcycle.verbs.stock import Check, first_line, installed, stock
 
 PYTHON = (3, 11)
 TORCH, TORCHVISION = "2.10", "0.25"
@@ -40,7 +37,7 @@ REQUIRED = {
     "jaxtyping": ("jaxtyping", "0.2.36"),
     "msgspec": ("msgspec", "0.20"),
     "filelock": ("filelock", "3.12"),
-    "torch.utils.tensorboard": ("tensorboard", "2.16"),
+    "shtab": ("shtab", "1.7"),
 }
 """Module to import: the distribution that brings it and its least version, as pyproject.toml has them."""
 OPTIONAL = {
@@ -48,6 +45,7 @@ OPTIONAL = {
     "transformers": ("transformers", "4.45", "no hf:ORG/NAME models"),
     "datasets": ("datasets", "3", "no hub:ORG/NAME data"),
     "torch_geometric": ("torch-geometric", "2.6", "no networks over graphs"),
+    "torch.utils.tensorboard": ("tensorboard", "2.16", "no events for TensorBoard"),
     "onnx": ("onnx", "1.17", "no export to ONNX"),
     "onnxscript": ("onnxscript", "0.5", "no export to ONNX"),
     "onnxruntime": ("onnxruntime", "1.20", "no export to ONNX, which is compared with its network"),
@@ -56,23 +54,6 @@ OPTIONAL = {
 
 # In bytes: what distilling on CIFAR-10 takes, and what a few runs leave behind.
 LEAST_MEMORY, LEAST_DISK = 2.5e9, 1e9
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at.
-
-    Args:
-        name: of the thing.
-        status: ok; absent: an optional thing is not here; broken: something is wrong and should be mended.
-        found: what is there, or what cannot be done.
-        mend: the command, or the sentence, that mends it; empty where there is nothing to mend.
-    """
-
-    name: str
-    status: Status
-    found: str
-    mend: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +111,7 @@ def doctor(*, clear_cache: bool = False) -> Report:
     checks.append(vision)
     for module, (dist, least, without) in OPTIONAL.items():
         checks.append(_package(module, dist, least, without, neighbour=vision if dist == "timm" else None))
-    return Report((*checks, _compiler(), _memory(), _disk(), _cache(), *_data()))
+    return Report((*checks, _compiler(), _memory(), _disk(), _cache(), *stock()))
 
 
 # -- libraries ------------------------------------------------------------------------------------------
@@ -160,18 +141,6 @@ def _import(module: str) -> Any:
             return importlib.import_module(module)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def _installed(dist: str) -> str | None:
-    try:
-        return importlib.metadata.version(dist)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _package(module: str, dist: str, least: str, without: str = "", neighbour: Check | None = None) -> Check:
     """Whether a package imports and is new enough.
 
@@ -180,7 +149,7 @@ def _package(module: str, dist: str, least: str, without: str = "", neighbour: C
         neighbour: the check of a package that this one cannot be imported without.
     """
     install = f'pip install --upgrade "{dist}>={least}"'
-    version = _installed(dist)
+    version = installed(dist)
     try:
         _import(module)
     except Exception as error:  # a package beside a wrong neighbour fails in any way it likes
@@ -191,7 +160,7 @@ def _package(module: str, dist: str, least: str, without: str = "", neighbour: C
         if neighbour is not None and neighbour.status != "ok":
             found = f"{version} is installed and does not import without a working {neighbour.name}: {without}"
             return Check(dist, "broken", found, neighbour.mend)
-        found = f"{version} is installed and does not import ({_first_line(error)})"
+        found = f"{version} is installed and does not import ({first_line(error)})"
         return Check(dist, "broken", found, f'pip install --force-reinstall "{dist}>={least}"')
     if version is not None and _numbers(version) < _numbers(least):
         return Check(dist, "broken", f"{version} is older than {least}", install)
@@ -204,7 +173,7 @@ def _torch() -> Check:
         torch = _import("torch")
         works = float((torch.ones(2, 2) @ torch.ones(2, 2)).sum()) == 8
     except Exception as error:
-        return Check("torch", "broken", f"does not import ({_first_line(error)})", install)
+        return Check("torch", "broken", f"does not import ({first_line(error)})", install)
     if not works:
         return Check("torch", "broken", f"{torch.__version__} multiplies matrices wrongly", install)
     if _numbers(torch.__version__) < _numbers(TORCH):
@@ -219,7 +188,7 @@ def _torchvision() -> Check:
     # The compiled part fits one build of torch, so the two are only ever right when they are installed together.
     install = "pip install --upgrade torch torchvision"
     reinstall = "pip install --upgrade --force-reinstall torch torchvision"
-    version = _installed("torchvision")
+    version = installed("torchvision")
     try:
         version = version or _import("torchvision").__version__
         _import("torchvision.ops").nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
@@ -227,7 +196,7 @@ def _torchvision() -> Check:
         if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":
             return Check("torchvision", "absent", "not installed: no torchvision:NAME models, no timm", install)
         found = f"{version or 'it'} does not fit torch {torch.__version__}: neither it nor timm can be used"
-        return Check("torchvision", "broken", f"{found} ({_first_line(error)})", reinstall)
+        return Check("torchvision", "broken", f"{found} ({first_line(error)})", reinstall)
     if _numbers(version) < _numbers(TORCHVISION):
         return Check("torchvision", "broken", f"{version} is older than {TORCHVISION}", reinstall)
     return Check("torchvision", "ok", f"{version}, and its operators run")
@@ -260,7 +229,7 @@ def _cuda() -> Check:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         devices = [torch.cuda.get_device_properties(i) for i in range(count)]
     except Exception as error:
-        return Check("CUDA", "broken", f"the driver does not answer ({_first_line(error)})", "nvidia-smi")
+        return Check("CUDA", "broken", f"the driver does not answer ({first_line(error)})", "nvidia-smi")
     if devices:
         return Check("CUDA", "ok", ", ".join(f"{d.name} ({d.total_memory / 1e9:.0f} GB)" for d in devices))
     if shutil.which("nvidia-smi") is None:
@@ -312,7 +281,7 @@ def _disk() -> Check:
     try:
         here, free = Path.cwd(), shutil.disk_usage(".").free
     except OSError as error:
-        found = f"the working directory cannot be read ({_first_line(error)})"
+        found = f"the working directory cannot be read ({first_line(error)})"
         return Check("disk", "broken", found, "cd to a directory of yours")
     found = f"{free / 1e9:.1f} GB free in {here}"
     if not os.access(here, os.W_OK):
@@ -328,67 +297,8 @@ def _cache() -> Check:
     try:
         used = cache.size()
     except OSError as error:
-        found = f"{folder} cannot be looked at ({_first_line(error)}): data are decoded anew by every command"
+        found = f"{folder} cannot be looked at ({first_line(error)}): data are decoded anew by every command"
         return Check("cache", "absent", found, "export UPCYCLE_CACHE=/path/to/a/folder/of/yours")
     clear = "" if not used else "; --clear_cache deletes them"
     most = f"of at most {cache.LIMIT / 1e6:,.0f} MB"
     return Check("cache", "ok", f"{used / 1e6:,.1f} MB of decoded images in {folder}, {most}{clear}")
-
-
-# -- data -----------------------------------------------------------------------------------------------
-
-
-def _data() -> Iterator[Check]:
-    """What lies under UPCYCLE_DATA."""
-    value = os.environ.get("UPCYCLE_DATA")
-    export = "export UPCYCLE_DATA=/path/to/data"
-    if not value:
-        found = "not set: only scikit-learn's digits and your own folders are there"
-        yield Check("UPCYCLE_DATA", "absent", found, export)
-        return
-    root = Path(value).expanduser()
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        yield Check("UPCYCLE_DATA", "broken", f"{value} {what}", export)
-        return
-    try:
-        yield from _data_sets(root)
-        yield _weights(root / "weights")
-    except Exception as error:  # a folder that may not be read, or a broken library that is named above
-        found = f"{value} cannot be looked at ({_first_line(error)})"
-        yield Check("UPCYCLE_DATA", "broken", found, f"ls -lR {value}")
-
-
-def _data_sets(root: Path) -> list[Check]:
-    from upcycle.data.sources import NAMED
-
-    def holds(folder: Path) -> bool:
-        return folder.is_dir() and any(folder.iterdir())
-
-    found = [name for name, known in NAMED.items() if any(holds(root / place) for place in known.folders)]
-    checks = [Check("UPCYCLE_DATA", "ok", str(root)), Check("data sets", "ok", ", ".join(["digits", *found]))]
-    for name, known in NAMED.items():
-        if name not in found:
-            mend = f"put {known.fetch} into {root / known.folders[0]}"
-            checks.append(Check(name, "absent", f"not under {root}", mend))
-    return checks
-
-
-def _weights(folder: Path) -> Check:
-    """The weights files, each opened: its header announces its size, so a truncated one shows."""
-    from safetensors import safe_open
-
-    whole, broken = [], []
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            require_file(file)
-            with safe_open(file, framework="pt"):
-                whole.append(file.stem)
-        except Exception:
-            broken.append(file.name)
-    if broken:
-        found = f"damaged in {folder}: {', '.join(broken)}"
-        return Check("weights", "broken", found, "restore them from a copy, or delete them")
-    if not whole:
-        return Check("weights", "absent", f"no NAME.safetensors in {folder}", f"put them into {folder}")
-    return Check("weights", "ok", ", ".join(whole))

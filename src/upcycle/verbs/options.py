@@ -15,9 +15,10 @@ from typing import Any, Literal, TextIO
 
 import torch
 
-from upcycle.core import ingredients
+from upcycle.core import ingredients, loggers
 from upcycle.core.devices import device_of
 from upcycle.core.errors import UserError, require, unknown, without_secrets
+from upcycle.core.loggers import LoggerName
 from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
 from upcycle.core.printable import printable
@@ -52,6 +53,8 @@ class RunSetting(Sight):
         resume: go on from what the run directory holds.
         dry_run: validate, print cost and time, and stop.
         quiet: print only errors.
+        logger: what else gets the figures, beside the run directory: tensorboard, wandb, mlflow or none; auto is
+            tensorboard where it is installed.
     """
 
     out: Path | None = None
@@ -65,11 +68,13 @@ class RunSetting(Sight):
     resume: bool = False
     dry_run: bool = False
     quiet: bool = False
+    logger: LoggerName = "auto"
 
     def __post_init__(self) -> None:
         if self.out is not None:  # Python callers may give text
             self.out = Path(self.out)
         super().__post_init__()
+        loggers.check(self.logger)
         require(self.seeds >= 1, f"seeds must be at least 1, not {self.seeds}.")
         require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
         require(
@@ -110,7 +115,7 @@ class NamedSetting(Naming, Setting):
     """Data, the network, devices, seeds, and where it goes."""
 
 
-UNRECORDED = ("resume", "dry_run", "quiet", "save_every", "budget", "cache")
+UNRECORDED = ("resume", "dry_run", "quiet", "logger", "save_every", "budget", "cache")
 """Options that change no result, and so are no part of a configuration."""
 
 

@@ -311,7 +311,8 @@ class Session:
             else:
                 config = {"arm": arm.name, **config}
         resume = setting.resume and (place / "config.yaml").exists()
-        same = {name: getattr(setting, name) for name in ("devices", "accelerator", "precision", "save_every", "quiet")}
+        kept = ("devices", "accelerator", "precision", "save_every", "quiet", "logger")
+        same = {name: getattr(setting, name) for name in kept}
         if data.takes.kind != "images" and setting.precision == "auto":
             same["precision"] = "32-true"
         run = Run(place, seed=seed, resume=resume, config=config, **same, **options)

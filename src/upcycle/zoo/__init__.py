@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from torch import nn
 
@@ -24,6 +22,7 @@ from upcycle.zoo.from_torchvision import torchvision
 from upcycle.zoo.lenet import LeNet
 from upcycle.zoo.mlperftiny import TinyResNet8
 from upcycle.zoo.odenet import KINDS, Kind, OdeNet
+from upcycle.zoo.published import weights_of
 from upcycle.zoo.resnet import DEPTHS, ResNet
 from upcycle.zoo.tree import Tree
 from upcycle.zoo.vit import ViT
@@ -34,7 +33,6 @@ Shape = tuple[int, int, int]
 Make = Callable[..., nn.Module]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SHIPPED = Path(__file__).parent / "weights"
 VIT_SIZES = ("patch", "width", "depth", "heads")
 # For networks that nothing was trained with: any data then lie within [-2, 2].
 PLAIN = (0.5, 0.25)
@@ -360,7 +358,9 @@ def build(
         name=name,
     )
     if pretrained and trained is not None:
-        file = _file(name, trained)
+        file = weights_of(
+            name, trained.file or name, trained.origin, trained.script, lambda: entry.make(entry.shape, k)
+        )
         load_weights(model.module, file)
         model.classes, model.licence = trained.classes, trained.licence
         tree = file.with_name(f"{name}.lineage.json")
@@ -388,22 +388,3 @@ def _over_graphs(name: str, takes: GraphTakes, k: int, factors: int | None) -> M
     make = importlib.import_module("upcycle.zoo.factorgcn").make
     model = from_pyg.graph_model(f"zoo:{name}", make(name, takes.features, k, takes.level, factors), takes, k)
     return model if factors is None else replace(model, options={**model.options, "factors": factors})
-
-
-def _file(name: str, trained: Trained) -> Path:
-    file = f"{trained.file or name}.safetensors"
-    if trained.origin is None and (SHIPPED / file).is_file():
-        return SHIPPED / file
-    if trained.origin is None and trained.script is None:
-        raise UserError(f"The weights of zoo:{name} are missing from this installation; install upcycle again.")
-    folder = os.environ.get("UPCYCLE_DATA")
-    place = f"{folder or '$UPCYCLE_DATA'}/weights/{file}"
-    if not folder or not Path(place).is_file():
-        script, origin = trained.script, trained.origin
-        source = f"make them in a checkout by '{script}'" if script else f"fetch them from {origin}"
-        raise UserError(
-            f"The weights of zoo:{name} are not there: {source} and name the file as its "
-            f"weights, or put it as safetensors at {place}"
-            + ("." if folder else ", where the environment variable UPCYCLE_DATA names a folder.")
-        )
-    return Path(place)
