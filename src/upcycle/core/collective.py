@@ -48,6 +48,22 @@ def gather(x: Tensor, world_size: int) -> Tensor:
     return _Gather.apply(x) if world_size > 1 else x
 
 
+def largest(*numbers: int, device: torch.device) -> list[int]:
+    """The largest value that any process has of each whole number."""
+    found = torch.tensor(numbers, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return [int(n) for n in found]
+
+
+def every(thing: Any, world_size: int) -> list[Any]:
+    """What each process has, in their order; it travels pickled, between the processes of one command."""
+    found: list[Any] = [thing]
+    if world_size > 1:
+        found = [None] * world_size
+        dist.all_gather_object(found, thing)
+    return found
+
+
 def average_gradients(parameters: list[nn.Parameter], world_size: int) -> None:
     """Replace each gradient by its mean over processes, in one flat all-reduce a dtype."""
     by_type: dict[torch.dtype, list[Tensor]] = {}
