@@ -21,7 +21,7 @@ import threading
 import time
 from typing import Any
 
-LENGTH = 4096
+LENGTH = 16_384
 """Characters of a message at most."""
 PATIENCE = 120.0
 """Seconds to wait for a process to join."""
@@ -52,7 +52,7 @@ class Line:
         self._listener.start()
 
     def end(self, cause: str | None, code: int = 0) -> bool:
-        """Say how this process ends.
+        """Say how this process ends, and let the first one tell the person before it does.
 
         Args:
             cause: in a sentence; ``None`` if it has done its work.
@@ -66,7 +66,11 @@ class Line:
         if not first:
             return False
         reached = [self._send(peer, cause, code, self.rank) for peer in self._peers]
-        return self.rank == 0 or 0 in self.left or not any(reached)
+        if self.rank == 0 or 0 in self.left or not any(reached):
+            return True
+        if cause is not None:  # who started this process may end the first one at once, when this one is gone
+            self._listener.join(GRACE + 4)
+        return False
 
     def wait(self, seconds: float) -> None:
         """Wait so long whether another process is the cause, for then this one ends meanwhile."""
@@ -92,9 +96,10 @@ class Line:
                         self.left.add(key.data)
                         selector.unregister(key.fileobj)
                     elif found is not None:
-                        self._stop(found["rank"], found["cause"], found["code"])
+                        return self._stop(found["rank"], found["cause"], found["code"])
                     else:
-                        self._stop(key.data, None, CODE)
+                        return self._stop(key.data, None, CODE)
+        return None
 
     def _stop(self, rank: int, cause: str | None, code: int) -> None:
         """End this process, because another one did."""
@@ -104,13 +109,12 @@ class Line:
             if self._over:
                 return
             self._over = True
-        if self.rank == 0:
-            for peer in self._peers:
-                if peer != rank:
-                    self._send(peer, cause or SILENT, code, rank)
         if self.rank == 0 or (rank == 0 and cause is None and self.rank == 1):
             said = f"process {rank + 1} of {self.world} " + (f"stopped: {cause}" if cause else f"{SILENT}.")
             print(f"upcycle: {said}", file=sys.stderr, flush=True)
+        if self.rank == 0:
+            for peer in self._peers:
+                self._send(peer, cause or SILENT, code, rank)
         sys.stdout.flush()
         os._exit(code)  # the main thread may wait in a collective operation, out of Python's reach
 
