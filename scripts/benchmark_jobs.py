@@ -127,6 +127,13 @@ JOBS = (
         PRODUCT,
     ),
     Job(
+        "the same step in two processes of one thread each",
+        "one process of two threads",
+        "two_processes",
+        lambda f: float(f["two processes, one thread each"]["step"]),
+        lambda f: float(f["one process, two threads"]["step"]),
+    ),
+    Job(
         "a step of distilling features, one pair of layers",
         NOTHING,
         "features_step",

@@ -25,6 +25,9 @@ def _rank(rank: int, port: int, pipe: Connection) -> None:
             pipe.send((True, function(*arguments)))
         except BaseException as error:
             pipe.send((False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+    from upcycle.core import line
+
+    line.end(None)
     torch.distributed.destroy_process_group()
 
 

@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.settings import ROWS, tiny_data
+from tests.settings import ROWS, tiny_data, tiny_net
 from tests.stops import Killed, StopsAfter
-from upcycle.core import lock
+from upcycle.core import lock, once
 from upcycle.core.errors import UserError
 from upcycle.core.run import Run
 from upcycle.core.store import tensor_digest
+from upcycle.data.on_disk import Held, OnDisk
+from upcycle.data.pixels import Form
 from upcycle.data.streams import Stream
 from upcycle.verbs.methods import all_methods
 
@@ -183,18 +185,84 @@ def test_p6_a_bad_number_stops_before_harm(name: str, tmp_path: Path) -> None:
     assert all(p.isfinite().all() for network in networks for p in network.module.parameters())
 
 
-def _two_ranks(name: str) -> dict[str, Tensor]:
-    return fit(name, Run(None, seed=3, devices=2, accelerator="cpu", precision="64-true"), n=211)
+def _validated(run: Run) -> dict[tuple[str, str, str], float]:
+    """The figures of a network in the course of a run, by stage, epoch and name."""
+    found = {}
+    for path, epoch, _, key, value in run.journal.rows:
+        if key.startswith("validation"):
+            found[path, str(epoch), key] = float(value)
+    return found
+
+
+Fitted = tuple[dict[str, Tensor], dict[tuple[str, str, str], float]]
+
+
+def _two_ranks(name: str) -> Fitted:
+    run = Run(None, seed=3, devices=2, accelerator="cpu", precision="64-true")
+    return fit(name, run, n=211), _validated(run)
+
+
+def _same(one: Fitted, both: list[Fitted]) -> None:
+    for found, figures in both:
+        for key, value in one[0].items():
+            assert float((found[key] - value).abs().max()) <= 1e-10, key
+        assert figures == pytest.approx(one[1], rel=1e-5)  # of logits in float32
 
 
 @pytest.mark.xdist_group("ranks")
 @EACH
 def test_p9_two_processes_equal_one(name: str, ranks: Any) -> None:
-    one = fit(name, Run(None, seed=3, precision="64-true"), n=211)
-    both = ranks(_two_ranks, name)
-    for found in both:
-        for key, value in one.items():
-            assert float((found[key] - value).abs().max()) <= 1e-10, key
+    run = Run(None, seed=3, precision="64-true")
+    one = fit(name, run, n=211), _validated(run)
+    _same(one, ranks(_two_ranks, name))
+
+
+def _from_disk(name: str) -> Fitted:
+    """As :func:`_two_ranks`, with images that threads read as they are used, out of memory that the ranks share."""
+    run = Run(None, seed=3, devices=2, accelerator="cpu", precision="64-true")
+    once.LEAST = 1
+    data = once.once(lambda: ROWS[name].data(211))
+    splits = {}
+    for part, split in data.splits().items():
+        n = len(split)
+        places = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)], 1)
+        digests = torch.zeros(n, 16, dtype=torch.uint8)
+        one = tuple(split.images.shape[1:])
+        images = OnDisk(sources=((Held(split.images), Form()),), places=places, digests=digests, one=one, num_workers=2)
+        splits[part] = dataclasses.replace(split, images=images)
+    data, method = dataclasses.replace(data, **splits), ROWS[name].make()
+    method.begin(run, data)
+    return method.fit(run, data).state_dict(), _validated(run)
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("name", ["kd", "vam", "dine"])
+def test_p9_for_images_on_disk_and_in_shared_memory(name: str, ranks: Any) -> None:
+    run = Run(None, seed=3, precision="64-true")
+    one = fit(name, run, n=211), _validated(run)
+    assert one[1]
+    _same(one, ranks(_from_disk, name))
+
+
+def _divided(answered: list[int]) -> Any:
+    run, data, net = Run(None, devices=2, accelerator="cpu"), tiny_data(), tiny_net(3).eval()
+    split = data.train.with_others([data.validation, data.test])
+    batch = split.batch
+    split.batch = lambda index, **kwargs: answered.extend(index.tolist()) or batch(index, **kwargs)  # type: ignore[method-assign,func-returns-value]
+    return run.evaluate(net, split), answered
+
+
+@pytest.mark.xdist_group("ranks")
+def test_p9_evaluation_is_divided_and_its_figures_are_those_of_one_process(ranks: Any) -> None:
+    data = tiny_data()
+    split = data.train.with_others([data.validation, data.test])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the ranks have
+    one = Run(None).evaluate(tiny_net(3).eval(), split)
+    torch.set_num_threads(threads)
+    (first, mine), (second, theirs) = ranks(_divided, [])
+    assert first == second == one
+    assert {*mine, *theirs} == {*range(260)} and {*mine} & {*theirs} == {*range(16)}  # all see the first portion
 
 
 @EACH

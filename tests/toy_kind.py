@@ -85,6 +85,9 @@ class Summed:
         self.total += float((answers - targets)[known].abs().sum())
         self.count += int(known.sum())
 
+    def join(self, other: Summed) -> None:
+        self.total, self.count = self.total + other.total, self.count + other.count
+
     def result(self) -> Errors:
         return Errors(self.total / self.count, self.count)
 

@@ -36,6 +36,7 @@ from upcycle.arguments import (
 from upcycle.commands import SUMMARY, command_named
 from upcycle.core.errors import MEMORY, UserError, first_cause, is_memory, without_secrets
 from upcycle.core.printable import printable
+from upcycle.core.world import first_process
 from upcycle.signatures import MAKERS, NAMED, SEVERAL, function_of, options_for
 from upcycle.verbs import DEFAULT_METHOD
 
@@ -63,23 +64,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        _complain(MEMORY if is_memory(first_cause(error)) else str(error))  # whatever else was made of that
-        return 2
+        return _fail(MEMORY if is_memory(first_cause(error)) else str(error))  # whatever else was made of that
     except KeyboardInterrupt:
         again = " The same command with --resume goes on." if words[0] in MAKERS else ""
-        _complain(f"interrupted.{again}")
-        return 130
+        return _fail(f"interrupted.{again}", 130)
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except MemoryError:
-        _complain(MEMORY)
-        return 2
+        return _fail(MEMORY)
     except Exception as error:
+        if isinstance(error, RuntimeError) and (line := sys.modules.get(_LINE)) is not None:
+            line.wait()  # of several processes, another one may be the cause
         if not debug and (told := _translate(error)):
-            _complain(told[1])
-            return told[0]
+            return _fail(told[1], told[0])
         raise
+
+
+_LINE = "upcycle.core.line"
+"""The module by which several processes learn of each other's end; a process that is alone has not imported it."""
+
+
+def _fail(text: str, code: int = 2) -> int:
+    """Complain, unless another process of this command does; returns the exit code."""
+    if (line := sys.modules.get(_LINE)) is None or line.end(text, code):
+        _complain(text)
+    return code
 
 
 def _complain(text: str) -> None:
@@ -218,7 +228,7 @@ def _making(verb: str) -> Callable[[list[str]], int]:
         if as_json:
             values["say"] = _aside
         found = getattr(importlib.import_module(MAKERS[verb].module), verb)(**values)
-        if as_json and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes the first speaks
+        if as_json and first_process():
             _print_json(found)
         return 0
 

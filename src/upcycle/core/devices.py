@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from upcycle.core import collective
-from upcycle.core.errors import UserError
+from upcycle.core import collective, line, world
+from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.memory import keep_freed
 from upcycle.core.outputs import layout_of
 from upcycle.core.precision import autocast, double
@@ -79,32 +79,75 @@ _HERE: dict[str, Callable[[], bool]] = {
 """Accelerators that one process takes without Fabric, and whether they are here."""
 
 
-def launch(devices: int, accelerator: str) -> Processes:
-    """Start the processes of a run; ``devices`` and ``accelerator`` as in Lightning Fabric.
+def launch(devices: int, accelerator: str, num_nodes: int = 1) -> Processes:
+    """Start the processes of a run, or join those that a launcher started; arguments as in Lightning Fabric.
 
-    The memory that they free stays with them, see :func:`upcycle.core.memory.keep_freed`.
+    The memory that they free stays with them, see :func:`upcycle.core.memory.keep_freed`. Each learns when another one
+    ends, see :mod:`upcycle.core.line`.
+
+    Args:
+        devices: processes on each machine; as many as a launcher started, where one did.
+        accelerator: the kind of device.
+        num_nodes: machines; likewise.
 
     Raises:
-        UserError: this machine has no such devices.
+        UserError: this machine has no such devices, or a launcher started another number of processes.
     """
     keep_freed()
+    told = world.told()
+    if told is not None:
+        require(
+            devices in (1, told.devices) and num_nodes in (1, told.num_nodes),
+            f"{told.by} started {told.devices} processes on each of {told.num_nodes} machines, and --devices {devices} "
+            f"--num_nodes {num_nodes} asks for others; leave these two options out.",
+        )
+        devices, num_nodes = told.devices, told.num_nodes
     kind = device_of(accelerator).type if accelerator in ("auto", "gpu", *_HERE) else ""
-    if devices == 1 and kind and _HERE[kind]():
+    if devices * num_nodes == 1 and kind and _HERE[kind]():
         device = torch.device(kind, 0) if kind != "cpu" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(device)
         return Alone(device)
 
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import environments
 
+    kinds = {
+        "torchrun": environments.TorchElasticEnvironment,
+        "srun": environments.SLURMEnvironment,
+        "Kubernetes": environments.KubeflowEnvironment,
+    }
     try:
         # Fabric's ddp only to start processes and find devices: modules stay unwrapped.
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # advice about tensor cores on every start
-        fabric = Fabric(devices=devices, accelerator=accelerator, strategy="ddp" if devices > 1 else "auto")
+        fabric = Fabric(
+            devices=devices,
+            num_nodes=num_nodes,
+            accelerator=accelerator,
+            strategy="ddp" if devices * num_nodes > 1 else "auto",
+            plugins=[kinds[told.by]() if told is not None else environments.LightningEnvironment()],
+        )
+        fabric.launch()
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"Cannot use devices={devices} with accelerator='{accelerator}': {error}") from error
-    fabric.launch()
+        raise UserError(f"Cannot use devices={devices} with accelerator='{accelerator}': {one_line(error)}") from error
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(devices))  # among which the cores are divided
+    if fabric.world_size > 1 and not line.is_open():
+        desk = line.Desk(os.environ["MASTER_ADDR"], fabric.world_size) if fabric.global_rank == 0 else None
+        found = fabric.broadcast(desk.place if desk is not None else None)
+        if desk is not None:
+            desk.open()
+        elif found is not None:
+            line.join(found, fabric.global_rank, fabric.world_size)
     return fabric
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise :class:`UserError` for a strategy of Lightning Fabric that no run can follow."""
+    require(
+        strategy in ("auto", "ddp"),
+        f"--strategy {strategy} divides or wraps networks, which methods take apart and put together; the one here is "
+        "ddp, a copy of each network in every process.",
+    )
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -121,6 +164,17 @@ def make_deterministic(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first matrix product
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def hurry(*, tf32: bool, cudnn_benchmark: bool) -> None:
+    """Let GPUs trade for speed what a run has by default: float32 as it is, and the same bits again.
+
+    Args:
+        tf32: matrix products and convolutions of float32 round what they take to 10 bits of mantissa.
+        cudnn_benchmark: convolutions are timed, and the fastest is taken.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = cudnn_benchmark
 
 
 def place(

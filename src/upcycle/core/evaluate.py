@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from upcycle.core import collective
 from upcycle.core.batches import Split, reading_ahead
+from upcycle.core.devices import Processes
 from upcycle.core.errors import UserError, require
 from upcycle.core.frozen import Frozen
 from upcycle.core.outputs import called
@@ -42,6 +44,7 @@ def measured(
     device: torch.device | str | None = None,
     outputs: int | None = None,
     name: str | None = None,
+    among: Processes | None = None,
 ) -> Measured:
     """How good a network is at the task of ``split``.
 
@@ -51,12 +54,20 @@ def measured(
         device: where to, for as long as it takes; ``None`` leaves the module where it is.
         outputs: how many are expected, such as classes; ``None`` takes what comes.
         name: how errors call the network; its class when ``None``.
+        among: processes that all call this, each with the same network: each answers its part of the samples, in the
+            portions that one process would take, and all have the figures that it would have.
 
     Raises:
         UserError: non-finite answers, no sample with a known target, or answers that do not fit the targets.
     """
     judge = split.task.judge(classes=outputs, name=name or called(module))
-    _answer(module, split, device, judge.add)
+    if among is None or among.world_size == 1 or split.together:  # one forward answers all
+        _answer(module, split, device, judge.add)
+        return judge.result()
+    _answer(module, split, device, judge.add, (among.global_rank, among.world_size))
+    judge, *others = collective.every(judge, among.world_size)
+    for other in others:
+        judge.join(other)
     return judge.result()
 
 
@@ -67,19 +78,20 @@ def evaluate(
     device: torch.device | str | None = None,
     num_classes: int | None = None,
     name: str | None = None,
+    among: Processes | None = None,
 ) -> Evaluation:
     """Accuracy, loss, calibration and confusion of a classifier: :func:`measured` for that task.
 
     Args:
         module: maps inputs to logits (b, k).
         split: samples with label -1 are left out.
-        device, num_classes, name: see :func:`measured`.
+        device, num_classes, name, among: see :func:`measured`.
 
     Raises:
         UserError: non-finite outputs, no labelled sample, logits that do not fit the labels, or a split of another
             task.
     """
-    found = measured(module, split, device=device, outputs=num_classes, name=name)
+    found = measured(module, split, device=device, outputs=num_classes, name=name, among=among)
     if not isinstance(found, Evaluation):
         raise UserError(f"The accuracy of {name or called(module)} is asked for, and its task is {split.task.name}.")
     return found
@@ -97,15 +109,35 @@ def _moved(module: nn.Module, device: torch.device | str | None) -> Iterator[tor
 
 
 def _answer(
-    module: nn.Module, split: Split, device: torch.device | str | None, take: Callable[[Any, Any], None]
+    module: nn.Module,
+    split: Split,
+    device: torch.device | str | None,
+    take: Callable[[Any, Any], None],
+    part: tuple[int, int] = (0, 1),
 ) -> None:
-    """Give ``take`` the answers to every batch of a split, and its targets."""
+    """Give ``take`` the answers to every batch of a split, and its targets.
+
+    Args:
+        part: which of how many parts of the batches, in their order. The first batch, by which the others are divided,
+            is of the first part, and answered in each.
+    """
     require(len(split) > 0, "There is no sample to evaluate on: the split is empty.")
     # Splits give float32, which a network in another format would refuse; a frozen one casts by itself.
     own = () if isinstance(module, Frozen) else (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = next(iter(own), torch.float32)
-    plan = ((part, None) for part in torch.arange(len(split)).split(FIRST))
-    with undisturbed(module), _moved(module, device) as there, reading_ahead(split, plan):
-        for index in portions(module, split):
-            batch = split.batch(index, device=there)
-            take(module(batch.inputs.to(dtype)), batch.labels)
+
+    def answered(index: Tensor) -> tuple[Any, Any]:
+        batch = split.batch(index, device=there)
+        return module(batch.inputs.to(dtype)), batch.labels
+
+    with undisturbed(module), _moved(module, device) as there:
+        each = portions(module, split)
+        first = answered(next(each))
+        if part[0] == 0:
+            take(*first)
+        rest = list(each)
+        mine = rest[len(rest) * part[0] // part[1] : len(rest) * (part[0] + 1) // part[1]]
+        plan = ((index, None) for index in torch.cat(mine).split(FIRST)) if mine else ()
+        with reading_ahead(split, plan):
+            for index in mine:
+                take(*answered(index))

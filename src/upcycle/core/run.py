@@ -61,7 +61,7 @@ class Run:
         directory: where everything goes; ``None`` writes nothing.
         seed: of everything random.
         resume: go on from what ``directory`` holds.
-        devices, accelerator: as in Lightning Fabric.
+        devices, accelerator, num_nodes: see :func:`upcycle.core.devices.launch`.
         precision: 32-true, bf16-mixed or 64-true; auto takes bf16-mixed where that is fast, and for tensors alone.
         teacher_precision: auto takes bf16 for a frozen teacher where that is fast and its answers stay the same.
         save_every: seconds between save points; if not given, 15, or so many that they take at most 2 % of the time.
@@ -79,6 +79,7 @@ class Run:
         resume: bool = False,
         devices: int = 1,
         accelerator: str = "auto",
+        num_nodes: int = 1,
         precision: Precision = "auto",
         teacher_precision: Literal["auto", "32-true"] = "auto",
         save_every: float | None = None,
@@ -89,7 +90,7 @@ class Run:
     ) -> None:
         self.directory = Path(directory) if directory is not None else None
         self.seed, self.compile, self.teacher_precision = seed, compile, teacher_precision
-        self.fabric = launch(devices, accelerator)
+        self.fabric = launch(devices, accelerator, num_nodes)
         self.rank, self.world_size = self.fabric.global_rank, self.fabric.world_size
         self.device: torch.device = self.fabric.device
         make_deterministic(self.device)
@@ -421,14 +422,13 @@ class Run:
             self._stage.track(name, value)
 
     def evaluate(self, module: nn.Module, split: Split, name: str = "validation") -> Measured | None:
-        """Measure a network on a split and log the figures of the task; touches neither randomness nor modes.
+        """Measure a network on a split and log the figures of the task; every process answers its part of the samples.
 
-        Where no sample has a label there is nothing to measure with, and the answer is ``None``. No loss is logged of
-        scores that are no probabilities.
+        ``None`` where no sample has a label. No loss is logged of scores that are no probabilities.
         """
         if split.labels is not None and not bool(split.task.known(split.labels).any()):
             return None
-        found, sure = measured(module, split), gives_probabilities(module)
+        found, sure = measured(module, split, among=self.fabric), gives_probabilities(module)
         self.log(**{f"{name}_{key}": value for key, value in found.figures.items() if sure or key != "loss"})
         return found
 

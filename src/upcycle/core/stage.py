@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from upcycle.core import sampling, seeds
+from upcycle.core import collective, sampling, seeds
 from upcycle.core.batches import Split, divide, view_of
-from upcycle.core.collective import leave_batchnorm
 from upcycle.core.devices import Processes, match_layout
 from upcycle.core.errors import UserError, one_line, require
 from upcycle.core.interrupt import Interrupted
@@ -213,7 +212,7 @@ class Stages:
         if self._fabric.world_size > 1 and split.together:
             for thing in (thing for stage in self._stack for thing in stage.state.values()):
                 if isinstance(thing, nn.Module):
-                    leave_batchnorm(thing)
+                    collective.leave_batchnorm(thing)
 
     def is_stored(self, name: str) -> bool:
         """Whether the stage ``name`` inside the innermost one is finished."""
@@ -294,10 +293,11 @@ class Stages:
             Interrupted: after a save point, where there is a signal.
         """
         due = time.monotonic() - self._last_save >= self._interval or interrupt is not None
-        if self._fabric.world_size > 1:  # the first process' clock decides for all, and asking costs a message
+        if self._fabric.world_size > 1:  # a signal to any process is one to all, and asking costs a message
             if self.top.step % every:
                 return interrupt
-            due, interrupt = self._fabric.broadcast((due, interrupt))
+            asked = collective.largest(int(due), interrupt or 0, device=self._fabric.device)
+            due, interrupt = bool(asked[0]), asked[1] or None
         if due:
             self.save()
         if interrupt is not None:

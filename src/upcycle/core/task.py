@@ -41,6 +41,10 @@ class Judge(Protocol):
         """Take in the answers to a batch and its targets."""
         ...
 
+    def join(self, other: Any) -> None:
+        """Take in what another judge of this kind was given, of samples that come behind: of another process."""
+        ...
+
     def result(self) -> Measured:
         """Give what was measured.
 
@@ -208,6 +212,10 @@ class _Logits:
         self.logits.append(logits_of(answers, len(targets), self.name))
         self.labels.append(targets.cpu())
 
+    def join(self, other: _Logits) -> None:
+        self.logits += other.logits
+        self.labels += other.labels
+
     def result(self) -> Evaluation:
         return judged(torch.cat(self.logits), torch.cat(self.labels), num_classes=self.classes, name=self.name)
 
@@ -313,6 +321,14 @@ class _Counts:
         self.loss += F.binary_cross_entropy_with_logits(z[known], y[known], reduction="sum").item()
         self.answers += int(known.sum())
         self.count += int(known.any(1).sum())
+
+    def join(self, other: _Counts) -> None:
+        self.right, self.total = self.right + other.right, self.total + other.total
+        self.loss, self.answers, self.count = (
+            self.loss + other.loss,
+            self.answers + other.answers,
+            self.count + other.count,
+        )
 
     def result(self) -> LabelFigures:
         require(self.count > 0, f"There is no labelled sample to evaluate {self.name} on.")

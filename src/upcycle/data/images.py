@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -32,6 +32,23 @@ _IN_MEMORY = (
     "resized_crop cuts windows out of whole images, and these are in memory at one size; give a folder or a table of "
     "images with --keep_in_memory false."
 )
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; to a GPU by way of pinned memory, so that nobody waits for the copy."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=64)  # the same for every batch: a small copy to a GPU costs as much as a large one
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], top: float, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a row of pixels (w * c), to a normalised one."""
+    scale = torch.tensor([1 / (top * s) for s in std]).repeat(width)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).repeat(width)
+    return scale.to(device), shift.to(device)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -77,20 +94,19 @@ class ImageSplit(Samples):
                 pixels = augment.crop(pixels, augment.crop_offsets(view, ids, h, w))
             if "flip" in self.augment:
                 pixels = augment.flip(pixels, augment.flipped(view, ids))
-        pixels = pixels.to(device, non_blocking=True)
+        pixels = sent(pixels, device)
         top = 255.0 if whole else 1.0  # what white is
         if view is not None and "color" in self.augment:
-            factors = augment.color_factors(view, ids).to(device)
+            factors = sent(augment.color_factors(view, ids), device)
             pixels = augment.color(pixels, factors, top)
             top = 1.0
         # One affine map from pixels to network inputs, over whole rows: an inner loop of c = 3 would crawl.
         # Two operations, each rounded by itself, so that no fused one makes a sample depend on its place in
         # the batch.
-        scale = torch.tensor([1 / (top * s) for s in self.std], device=device).repeat(w)
-        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=device).repeat(w)
+        scale, shift = _affine(self.mean, self.std, top, w, device)
         rows = pixels.view(-1, w * c).to(torch.float32).mul_(scale).add_(shift)
         images = rows.view(-1, h, w, c).permute(0, 3, 1, 2)
-        return Batch(images, self.labels.index_select(0, index).to(device), index.to(device))
+        return Batch(images, sent(self.labels.index_select(0, index), device), sent(index, device))
 
     def ahead(self, plan: Iterable[tuple[Tensor, View]]) -> AbstractContextManager[None]:
         """See :func:`upcycle.core.batches.reading_ahead`; nothing of images in memory."""

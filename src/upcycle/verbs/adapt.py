@@ -20,6 +20,7 @@ from upcycle.core.heads import with_classes
 from upcycle.core.lineage import Node, node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.once import once
 from upcycle.core.reading import Reading
 from upcycle.core.recipe import Recipe
 from upcycle.core.seeds import seed_everything
@@ -392,7 +393,7 @@ class _Students:
         naming = self.naming
         seed_everything(seed, "student")
         if self.fresh:
-            mean, std = self.images.statistics
+            mean, std = once(lambda: self.images.statistics)
             student = references.resolve(
                 self.reference,
                 pretrained=False,

@@ -21,11 +21,6 @@ from upcycle.reports import write_report
 from upcycle.reports.card import model_card
 
 
-def first_process() -> bool:
-    """Whether this is the process that speaks and claims: Fabric starts others as the same command again."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def claim_directory(out: Path, *, resume: bool, hold: bool = False) -> lock.Hold | None:
     """Make sure that ``out`` can be written, holds nothing that would be lost, and is written by nobody else now.
 

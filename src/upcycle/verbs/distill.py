@@ -13,12 +13,14 @@ from typing import Any, Literal
 from torch import nn
 
 from upcycle.core import lineage, models, references
+from upcycle.core.devices import Processes
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import measured
 from upcycle.core.fetching import dry
 from upcycle.core.guide import frozen_for
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.once import once
 from upcycle.core.recipe import Recipe
 from upcycle.core.run import Run
 from upcycle.core.seeds import seed_everything
@@ -159,7 +161,7 @@ def distill(
         return on_its_pool(guide, data, run.directory, setting.device)
 
     def measure(model: Model, data: Collection) -> list[Measured]:
-        return [measured(model.module, data.test, device=setting.device)]
+        return [measured(model.module, data.test, device=setting.device, among=session.processes)]
 
     product, beside = session.arms(make, name="student", role="student", after=held)
     if setting.alone:
@@ -179,7 +181,7 @@ def distill(
     )
     rows = []
     if guide is not None and guide.classes:
-        found = [_guided(session, guide, made.data, made.data.test)]
+        found = [_guided(session, guide, made.data, made.data.test, session.processes)]
         line = {**row(guide.name, "teacher", found, guide, like_of(guide, made.data)), **spent(guide, made.data)}
         rows.append(showing(line, made.left, "shown of the teacher"))
     rows += [other.row(f"{other.model.name} {other.arm.words}") for other in others]
@@ -271,7 +273,7 @@ def _student(session: Session, teacher: Model | None, data: Collection, seed: in
     mean, std = naming.mean, naming.std
     fresh = naming.weights in (None, "fresh")
     if fresh and isinstance(data, Images):  # fresh weights take any normalisation; the teacher's saves renormalising
-        like = (teacher.mean, teacher.std) if teacher else data.statistics
+        like = (teacher.mean, teacher.std) if teacher else once(lambda: data.statistics)
         mean, std = mean or like[0], std or like[1]
     student = references.resolve(
         reference,
@@ -316,17 +318,23 @@ def _show(session: Session, teacher: Model | None, student: Model, data: Collect
     return cost.macs
 
 
-def _guided(session: Session, teacher: Model, data: Collection, split: Samples) -> Measured:
+def _guided(
+    session: Session, teacher: Model, data: Collection, split: Samples, among: Processes | None = None
+) -> Measured:
     """How good the teacher is on a split of what the student sees: as the run asks it, which is faster.
 
     In float32 where its own answers stand in place of labels, so that it agrees with itself.
+
+    Args:
+        among: processes that divide the work, if all of them are here.
     """
     setting = session.setting
     if session.figure == "agreement":
-        return measured(teacher.module, split.seen_by(teacher), device=setting.device, name=teacher.name)
+        return measured(teacher.module, split.seen_by(teacher), device=setting.device, name=teacher.name, among=among)
     precision: Any = "64-true" if setting.precision == "64-true" else setting.teacher_precision
     like = data.validation if len(data.validation) else split
-    return measured(frozen_for(like, teacher, setting.device, precision), split, name=teacher.name)
+    network = frozen_for(like, teacher, setting.device, precision)
+    return measured(network, split, name=teacher.name, among=among)
 
 
 def _alone(method: Any, data: Collection) -> tuple[Method, Collection]:

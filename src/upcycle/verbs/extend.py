@@ -24,7 +24,9 @@ from upcycle.core.fetching import dry
 from upcycle.core.heads import grow_classifier
 from upcycle.core.method import Method
 from upcycle.core.models import Model
+from upcycle.core.once import once
 from upcycle.core.seeds import seed_everything
+from upcycle.core.world import first_process
 from upcycle.data import Images, describe
 from upcycle.data.pool_files import parent_node
 from upcycle.data.stream_kinds import check_stream, is_of_graphs
@@ -35,7 +37,6 @@ from upcycle.measure.cost import count
 from upcycle.measure.units import bytes_
 from upcycle.verbs import DEFAULT_METHOD
 from upcycle.verbs.arms import Fitted, Result
-from upcycle.verbs.directory import first_process
 from upcycle.verbs.figures import TOLD, figures_of, hundredths, like_of, share, spread
 from upcycle.verbs.loading import augmented
 from upcycle.verbs.naming import Reference, Weights, naming_of
@@ -235,7 +236,8 @@ def _asked(data: Stream, mean: tuple[float, ...] | None, std: tuple[float, ...] 
     """Say what a fresh network shall take."""
     if not isinstance(data.base, Images):
         return {"takes": data.takes}
-    usual = data.base.statistics  # of all tasks, as everybody has it, though a stream would show only its first
+    base = data.base  # of all tasks, as everybody has it, though a stream would show only its first
+    usual = once(lambda: base.statistics)
     return {"input_shape": data.shape, "mean": mean or usual[0], "std": std or usual[1]}
 
 
@@ -281,7 +283,8 @@ def _row(arm: Fitted, name: str, data: Images, session: Session) -> dict[str, An
     line, found = arm.row(name), [left["scores"] for left in arm.left]
     first: Scores = found[0]
     if first.scenario != "task":  # there the answer depends on the task that is told
-        line |= figures_of([evaluate(arm.model.module, data.test, device=session.setting.device)])
+        where, among = session.setting.device, session.processes
+        line |= figures_of([evaluate(arm.model.module, data.test, device=where, among=among)])
     means = [scores.summary() for scores in found]
     if len(first.matrix[0]) == 1:  # nothing came after it
         means = [{"average accuracy": mean["average accuracy"]} for mean in means]

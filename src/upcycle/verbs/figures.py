@@ -14,6 +14,7 @@ from upcycle.core.models import Model
 from upcycle.core.outputs import gives_probabilities
 from upcycle.core.spikes import sends_spikes
 from upcycle.core.task import CLASSIFICATION, Evaluation, Measured, Task
+from upcycle.core.world import first_process
 from upcycle.data import Collection
 from upcycle.measure.cost import count, latency, peak_memory
 from upcycle.measure.energy import operations
@@ -38,12 +39,14 @@ def show_accuracy(
 ) -> None:
     """Say how good a network is on these data, so that a wrong normalisation or order of classes shows at once.
 
+    Of several processes the first does so.
+
     Args:
         where: to measure on up to 1,000 of the validation samples; how; or what was measured on all of them already.
         hint: options that would mend it.
     """
     known = data.task.known(data.validation.labels).nonzero()[:, 0]
-    if not len(known) or "validation" in data.answered:
+    if not len(known) or "validation" in data.answered or not first_process():
         return
     if not isinstance(where, torch.device) and not callable(where):
         found = where
@@ -89,8 +92,8 @@ def row(name: str, role: str, arms: Sequence[Measured], model: Model, like: Any 
         "accuracy": [],
         "parameters": cost.parameters,
         "macs": cost.macs,
-        "latency": latency(module, like),
-        "memory": peak_memory(module, like),
+        "latency": latency(module, like) if first_process() else 1.0,  # others would only disturb it
+        "memory": peak_memory(module, like) if first_process() else 1,
     }
     if not arms:
         return figures

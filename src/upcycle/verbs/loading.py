@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from upcycle.core.errors import UserError, require
 from upcycle.core.models import Model
+from upcycle.core.once import once
 from upcycle.core.reading import Reading
 from upcycle.core.takes import Pictures
 from upcycle.data import Collection, Images
@@ -27,13 +30,16 @@ def is_files(reference: Any) -> bool:
 def loaded(reference: Any, *, long_tail: float | None = None, **asked: Any) -> Collection:
     """The data of ``reference``; see :func:`upcycle.data.load`, whose arguments ``asked`` are.
 
-    Data of another kind than images, which are loaded already, are as they are.
+    They are read once on each machine, whose processes share them; every process of a command calls this. Data of
+    another kind than images, which are loaded already, are as they are.
 
     Args:
         long_tail: keep only such a tail of the training images, see :meth:`upcycle.data.Images.long_tailed`.
     """
     there = isinstance(reference, Collection) and not isinstance(reference, Images)
-    data: Collection = reference if there else load_data(reference, **asked)
+    named = isinstance(reference, str | Path)
+    read: Callable[[], Collection] = partial(load_data, reference, **asked)
+    data: Collection = reference if there else once(read) if named else read()
     if long_tail is None:
         return data
     if not isinstance(data, Images):

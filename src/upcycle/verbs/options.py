@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO
 import torch
 
 from upcycle.core import ingredients, loggers
-from upcycle.core.devices import device_of
+from upcycle.core.devices import Processes, check_strategy, device_of, hurry, launch
 from upcycle.core.errors import UserError, require, unknown, without_secrets
 from upcycle.core.loggers import LoggerName
 from upcycle.core.method import Method, built_in
@@ -45,9 +45,14 @@ class RunSetting(Sight):
             resized_crop cuts a random window out of whole photographs, and goes with --keep_in_memory false.
         seed: the seed of everything random.
         seeds: how many runs, with seeds from seed on; the product is the first one's, the report shows their spread.
-        devices: how many processes.
+        workers: how many of these runs are made side by side, each in a process of its own with its part of the cores.
+        devices: how many processes on each machine; those that torchrun, SLURM or Kubernetes started, where one did.
+        num_nodes: how many machines, on each of which this command is started.
+        strategy: ddp, a copy of each network in every process, is the one that there is; auto takes it.
         accelerator: the kind of device, as in Lightning Fabric.
         precision: auto takes bf16-mixed where the machine's flags say that it is fast.
+        tf32: let a GPU round what matrix products of float32 take to 10 bits, which is faster.
+        cudnn_benchmark: let a GPU time its convolutions and take the fastest; other bits may come out each time.
         save_every: seconds between save points, whatever they cost; if not given, so many that they take at most 2 % of
             the time, and 15 at least.
         resume: go on from what the run directory holds.
@@ -61,9 +66,14 @@ class RunSetting(Sight):
     augment: tuple[Literal["auto", "none", "resized_crop", "crop", "flip", "color"], ...] = ("auto",)
     seed: int = 0
     seeds: int = 1
+    workers: int = 1
     devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
+    tf32: bool = False
+    cudnn_benchmark: bool = False
     save_every: float | None = None
     resume: bool = False
     dry_run: bool = False
@@ -76,7 +86,14 @@ class RunSetting(Sight):
         super().__post_init__()
         loggers.check(self.logger)
         require(self.seeds >= 1, f"seeds must be at least 1, not {self.seeds}.")
+        require(self.workers >= 1, f"workers must be at least 1, not {self.workers}.")
+        require(
+            self.workers == 1 or self.devices * self.num_nodes == 1,
+            "workers make whole runs side by side, and devices divide each run; leave one of the two out.",
+        )
         require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
+        require(self.num_nodes >= 1, f"num_nodes must be at least 1, not {self.num_nodes}.")
+        check_strategy(self.strategy)
         require(
             self.save_every is None or 0 <= self.save_every < math.inf,
             f"save_every must be a number of seconds, not {self.save_every}.",
@@ -85,6 +102,12 @@ class RunSetting(Sight):
             len(self.augment) == 1 or not {"auto", "none"} & set(self.augment),
             f"augment cannot mix auto or none with others: it is {' '.join(self.augment)}.",
         )
+
+    def launch(self) -> Processes:
+        """Start the processes of a command, see :func:`upcycle.core.devices.launch`."""
+        found = launch(self.devices, self.accelerator, self.num_nodes)
+        hurry(tf32=self.tf32, cudnn_benchmark=self.cudnn_benchmark)
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +138,7 @@ class NamedSetting(Naming, Setting):
     """Data, the network, devices, seeds, and where it goes."""
 
 
-UNRECORDED = ("resume", "dry_run", "quiet", "logger", "save_every", "budget", "cache")
+UNRECORDED = ("resume", "dry_run", "quiet", "logger", "save_every", "budget", "cache", "workers")
 """Options that change no result, and so are no part of a configuration."""
 
 

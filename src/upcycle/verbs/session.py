@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -18,6 +20,7 @@ import torch
 
 from upcycle.core import ingredients, references, store
 from upcycle.core.building import code_of
+from upcycle.core.devices import Processes
 from upcycle.core.errors import one_line, require
 from upcycle.core.evaluate import evaluate
 from upcycle.core.journal import require_same_config
@@ -28,6 +31,7 @@ from upcycle.core.precision import choose
 from upcycle.core.read import bytes_of
 from upcycle.core.run import Run
 from upcycle.core.task import Evaluation
+from upcycle.core.world import first_process
 from upcycle.data import Collection, Images, check_reference
 from upcycle.data.images import as_images
 from upcycle.data.labels import relabelled
@@ -35,9 +39,9 @@ from upcycle.data.sources import spelled
 from upcycle.data.streams import Stream
 from upcycle.measure.machine import matmul_rate
 from upcycle.measure.units import duration
-from upcycle.verbs import DEFAULT_METHOD, figures
+from upcycle.verbs import DEFAULT_METHOD, figures, workers
 from upcycle.verbs.arms import Arm, Fitted, Make, Measure, Result, answered_at_once, notes_of
-from upcycle.verbs.directory import claim_directory, first_process, write_result
+from upcycle.verbs.directory import claim_directory, write_result
 from upcycle.verbs.loading import augmented, load_for
 from upcycle.verbs.methods import find_method, name_of, plugin_of
 from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, default_of, plain, split_options
@@ -91,8 +95,11 @@ class Session:
         named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
         self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
         self.figure = "test accuracy"
+        self.processes: Processes | None = None  # of this command, once it is checked
         self._main: Run | None = None  # of the product with the first seed; open until everything is left
         self._product: Arm | None = None
+        self._workers = workers.Workers(())
+        self._own, self._begun = range(0), 0  # the runs that are this process' own among all, and how many are begun
 
     def say(self, text: str) -> None:
         """Say something aloud, unless all is quiet, and in any case in ``log.txt``."""
@@ -129,10 +136,12 @@ class Session:
                 look(reference)
         made = self.cls(**self.cls.stand_ins(), **self.own)  # its __post_init__ checks the values
         made.require_ingredients()
-        if not self.setting.dry_run and first_process():
+        if not self.setting.dry_run and first_process() and workers.worker() is None:
             claim_directory(self.out, resume=self.setting.resume)
             if self.setting.resume:
                 require_same_config(self.out / "config.yaml", self.config())
+        if not self.setting.dry_run:  # before data are loaded, so that processes do so side by side
+            self.processes = self.setting.launch()
 
     def method(self, data: Any = None, **given: Any) -> Any:
         """The method with its options, on these networks and what else it is given.
@@ -167,7 +176,8 @@ class Session:
         if not data.test.labelled:
             return []
         test = relabelled(data, model.classes).normalised(model.mean, model.std).test
-        return [evaluate(model.module, test, device=self.setting.device)] if len(test) else []
+        where, among = self.setting.device, self.processes
+        return [evaluate(model.module, test, device=where, among=among)] if len(test) else []
 
     # -- arms ---------------------------------------------------------------------------------------------------
 
@@ -245,8 +255,22 @@ class Session:
             what the product's runs left, and those of each arm beside it.
         """
         self._product = product
-        made, *others = [self._fitted(arm, measure, options) for arm in (product, *beside)]
+        pairs = [(arm, seed) for arm in (product, *beside) for seed in self.seeds]
+        if (share := workers.worker()) is not None:
+            for i in share.of(len(pairs)):
+                self._fit(*pairs[i], options)[0].close()
+            sys.exit(0)
+        among = min(self.setting.workers, len(pairs))
+        self._own = workers.Share(0, among).of(len(pairs))
+        with workers.begun(self._again, among) as self._workers:
+            made, *others = [self._fitted(arm, measure, options) for arm in (product, *beside)]
         return made, others
+
+    def _again(self) -> list[str]:
+        """The words of this command, for a process that makes a part of its runs."""
+        workers.require_names((*self.networks.values(), self.data_ref))
+        typed = {**self.config(), **workers.unrecorded(self.setting, self.out)}
+        return shlex.split(self._line(typed))[1:]
 
     @cached_property
     def _beside(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -267,17 +291,10 @@ class Session:
     def _fitted(self, arm: Arm, measure: Measure, options: dict[str, Any]) -> Fitted:
         found: Fitted | None = None
         for seed in self.seeds:
-            method, data = arm.make(seed)
-            run = self._open(arm, seed, data, options)
-            with self._closing(run), run.interruptible():
-                for note in notes_of(method, data):
-                    run.note(note)
-                method.begin(run, data, *self._beside)
-                run.journal.transcript.release()
-                module = method.fit(run, data).float()
-            # It is used on images that became pixels as those did that it was trained on.
-            model = dataclasses.replace(method.product(module, data), reading=data.reading)
-            data = arm.after(run, data)
+            if self._begun == self._own.stop:
+                self._workers.wait()
+            run, model, data = self._fit(arm, seed, options)
+            self._begun += 1
             found = found or Fitted(arm=arm, model=model, data=data)
             found.left.append(run.left)
             for evaluation in measure(model, data):
@@ -287,6 +304,20 @@ class Session:
                 run.close()
         assert found is not None  # there is at least one seed
         return found
+
+    def _fit(self, arm: Arm, seed: int, options: dict[str, Any]) -> tuple[Run, Model, Any]:
+        """Run an arm with a seed: the run, its product, and the data that this is measured on."""
+        method, data = arm.make(seed)
+        run = self._open(arm, seed, data, options)
+        with self._closing(run), run.interruptible():
+            for note in notes_of(method, data):
+                run.note(note)
+            method.begin(run, data, *self._beside)
+            run.journal.transcript.release()
+            module = method.fit(run, data).float()
+        # It is used on images that became pixels as those did that it was trained on.
+        model = dataclasses.replace(method.product(module, data), reading=data.reading)
+        return run, model, arm.after(run, data)
 
     @contextlib.contextmanager
     def _closing(self, run: Run) -> Iterator[None]:
@@ -303,25 +334,29 @@ class Session:
     def _open(self, arm: Arm, seed: int, data: Any, options: dict[str, Any]) -> Run:
         """The run of an arm with a seed: in the directory itself, or in ``more/`` beside it."""
         config, place, setting = self.config(), self.out, self.setting
-        if self._main is not None:
+        elsewhere = workers.worker() is not None
+        if self._main is not None or elsewhere:
             place = self.out / "more" / f"{arm.name.replace(' ', '-')}-{seed}"
             config |= {"seed": seed, "seeds": 1}
             if arm is self._product:  # so that its file alone makes it again
                 config |= {name: False for name in ("alone", "control") if name in config}
             else:
                 config = {"arm": arm.name, **config}
-        resume = setting.resume and (place / "config.yaml").exists()
-        kept = ("devices", "accelerator", "precision", "save_every", "quiet", "logger")
-        same = {name: getattr(setting, name) for name in kept}
+        resume = (setting.resume or elsewhere or self._begun >= self._own.stop > 0) and (place / "config.yaml").exists()
+        same = self._shared("devices", "num_nodes", "accelerator", "precision", "save_every", "quiet", "logger")
         if data.takes.kind != "images" and setting.precision == "auto":
             same["precision"] = "32-true"
         run = Run(place, seed=seed, resume=resume, config=config, **same, **options)
-        if self._main is None:
+        if self._main is None and not elsewhere:
             run.journal.transcript.hold()  # until the run takes what it is given
             begun = ["goes on from what this directory holds"] if resume else []
             run.journal.transcript.write("\n".join([*begun, self.command(), *self._said]))
-        self._main = self._main or run
+        self._main = self._main or (None if elsewhere else run)
         return run
+
+    def _shared(self, *names: str) -> dict[str, Any]:
+        """Options of the verb by their names."""
+        return {name: getattr(self.setting, name) for name in names}
 
     # -- after it -----------------------------------------------------------------------------------------------
 
@@ -351,6 +386,7 @@ class Session:
         """
         run, product, config = self._main, made.model, self.config()
         assert run is not None
+        rows = run.fabric.broadcast(rows)  # what it costs is measured by the first process alone
         figures.alike(rows)
         result = Result(directory=self.out, model=product, rows=rows, sentence=sentence)
         for note in (*data.notes, *data.remarks, *notes):
@@ -402,10 +438,11 @@ class Session:
 
     def command(self) -> str:
         """The command line that re-makes this run, as short as the defaults allow."""
-        typed = {**self.config(), "out": plain(self.setting.out)}
-        return command_line(
-            self.verb, typed, (*self.networks, "method", self.called), self._default_of, self.positional
-        )
+        return self._line({**self.config(), "out": plain(self.setting.out)})
+
+    def _line(self, typed: dict[str, Any]) -> str:
+        always = (*self.networks, "method", self.called)
+        return command_line(self.verb, typed, always, self._default_of, self.positional)
 
     def _default_of(self, key: str) -> Any:
         if key == "method":
