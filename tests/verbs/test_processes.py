@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -129,6 +130,8 @@ def test_options_that_ask_for_other_processes_than_there_are(monkeypatch: pytest
         monkeypatch.setenv(key, value)
     with pytest.raises(UserError, match="torchrun started 2 processes on each of 1 machines, and --devices 4"):
         launch(4, "cpu")
+    with pytest.raises(UserError, match="asks for others; leave these two options out"):
+        Setting(devices=1).launch()
 
 
 # -- runs side by side ------------------------------------------------------------------------------------------------
@@ -179,3 +182,35 @@ def test_workers_need_names_and_one_process_each(tmp_path: Path) -> None:
         for among in range(1, runs + 1):
             parts = [workers.Share(number, among).of(runs) for number in range(among)]
             assert [i for part in parts for i in part] == [*range(runs)] and all(parts)
+
+
+STUB = """
+def init(): pass
+def remote(**asked):
+    def made(function):
+        function.remote = function
+        return function
+    return made
+def get(found): return found
+"""
+
+
+def test_the_sweeps_of_the_page_run_each_line_once(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "more-data.md").read_text().partition("## Many runs")[2]
+    listed, array, script = (
+        re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1]  # type: ignore[index]
+        for kind in ("text", "bash", "python")
+    )
+    (tmp_path / "sweep.txt").write_text(listed)
+    (tmp_path / "ray.py").write_text(STUB)
+    stub = tmp_path / "upcycle"  # in place of the command
+    stub.write_text('#!/bin/sh\necho "upcycle $*" >> "$ASKED"\n')
+    stub.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
+    lines = [f"{line} --resume" for line in listed.splitlines()]
+    for number in range(1, 1 + len(lines)):
+        job = env | {"SLURM_ARRAY_TASK_ID": str(number), "ASKED": str(tmp_path / "jobs")}
+        subprocess.run(["bash", "-c", array], cwd=tmp_path, env=job, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env | {"ASKED": str(tmp_path / "ray")}, check=True)
+    for place in ("jobs", "ray"):
+        assert (tmp_path / place).read_text().splitlines() == lines

@@ -79,29 +79,27 @@ _HERE: dict[str, Callable[[], bool]] = {
 """Accelerators that one process takes without Fabric, and whether they are here."""
 
 
-def launch(devices: int, accelerator: str, num_nodes: int = 1) -> Processes:
+def launch(devices: int | None, accelerator: str, num_nodes: int = 1) -> Processes:
     """Start the processes of a run, or join those that a launcher started; arguments as in Lightning Fabric.
 
     The memory that they free stays with them, see :func:`upcycle.core.memory.keep_freed`. Each learns when another one
     ends, see :mod:`upcycle.core.line`.
 
     Args:
-        devices: processes on each machine; as many as a launcher started, where one did.
+        devices: processes on each machine; ``None``: those that a launcher started, or one. 1 on one machine is this
+            process alone, whatever a launcher started.
         accelerator: the kind of device.
-        num_nodes: machines; likewise.
+        num_nodes: machines; as many as a launcher started, where it did and this is 1.
 
     Raises:
         UserError: this machine has no such devices, or a launcher started another number of processes.
     """
     keep_freed()
-    told = world.told()
+    told = world.told() if (devices, num_nodes) != (1, 1) else None
     if told is not None:
-        require(
-            devices in (1, told.devices) and num_nodes in (1, told.num_nodes),
-            f"{told.by} started {told.devices} processes on each of {told.num_nodes} machines, and --devices {devices} "
-            f"--num_nodes {num_nodes} asks for others; leave these two options out.",
-        )
+        check_devices(devices, num_nodes)
         devices, num_nodes = told.devices, told.num_nodes
+    devices = devices or 1
     kind = device_of(accelerator).type if accelerator in ("auto", "gpu", *_HERE) else ""
     if devices * num_nodes == 1 and kind and _HERE[kind]():
         device = torch.device(kind, 0) if kind != "cpu" else torch.device(kind)
@@ -139,6 +137,18 @@ def launch(devices: int, accelerator: str, num_nodes: int = 1) -> Processes:
         elif found is not None:
             line.join(found, fabric.global_rank, fabric.world_size)
     return fabric
+
+
+def check_devices(devices: int | None, num_nodes: int) -> None:
+    """Raise :class:`UserError` where a launcher started another number of processes than is asked for."""
+    told = world.told()
+    require(
+        told is None or (devices in (None, told.devices) and num_nodes in (1, told.num_nodes)),
+        f"{told.by} started {told.devices} processes on each of {told.num_nodes} machines, and --devices {devices} "
+        f"--num_nodes {num_nodes} asks for others; leave these two options out."
+        if told is not None
+        else "",
+    )
 
 
 def check_strategy(strategy: str) -> None:

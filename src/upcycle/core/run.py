@@ -77,7 +77,7 @@ class Run:
         *,
         seed: int = 0,
         resume: bool = False,
-        devices: int = 1,
+        devices: int | None = 1,
         accelerator: str = "auto",
         num_nodes: int = 1,
         precision: Precision = "auto",

@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO
 import torch
 
 from upcycle.core import ingredients, loggers
-from upcycle.core.devices import Processes, check_strategy, device_of, hurry, launch
+from upcycle.core.devices import Processes, check_devices, check_strategy, device_of, hurry, launch
 from upcycle.core.errors import UserError, require, unknown, without_secrets
 from upcycle.core.loggers import LoggerName
 from upcycle.core.method import Method, built_in
@@ -46,7 +46,8 @@ class RunSetting(Sight):
         seed: the seed of everything random.
         seeds: how many runs, with seeds from seed on; the product is the first one's, the report shows their spread.
         workers: how many of these runs are made side by side, each in a process of its own with its part of the cores.
-        devices: how many processes on each machine; those that torchrun, SLURM or Kubernetes started, where one did.
+        devices: how many processes on each machine; if not given, one, or those that torchrun, SLURM or Kubernetes
+            started.
         num_nodes: how many machines, on each of which this command is started.
         strategy: ddp, a copy of each network in every process, is the one that there is; auto takes it.
         accelerator: the kind of device, as in Lightning Fabric.
@@ -67,7 +68,7 @@ class RunSetting(Sight):
     seed: int = 0
     seeds: int = 1
     workers: int = 1
-    devices: int = 1
+    devices: int | None = None
     num_nodes: int = 1
     strategy: str = "auto"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -88,10 +89,10 @@ class RunSetting(Sight):
         require(self.seeds >= 1, f"seeds must be at least 1, not {self.seeds}.")
         require(self.workers >= 1, f"workers must be at least 1, not {self.workers}.")
         require(
-            self.workers == 1 or self.devices * self.num_nodes == 1,
+            self.workers == 1 or (self.devices or 1) * self.num_nodes == 1,
             "workers make whole runs side by side, and devices divide each run; leave one of the two out.",
         )
-        require(self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
+        require(self.devices is None or self.devices >= 1, f"devices must be at least 1, not {self.devices}.")
         require(self.num_nodes >= 1, f"num_nodes must be at least 1, not {self.num_nodes}.")
         check_strategy(self.strategy)
         require(
@@ -105,6 +106,7 @@ class RunSetting(Sight):
 
     def launch(self) -> Processes:
         """Start the processes of a command, see :func:`upcycle.core.devices.launch`."""
+        check_devices(self.devices, self.num_nodes)
         found = launch(self.devices, self.accelerator, self.num_nodes)
         hurry(tf32=self.tf32, cudnn_benchmark=self.cudnn_benchmark)
         return found
