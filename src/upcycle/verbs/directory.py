@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Mapping
@@ -24,6 +25,19 @@ from upcycle.reports.card import model_card
 def first_process() -> bool:
     """Whether this is the process that speaks and claims: Fabric starts others as the same command again."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def numbered(place: Path, *, last: bool = False) -> Path:
+    """The directory for which no name was given: ``place``, or with the first number that makes it an unused one.
+
+    Args:
+        last: the one that was used last in its place, to go on with; ``place`` where none was.
+    """
+    places = itertools.chain([place], (place.with_name(f"{place.name}-{n}") for n in itertools.count(2)))
+    used = list(itertools.takewhile(_used, places))
+    if last:
+        return used[-1] if used else place
+    return place.with_name(f"{place.name}-{len(used) + 1}") if used else place
 
 
 def claim_directory(out: Path, *, resume: bool, hold: bool = False) -> lock.Hold | None:
@@ -141,6 +155,6 @@ def write_result(
         **facts,
     }
     measured = {**record, "data": {"name": data.measured or data.name}}
-    saved.save(model, directory / "model", readme=model_card(tree, measured))
+    saved.save(model, directory / "model", readme=model_card(tree, measured, model))
     store.write_json(directory / "result.json", record)
     write_report(directory)

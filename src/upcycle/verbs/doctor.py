@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from upcycle.core import cells
 from upcycle.core.read import require_file
 from upcycle.data import cache
 
@@ -80,6 +81,13 @@ class Report:
     """What :func:`doctor` found."""
 
     checks: tuple[Check, ...]
+
+    def __repr__(self) -> str:
+        broken = [check.name for check in self.checks if check.status == "broken"]
+        return cells.line(self, f"to be mended: {', '.join(broken)}" if broken else "everything that is needed works")
+
+    def _repr_html_(self) -> str:
+        return cells.block(self.text())
 
     @property
     def ok(self) -> bool:

@@ -122,7 +122,7 @@ def extend(
     setting, cls = session.setting, session.cls
     if setting.out is None:
         named = re.sub(r"[^\w.+,]+", "-", stream) if isinstance(stream, str) else "stream"
-        session.out = Path("runs") / f"extend-{cls.card.name}-{named}"
+        session.out = session.own_place(named)
     session.check(look=check_stream)
     goes_on = "past" in cls.given
     past = None if setting.weights == "fresh" else _past(model)

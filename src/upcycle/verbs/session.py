@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -27,6 +28,7 @@ from upcycle.core.models import Model
 from upcycle.core.precision import choose
 from upcycle.core.read import bytes_of
 from upcycle.core.run import Run
+from upcycle.core.spoken import spoken
 from upcycle.core.task import Evaluation
 from upcycle.data import Collection, Images, check_reference
 from upcycle.data.images import as_images
@@ -37,7 +39,7 @@ from upcycle.measure.machine import matmul_rate
 from upcycle.measure.units import duration
 from upcycle.verbs import DEFAULT_METHOD, figures
 from upcycle.verbs.arms import Arm, Fitted, Make, Measure, Result, answered_at_once, notes_of
-from upcycle.verbs.directory import claim_directory, first_process, write_result
+from upcycle.verbs.directory import claim_directory, first_process, numbered, write_result
 from upcycle.verbs.loading import augmented, load_for
 from upcycle.verbs.methods import find_method, name_of, plugin_of
 from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, default_of, plain, split_options
@@ -89,14 +91,24 @@ class Session:
         self._aloud: Say = say if first_process() and not self.setting.quiet else lambda text: None
         self._said: list[str] = []  # before there was a directory to write it into
         named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
-        self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
         self.figure = "test accuracy"
         self._main: Run | None = None  # of the product with the first seed; open until everything is left
+        self.out = self.setting.out or self.own_place(named.replace(":", "-"))
         self._product: Arm | None = None
+
+    def own_place(self, name: str) -> Path:
+        """The directory where none was named: after the verb, the method and ``name``, with a number if need be."""
+        place = Path("runs") / f"{self.verb}-{self.cls.card.name}-{name}"
+        if self.setting.devices > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return place  # all processes need the same, and one of them may have begun to write
+        found = numbered(place, last=self.setting.resume)
+        if found != place and not self.setting.dry_run:
+            self.say(f"run      {found}, since {place} is used")
+        return found
 
     def say(self, text: str) -> None:
         """Say something aloud, unless all is quiet, and in any case in ``log.txt``."""
-        self._aloud(text)
+        self._aloud(spoken(text))
         if self._main is None:
             self._said.append(text)
         else:
@@ -351,7 +363,7 @@ class Session:
         run, product, config = self._main, made.model, self.config()
         assert run is not None
         figures.alike(rows)
-        result = Result(directory=self.out, model=product, rows=rows, sentence=sentence)
+        result = Result(directory=self.out, model=product, rows=rows, sentence=sentence, figure=self.figure)
         for note in (*data.notes, *data.remarks, *notes):
             run.note(note)
         for name, picture in (pictures or {}).items():
