@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import json
 import re
 import statistics
@@ -23,7 +24,7 @@ from scripts import long_tail_figures, pages
 from scripts.benchmark_table import benchmark_table
 from scripts.matrix import matrix
 from scripts.tables import figures_table, number, percent, provenance, table, words
-from upcycle import described
+from upcycle import described, losses
 from upcycle.claims import all_claims, find
 from upcycle.claims.found import FILE as FOUND
 from upcycle.claims.found import found as shipped
@@ -444,6 +445,16 @@ def api_methods() -> str:
     return "\n".join(parts)
 
 
+def all_losses() -> str:
+    """The functions of ``upcycle.losses``, each with the method or module that it is of and its first line."""
+    rows = []
+    for name in losses.__all__:
+        function = getattr(losses, name)
+        home, first = function.__module__.removeprefix("upcycle."), str(inspect.getdoc(function)).split("\n")[0]
+        rows.append([f"`{name}`", f"`{home}`", first])
+    return table(["loss", "of", "what it is"], rows)
+
+
 def example_method() -> str:
     """The worked example of CONTRIBUTING.md, as it stands in its file."""
     return f"```python\n{(ROOT / 'docs' / 'example_method.py').read_text()}```\n"
@@ -455,6 +466,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "zoo": zoo,
     "licences": licences,
     "example-method": example_method,
+    "losses": all_losses,
     "quickstart": quickstart,
     "faults": faults,
     "claims": claims,

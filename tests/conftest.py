@@ -45,6 +45,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.importorskip(row.extra, reason=f"{row.extra} is not installed (extra graphs)")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _read_at_a_command_line():  # type: ignore[no-untyped-def]
+    """Sentences name options as the command line does, in tests of functions too; see tests/core/test_spoken.py."""
+    from upcycle.core.spoken import reader
+
+    with reader(types=True):
+        yield
+
+
 DATA = Path(os.environ["UPCYCLE_DATA"]) if os.environ.get("UPCYCLE_DATA") else None
 
 

@@ -103,6 +103,7 @@ BARS: dict[str, dict[str, Bar]] = {
         "runs/from-answers": Bar(0.75, over="source", by=0.15),
     },
     "docs/ingredients.md": {"runs/mixed": Bar(0.9)},
+    "docs/notebooks.md": {"found": Bar(0.95)},
     "docs/extend.md": {"runs/extended": Bar(0.75, over="lower bound", by=0.4)},
     "docs/your-model-your-data.md": {
         "runs/distill-kd-data": Bar(0.9),

@@ -35,8 +35,10 @@ _HOME = {
     "doctor": "upcycle.verbs.doctor",
     "prove": "upcycle.verbs.prove",
     "load": "upcycle.core.saved",
+    "save": "upcycle.core.saved",
     "resolve": "upcycle.core.references",
     "export": "upcycle.verbs.export",
+    "push": "upcycle.verbs.push",
     "Model": "upcycle.core.models",
     "Method": "upcycle.core.method",
     "Card": "upcycle.core.method",
@@ -56,13 +58,16 @@ _HOME = {
     "Buffer": "upcycle.data.buffer",
     "GraphSet": "upcycle.data.graphs",
 }
+_MODULES = ("losses",)
+"""Modules that are public by themselves, and are imported when first used too."""
 
 # Where methods live, each in its room's list ``METHODS``, by the name of its class.
 _ROOMS = ("distillation", "assembly", "adaptation", "continual", "diagnosis")
 
-__all__ = [*_HOME]
+__all__ = [*_HOME, *_MODULES]
 
 if TYPE_CHECKING:
+    from upcycle import losses as losses
     from upcycle.adaptation import *  # noqa: F403
     from upcycle.adaptation.black_box.bottleneck import Bottleneck as Bottleneck
     from upcycle.assembly import *  # noqa: F403
@@ -80,6 +85,7 @@ if TYPE_CHECKING:
     from upcycle.core.references import resolve as resolve
     from upcycle.core.run import Run as Run
     from upcycle.core.saved import load as load
+    from upcycle.core.saved import save as save
     from upcycle.core.taps import Taps as Taps
     from upcycle.data import load as load_data  # noqa: F401
     from upcycle.data.buffer import Buffer as Buffer
@@ -89,7 +95,6 @@ if TYPE_CHECKING:
     from upcycle.diagnosis.attribution import explain as explain
     from upcycle.distillation import *  # noqa: F403
     from upcycle.distillation.data_free.making import Making as Making
-    from upcycle.measure.export import write_export as write_export
     from upcycle.verbs.adapt import adapt as adapt
     from upcycle.verbs.advise import advise as advise
     from upcycle.verbs.arms import Result as Result
@@ -106,13 +111,17 @@ if TYPE_CHECKING:
     from upcycle.verbs.lineage import lineage as lineage
     from upcycle.verbs.predict import predict as predict
     from upcycle.verbs.prove import prove as prove
+    from upcycle.verbs.push import push as push
     from upcycle.verbs.reassemble import reassemble as reassemble
     from upcycle.verbs.report import report as report
     from upcycle.verbs.treat import treat as treat
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
+    value: Any
+    if name in _MODULES:
+        value = import_module(f"upcycle.{name}")
+    elif name in _HOME:
         value = getattr(import_module(_HOME[name]), "load" if name == "load_data" else name)
     else:  # rooms import torch, and a submodule is asked for here before it is imported
         value = next((method for method in _methods() if method.__name__ == name), None) if name[:1].isupper() else None
@@ -129,4 +138,4 @@ def _methods() -> Iterator[Any]:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *(method.__name__ for method in _methods())})
+    return sorted({"__version__", *__all__, *(method.__name__ for method in _methods())})

@@ -36,6 +36,7 @@ from upcycle.arguments import (
 from upcycle.commands import SUMMARY, command_named
 from upcycle.core.errors import MEMORY, UserError, first_cause, is_memory, without_secrets
 from upcycle.core.printable import printable
+from upcycle.core.spoken import reader
 from upcycle.core.world import first_process
 from upcycle.signatures import MAKERS, NAMED, SEVERAL, function_of, options_for
 from upcycle.verbs import DEFAULT_METHOD
@@ -43,6 +44,11 @@ from upcycle.verbs import DEFAULT_METHOD
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (a claim does not hold), 2 (a mistake), 130 (interrupted)."""
+    with reader(types=True):
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]

@@ -30,6 +30,7 @@ SUMMARY = {
     "report": "write report.html of a run again",
     "lineage": "draw the family tree of a saved model",
     "export": "write a model as ONNX or torch.export, both sides compared",
+    "push": "send a saved model to the Hugging Face hub, with its card",
     "doctor": "what this installation can and cannot do",
     "completion": "a script with which bash or zsh completes these commands",
 }
@@ -38,7 +39,7 @@ KINDS = {
     "Make a model": ("distill", "adapt", "extend", "treat", "disassemble", "assemble", "reassemble"),
     "Choose what to do": ("advise", "methods", "blocks", "prove"),
     "Look into a model": ("evaluate", "compare", "diagnose", "explain"),
-    "Use and share it": ("predict", "export", "report", "lineage"),
+    "Use and share it": ("predict", "export", "push", "report", "lineage"),
     "This installation": ("doctor", "completion"),
 }
 """The commands by what they are for."""
@@ -138,6 +139,10 @@ EXAMPLES = {
         ("upcycle export runs/mine net.onnx", "a file for deployment, compared with the network"),
         ("upcycle export runs/mine net.pt2 --format torch", "the same for torch.export"),
     ),
+    "push": (
+        ("upcycle push runs/mine ORG/NAME", "its weights, architecture, family tree and card, as one commit"),
+        ("upcycle push runs/mine ORG/NAME --dry_run", "what would be sent"),
+    ),
     "doctor": (
         ("upcycle doctor", "what is installed, what it allows, and which data sets and weights are here"),
         ("upcycle doctor --clear_cache", "and throw away the decoded images that are kept"),
@@ -180,6 +185,7 @@ SERVES = {
     **dict.fromkeys(("convert", "onnx", "deploy"), _WRITE),
     **dict.fromkeys(("recommend", "choose", "which", "suggest"), _WHICH),
     **dict.fromkeys(("env", "check", "settings", "collect_env"), "upcycle doctor says what this installation can do"),
+    **dict.fromkeys(("upload", "publish", "share", "hub"), "upcycle push RUN ORG/NAME sends a model to the hub"),
     "reproduce": "upcycle prove METHOD runs a method's published claim here",
     **dict.fromkeys(("completions", "autocomplete"), "upcycle completion bash prints what bash completes with"),
     "version": "upcycle --version says which one this is",

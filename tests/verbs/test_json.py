@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[list[str], Any]] = {  # what follows the command, and 
     "predict": ([TEACHER, "pictures", "--size=8"], "images"),
     "report": (["run"], "file"),
     "lineage": (["run"], "parents"),
+    "push": (["run", "ORG/NAME", "--dry_run"], "address"),
     "export": ([TEACHER, "net.pt2", "--format=torch"], "file"),
     "doctor": ([], "checks"),
     "completion": (["bash"], "script"),

@@ -171,7 +171,7 @@ class BLIP(Method):
         if data.scenario != "task":
             found.append(
                 f"it learns task-incremental streams alone, and {data.name} is {data.scenario}-incremental; "
-                "use --scenario task where each task brings classes of its own"
+                "use --scenario task, where each task brings classes of its own"
             )
         net = self.model("student", data)
         if any(isinstance(m, _BatchNorm) for m in net.module.modules()):

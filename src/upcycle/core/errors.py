@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from upcycle.core.printable import printable
+from upcycle.core.spoken import spoken
 from upcycle.core.synonyms import meant
 
 _ADDRESS = re.compile(r"(?i)[a-z][a-z0-9+.-]*://\S+")
@@ -16,10 +17,14 @@ class UserError(Exception):
     """A mistake that the person at the keyboard can mend. The command line prints it and exits with 2.
 
     Names in it come from files that others wrote, and addresses carry secrets, so it shows none of either's power.
+    Options in it stand as on the command line; as a text it has them in the words of its reader.
     """
 
     def __init__(self, text: str = "") -> None:
         super().__init__(without_secrets(printable(text, keep="\n")))
+
+    def __str__(self) -> str:
+        return spoken(super().__str__())
 
 
 def shown(url: str) -> str:

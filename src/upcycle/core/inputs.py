@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from upcycle.core.models import Model
+from upcycle.core.read import bytes_of
 from upcycle.core.store import digest_of, tensor_digest
 from upcycle.core.takes import described
 
@@ -53,6 +56,17 @@ def digests(thing: Any, name: str) -> dict[str, str]:
 def of_plain(value: Any) -> str:
     """The digest of plain data."""
     return digest_of(json.dumps(value, sort_keys=True, default=str).encode())
+
+
+def of_file(path: Path) -> str:
+    """The digest of a file."""
+    return digest_of(bytes_of(path))
+
+
+def of_options(options: Mapping[str, Any]) -> dict[str, str]:
+    """The digests of the files that options name, by a sentence's name for each."""
+    named = {name: Path(value) for name, value in options.items() if isinstance(value, str | Path)}
+    return {f"the contents of --{name}": of_file(path) for name, path in named.items() if path.is_file()}
 
 
 def of_tensor(tensor: Tensor) -> str:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
+from upcycle.core import cells
 from upcycle.core.errors import UserError, one_line, require_names
 from upcycle.core.reading import Reading
 from upcycle.core.takes import Pictures, Takes, described
 from upcycle.core.task import CLASSIFICATION, Task
 
+ANSWERING = "upcycle.verbs.predict:answer"
+"""The home of the function that asks a model; imported when one is called."""
+
 
 @dataclass(eq=False, kw_only=True)
 class Model:
     """A network, and what one must know to use it.
+
+    Called with images it answers as :func:`upcycle.predict` does, with its own preprocessing: ``model("cat.jpg")``.
 
     Args:
         module: maps float images (b, c, h, w), normalised with ``mean`` and ``std``, to logits (b, k); or the inputs
@@ -58,6 +65,38 @@ class Model:
 
     def __post_init__(self) -> None:
         require_names((self.name, self.licence, *self.classes), f"The network {self.name}")
+
+    def __call__(self, images: Any) -> Any:
+        """Its answers to images, which it brings to its own size, channels and normalisation itself.
+
+        Args:
+            images: a path of an image or of a folder of images, a PIL image, a list of paths and PIL images, or pixels
+                as a tensor (n, c, h, w) or (c, h, w): uint8, or floating in [0, 1].
+
+        Returns:
+            :class:`~upcycle.verbs.predict.Predictions`.
+
+        Raises:
+            UserError: it is no classifier of images, or images that cannot be used.
+        """
+        home, _, name = ANSWERING.partition(":")
+        return getattr(importlib.import_module(home), name)(self, images)
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.module.parameters())
+        return cells.line(self, f"{self.name}, {self.takes}, {len(self.classes)} classes, {count:,} parameters")
+
+    def _repr_html_(self) -> str:
+        made = self.lineage or {}
+        facts = {
+            "takes": self.takes,
+            "answers": ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else ""),
+            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            "architecture": self.reference or type(self.module).__name__,
+            "made by": " ".join(str(made.get(key) or "") for key in ("verb", "method")).strip(),
+            "licence": self.licence,
+        }
+        return cells.table(self.name, (), [(name, value) for name, value in facts.items() if value], self.notes)
 
     @property
     def ordinary(self) -> bool:

@@ -91,7 +91,7 @@ class Other(TypedDict):
 Record = Architecture | Other | Source
 
 
-def save(model: Model, directory: Path, *, readme: str | None = None) -> None:
+def save(model: Model, directory: str | Path, *, readme: str | None = None) -> None:
     """Write ``model`` as data.
 
     The directory appears complete or not at all; a saved model that is there already is replaced.
@@ -311,8 +311,7 @@ def _rebuild(directory: Path, record: Record, options: dict[str, Any], trust: tu
         package = kind.partition(".")[0]
         if package not in trust:
             raise UserError(
-                f"{directory} is rebuilt by the Python code {reference}: if you trust it, add "
-                f"--trust {package} (trust=('{package}',) in Python)."
+                f"{directory} is rebuilt by the Python code {reference}: if you trust it, add --trust {package}."
             )
         build = call
         arguments = {

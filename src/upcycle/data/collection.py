@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from upcycle.core import cells
 from upcycle.core.batches import Batch
 from upcycle.core.errors import UserError, require, require_names, unknown
 from upcycle.core.inputs import of_plain, of_tensor
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from upcycle.core.models import Model
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class Samples:
     """One split of a collection, of which this is what all kinds of samples have; implements ``Split``.
 
@@ -43,6 +44,9 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {counted(len(self), 'sample')}>"
 
     @property
     def task(self) -> Task:
@@ -77,7 +81,7 @@ class Samples:
         raise NotImplementedError
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class Collection:
     """A data set with train, validation and test splits; of which this is what has nothing to do with its samples.
 
@@ -108,6 +112,14 @@ class Collection:
 
     def __post_init__(self) -> None:
         require_names((self.name, self.licence, *self.classes), f"The data set {self.name}")
+
+    def __repr__(self) -> str:
+        return cells.line(self, describe(self))
+
+    def _repr_html_(self) -> str:
+        splits = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        rows = [(name, f"{len(split):,}") for name, split in splits.items()]
+        return cells.table(describe(self), ("split", self.noun), rows, self.notes)
 
     # -- what a kind of data says of itself ---------------------------------------------------------------------------
 

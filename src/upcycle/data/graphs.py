@@ -19,7 +19,7 @@ from upcycle.data.collection import Collection, Samples, counted
 from upcycle.data.graph_checks import of_parts, require_labels
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class GraphSplit(Samples):
     """Some graphs of a set, each with a label.
 
@@ -60,7 +60,7 @@ class GraphSplit(Samples):
         return _tensors_of(self.union)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class NodeSplit(Samples):
     """Some nodes of one graph, each with a label.
 
@@ -103,7 +103,7 @@ class NodeSplit(Samples):
         return _tensors_of(self.graph)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class GraphSet(Collection):
     """Graphs, or the nodes of one graph, with train, validation and test splits.
 

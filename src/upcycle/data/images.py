@@ -51,7 +51,7 @@ def _affine(
     return scale.to(device), shift.to(device)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class ImageSplit(Samples):
     """One split of an image data set.
 
@@ -172,7 +172,7 @@ class ImageSplit(Samples):
         return self.images.digests, torch.frombuffer(bytearray(forms), dtype=torch.uint8)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class Images(Collection):
     """An image data set with train, validation and test splits.
 

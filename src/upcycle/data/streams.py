@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
+from upcycle.core import cells
 from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.inputs import of_plain
 from upcycle.core.reading import Reading
@@ -74,6 +75,9 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def __repr__(self) -> str:
+        return cells.line(self, self.protocol)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -243,7 +243,7 @@ def _require_alike(kinds: dict[Kind, int], split: str) -> None:
         named = [f"{d} {s} as sample {i}".removeprefix("torch.") for (d, s), i in kinds.items()]
         raise UserError(
             f"The images of the {split} data set differ: {listed(named, 'kinds')}. Say to what channels "
-            "and size they shall be brought: --size 3,32,32, or size=(3, 32, 32) in Python."
+            "and size they shall be brought: --size 3,32,32."
         )
 
 

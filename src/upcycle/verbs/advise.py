@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upcycle.claims.found import found, short
+from upcycle.core import cells
 from upcycle.core.advice import (
     DATA_WORDS,
     Access,
@@ -80,6 +81,13 @@ class Advice:
     choices: tuple[Choice, ...]
     refused: tuple[Refusal, ...]
     missing: str = ""
+
+    def __repr__(self) -> str:
+        names = ", ".join(choice.method for choice in self.choices)
+        return cells.line(self, f"take {names}" if names else "nothing here can work")
+
+    def _repr_html_(self) -> str:
+        return cells.block(self.text())
 
     def record(self) -> dict[str, Any]:
         """The advice as JSON data."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from upcycle.core import cells
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.run import Run
@@ -21,12 +22,26 @@ Measure = Callable[[Model, Any], Sequence[Measured]]
 
 @dataclass(kw_only=True)
 class Result:
-    """The result of a verb: the directory, the product, and the numbers that its report shows."""
+    """The result of a verb: the directory, the product, and the numbers that its report shows.
+
+    Args:
+        figure: the name of what was measured.
+    """
 
     directory: Path
     model: Model
     rows: list[dict[str, Any]]
     sentence: str
+    figure: str = "accuracy"
+
+    def __repr__(self) -> str:
+        return cells.line(self, f"{self.directory}. {self.sentence or 'Nothing was written.'}")
+
+    def _repr_html_(self) -> str:
+        heads, *rows = figures.lines_of(self.rows, self.figure)
+        return cells.table(
+            self.sentence, heads, rows, [f"Report: {self.report}"] if self.rows else ["Nothing was written."]
+        )
 
     @property
     def report(self) -> Path:

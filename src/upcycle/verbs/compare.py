@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from upcycle.core import lock, store
+from upcycle.core import cells, lock, store
 from upcycle.core.errors import UserError, require
 from upcycle.data.decode import readable
 from upcycle.measure.units import bytes_, counted, duration, si
@@ -138,6 +138,13 @@ class Leaderboard:
 
     boards: list[Board]
     file: Path | None = None
+
+    def __repr__(self) -> str:
+        return cells.line(self, " ".join(board.sentence() for board in self.boards))
+
+    def _repr_html_(self) -> str:
+        shown = [(board, *board.table()) for board in self.boards]
+        return "".join(cells.table(b.title, heads, rows, [b.sentence(), *b.notes()]) for b, heads, rows in shown)
 
     def record(self) -> dict[str, Any]:
         """All figures as JSON data."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from upcycle.core import lineage, references, store
+from upcycle.core import cells, lineage, references, store
 from upcycle.core.devices import device_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import predict_logits
@@ -33,7 +33,7 @@ from upcycle.reports import write_report
 from upcycle.verbs import DEFAULT_METHOD, RARE
 from upcycle.verbs.degrees import by_class_and_degree
 from upcycle.verbs.degrees import sentence as of_graphs
-from upcycle.verbs.directory import claim_directory
+from upcycle.verbs.directory import claim_directory, numbered
 from upcycle.verbs.errors_found import channels, remembered, shares, suspects
 from upcycle.verbs.errors_found import sentence as of_errors
 from upcycle.verbs.figures import like_of, row, show_accuracy
@@ -63,6 +63,13 @@ class Diagnosed:
     evaluation: Evaluation
     inside: Diagnosis | None
 
+    def __repr__(self) -> str:
+        return cells.line(self, f"{self.directory}. {self.sentence}")
+
+    def _repr_html_(self) -> str:
+        figures = [("accuracy", f"{self.evaluation.accuracy:.1%}"), ("images", f"{self.evaluation.count:,}")]
+        return cells.table(self.sentence, (), figures, [f"Report: {self.report}"])
+
     def record(self) -> dict[str, Any]:
         """Give what was found, as JSON data."""
         return {"report": str(self.report), "sentence": self.sentence, "evaluation": vars(self.evaluation)}
@@ -91,7 +98,7 @@ def diagnose(
         model: a reference, or the path of a saved model or run; in Python also a module or a
             Model. A trained classifier.
         data: labelled images, or graphs, of its classes: a data set, as for distill; digits if not given.
-        out: the directory; if not given, runs/diagnose-MODEL.
+        out: the directory; if not given, runs/diagnose-MODEL, with a number behind it where that is used.
         images: how many right answers, and how many wrong ones, are shown with heat maps.
         methods: of the heat maps: gradcam, saliency, gradient_x_input, smoothgrad, integrated_gradients, learned,
             guided_backprop, extremal, rise, occlusion, and, with upcycle[explain], lrp and deeplift; if not given, the
@@ -119,7 +126,7 @@ def diagnose(
     if isinstance(reference, str):
         check_reference(reference)
     net, found = network_and_data(model, reference, said)
-    place = Path(out) if out is not None else Path("runs") / f"diagnose-{file_name(net.name)}"
+    place = Path(out) if out is not None else numbered(Path("runs") / f"diagnose-{file_name(net.name)}")
     looked = {
         "images": images,
         "methods": methods,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +17,52 @@ from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.outputs import own
 from upcycle.core.run import Run
+from upcycle.core.world import told
 from upcycle.data import Collection
 from upcycle.measure.machine import machine
 from upcycle.reports import write_report
 from upcycle.reports.card import model_card
+from upcycle.verbs.options import RunSetting, Say
+
+
+def numbered(place: Path, *, last: bool = False) -> Path:
+    """The directory for which no name was given: ``place``, or with the first number that makes it an unused one.
+
+    Args:
+        last: the one that was used last in its place, to go on with; ``place`` where none was.
+    """
+    places = itertools.chain([place], (place.with_name(f"{place.name}-{n}") for n in itertools.count(2)))
+    used = list(itertools.takewhile(_used, places))
+    if last:
+        return used[-1] if used else place
+    return place.with_name(f"{place.name}-{len(used) + 1}") if used else place
+
+
+def named_after(data: Any, called: str) -> str:
+    """What a directory is called after its data: the names of their files, or the words of a stream.
+
+    Args:
+        data: their reference, or themselves.
+        called: the argument that they stand in.
+    """
+    if not isinstance(data, str):
+        return called
+    if called == "stream":
+        return re.sub(r"[^\w.+,]+", "-", data)
+    return "-".join(Path(part).name for part in data.split(",")).replace(":", "-")
+
+
+def own_place(place: Path, setting: RunSetting, say: Say) -> Path:
+    """The directory where none was named: ``place``, with a number if need be.
+
+    Of several processes all need the same, and one of them may have begun to write, so these number nothing.
+    """
+    if setting.devices * setting.num_nodes > 1 or told() is not None:
+        return place
+    found = numbered(place, last=setting.resume)
+    if found != place and not setting.dry_run:
+        say(f"run      {found}, since {place} is used")
+    return found
 
 
 def claim_directory(out: Path, *, resume: bool, hold: bool = False) -> lock.Hold | None:
@@ -136,6 +180,6 @@ def write_result(
         **facts,
     }
     measured = {**record, "data": {"name": data.measured or data.name}}
-    saved.save(model, directory / "model", readme=model_card(tree, measured))
+    saved.save(model, directory / "model", readme=model_card(tree, measured, model))
     store.write_json(directory / "result.json", record)
     write_report(directory)

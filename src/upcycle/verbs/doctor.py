@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from upcycle.core import cells
 from upcycle.data import cache
 from upcycle.verbs.stock import Check, first_line, installed, stock
 
@@ -61,6 +62,13 @@ class Report:
     """What :func:`doctor` found."""
 
     checks: tuple[Check, ...]
+
+    def __repr__(self) -> str:
+        broken = [check.name for check in self.checks if check.status == "broken"]
+        return cells.line(self, f"to be mended: {', '.join(broken)}" if broken else "everything that is needed works")
+
+    def _repr_html_(self) -> str:
+        return cells.block(self.text())
 
     @property
     def ok(self) -> bool:

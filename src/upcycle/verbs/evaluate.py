@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from upcycle.core import references
+from upcycle.core import cells, references
 from upcycle.core.devices import device_of
 from upcycle.core.errors import require
 from upcycle.core.evaluate import measured as measure
@@ -54,6 +54,12 @@ class Evaluated(Evaluation):
     groups: Groups | None = None
     spent: dict[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return _line(self, f"accuracy {self.accuracy:.2%}")
+
+    def _repr_html_(self) -> str:
+        return _html(self, "accuracy", self.per_class)
+
     def record(self) -> dict[str, Any]:
         """The figures as JSON data."""
         sure = gives_probabilities(self.model.module)
@@ -97,6 +103,12 @@ class Scored:
     noun: str = "images"
     spent: dict[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return _line(self, f"{self.model.task.figure} {scored([self.score], self.model.task)}")
+
+    def _repr_html_(self) -> str:
+        return _html(self, self.model.task.figure, getattr(self.measured, "per_class", []))
+
     @property
     def score(self) -> float:
         """The figure of the task, in its unit."""
@@ -118,6 +130,22 @@ class Scored:
         others = {key: f"{value:.4f}" for key, value in self.measured.figures.items() if key != task.figure}
         shown = {task.figure: f"{self.score:.2%}" if task.unit == "share" else scored([self.score], task), **others}
         return _text(self, shown, getattr(self.measured, "per_class", []))
+
+
+def _line(found: Evaluated | Scored, figure: str) -> str:
+    """The figure in one line, and what it is of."""
+    return cells.line(
+        found, f"{figure}, {found.model.name} on {found.count:,} {found.split} {found.noun} of {found.data}"
+    )
+
+
+def _html(found: Evaluated | Scored, figure: str, per_class: list[float | None]) -> str:
+    """The figure for a notebook, of all samples and by class."""
+    rows = [("all", scored([found.score], found.model.task), f"{found.count:,}")]
+    for name, share in zip(found.classes, per_class, strict=False):
+        rows.append((name, f"no {found.noun}" if share is None else f"{share:.1%}", ""))
+    title = f"{found.model.name} on the {found.split} {found.noun} of {found.data}"
+    return cells.table(title, ("class", figure, found.noun), rows, found.notes)
 
 
 def _record(found: Evaluated | Scored, figures: dict[str, Any]) -> dict[str, Any]:

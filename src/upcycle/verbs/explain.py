@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upcycle.core import lineage, references, store
+from upcycle.core import cells, lineage, references, store
 from upcycle.core.errors import require, unknown
 from upcycle.core.models import Model
 from upcycle.core.outputs import gives_probabilities
@@ -19,7 +19,7 @@ from upcycle.diagnosis.attribution import Attribution
 from upcycle.measure.machine import machine
 from upcycle.measure.units import counted
 from upcycle.reports import write_report
-from upcycle.verbs.directory import claim_directory
+from upcycle.verbs.directory import claim_directory, numbered
 from upcycle.verbs.heatmaps import as_heat, as_image, as_pixels, known, maps_of, overlay
 from upcycle.verbs.naming import Naming, Reference, options_as
 from upcycle.verbs.networks import answering, network_and_pictures
@@ -36,6 +36,13 @@ class Explained:
     report: Path
     maps: dict[str, Attribution]
 
+    def __repr__(self) -> str:
+        return cells.line(self, f"maps by {', '.join(self.maps)} in {self.directory}")
+
+    def _repr_html_(self) -> str:
+        rows = [(method, counted(len(found.maps), "image")) for method, found in self.maps.items()]
+        return cells.table("", ("maps by", "of"), rows, [f"Report: {self.report}"])
+
     def record(self) -> dict[str, Any]:
         """Where everything is, and what the network answered, as JSON data."""
         places = {"directory": str(self.directory), "report": str(self.report)}
@@ -50,7 +57,7 @@ def explain_images(
     *,
     methods: tuple[str, ...] | None = None,
     target: str | None = None,
-    out: Path | str = Path("explained"),
+    out: Path | str | None = None,
     say: Say = tell,
     **naming: Any,
 ) -> Explained:
@@ -63,14 +70,15 @@ def explain_images(
         methods: of the heat maps, see upcycle diagnose; if not given, learned and gradcam, as far as the network allows
             them.
         target: the class that is asked for; if not given, what the network says of each image.
-        out: the directory.
+        out: the directory; if not given, explained, with a number behind it where that is used.
         say: where progress lines go.
         naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference does not say.
 
     Raises:
         UserError: before any work where the request cannot work.
     """
-    start, place, folder = time.time(), Path(out), Path(images)
+    start, folder = time.time(), Path(images)
+    place = Path(out) if out is not None else numbered(Path("explained"))
     said = options_as(Naming, "explain", naming)
     if isinstance(model, str):
         references.check_reference(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,9 +120,6 @@ def extend(
         "extend", method, {"model": model}, stream, say, options, kind=Setting, called="stream", positional=("model",)
     )
     setting, cls = session.setting, session.cls
-    if setting.out is None:
-        named = re.sub(r"[^\w.+,]+", "-", stream) if isinstance(stream, str) else "stream"
-        session.out = Path("runs") / f"extend-{cls.card.name}-{named}"
     session.check(look=check_stream)
     goes_on = "past" in cls.given
     past = None if setting.weights == "fresh" else _past(model)

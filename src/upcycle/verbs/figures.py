@@ -217,8 +217,8 @@ def alike(rows: list[dict[str, Any]]) -> None:
             row["latency"] = least[key]
 
 
-def table(rows: list[dict[str, Any]], figure: str) -> str:
-    """The comparison for a terminal: what a row has to show, a text by the name of its column, or else its costs."""
+def lines_of(rows: list[dict[str, Any]], figure: str) -> list[tuple[str, ...]]:
+    """The comparison as text, its heads first: what a row has to show, by the name of its column, or else its costs."""
     own = list(dict.fromkeys(name for r in rows for name in r.get("shown", ())))
     costs = [
         ("parameters", "parameters", si),
@@ -232,6 +232,12 @@ def table(rows: list[dict[str, Any]], figure: str) -> str:
         cells = [show(r[key]) if key in r else "" for key, _, show in costs]  # none of a black box
         cells = [r.get("shown", {}).get(name, "") for name in own] if own else cells
         lines.append((r["name"], spread(r["accuracy"]), *cells))
+    return lines
+
+
+def table(rows: list[dict[str, Any]], figure: str) -> str:
+    """The comparison for a terminal."""
+    lines = lines_of(rows, figure)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     made = [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))

@@ -57,8 +57,7 @@ def any_network(
         name = type(reference).__name__ if isinstance(reference, nn.Module) else reference
         require(
             shape is not None or other is not None,
-            f"{name} does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH, for example --size 3,32,32; "
-            "in Python size=(3, 32, 32).",
+            f"{name} does not say what images it takes: give --size CHANNELS,HEIGHT,WIDTH, for example --size 3,32,32.",
         )
     if naming.file is not None and given:
         reference = _copied(reference)

@@ -23,6 +23,7 @@ from upcycle.core.method import Method, built_in
 from upcycle.core.models import Model
 from upcycle.core.printable import printable
 from upcycle.core.recipe import Recipe
+from upcycle.core.spoken import spoken
 from upcycle.data import Collection
 from upcycle.data.decode import readable
 from upcycle.verbs.naming import Naming, Sight
@@ -31,8 +32,8 @@ Say = Callable[[str], None]
 
 
 def tell(text: str, file: TextIO | None = None) -> None:
-    """Print a sentence, or several lines, in which names that others wrote are text alone."""
-    print(printable(text, keep="\n"), file=file)
+    """Print a sentence, or several lines, in the words of the reader; names that others wrote are text alone in it."""
+    print(printable(spoken(text), keep="\n"), file=file)
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,8 @@ class RunSetting(Sight):
     """Devices, seeds, and where it goes.
 
     Args:
-        out: the run directory; if not given, one under runs/, named after the verb, the method and the data.
+        out: the run directory; if not given, one under runs/, named after the verb, the method and the data, with a
+            number behind it where that is used.
         augment: resized_crop, crop, flip, color, or none, for training; auto takes crop and flip for colour images.
             resized_crop cuts a random window out of whole photographs, and goes with --keep_in_memory false.
         seed: the seed of everything random.

@@ -8,18 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from upcycle.core import references, store
+from upcycle.core import cells, references, store
 from upcycle.core.devices import device_of
 from upcycle.core.errors import UserError, require
 from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
 from upcycle.core.outputs import gives_probabilities
 from upcycle.core.printable import cell, path_cell
+from upcycle.data import ImageSplit
+from upcycle.data.files import as_split, pixels_for
+from upcycle.measure.units import counted
 from upcycle.verbs.naming import Naming, Reference, options_as
 from upcycle.verbs.networks import answering, network_and_pictures
 
+SHOWN = 20
+"""Images that are shown in a notebook, at most."""
 SCORES = "scores alone, of which the highest decides, and no probabilities"
 
 
@@ -40,6 +46,16 @@ class Predictions:
     classes: tuple[str, ...]
     scores: Tensor
     file: Path | None = None
+
+    def __repr__(self) -> str:
+        return cells.line(self, f"{counted(len(self.paths), 'image')} by {self.model.name}")
+
+    def _repr_html_(self) -> str:
+        best = self.scores.amax(1).tolist()
+        found = [(path, name, f"{p:.3f}") for path, name, p in zip(self.paths, self.predicted, best, strict=True)]
+        heads = ("image", "class", "probability" if self.sure else "score")
+        rest = [f"and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []
+        return cells.table(f"The answers of {self.model.name}", heads, found[:SHOWN], [*rest, *self.model.notes])
 
     @property
     def sure(self) -> bool:
@@ -122,9 +138,27 @@ def predict(
         store.require_free(file, overwrite)
     net, split, paths = network_and_pictures(model, place, said)
     net = answering(net, said)
-    z = predict_logits(net.module, split, device=device_of(accelerator))
-    scores = z.softmax(1) if gives_probabilities(net.module) else z
-    found = Predictions(model=net, paths=paths, classes=net.classes, scores=scores, file=file)
+    found = _answered(net, split, paths, device_of(accelerator), file)
     if file is not None:
         store.write_atomic(file, found.csv().encode())
     return found
+
+
+def answer(model: Model, images: Any) -> Predictions:
+    """Ask a model; see :meth:`upcycle.core.models.Model.__call__`."""
+    require(model.ordinary, f"{model.name} takes {model.takes}; call its module: model.module(inputs).")
+    if isinstance(images, str | Path):
+        net, split, names = network_and_pictures(model, Path(images), Naming())
+    else:
+        pixels, names = pixels_for(model, images)
+        net, split = model, as_split(pixels, model)
+    return _answered(net, split, names, None, None)
+
+
+def _answered(
+    net: Model, split: ImageSplit, names: list[str], device: torch.device | None, file: Path | None
+) -> Predictions:
+    """The answers to images that are as the network takes them; ``None`` for a device leaves it where it is."""
+    z = predict_logits(net.module, split, device=device)
+    scores = z.softmax(1) if gives_probabilities(net.module) else z
+    return Predictions(model=net, paths=names, classes=net.classes, scores=scores, file=file)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from upcycle.claims import Claim, Headline, Measured, Verdict, find
-from upcycle.core import store
+from upcycle.core import cells, store
 from upcycle.core.errors import UserError, require
 from upcycle.core.lineage import versions
 from upcycle.core.read import checked
@@ -57,6 +57,12 @@ class Proof:
     claim: Claim
     measured: Measured
     seeds: list[Seed] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return cells.line(self, self.sentence())
+
+    def _repr_html_(self) -> str:
+        return cells.block(self.text())
 
     @property
     def verdict(self) -> Verdict:

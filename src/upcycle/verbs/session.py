@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from upcycle.core import ingredients, references, store
+from upcycle.core import ingredients, inputs, references
 from upcycle.core.building import code_of
 from upcycle.core.devices import Processes
 from upcycle.core.errors import one_line, require
@@ -28,8 +28,8 @@ from upcycle.core.lineage import Node
 from upcycle.core.method import Method
 from upcycle.core.models import Model
 from upcycle.core.precision import choose
-from upcycle.core.read import bytes_of
 from upcycle.core.run import Run
+from upcycle.core.spoken import spoken
 from upcycle.core.task import Evaluation
 from upcycle.core.world import first_process
 from upcycle.data import Collection, Images, check_reference
@@ -41,7 +41,7 @@ from upcycle.measure.machine import matmul_rate
 from upcycle.measure.units import duration
 from upcycle.verbs import DEFAULT_METHOD, figures, workers
 from upcycle.verbs.arms import Arm, Fitted, Make, Measure, Result, answered_at_once, notes_of
-from upcycle.verbs.directory import claim_directory, write_result
+from upcycle.verbs.directory import claim_directory, named_after, own_place, write_result
 from upcycle.verbs.loading import augmented, load_for
 from upcycle.verbs.methods import find_method, name_of, plugin_of
 from upcycle.verbs.options import UNRECORDED, Say, Setting, command_line, default_of, plain, split_options
@@ -92,18 +92,18 @@ class Session:
         self.seeds = list(range(self.setting.seed, self.setting.seed + self.setting.seeds))
         self._aloud: Say = say if first_process() and not self.setting.quiet else lambda text: None
         self._said: list[str] = []  # before there was a directory to write it into
-        named = "-".join(Path(part).name for part in data.split(",")) if isinstance(data, str) else "data"
-        self.out = self.setting.out or Path("runs") / f"{verb}-{self.cls.card.name}-{named.replace(':', '-')}"
         self.figure = "test accuracy"
         self.processes: Processes | None = None  # of this command, once it is checked
         self._main: Run | None = None  # of the product with the first seed; open until everything is left
+        usual = Path("runs") / f"{verb}-{self.cls.card.name}-{named_after(data, called)}"
+        self.out = self.setting.out or own_place(usual, self.setting, self.say)
         self._product: Arm | None = None
         self._workers = workers.Workers(())
         self._own, self._begun = range(0), 0  # the runs that are this process' own among all, and how many are begun
 
     def say(self, text: str) -> None:
         """Say something aloud, unless all is quiet, and in any case in ``log.txt``."""
-        self._aloud(text)
+        self._aloud(spoken(text))
         if self._main is None:
             self._said.append(text)
         else:
@@ -276,17 +276,13 @@ class Session:
     def _beside(self) -> tuple[dict[str, str], dict[str, str]]:
         """The digests of the files that options name, and of the code that networks and the method come from."""
         named = {f.name: getattr(self.setting, f.name) for f in dataclasses.fields(self.kind)}
-        inputs = {
-            f"the contents of --{name}": store.digest_of(bytes_of(Path(value)))
-            for name, value in named.items()
-            if name not in (self.called, "out", "test_data") and isinstance(value, str | Path) and Path(value).is_file()
-        }
+        files = {name: value for name, value in named.items() if name not in (self.called, "out", "test_data")}
         references = [
             one for value in self.networks.values() for one in (value if isinstance(value, list) else [value])
         ]
         found = [code_of(one) for one in references if isinstance(one, str)]
         found += [None if (plugin := plugin_of(self.cls)) is None else Path(plugin)]
-        return inputs, {file.name: store.digest_of(bytes_of(file)) for file in found if file is not None}
+        return inputs.of_options(files), {file.name: inputs.of_file(file) for file in found if file is not None}
 
     def _fitted(self, arm: Arm, measure: Measure, options: dict[str, Any]) -> Fitted:
         found: Fitted | None = None
@@ -388,7 +384,7 @@ class Session:
         assert run is not None
         rows = run.fabric.broadcast(rows)  # what it costs is measured by the first process alone
         figures.alike(rows)
-        result = Result(directory=self.out, model=product, rows=rows, sentence=sentence)
+        result = Result(directory=self.out, model=product, rows=rows, sentence=sentence, figure=self.figure)
         for note in (*data.notes, *data.remarks, *notes):
             run.note(note)
         for name, picture in (pictures or {}).items():
