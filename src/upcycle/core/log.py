@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from upcycle.core import store
 from upcycle.core.journal import Journal
 from upcycle.core.printable import file_name
-from upcycle.core.progress import Progress
+from upcycle.core.progress import Progress, on_terminal
 
 
 class Log:
@@ -25,7 +23,7 @@ class Log:
     def __init__(self, journal: Journal, quiet: bool, share: Callable[[], float] = lambda: 0.0) -> None:
         self._journal, where = journal, journal.directory
         self._writer: Any = None
-        live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        live = not quiet and on_terminal()
         lines = not quiet and where is not None  # a run that leaves nothing is a part of something else
         label = where.name if where is not None and where.parent.name == "more" else ""
         self._progress = Progress(label, share, bar=live, lines=lines, transcript=journal.transcript)

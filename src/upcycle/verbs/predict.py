@@ -17,6 +17,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
 from upcycle.core.outputs import gives_probabilities
 from upcycle.core.printable import cell, path_cell
+from upcycle.core.progress import Count
 from upcycle.verbs.naming import Naming, Reference, options_as
 from upcycle.verbs.networks import answering, network_and_pictures
 
@@ -122,7 +123,8 @@ def predict(
         store.require_free(file, overwrite)
     net, split, paths = network_and_pictures(model, place, said)
     net = answering(net, said)
-    z = predict_logits(net.module, split, device=device_of(accelerator))
+    with Count("images", len(split)) as progress:
+        z = predict_logits(net.module, split, device=device_of(accelerator), done=progress.at)
     scores = z.softmax(1) if gives_probabilities(net.module) else z
     found = Predictions(model=net, paths=paths, classes=net.classes, scores=scores, file=file)
     if file is not None:
