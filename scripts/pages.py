@@ -71,11 +71,11 @@ def figures(claim: Claim, record: dict[str, Any] | None, name: str, assets: str 
 
 SITUATIONS = (
     ("the network is too large for the device", "distill --teacher T --student S --data photos", "kd"),
-    ("there are ten images a class, without labels", "distill ... --method netgraft --shots 10", "netgraft"),
+    ("there are ten images a class, without labels", "distill ... --data photos --method netgraft", "netgraft"),
     ("there are no images at all", "distill --teacher T --student S --method fastdfkd", "fastdfkd"),
     ("a new task, and few weights to store for it", "adapt T --data photos --method ssf", "ssf"),
     ("only the answers of a network can be had", "adapt http://... --student S --data photos --method dine", "dine"),
-    ("images in use look other than those trained on", "adapt T --data photos --method iso", "iso"),
+    ("images in use look other than those trained on", "adapt T --source_data old --data photos --method iso", "iso"),
     ("new classes come one after another", "extend T --stream folders:tasks --method er", "er"),
     ("two classifiers shall become one", "assemble A B --data photos", "mdaassembly"),
 )

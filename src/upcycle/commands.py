@@ -108,7 +108,10 @@ EXAMPLES = {
         ("upcycle methods kd", "all about one"),
     ),
     "advise": (
-        ("upcycle advise --data labelled", "what serves, with the command to run"),
+        (
+            "upcycle advise --model timm:resnet50 --data photos",
+            "looks at both, and gives three commands that were tried, with a student and the time",
+        ),
         ("upcycle advise --data none --goal smaller", "what serves without any images"),
     ),
     "prove": (
@@ -165,7 +168,7 @@ _APPLY = "upcycle predict MODEL IMAGES applies a network to a folder of images"
 _LOOK = "upcycle diagnose MODEL --data DATA shows what a network looks at, and upcycle explain MODEL IMAGES of yours"
 _STREAM = "upcycle extend MODEL --stream splits:DATA/5 teaches a network one task after another"
 _WRITE = "upcycle export MODEL FILE.onnx writes a network for deployment"
-_WHICH = "upcycle advise --data labelled says which method serves you, and the command to run"
+_WHICH = "upcycle advise --model MODEL --data DATA says which method serves you, and the command to run"
 
 SERVES = {
     **dict.fromkeys(("train", "fit", "run"), f"{_TRAIN}; {_SMALLER}"),

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from upcycle import cli
-from upcycle.core.progress import Progress, Transcript, clock, figures_in_words
+from upcycle.core.progress import Count, Progress, Transcript, clock, figures_in_words
+from upcycle.verbs import prove
 
 DISTILL = ["distill", "--teacher=zoo:digits_teacher", "--student=zoo:convnet_small", "--data=digits", "--epochs=3"]
 LINE = r"epoch \d/3  \d+ %  loss [\d.]+  validation accuracy \d+\.\d %"
@@ -44,12 +46,13 @@ def test_every_run_keeps_a_transcript(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "goes on from what this directory holds" in (out / "log.txt").read_text().removeprefix(text)
 
 
-def test_a_bar_on_a_terminal_is_gone_at_the_end(tmp_path: Path) -> None:
-    """In a terminal of its own: what stands in it when the command has ended."""
+def on_a_terminal(words: list[str]) -> tuple[str, str, int]:
+    """What a command draws in a terminal of its own, what it prints elsewhere, and how it ends."""
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "upcycle", *DISTILL, f"--out={tmp_path / 'run'}"]
     there = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    done = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=theirs, env=there, text=True)
+    done = subprocess.Popen(
+        [sys.executable, "-m", "upcycle", *words], stdout=subprocess.PIPE, stderr=theirs, env=there, text=True
+    )
     os.close(theirs)
     drawn = b""
     while True:
@@ -61,13 +64,51 @@ def test_a_bar_on_a_terminal_is_gone_at_the_end(tmp_path: Path) -> None:
             break
         drawn += piece
     assert done.stdout is not None
-    assert "Report: " in done.stdout.read() and done.wait() == 0
+    said, code = done.stdout.read(), done.wait()
     os.close(ours)
-    text = drawn.decode()
+    return drawn.decode(), said, code
+
+
+def require_cleared(text: str) -> None:
+    """The line is erased after it was drawn last, and the cursor is back."""
+    assert text.rindex("\x1b[2K") > text.rindex("%")
+    assert text.count("\x1b[?25h") == text.count("\x1b[?25l") > 0
+
+
+def test_a_bar_on_a_terminal_is_gone_at_the_end(tmp_path: Path) -> None:
+    text, said, code = on_a_terminal([*DISTILL, f"--out={tmp_path / 'run'}"])
+    assert "Report: " in said and code == 0
     assert re.search(r"[123]/3", text) and "%" in text and "loss" in text
-    assert text.rindex("\x1b[2K") > text.rindex("%")  # the line is erased after it was drawn last
-    assert text.count("\x1b[?25h") == text.count("\x1b[?25l") > 0  # and the cursor is back
+    require_cleared(text)
     assert "epoch 1/3" not in text  # lines are for where there is no bar
+
+
+def test_a_bar_of_images_on_a_terminal(tmp_path: Path) -> None:
+    for i in range(40):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    words = ["predict", "zoo:digits_teacher", str(tmp_path), "--out", str(tmp_path / "found.csv")]
+    text, said, code = on_a_terminal(words)
+    assert code == 0 and "40 images to" in said and "images 0/40" in text
+    require_cleared(text)
+
+
+def test_a_count_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Count("images", 3, bar=False, pause=0.0) as progress:
+        progress.at(1)
+        progress.at(3)
+    assert re.fullmatch(r"images 1/3  33 %  \d+ s left\n", capsys.readouterr().err)
+    with Count("seeds", 3, bar=False, pause=None) as progress:  # each has a line of its own
+        progress.at(1)
+    assert not capsys.readouterr().err
+
+
+def test_prove_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = dict.fromkeys(prove.find("kd").headline.arms, 1.0)
+    monkeypatch.setattr(prove, "_measured", lambda name, seed, quick: (seed, arms, 60.0))
+    monkeypatch.setattr("upcycle.data.load", lambda name: None)
+    prove.prove("kd", seeds=2, quick=True)
+    said = capsys.readouterr()
+    assert re.search(r"seed 0: .*\(1 of 2, about \d+ s left\)\nseed 1: .*[^)]$", said.out.rstrip()) and not said.err
 
 
 def test_a_terminal_that_can_draw_nothing_gets_lines(

@@ -60,7 +60,7 @@ def verdict(word: str, gain: float, low: float, high: float) -> Found:
 
 
 def ask(**have) -> Advice:
-    return advise(**have, methods=EVERY)
+    return advise(**have, all=True, methods=EVERY)
 
 
 def names(advice: Advice) -> list[str]:

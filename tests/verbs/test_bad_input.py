@@ -138,7 +138,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
         (["lineage", "nowhere"], ["no directory"]),
         (["export", "zoo:digits_teacher", "x.txt"], ["ends in .onnx"]),
         (["prove", "kdd"], ["Did you mean 'kd'"]),
-        (["advise", "--data=some"], ["one of 'none', 'few', 'unlabelled', 'labelled'"]),
+        (["advise", "--data=some"], ["Known: none, few, unlabelled, labelled", "--model REFERENCE"]),
     ],
 )
 def test_mistakes_in_options(here: Path, refused: Refused, words: list[str], parts: list[str]) -> None:

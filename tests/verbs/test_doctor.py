@@ -270,9 +270,9 @@ def test_cuda(monkeypatch):
 
 
 def test_little_memory_and_idle_cores_are_said(monkeypatch):
-    monkeypatch.setattr(doctor_module, "_free_memory", lambda: 1e9)
+    monkeypatch.setattr(doctor_module, "free_memory", lambda: 1e9)
     assert doctor_module._memory().mend
-    monkeypatch.setattr(doctor_module, "_free_memory", lambda: 8e9)
+    monkeypatch.setattr(doctor_module, "free_memory", lambda: 8e9)
     assert doctor_module._memory() == Check("memory", "ok", "8.0 GB free")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)

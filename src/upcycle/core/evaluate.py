@@ -20,20 +20,32 @@ from upcycle.core.task import Evaluation, Measured, logits_of
 from upcycle.core.undisturbed import undisturbed
 
 
-def predict_logits(module: nn.Module, split: Split, device: torch.device | str | None = None) -> Tensor:
+def predict_logits(
+    module: nn.Module,
+    split: Split,
+    device: torch.device | str | None = None,
+    *,
+    done: Callable[[int], None] = lambda n: None,
+) -> Tensor:
     """The logits of every sample of ``split``, float32 (n, k) on the CPU, in the split's order.
 
     Args:
         module: maps images to logits (b, k).
         split: read without augmentation.
         device: where to, for as long as it takes; ``None`` leaves the module where it is.
+        done: told how many samples are answered, after every portion.
 
     Raises:
         UserError: the split is empty, or the outputs are not (b, k).
     """
     found: list[Tensor] = []
     name = called(module)
-    _answer(module, split, device, lambda answers, targets: found.append(logits_of(answers, len(targets), name)))
+
+    def take(answers: Any, targets: Any) -> None:
+        found.append(logits_of(answers, len(targets), name))
+        done(sum(map(len, found)))
+
+    _answer(module, split, device, take)
     return torch.cat(found)
 
 

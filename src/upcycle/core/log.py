@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +9,7 @@ from upcycle.core import loggers, store
 from upcycle.core.journal import Journal
 from upcycle.core.loggers import LoggerName
 from upcycle.core.printable import file_name
-from upcycle.core.progress import Progress
+from upcycle.core.progress import Progress, on_terminal
 
 
 class Log:
@@ -36,7 +34,7 @@ class Log:
         self._journal, where = journal, journal.directory
         self._named, self._config = logger, config or {}
         self._logger: loggers.Logger | None = None
-        live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        live = not quiet and on_terminal()
         lines = not quiet and where is not None  # a run that leaves nothing is a part of something else
         label = where.name if where is not None and where.parent.name == "more" else ""
         self._progress = Progress(label, share, bar=live, lines=lines, transcript=journal.transcript)

@@ -1,11 +1,14 @@
-"""The C library's allocator, asked to keep what one step of training frees for the next one."""
+"""Free memory, and the C library's allocator, asked to keep what one step of training frees for the next one."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import platform
+import re
+from pathlib import Path
 
 MAPPED = 32 * 2**20
 """Bytes from which glibc maps a block of its own; the most that it takes, and where it arrives by itself in time."""
@@ -33,3 +36,16 @@ def keep_freed() -> bool:
         return False
     # Both: to set one of them ends glibc's own raising of the other.
     return bool(mallopt(_MAP, MAPPED)) and bool(mallopt(_TRIM, KEPT))
+
+
+def free_memory() -> float | None:
+    """Bytes that can still be had, by the kernel and by the container's limit; ``None`` off Linux."""
+    try:
+        (kilobytes,) = re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    except (OSError, ValueError):
+        return None
+    free = float(kilobytes) * 1024
+    with contextlib.suppress(OSError, ValueError):  # no container, or one whose limit is "max"
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, float(limit - used))
+    return free

@@ -1,4 +1,4 @@
-"""Progress of a run as a person follows it: a bar on a terminal, a line an epoch elsewhere, and ``log.txt``."""
+"""Progress as a person follows it: a bar on a terminal, lines elsewhere; and the ``log.txt`` of a run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from upcycle.core.printable import printable
 
 SHARES = ("accuracy", "agreement")
 """How figures end that are shown in per cent."""
+PAUSE = 10.0
+"""Seconds between two lines of a :class:`Count`, where no bar is drawn."""
+
+
+def on_terminal() -> bool:
+    """Whether a bar can be drawn on standard error."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class Transcript:
@@ -100,6 +108,60 @@ class Progress:
     def rest(self) -> None:
         """Clear the bar until the next loop begins."""
         self._figures, self._begun = {}, 0.0
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class Count:
+    """Where a command is that works through so many things: a bar on a terminal, a line now and then elsewhere.
+
+    >>> with Count("images", 3, bar=False, pause=0) as progress:  # doctest: +SKIP
+    ...     progress.at(1)
+    images 1/3  33 %  2 s left
+
+    Args:
+        label: what is counted.
+        n: how many there are.
+        bar: draw on the terminal; where that is possible, if not given.
+        pause: seconds between two lines at least, where nothing is drawn; ``None`` writes none.
+    """
+
+    def __init__(self, label: str, n: int, *, bar: bool | None = None, pause: float | None = PAUSE) -> None:
+        self._label, self._n, self._pause = label, n, pause
+        self._draws = on_terminal() if bar is None else bar
+        self._bar: Any = None
+        self._done, self._begun = 0, time.monotonic()
+        self._said = self._begun
+
+    def __enter__(self) -> Self:
+        self.at(0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.rest()
+
+    def at(self, done: int) -> None:
+        """``done`` of them are over."""
+        self._done = done
+        where = f"{self._label} {done:,}/{self._n:,}"
+        if self._draws and done < self._n:
+            self._bar = self._bar or bar(lambda: self._done / self._n)
+            self._bar.show(where, "")
+        now = time.monotonic()
+        if not self._draws and self._pause is not None and 0 < done < self._n and now - self._said >= self._pause:
+            self._said = now
+            line = f"{where}  {100 * done / self._n:.0f} %  {self.left()} left"
+            print(printable(line), file=sys.stderr, flush=True)
+
+    def left(self) -> str:
+        """The time that the others will take, roughly, at the pace of those that are over."""
+        return clock((time.monotonic() - self._begun) / max(self._done, 1) * (self._n - self._done))
+
+    def rest(self) -> None:
+        """Clear the bar until the next step, so that something can be printed."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

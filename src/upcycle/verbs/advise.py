@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from upcycle.claims.found import found, short
-from upcycle.core import cells
 from upcycle.core.advice import (
+    DATA_LEVELS,
     DATA_WORDS,
     Access,
     Architecture,
-    Data,
     Fit,
     Goal,
     Growth,
@@ -26,106 +23,23 @@ from upcycle.core.advice import (
     Store,
     elsewhere,
 )
-from upcycle.core.errors import require
+from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.method import Card, Method
+from upcycle.verbs.advise_looks import look
+from upcycle.verbs.advise_tries import on_real_things
+from upcycle.verbs.advised import Advice, Choice, Refusal
 from upcycle.verbs.asking import asked
 from upcycle.verbs.methods import all_methods
-
-PLACEHOLDERS = (
-    "TEACHER, STUDENT, MODEL, PART and ZOO stand for a reference: zoo:NAME, timm:NAME, torchvision:NAME, hf:ORG/NAME, "
-    "pyg:NAME, package.module:callable or a saved model; to be asked, MODEL may also be http://HOST:PORT/PATH or "
-    "FILE.onnx. DATA and SOURCE stand for a data set's name, a folder of images, a Parquet folder, pool:PATH, "
-    "hub:ORG/NAME or graphs:PATH. STREAM stands for splits:DATA/5 (its classes in 5 tasks), permuted:DATA/10, "
-    "rotated:DATA/10, parts:DATA/5, drifting:DATA, folders:PATH (TASK/CLASS/IMAGE in it) or tasks:PATH (a set of "
-    "graphs a task)."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A method that can work.
-
-    Args:
-        method: its name.
-        reason: why it stands where it stands.
-        command: to run.
-        verdict: what was found when its claim was measured, and against what; empty where nothing was.
-    """
-
-    method: str
-    reason: str
-    command: str
-    verdict: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """A method that cannot work, and why."""
-
-    method: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """What :func:`advise` answers.
-
-    Args:
-        have: what was said to be at hand and wanted, in words.
-        choices: the methods that can work, best first.
-        refused: those that cannot.
-        missing: when nothing can work, what would be needed; else empty.
-    """
-
-    have: str
-    choices: tuple[Choice, ...]
-    refused: tuple[Refusal, ...]
-    missing: str = ""
-
-    def __repr__(self) -> str:
-        names = ", ".join(choice.method for choice in self.choices)
-        return cells.line(self, f"take {names}" if names else "nothing here can work")
-
-    def _repr_html_(self) -> str:
-        return cells.block(self.text())
-
-    def record(self) -> dict[str, Any]:
-        """The advice as JSON data."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The advice for a terminal; commands are on lines of their own, unbroken."""
-        lines = [*_wrapped(self.have), ""]
-        for i, choice in enumerate(self.choices, 1):
-            lines += _wrapped(choice.reason, f"{i}. {choice.method}: ")
-            lines += _wrapped(choice.verdict, "     ", "     ") if choice.verdict else []
-            lines += [f"     {choice.command}", ""]
-        if not self.choices:
-            lines += [*_wrapped(self.missing, "Nothing here can work. ", ""), ""]
-        if self.refused:
-            lines.append("Cannot work here:")
-            named: dict[str, list[str]] = {}  # methods that one reason rules out stand together
-            for r in self.refused:
-                named.setdefault(r.reason, []).append(r.method)
-            for reason, methods in named.items():
-                lines += _wrapped(f"{', '.join(methods)}: {reason}", "   ", "     ")
-            lines.append("")
-        return "\n".join(lines + (_wrapped(PLACEHOLDERS) if self.choices else [])).rstrip()
-
-
-def _wrapped(text: str, first: str = "", rest: str = "   ") -> list[str]:
-    rest = rest if first else ""
-    return textwrap.wrap(
-        text, 88, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
-    )
+from upcycle.verbs.naming import Naming, Reference, options_as
 
 
 def advise(
     *,
-    data: Data | None = None,
+    model: Reference | None = None,
+    data: Any = None,
     teacher: Access = "weights",
     architecture: Architecture = "any",
-    goal: Goal = "smaller",
+    goal: Goal | None = None,
     source: Source = "none",
     present: Present = "all",
     task_id: Known = "unknown",
@@ -133,7 +47,9 @@ def advise(
     growth: Growth = "allowed",
     boundaries: Known = "known",
     inputs: Inputs = "images",
+    all: bool = False,
     methods: Iterable[type[Method]] | None = None,
+    **naming: Any,
 ) -> Advice:
     """Which methods serve what one has, best first, each with its reason and its command.
 
@@ -142,32 +58,55 @@ def advise(
     (:meth:`~upcycle.core.method.Method.serves`). One that did harm when it was measured is not first where another
     serves.
 
+    With a ``model`` the network and the data are looked at, a student is suggested, and a dry run tries each command
+    and reckons its time.
+
     Args:
-        data: none; few: about 1 to 50 images a class; unlabelled: many; labelled: many, each with its label. If it is
-            not given, it and the others are asked for on the terminal.
+        model: a reference, an endpoint's address or an ONNX file; in Python also a module or a Model.
+        data: none; few: about 1 to 50 images a class; unlabelled: many; labelled: many, each with its label. With a
+            model, the data themselves, as for distill, or none. If neither is given, it and the others are asked for on
+            the terminal.
         teacher: none; predictions: it only answers; features: its inner activations can be read too; weights:
-            it is at hand as a whole.
+            it is at hand as a whole. With a model this is seen.
         architecture: any, if it is open; same, if the student is built exactly like the teacher; conv or
-            transformer, if both are.
+            transformer, if both are. With a model this is seen.
         goal: a smaller network, or a better one of the same size; a part for some of its classes; to join several
             trained networks; to mend one that errs; to explain what a teacher's answers change; a network for
             another task; one for another domain, that is, the same classes on images that look otherwise; to
-            extend a network by one task after another; or spikes, for a device that computes with them.
+            extend a network by one task after another; or spikes, for a device that computes with them. If not given,
+            smaller; with a model whose classes are not those of the data, task.
         source: for another domain, whether there are labelled images of the old one.
         present: for another domain, whether all classes occur there, or only some, which ones being unknown.
         task_id: to extend, whether the task of an image is known when it is classified.
         store: to extend, whether some images of earlier tasks may be kept, or nothing of them.
         growth: to extend, whether what is kept beside the network may grow with every task.
         boundaries: to extend, whether it is known in training where a task ends.
-        inputs: images or graphs: what the network takes and the data are.
+        inputs: images or graphs: what the network takes and the data are. With a model this is seen.
+        all: show all that can work, with a model try it too, and say why the others cannot; otherwise the best three.
         methods: to choose from; all methods, plugins included, if not given.
+        naming: fields of :class:`~upcycle.verbs.naming.Naming`, that is, what the reference of the model does not say.
 
     Raises:
-        UserError: a value that is not among those above, with the nearest.
+        UserError: a value that is not among those above, with the nearest; a network or data that cannot be used.
     """
-    if data is None:
+    said, seen = options_as(Naming, "advise", naming), None
+    if model is not None:
+        require(data is not None, "Say what you have beside the network: --data DATA, or --data none.")
+        seen = look(model, data, said)
+        data, teacher, inputs = seen.level, seen.access, seen.inputs
+        architecture = "same" if goal == "better" else seen.architecture
+        goal = goal or seen.goal
+    elif data is None:
         require(sys.stdin.isatty(), "Say what you have: --data none, few, unlabelled or labelled.")
-        return advise(**asked(), methods=methods)
+        return advise(**asked(goal), all=all, methods=methods)
+    if model is None and data not in DATA_LEVELS:
+        images = "to have images of your own looked at, give the network too: --model REFERENCE."
+        raise UserError(f"{unknown('level of data', str(data), DATA_LEVELS)} Or, {images}")
+    require(
+        seen is not None or said == Naming(),
+        "What is said about a network needs the network too: give --model REFERENCE.",
+    )
+    goal = goal or "smaller"
     have = Situation(
         data=data,
         teacher=teacher,
@@ -184,7 +123,8 @@ def advise(
     fits: list[tuple[Card, Fit]] = []
     refused: list[Refusal] = []
     paths: dict[str, list[str]] = {}
-    for method in all_methods() if methods is None else methods:
+    known = {method.card.name: method for method in (all_methods() if methods is None else methods)}
+    for method in known.values():
         card = method.card
         if not card.needs.admits(have.inputs, "classification"):
             refused.append(
@@ -203,9 +143,9 @@ def advise(
             what = " and ".join(words for words, _ in have.lacks(card.needs.data, card.needs.teacher))
             paths.setdefault(what, []).append(card.name)
     choices = tuple(_choice(card, fit, have) for card, fit in _ranked(fits))
-    return Advice(
-        have=have.words(), choices=choices, refused=tuple(refused), missing="" if choices else _missing(have, paths)
-    )
+    missing = "" if choices else _missing(have, paths)
+    found = Advice(have=have.words(), choices=choices, refused=tuple(refused), missing=missing, all=all)
+    return found if seen is None else on_real_things(found, known, seen, better=goal == "better", everything=all)
 
 
 # -- what each method says ----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from upcycle.core.advice import ANSWERS
+from upcycle.core.advice import ANSWERS, Goal
 from upcycle.core.errors import unknown
 
 _QUESTIONS = (
@@ -28,11 +28,15 @@ _ONLY = {
 """The goal that a question belongs to."""
 
 
-def asked() -> dict[str, Any]:
-    """The answers of the person at the terminal; questions that do not belong to the goal are left out."""
-    answers: dict[str, Any] = {}
+def asked(goal: Goal | None = None) -> dict[str, Any]:
+    """The answers of the person at the terminal; questions that do not belong to the goal are left out.
+
+    Args:
+        goal: what it is for, where that was said and need not be asked.
+    """
+    answers: dict[str, Any] = {} if goal is None else {"goal": goal}
     for name, question, default in _QUESTIONS:
-        if name in _ONLY and answers["goal"] != _ONLY[name]:
+        if name in answers or (name in _ONLY and answers["goal"] != _ONLY[name]):
             continue
         choices = ANSWERS[name][1]
         answer = input(f"{question} ({', '.join(choices)}) [{default}] ").strip().lower() or default

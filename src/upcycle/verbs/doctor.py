@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.core import cells
+from upcycle.core.memory import free_memory
 from upcycle.data import cache
 from upcycle.verbs.stock import Check, first_line, installed, stock
 
@@ -265,24 +266,11 @@ def _compiler() -> Check:
 
 
 def _memory() -> Check:
-    free = _free_memory()
+    free = free_memory()
     if free is None:
         return Check("memory", "ok", "how much is free cannot be told on this system")
     little = "close other programs, or give a smaller --recipe.batch_size" if free < LEAST_MEMORY else ""
     return Check("memory", "ok", f"{free / 1e9:.1f} GB free", little)
-
-
-def _free_memory() -> float | None:
-    """Bytes that can still be had, by the kernel and by the container's limit; ``None`` off Linux."""
-    try:
-        (kilobytes,) = re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-    except (OSError, ValueError):
-        return None
-    free = float(kilobytes) * 1024
-    with contextlib.suppress(OSError, ValueError):  # no container, or one whose limit is "max"
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, float(limit - used))
-    return free
 
 
 def _disk() -> Check:

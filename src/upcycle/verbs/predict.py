@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from upcycle.core.evaluate import predict_logits
 from upcycle.core.models import Model
 from upcycle.core.outputs import gives_probabilities
 from upcycle.core.printable import cell, path_cell
+from upcycle.core.progress import Count
 from upcycle.data import ImageSplit
 from upcycle.data.files import as_split, pixels_for
 from upcycle.measure.units import counted
@@ -138,7 +140,8 @@ def predict(
         store.require_free(file, overwrite)
     net, split, paths = network_and_pictures(model, place, said)
     net = answering(net, said)
-    found = _answered(net, split, paths, device_of(accelerator), file)
+    with Count("images", len(split)) as progress:
+        found = _answered(net, split, paths, device_of(accelerator), file, progress.at)
     if file is not None:
         store.write_atomic(file, found.csv().encode())
     return found
@@ -156,9 +159,19 @@ def answer(model: Model, images: Any) -> Predictions:
 
 
 def _answered(
-    net: Model, split: ImageSplit, names: list[str], device: torch.device | None, file: Path | None
+    net: Model,
+    split: ImageSplit,
+    names: list[str],
+    device: torch.device | None,
+    file: Path | None,
+    done: Callable[[int], None] = lambda n: None,
 ) -> Predictions:
-    """The answers to images that are as the network takes them; ``None`` for a device leaves it where it is."""
-    z = predict_logits(net.module, split, device=device)
+    """The answers to images that are as the network takes them.
+
+    Args:
+        device: where; ``None`` leaves the network where it is.
+        done: told how many images are answered, after every portion.
+    """
+    z = predict_logits(net.module, split, device=device, done=done)
     scores = z.softmax(1) if gives_probabilities(net.module) else z
     return Predictions(model=net, paths=names, classes=net.classes, scores=scores, file=file)

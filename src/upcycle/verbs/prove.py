@@ -19,6 +19,7 @@ from upcycle.claims import Claim, Headline, Measured, Verdict, find
 from upcycle.core import cells, store
 from upcycle.core.errors import UserError, require
 from upcycle.core.lineage import versions
+from upcycle.core.progress import Count
 from upcycle.core.read import checked
 from upcycle.measure.machine import machine
 from upcycle.verbs.options import tell
@@ -203,22 +204,27 @@ def prove(
         store.require_free(out, overwrite or bool(proof.seeds))
     for name in claim.data:
         load(name)
-    for seed, figures, seconds in _figures(claim.method, range(len(proof.seeds), seeds), quick, workers):
-        for arm, value in figures.items():
-            proof.measured.setdefault(arm, []).append(value)
-        proof.seeds.append(
-            Seed(
-                seed=seed,
-                seconds=round(seconds, 1),
-                date=time.strftime("%Y-%m-%d"),
-                commit=_commit(),
-                machine=machine(),
-                versions=versions(),
+    todo = range(len(proof.seeds), seeds)
+    with Count(f"{claim.method}: seeds", len(todo), pause=None) as progress:  # each has a line of its own
+        for i, (seed, figures, seconds) in enumerate(_figures(claim.method, todo, quick, workers), 1):
+            for arm, value in figures.items():
+                proof.measured.setdefault(arm, []).append(value)
+            proof.seeds.append(
+                Seed(
+                    seed=seed,
+                    seconds=round(seconds, 1),
+                    date=time.strftime("%Y-%m-%d"),
+                    commit=_commit(),
+                    machine=machine(),
+                    versions=versions(),
+                )
             )
-        )
-        say(f"seed {seed}: " + ", ".join(f"{arm} {_number(value)}" for arm, value in figures.items()))
-        if out is not None:
-            store.write_json(out, proof.record())
+            progress.rest()
+            progress.at(i)
+            left = f"  ({i} of {len(todo)}, about {progress.left()} left)" if i < len(todo) else ""
+            say(f"seed {seed}: " + ", ".join(f"{arm} {_number(value)}" for arm, value in figures.items()) + left)
+            if out is not None:
+                store.write_json(out, proof.record())
     return proof
 
 

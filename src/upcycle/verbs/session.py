@@ -241,9 +241,10 @@ class Session:
         least, most = GRAPH_BOUNDS if data.takes.kind == "graphs" else BOUNDS
         floor = 2 * len(self.seeds) * work / matmul_rate(torch.bfloat16 if mixed else torch.float32)
         runs, bounds = len(self.seeds) * len(arms), f"between {duration(least * floor)} and {duration(most * floor)}"
-        self.say(f"{runs} run(s) of {updates[0]:,} updates; {bounds} on this machine.")
+        sentence = f"{runs} run(s) of {updates[0]:,} updates; {bounds} on this machine."
+        self.say(sentence)
         self.say("Nothing was written (--dry_run).")
-        return Result(directory=self.out, model=model, rows=[], sentence="")
+        return Result(directory=self.out, model=model, rows=[], sentence=sentence)
 
     def run(self, product: Arm, beside: Sequence[Arm], measure: Measure, **options: Any) -> tuple[Fitted, list[Fitted]]:
         """Run every arm with every seed, and measure what each run makes.
