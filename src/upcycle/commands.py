@@ -152,7 +152,7 @@ EXAMPLES = {
     ),
     "completion": (
         ("upcycle completion bash > ~/.local/share/bash-completion/completions/upcycle", "for every bash from now on"),
-        ("source <(upcycle completion bash)", "for this one alone"),
+        ("upcycle completion zsh > ~/.zfunc/_upcycle", "for zsh, where ~/.zfunc is a folder of $fpath"),
     ),
 }
 """Two commands of each, with what they give."""
