@@ -313,6 +313,7 @@ class Stages:
         """Make a save point of the innermost stage: its registered state, and where its loop stands."""
         begun = time.monotonic()
         self._updates.check()
+        self._fabric.barrier()  # others may still read what this replaces
         if self._journal.writes:
             where = {"epoch": self.top.epoch, "step": self.top.step, "updates": self._updates.count}
             self._journal.save(self.path, self.top.state_dict(), **where)
@@ -323,6 +324,7 @@ class Stages:
     def finish(self, path: str, result: Any) -> None:
         """Keep what the stage ``path`` left."""
         self._updates.check()
+        self._fabric.barrier()  # as in save
         self._journal.finish(path, result, self._updates.count)
         self._fabric.barrier()
 
