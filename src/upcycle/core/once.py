@@ -48,7 +48,7 @@ def once(make: Callable[[], Thing]) -> Thing:
     dist.all_reduce(all_have, dist.ReduceOp.MIN, group=group)
     files.close()  # whoever maps them keeps them
     if int(all_have):
-        return found[0]  # type: ignore[index, no-any-return]  # this process has it too
+        return found[0]  # type: ignore[index]  # this process has it too
     return made if first else make()  # type: ignore[return-value]  # the first one has made it
 
 
@@ -90,7 +90,7 @@ class _Files:
         file = os.memfd_create("upcycle")
         self._open.append(file)
         with open(file, "wb", closefd=False) as stream:
-            stream.write(memoryview(tensor.numpy().reshape(-1).view(np.uint8)))
+            stream.write(tensor.numpy().reshape(-1).view(np.uint8).data)
         return f"/proc/{os.getpid()}/fd/{file}"
 
     def close(self) -> None:

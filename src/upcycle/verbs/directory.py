@@ -57,7 +57,7 @@ def own_place(place: Path, setting: RunSetting, say: Say) -> Path:
 
     Of several processes all need the same, and one of them may have begun to write, so these number nothing.
     """
-    if setting.devices * setting.num_nodes > 1 or told() is not None:
+    if (setting.devices or 1) * setting.num_nodes > 1 or told() is not None:
         return place
     found = numbered(place, last=setting.resume)
     if found != place and not setting.dry_run:
