@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -67,6 +68,34 @@ def test_where_nothing_shall_be_fetched_nobody_is_asked(connections: list[Any]) 
 
     assert not verb(dry_run=True) and not connections
     assert not verb() and connections
+
+
+def test_a_file_that_stands_still_or_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "PATIENCE", 0.2)
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+
+        def serve() -> None:
+            for body in (b"x" * 10, b"x" * 2000, b"x" * 50):
+                talk, _ = server.accept()
+                talk.recv(4096)
+                talk.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + body if len(body) < 100 else
+                             b"HTTP/1.1 200 OK\r\n\r\n" + body)  # fmt: skip
+                kept.append(talk)
+                if len(body) == 50:
+                    talk.close()
+
+        kept: list[socket.socket] = []
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a/file"
+        start = time.monotonic()
+        for said in ("stood still for 0.2 seconds", "larger than 0 MB", "50 bytes short"):
+            with pytest.raises(UserError, match=f"^file was not fetched from 127.*{said}"):
+                fetching.fetch(address, tmp_path / "file", most=1000)
+        assert time.monotonic() - start < 10
+        thread.join()
+        for talk in kept:
+            talk.close()
 
 
 @pytest.mark.parametrize("link", [False, True])
