@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["UPCYCLE_OFFLINE"] = "1"  # tests of fetching have servers of their own
 os.environ["UPCYCLE_CACHE"] = "0"  # nobody's own; tests of the cache have a folder for it
 
 import hypothesis

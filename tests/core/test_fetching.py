@@ -22,7 +22,8 @@ SRC = Path(fetching.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def afresh() -> Iterator[None]:
+def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("UPCYCLE_OFFLINE")
     fetching._answers.cache_clear()
     yield
     fetching._answers.cache_clear()
@@ -48,6 +49,12 @@ def test_who_does_not_answer_is_waited_for_seconds(monkeypatch: pytest.MonkeyPat
         start = time.monotonic()
         assert not may_fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/a/file")
         assert time.monotonic() - start < 5
+
+
+def test_a_variable_forbids_it(monkeypatch: pytest.MonkeyPatch, connections: list[Any]) -> None:
+    monkeypatch.setenv("UPCYCLE_OFFLINE", "1")
+    assert not may_fetch("https://example.org") and not connections
+    assert fetching.why_not("https://example.org") == "UPCYCLE_OFFLINE is set"
 
 
 def test_several_things_are_one_try(connections: list[Any]) -> None:
@@ -122,7 +129,8 @@ def test_all_files_are_read_in_one_place() -> None:
         "data/memory.py",
         "measure/machine.py",
         "core/frozen.py",
-        "verbs/doctor.py",
+        "core/memory.py",
+        "core/spoken.py",
         "data/decode.py",
         "commands.py",
     )

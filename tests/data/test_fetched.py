@@ -42,6 +42,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     fetching._answers.cache_clear()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UPCYCLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("UPCYCLE_OFFLINE")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.delenv("UPCYCLE_DATA", raising=False)
     with serving({}) as server:

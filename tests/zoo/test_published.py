@@ -25,6 +25,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """A server that has weights as their authors would write them: of a network on several devices, with a score."""
     fetching._answers.cache_clear()
     monkeypatch.setenv("UPCYCLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("UPCYCLE_OFFLINE")
     monkeypatch.delenv("UPCYCLE_DATA", raising=False)
     state = resolve(f"zoo:{NAME}", pretrained=False).module.state_dict()
     written = io.BytesIO()

@@ -90,8 +90,11 @@ def why_not(address: str) -> str:
 def _forbids(address: str) -> str:
     """Why nothing shall be fetched from an address, in words; empty where it may be."""
     hub = sys.modules.get("huggingface_hub.constants")
-    off = hub is not None and address == hub.ENDPOINT and hub.HF_HUB_OFFLINE
-    return _forbidden.get() or ("HF_HUB_OFFLINE is set" if off else "")
+    asked = {
+        "HF_HUB_OFFLINE": hub is not None and address == hub.ENDPOINT and hub.HF_HUB_OFFLINE,
+        "UPCYCLE_OFFLINE": os.environ.get("UPCYCLE_OFFLINE", "0") not in ("", "0"),
+    }
+    return _forbidden.get() or next((f"{name} is set" for name, holds in asked.items() if holds), "")
 
 
 def _host(address: str) -> str:
