@@ -180,8 +180,8 @@ def test_what_can_be_fetched_and_how_large_it_is(nothing_here, monkeypatch):
     kept = nothing_here / "cache" / "fetched"
     assert of(checks, "cifar10").found == f"not here: 170 MB, fetched into {kept / 'cifar10'} when it is first named"
     assert of(checks, "fashion_mnist_local").found == "not here"
-    assert "cifar10_resnet20 (1.1 MB)" in of(checks, "zoo, to fetch").found
-    assert "cifar10_lenet_captum" in of(checks, "zoo, elsewhere").found
+    assert "cifar10_resnet20 (1.1 MB)" in of(checks, "zoo to fetch").found
+    assert "cifar10_lenet_captum" in of(checks, "zoo elsewhere").found
     assert all(check.status != "broken" for check in checks)
     (kept / "mnist").mkdir(parents=True)
     (kept / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"x")
@@ -189,9 +189,9 @@ def test_what_can_be_fetched_and_how_large_it_is(nothing_here, monkeypatch):
     (kept / "cifar10_resnet20" / "cifar10_resnet20.safetensors").write_bytes(b"x")
     checks = list(stock())
     assert of(checks, "data sets").found == "digits, mnist" and "mnist" not in [c.name for c in checks]
-    assert "cifar10_resnet20," in of(checks, "zoo").found and "resnet20 (" not in of(checks, "zoo, to fetch").found
+    assert "cifar10_resnet20," in of(checks, "zoo").found and "resnet20 (" not in of(checks, "zoo to fetch").found
     monkeypatch.setenv("UPCYCLE_CACHE", "0")
-    assert of(stock(), "cifar10").found == "not here" and "zoo, to fetch" not in [c.name for c in stock()]
+    assert of(stock(), "cifar10").found == "not here" and "zoo to fetch" not in [c.name for c in stock()]
 
 
 def test_data_wrong(monkeypatch, tmp_path):
@@ -216,7 +216,7 @@ def test_data_found_and_not_found(nothing_here, monkeypatch):
     assert of(checks, "data sets").found == "digits, mnist"
     assert of(checks, "cifar10").status == "absent"
     assert str(root / "cifar10") in of(checks, "cifar10").mend
-    names = {"UPCYCLE_DATA", "data sets", "weights", "zoo", "zoo, to fetch", "zoo, elsewhere"}
+    names = {"UPCYCLE_DATA", "data sets", "weights", "zoo", "zoo to fetch", "zoo elsewhere"}
     assert {c.name for c in checks} == names | (set(NAMED) - {"mnist"})
     assert of(checks, "weights").status == "absent"
 

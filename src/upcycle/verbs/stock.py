@@ -120,7 +120,7 @@ def _zoo_weights(root: Path | None) -> Iterator[Check]:
     rest = [name for name in trained if name not in here]
     keeps = fetching.place() is not None
     if large := [f"{name} ({PUBLISHED[name].megabytes:g} MB)" for name in rest if keeps and name in PUBLISHED]:
-        yield Check("zoo, to fetch", "absent", f"fetched when they are first named: {', '.join(large)}")
+        yield Check("zoo to fetch", "absent", f"fetched when they are first named: {', '.join(large)}")
     if elsewhere := [name for name in rest if not (keeps and name in PUBLISHED)]:
         mend = f"upcycle evaluate zoo:NAME says where it comes from; put it into {root or '$UPCYCLE_DATA'}/weights"
-        yield Check("zoo, elsewhere", "absent", f"not here: {', '.join(elsewhere)}", mend)
+        yield Check("zoo elsewhere", "absent", f"not here: {', '.join(elsewhere)}", mend)
