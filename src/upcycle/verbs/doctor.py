@@ -65,8 +65,7 @@ class Report:
     checks: tuple[Check, ...]
 
     def __repr__(self) -> str:
-        broken = [check.name for check in self.checks if check.status == "broken"]
-        return cells.line(self, f"to be mended: {', '.join(broken)}" if broken else "everything that is needed works")
+        return cells.line(self, "everything that is needed works" if self.ok else "something is to be mended")
 
     def _repr_html_(self) -> str:
         return cells.block(self.text())
