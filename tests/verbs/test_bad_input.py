@@ -398,6 +398,8 @@ def test_what_is_there_is_not_overwritten(here: Path, refused: Refused) -> None:
     (here / "run" / "thesis.tex").write_text("precious")
     refused(DISTILL, "run exists and is not empty: add --resume")
     refused([*DISTILL, "--resume"], "holds no run that could go on")
+    seen = ["diagnose", "zoo:digits_teacher", "--data=digits", "--out=run"]  # which cannot be resumed
+    refused(seen, "run exists and is not empty: choose another --out")
     (here / "predictions.csv").write_text("mine")
     (here / "images").mkdir()
     refused(["predict", "zoo:digits_teacher", "images"], "predictions.csv exists")

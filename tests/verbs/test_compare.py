@@ -136,3 +136,14 @@ def test_mistakes(runs: Path, tmp_path: Path) -> None:
             upcycle.compare(given)
     with pytest.raises(UserError, match=r"ends in \.html"):
         upcycle.compare(runs, out=tmp_path / "page.txt")
+
+
+def test_a_run_without_data_stands_on_the_board_of_what_it_was_measured_on(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = {"name": "digits, only to measure", "measured": "digits", "test": 500}
+    made = leave(runs.parent / "more", "free", [0.7], 30_000, data=free)
+    assert cli.main(["compare", str(runs / "kd"), str(made)]) == 0
+    said = capsys.readouterr().out
+    assert "kd comes first on digits with 91.0 ± 1.0 % (3 seeds), 21.0 points above free" in said
+    assert "different data" not in said

@@ -21,9 +21,11 @@ from upcycle.core.errors import UserError
 from upcycle.core.models import Model
 from upcycle.core.references import resolve
 from upcycle.core.saved import load
+from upcycle.core.task import Evaluation
 from upcycle.data import load as load_data
 from upcycle.measure.units import times
 from upcycle.reports import pictures
+from upcycle.verbs.figures import show_accuracy
 from upcycle.verbs.heatmaps import as_heat, encoded
 from upcycle.zoo.vit import ViT
 
@@ -317,3 +319,12 @@ def test_the_switch_shows_one_method_at_a_time(diagnosed: Path, browser: Browser
     assert seen.answer["names"] == ["gradcam", "saliency", "image alone"] and seen.answer["legend"]
     assert seen.answer["coloured"]  # the key of the colours
     assert seen.answer["found"] == [["where gradcam sees the reason"], ["where saliency sees the reason"], []]
+
+
+@pytest.mark.parametrize(("k", "accuracy", "near"), [(3, 0.6, False), (3, 0.4, True), (10, 0.19, True)])
+def test_near_chance_depends_on_the_number_of_classes(k: int, accuracy: float, near: bool) -> None:
+    data = load_data("digits").only(tuple("0123456789"[:k]))
+    found = Evaluation(accuracy=accuracy, loss=1.0, ece=0.0, per_class=[], confusion=[], count=9, confidence={})
+    said: list[str] = []
+    show_accuracy(said.append, "model", resolve(TEACHER), data, found)
+    assert any("near chance" in line for line in said) == near

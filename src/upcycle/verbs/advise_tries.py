@@ -31,7 +31,7 @@ from upcycle.verbs.naming import SAID, Naming
 from upcycle.verbs.options import command_line, default_of, plain
 
 STUDENTS = {
-    "small images": ("zoo:resnet20", "zoo:mobilenetv2", "zoo:wrn16_1", "zoo:convnet_small"),
+    "small images": ("zoo:resnet56", "zoo:resnet20", "zoo:mobilenetv2", "zoo:resnet8", "zoo:convnet_small"),
     "large images": ("timm:resnet50", "timm:resnet18", "timm:mobilenetv3_small_100", "timm:mobilenetv3_small_050"),
     "small images, transformer": ("zoo:vit", "zoo:vit_small"),
     "large images, transformer": ("timm:vit_small_patch16_224", "timm:vit_tiny_patch16_224"),
@@ -51,6 +51,8 @@ PER_WEIGHT = 16
 """Bytes of a weight, its gradient and two numbers of the optimiser."""
 ROOM = 0.8
 """The share of the free memory that training may take."""
+UPDATES, LEAST = 5, 16
+"""Updates of an epoch below which smaller batches are taken, and the smallest that are."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _students(seen: Seen, better: bool) -> list[Student]:
     else:
         small = "small" if min(seen.shape[1:]) < LARGE else "large"
         names = STUDENTS[f"{small} images{', transformer' if seen.architecture == 'transformer' else ''}"]
-        names = names if seen.cost is not None else names[1:]
+        names = names if seen.cost is not None else names[1:]  # of one that only answers the size is not known
     found: list[Student] = []
     for name in names:
         if len(found) == TRIED:
@@ -246,19 +248,22 @@ def _fresh(name: str, seen: Seen) -> Model:
 
 
 def _smaller_batch(method: type[Method], seen: Seen, student: Student | None) -> tuple[int, str]:
-    """The batch size that fits into the free memory, and a note on it; 0 and none where the method's own does."""
+    """The batch size that fits into memory and makes some updates an epoch, and a note; 0 for the method's own."""
     model = student.model if student is not None else seen.model
     if model is None or "recipe" not in method.options() or seen.inputs == "graphs":
         return 0, ""
-    batch = default_of(method, "recipe").batch_size
+    own = default_of(method, "recipe").batch_size
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_memory()
     leaves = [call.output for call in observed(model) if not any(call.module.children())]
     each = KEPT * sum(t.numel() * t.element_size() for t in leaves if isinstance(t, torch.Tensor)) / 2  # of two images
     weights = PER_WEIGHT * sum(p.numel() for p in model.module.parameters())
-    if not free or weights + batch * each <= ROOM * free:
-        return 0, ""
-    fits = min(2 ** (max(int((ROOM * free - weights) // each), 1).bit_length() - 1), batch)
-    return fits, (
-        f"Batches of {batch} would take about {bytes_(weights + batch * each)}, and {bytes_(free)} of memory are free: "
-        f"batches of {fits} take less."
-    )
+    if free and weights + own * each > ROOM * free:
+        batch = min(2 ** (max(int((ROOM * free - weights) // each), 1).bit_length() - 1), own)
+        return batch, (
+            f"Batches of {own} would take about {bytes_(weights + own * each)}, and {bytes_(free)} of memory are free: "
+            f"batches of {batch} take less."
+        )
+    batch, n = own, len(seen.data.train) if seen.data is not None and method.card.needs.data != "none" else 0
+    while n and n < UPDATES * batch and batch >= 2 * LEAST:
+        batch //= 2
+    return (0, "") if batch == own else (batch, f"With {n:,} images, batches of {batch} give more updates.")

@@ -61,7 +61,7 @@ class Board:
     """Networks that were measured alike, the best first.
 
     Args:
-        data: the name of the data set.
+        data: the name of the data set that they were measured on.
         test: the number of its test samples.
         figure: the name of what was measured.
         lines: of the runs.
@@ -276,7 +276,8 @@ def _enter(boards: dict[tuple[str, int, str], Board], directory: Path, name: str
     if made is None or made.get("parameters") is None:
         raise UserError(f"{directory} made no network, so there is nothing to compare; leave it out.")
     figure = str(result.get("figure", "test accuracy"))
-    key = (readable(str(data.get("name", ""))), int(data.get("test") or 0), figure)
+    tested = str(data.get("measured") or data.get("name", ""))
+    key = (readable(tested), int(data.get("test") or 0), figure)
     board = boards.setdefault(key, Board(data=key[0], test=key[1], figure=figure))
     cpu = str(result.get("machine", {}).get("cpu", ""))
     method = " ".join(str(result.get(part, "")) for part in ("verb", "method")).strip()

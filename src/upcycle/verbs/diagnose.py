@@ -148,7 +148,7 @@ def diagnose(
     require(len(seen.test) > 0, f"{seen.name} has no test images to diagnose {net.name} on.")
     by = groups(counts_of(seen.train.labels, len(net.classes)), borders, name=raw.name)
     device = device_of(accelerator)
-    claim_directory(place, resume=False)
+    claim_directory(place, resume=None)
     inside = look_inside(net, seen, layer=layer, n=samples, theta=theta, device=device)  # refuses what it cannot do
     say(f"data     {describe(seen)}")
     show_accuracy(say, "model", net, seen, inside.evaluation)
@@ -215,7 +215,7 @@ def _of_graphs(
         f"diagnose looks at classes, and the task of {data.name} is {data.task.name}; upcycle evaluate measures it.",
     )
     require(len(data.test) > 0, f"{data.name} has no test {data.noun} to diagnose {net.name} on.")
-    claim_directory(place, resume=False)
+    claim_directory(place, resume=None)
     say(f"data     {describe(data)}")
     columns, note = match_classes(net.classes, data.classes, between=(net.name, data.name))
     z = predict_logits(Columns(net.module, columns), data.test, device=device)
@@ -255,7 +255,7 @@ def _leave(
     notes: Sequence[str] = (),
 ) -> Path:
     """Write everything into the directory; the report's path."""
-    held = claim_directory(place, resume=False, hold=True)
+    held = claim_directory(place, resume=None, hold=True)
     for name, picture in pictures.items():
         store.write_json(place / "pictures" / f"{file_name(name)}.json", picture)
     store.write_json(place / "diagnosis.json", diagnosis)

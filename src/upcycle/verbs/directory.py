@@ -65,11 +65,11 @@ def own_place(place: Path, setting: RunSetting, say: Say) -> Path:
     return found
 
 
-def claim_directory(out: Path, *, resume: bool, hold: bool = False) -> lock.Hold | None:
+def claim_directory(out: Path, *, resume: bool | None, hold: bool = False) -> lock.Hold | None:
     """Make sure that ``out`` can be written, holds nothing that would be lost, and is written by nobody else now.
 
     Args:
-        resume: it may hold a run to go on with.
+        resume: it may hold a run to go on with; ``None`` for a verb that goes on with none.
         hold: keep others out from here on, until what is returned is released; a run does so itself when it begins.
     """
     if "\0" in str(out):
@@ -79,7 +79,8 @@ def claim_directory(out: Path, *, resume: bool, hold: bool = False) -> lock.Hold
     lock.check(out)
     used = _used(out)
     if used and not resume:
-        raise UserError(f"{out} exists and is not empty: add --resume to go on with it, or choose another --out.")
+        again = "" if resume is None else "add --resume to go on with it, or "
+        raise UserError(f"{out} exists and is not empty: {again}choose another --out.")
     if used and not (out / "config.yaml").exists():
         raise UserError(f"{out} holds no run that could go on (no config.yaml); choose another --out.")
     fresh = [p for p in (out, *out.parents) if not p.exists()]
@@ -163,6 +164,7 @@ def write_result(
         "figure": figure,
         "data": {
             "name": data.title,
+            "measured": data.measured or data.name,
             "train": len(data.train),
             "validation": len(data.validation),
             "test": len(data.test),

@@ -89,9 +89,9 @@ def explain_images(
     if target is not None and target not in net.classes:
         raise unknown(f"class of {net.name}", target, net.classes)
     asked = None if target is None else net.classes.index(target)
-    claim_directory(place, resume=False)
+    claim_directory(place, resume=None)
     x, found, left = maps_of(net, split, methods or DEFAULT, asked, strict=methods is not None)
-    held = claim_directory(place, resume=False, hold=True)
+    held = claim_directory(place, resume=None, hold=True)
     pixels = as_pixels(x, net)
     for method, attribution in found.items():
         for i, name in enumerate(names):

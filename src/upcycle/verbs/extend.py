@@ -287,9 +287,9 @@ def _row(arm: Fitted, name: str, data: Images, session: Session) -> dict[str, An
     told = [scores.summary("task") for scores in found] if first.scenario == "class" else []
     shown = {
         "told the task": _percent(told, "average accuracy"),
-        "forgetting": _percent(means, "forgetting"),
-        "backward transfer": _percent(means, "backward transfer", "+"),
-        "forward transfer": _percent(means, "forward transfer", "+"),
+        "forgetting": _percent(means, "forgetting", unit="points"),
+        "backward transfer": _percent(means, "backward transfer", "+", "points"),
+        "forward transfer": _percent(means, "forward transfer", "+", "points"),
         "kept": bytes_(first.held[-1]) if first.held and first.held[-1] else "",
         "passes": f"{first.passes:g}",
     }
@@ -297,9 +297,10 @@ def _row(arm: Fitted, name: str, data: Images, session: Session) -> dict[str, An
     return {**line, "accuracy": accuracy, "shown": shown, "protocol": first.protocol}
 
 
-def _percent(found: Sequence[dict[str, float]], name: str, sign: str = "") -> str:
-    """A figure of every seed in per cent; empty where there is none."""
-    return spread([value for one in found if (value := one.get(name)) is not None], sign).replace("-", "−")
+def _percent(found: Sequence[dict[str, float]], name: str, sign: str = "", unit: str = "%") -> str:
+    """A figure of every seed in per cent, or in points where it is a difference; empty where there is none."""
+    text = spread([value for one in found if (value := one.get(name)) is not None], sign)
+    return text.replace("-", "−").replace("%", unit)
 
 
 def _sentence(made: Fitted, rows: Sequence[dict[str, Any]]) -> str:

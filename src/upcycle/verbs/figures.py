@@ -25,6 +25,8 @@ TOLD = "task-incremental accuracy"
 """The name of an accuracy that is measured with the task of each sample told."""
 SHOWN = 1_000
 """Validation samples on which :func:`show_accuracy` measures, at most."""
+NEAR = 0.1
+"""How far above chance an accuracy is called near it at most; of many classes, less."""
 SPIKING = 64
 """Test samples on which spikes are counted, at most."""
 
@@ -58,7 +60,8 @@ def show_accuracy(
             found = where(some)
     count = f"{found.count:,}" if found.count == len(known) else f"{found.count:,} of {len(known):,}"
     say(f"{role.ljust(8)} {model.name}: {scored([found.score], data.task)} on {count} validation {data.noun}")
-    if isinstance(found, Evaluation) and found.accuracy < 2 / len(data.classes) and len(data.classes) > 2:
+    k = max(len(data.classes), 1)
+    if isinstance(found, Evaluation) and found.accuracy < min(2 / k, 1 / k + NEAR) and k > 2:
         of_images = f"Is its normalisation right, and the order of its classes?{hint}"
         say(f"         That is near chance. {'Is the order of its classes right?' if model.inputs else of_images}")
 
