@@ -86,7 +86,7 @@ class Progress:
             self._where, self._first, self._begun = where, epoch, time.monotonic()
         if self._draws:
             self._bar = self._bar or bar(self._share)
-            self._bar.show(f"{self._where}  {epoch + 1}/{n}".strip(), figures_in_words(self._figures))
+            self._bar.show(f"{self._where}  epoch {epoch + 1}/{n}".strip(), figures_in_words(self._figures))
 
     def figures(self, values: dict[str, float]) -> None:
         """The newest figures of the innermost loop."""

@@ -8,6 +8,9 @@ import json
 import math
 import re
 import shlex
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +32,28 @@ from upcycle.data.decode import readable
 from upcycle.verbs.naming import Naming, Sight
 
 Say = Callable[[str], None]
+LABEL = 9
+"""The width of a word, such as note or data, that what is said begins with, and of the space behind it."""
 
 
 def tell(text: str, file: TextIO | None = None) -> None:
-    """Print a sentence, or several lines, in the words of the reader; names that others wrote are text alone in it."""
-    print(printable(spoken(text), keep="\n"), file=file)
+    """Print a sentence, or several lines, in the words of the reader; names that others wrote are text alone in it.
+
+    On a terminal, sentences wrap at the ends of words; commands and tables stay as they are.
+    """
+    lines = printable(spoken(text), keep="\n").split("\n")
+    if (file or sys.stdout).isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [line for long in lines for line in _sentences(long, width)]
+    print("\n".join(lines), file=file)
+
+
+def _sentences(line: str, width: int) -> list[str]:
+    """A line as it fits, with what follows below its text; what is no sentence stays whole."""
+    indent = " " * LABEL if re.fullmatch(r"\w+ {2,}", line[:LABEL]) else ""
+    if len(line) <= width or "  " in line[len(indent) :] or "upcycle " in line:
+        return [line]
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 @dataclass(kw_only=True)
