@@ -39,6 +39,7 @@ SHARED = {
     "core/run.py": tuple(cli.MAKERS),
     "core/stage.py": tuple(cli.MAKERS),
     "core/store.py": ("predict", "prove", "export"),  # of the files that they write
+    "core/world.py": tuple(cli.MAKERS),
     "data/buffer.py": ("extend",),
     "data/pool_files.py": ("distill",),
     "data/folder_streams.py": ("extend",),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.core import collective, line, world
-from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.errors import UserError, one_line
 from upcycle.core.memory import keep_freed
 from upcycle.core.outputs import layout_of
 from upcycle.core.precision import autocast, double
@@ -137,27 +137,6 @@ def launch(devices: int | None, accelerator: str, num_nodes: int = 1) -> Process
         elif found is not None:
             line.join(found, fabric.global_rank, fabric.world_size)
     return fabric
-
-
-def check_devices(devices: int | None, num_nodes: int) -> None:
-    """Raise :class:`UserError` where a launcher started another number of processes than is asked for."""
-    told = world.told()
-    require(
-        told is None or (devices in (None, told.devices) and num_nodes in (1, told.num_nodes)),
-        f"{told.by} started {told.devices} processes on each of {told.num_nodes} machines, and --devices {devices} "
-        f"--num_nodes {num_nodes} asks for others; leave these two options out."
-        if told is not None
-        else "",
-    )
-
-
-def check_strategy(strategy: str) -> None:
-    """Raise :class:`UserError` for a strategy of Lightning Fabric that no run can follow."""
-    require(
-        strategy in ("auto", "ddp"),
-        f"--strategy {strategy} divides or wraps networks, which methods take apart and put together; the one here is "
-        "ddp, a copy of each network in every process.",
-    )
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from upcycle.core.errors import UserError, require
+
 
 @dataclass(frozen=True)
 class Told:
@@ -64,3 +66,22 @@ def first_process() -> bool:
         return found.rank == 0
     # Of those that Fabric starts; the machines' first processes are started by a person, who numbers them.
     return all(os.environ.get(name, "0") == "0" for name in ("NODE_RANK", "LOCAL_RANK"))
+
+
+def check_devices(devices: int | None, num_nodes: int) -> None:
+    """Raise :class:`UserError` where a launcher started another number of processes than is asked for."""
+    found = told()
+    if found is not None and not (devices in (None, found.devices) and num_nodes in (1, found.num_nodes)):
+        raise UserError(
+            f"{found.by} started {found.devices} processes on each of {found.num_nodes} machines, and --devices "
+            f"{devices} --num_nodes {num_nodes} asks for others; leave these two options out."
+        )
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise :class:`UserError` for a strategy of Lightning Fabric that no run can follow."""
+    require(
+        strategy in ("auto", "ddp"),
+        f"--strategy {strategy} divides or wraps networks, which methods take apart and put together; the one here is "
+        "ddp, a copy of each network in every process.",
+    )

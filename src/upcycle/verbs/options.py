@@ -19,7 +19,7 @@ from typing import Any, Literal, TextIO
 import torch
 
 from upcycle.core import ingredients, loggers
-from upcycle.core.devices import Processes, check_devices, check_strategy, device_of, hurry, launch
+from upcycle.core.devices import Processes, device_of, hurry, launch
 from upcycle.core.errors import UserError, require, unknown, without_secrets
 from upcycle.core.loggers import LoggerName
 from upcycle.core.method import Method, built_in
@@ -27,6 +27,7 @@ from upcycle.core.models import Model
 from upcycle.core.printable import printable
 from upcycle.core.recipe import Recipe
 from upcycle.core.spoken import spoken
+from upcycle.core.world import check_devices, check_strategy
 from upcycle.data import Collection
 from upcycle.data.decode import readable
 from upcycle.verbs.naming import Naming, Sight
