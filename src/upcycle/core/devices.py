@@ -97,7 +97,7 @@ def launch(devices: int | None, accelerator: str, num_nodes: int = 1) -> Process
     keep_freed()
     told = world.told() if (devices, num_nodes) != (1, 1) else None
     if told is not None:
-        check_devices(devices, num_nodes)
+        world.check_devices(devices, num_nodes)
         devices, num_nodes = told.devices, told.num_nodes
     devices = devices or 1
     kind = device_of(accelerator).type if accelerator in ("auto", "gpu", *_HERE) else ""
