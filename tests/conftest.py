@@ -1,12 +1,16 @@
 """Shape checks at run time, one thread a worker, and the real data where they are."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["UPCYCLE_OFFLINE"] = "1"  # tests of fetching have servers of their own
-os.environ["UPCYCLE_CACHE"] = "0"  # nobody's own; tests of the cache have a folder for it
+if "PYTEST_XDIST_WORKER" not in os.environ:  # whose parent has made the folder
+    # Nobody's own but this run's: CIFAR-10 is decoded once for all tests of all workers.
+    os.environ["UPCYCLE_CACHE"] = tempfile.mkdtemp(prefix="upcycle-tests-")
 
 import hypothesis
 import pytest
@@ -34,6 +38,12 @@ torch.set_num_threads(1)
 # A busy machine is no failure: no test measures time.
 hypothesis.settings.register_profile("upcycle", deadline=None)
 hypothesis.settings.load_profile("upcycle")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Delete the folder of decoded images."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["UPCYCLE_CACHE"], ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

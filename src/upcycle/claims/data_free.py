@@ -53,11 +53,17 @@ def teacher(quick: bool) -> Model:
     return dataclasses.replace(model, module=module)
 
 
-def nothing() -> Images:
-    """No training images; real ones to measure with: 1,000 for the curve, the whole test set for the figures."""
+def nothing(quick: bool) -> Images:
+    """No training images; real ones to measure with: 1,000 for the curve, the whole test set for the figures.
+
+    Args:
+        quick: 200 and 500 of them.
+    """
     data = _data()
     train = dataclasses.replace(data.train.subset(torch.arange(0)), augment=("crop",))
-    return dataclasses.replace(data, train=train, validation=data.validation.subset(torch.arange(1000)))
+    held = data.validation.subset(torch.arange(200 if quick else 1000))
+    test = data.test.subset(torch.arange(500)) if quick else data.test
+    return dataclasses.replace(data, train=train, validation=held, test=test)
 
 
 def student(seed: int) -> Model:
@@ -107,6 +113,11 @@ class NoiseImages(Method):
         return made.finish(student)
 
 
+def batch(quick: bool) -> int:
+    """How many images a method makes at a time."""
+    return 32 if quick else 128
+
+
 def cmi(seed: int, quick: bool, *, many: bool = False, **options: Any) -> CMI:
     """CMI: 12 batches of 100 steps, 2,400 updates of the student.
 
@@ -114,7 +125,7 @@ def cmi(seed: int, quick: bool, *, many: bool = False, **options: Any) -> CMI:
         many: 40 batches of 30 steps and 2,000 updates: as many images as FastDFKD makes, in as many steps as above.
     """
     rounds, steps, kd = (2, 3, 5) if quick else (40, 30, 50) if many else (12, 100, 200)
-    making = Making(rounds=rounds, batch=128, kd_steps=kd, views=0)
+    making = Making(rounds=rounds, batch=batch(quick), kd_steps=kd, views=0)
     return CMI(
         teacher=teacher(quick),
         student=student(seed),
@@ -129,7 +140,7 @@ def cmi(seed: int, quick: bool, *, many: bool = False, **options: Any) -> CMI:
 def fastdfkd(seed: int, quick: bool, **options: Any) -> FastDFKD:
     """FastDFKD: 40 batches of 5 steps, 1,750 updates of the student after 5 rounds of warm-up."""
     rounds, warmup, kd = (4, 1, 5) if quick else (40, 5, 50)
-    making = Making(rounds=rounds, warmup=warmup, batch=128, kd_steps=kd, views=0)
+    making = Making(rounds=rounds, warmup=warmup, batch=batch(quick), kd_steps=kd, views=0)
     return FastDFKD(
         teacher=teacher(quick),
         student=student(seed),
@@ -148,7 +159,7 @@ def fastdfkd(seed: int, quick: bool, **options: Any) -> FastDFKD:
 def deepinversion(seed: int, quick: bool, **options: Any) -> DeepInversion:
     """DeepInversion: as many batches, steps and updates as CMI."""
     rounds, steps, kd = (2, 3, 5) if quick else (12, 100, 200)
-    making = Making(rounds=rounds, batch=128, kd_steps=kd, views=0)
+    making = Making(rounds=rounds, batch=batch(quick), kd_steps=kd, views=0)
     return DeepInversion(
         teacher=teacher(quick), student=student(seed), making=making, g_steps=steps, recipe=recipe(rounds), **options
     )
@@ -157,7 +168,7 @@ def deepinversion(seed: int, quick: bool, **options: Any) -> DeepInversion:
 def onestagegan(seed: int, quick: bool, **options: Any) -> OneStageGAN:
     """OneStageGAN: 12 rounds of 20 steps, as many updates on the pool as CMI."""
     rounds, steps, kd = (2, 3, 5) if quick else (12, 20, 200)
-    making = Making(rounds=rounds, batch=128, kd_steps=kd, views=0)
+    making = Making(rounds=rounds, batch=batch(quick), kd_steps=kd, views=0)
     return OneStageGAN(
         teacher=teacher(quick),
         student=student(seed),
@@ -172,7 +183,7 @@ def onestagegan(seed: int, quick: bool, **options: Any) -> OneStageGAN:
 def noise(seed: int, quick: bool, others: Tensor | None = None) -> NoiseImages:
     """Noise, or images of another set: as many images and updates as CMI."""
     rounds, kd = (2, 5) if quick else (12, 200)
-    making = Making(rounds=rounds, batch=128, kd_steps=kd, views=0)
+    making = Making(rounds=rounds, batch=batch(quick), kd_steps=kd, views=0)
     return NoiseImages(
         teacher=teacher(quick), student=student(seed), making=making, recipe=recipe(rounds), others=others
     )
@@ -181,7 +192,8 @@ def noise(seed: int, quick: bool, others: Tensor | None = None) -> NoiseImages:
 def other_images(seed: int, quick: bool) -> NoiseImages:
     """Images of another set: MNIST digits that the seed draws, as they are."""
     train = load("mnist").train
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: 2 * 128 if quick else 12 * 128]
+    number = (2 if quick else 12) * batch(quick)
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:number]
     return noise(seed, quick, train.pixels()[chosen].permute(0, 3, 1, 2).float() / 255)
 
 
@@ -190,7 +202,7 @@ class Outcome:
     """The outcome of one data-free run.
 
     Args:
-        accuracy: of the student on the whole test set after the last epoch, in per cent.
+        accuracy: of the student on the test set after the last epoch, in per cent.
         seconds: of synthesis.
         total: of everything.
         images: how many were made.
@@ -208,7 +220,7 @@ class Outcome:
 
 def outcome(method: Method, seed: int, quick: bool) -> Outcome:
     """Run a method without data and measure what it left."""
-    data = nothing()
+    data = nothing(quick)
     method.require(data)
     with tempfile.TemporaryDirectory() as place:
         module = method.fit(Run(place, seed=seed, save_every=math.inf, quiet=True), data)

@@ -41,7 +41,9 @@ def setting(quick: bool) -> tuple[Model, Images]:
     """CIFAR-10's ResNet-20, and Fashion-MNIST in its size, colours and normalisation."""
     source = resolve("zoo:cifar10_resnet20")
     data = load("fashion_mnist_local", size=32, channels=3).normalised(source.mean, source.std)
-    parts = {"train": 256 if quick else 2000, "validation": 1000, "test": 500 if quick else 10_000}
+    parts = (
+        {"train": 128, "validation": 100, "test": 200} if quick else {"train": 2000, "validation": 1000, "test": 10_000}
+    )
     return source, dataclasses.replace(
         data, **{name: getattr(data, name).subset(torch.arange(n)) for name, n in parts.items()}
     )
