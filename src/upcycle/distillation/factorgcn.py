@@ -42,8 +42,8 @@ class Discriminator(nn.Module):
     g_e = tanh(mean over nodes of C_2(C_1(h'; E_e); E_e)) with C_k(x; E)[i] = tanh(Σ_{j→i} E[j → i] deg(j)^-1/2
     (U_k x_j + c_k)), and logits V g_e + v. All factors start from the same h', so edges alone tell them apart.
 
-    Sums over neighbours are linear. So that of C_1 is the layer's own, U_1 z_e + c_1 s_e with s_e the sum of what
-    messages are multiplied with, and that of C_2 is taken before U_2 widens it.
+    Sums over neighbours are linear, so that of C_1 is the layer's own, U_1 z_e + c_1 s_e with s_e the sum of what
+    messages are multiplied with.
 
     Args:
         d: width of h'; that between the convolutions is d / 2.
@@ -63,11 +63,8 @@ class Discriminator(nn.Module):
             batch: the graph of each node, (N,).
             n: graphs.
         """
-        over, sent = found.over, found.sent
-        s = over.total(sent)
-        x = torch.tanh(F.linear(found.z, self.U_1.weight) + s * self.U_1.bias)
-        x = torch.tanh(F.linear(over.send(sent, x), self.U_2.weight) + s * self.U_2.bias)
-        return self.V(torch.tanh(over.mean(x, batch, n)))
+        x = found.over.convolved_twice(found.z, found.sent, self.U_1, self.U_2, batch, n)
+        return self.V(torch.tanh(x))
 
 
 def disentangling_loss(logits: Float[Tensor, "n L L"]) -> Float[Tensor, ""]:
