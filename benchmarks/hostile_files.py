@@ -1,8 +1,9 @@
-"""Files of strangers that reach out, a part of `make torture`: alone, `python -m benchmarks.hostile_files`.
+"""Files of strangers that mean harm, a part of `make torture`: alone, `python -m benchmarks.hostile_files`.
 
-Each names a network, a place or a command elsewhere. Held is one sentence and exit code 2 within ten seconds; nobody
-was asked for the network, and nothing was made outside the folder of the command. Of a name that leads elsewhere, exit
-code 0 and nothing made there.
+Here each names a network, a place or a command elsewhere; in the parts beside it what they hold lies. Held is one
+sentence and exit code 2 within ten seconds; nobody was asked for the network, nothing was made outside the folder of
+the command, and the peak of memory rose by no more than 256 MB. Of what does no harm, such as a name that leads
+elsewhere, exit code 0 and nothing made there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import itertools
 import json
 import os
+import resource
 import shutil
 import socket
 import sys
@@ -26,10 +28,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks.hostile_contents import TEACHER, Case, Words, contents
+from benchmarks.hostile_data import data
+from benchmarks.hostile_runs import runs
 from upcycle import cli
 from upcycle.core import references, saved, store
+from upcycle.core.errors import UserError
 
-TEACHER = "zoo:digits_teacher"
+MEMORY = 2**28
+"""Bytes by which a file may raise the peak."""
 SECONDS = 10.0
 ESCAPES = (
     "\x1b[2J",
@@ -111,7 +118,6 @@ READERS = {
     "one.png": ["predict", TEACHER, "one.png"],
 }
 """A reader by the file that it takes, in the place of which is a pipe or a device."""
-Case = tuple[str, list[str], int]
 
 
 def cases(folder: Path) -> Iterator[Case]:
@@ -202,28 +208,57 @@ def hostile_files(tally: dict[str, dict[str, int]], step: int = 1) -> None:
         os.mkfifo(folder / "pipe")
         os.chdir(folder)
         try:
-            for kind, words, code in itertools.islice(cases(folder), 0, None, step):
+            for kind, words, code in itertools.islice(
+                itertools.chain(*(part(folder) for part in (cases, contents, data, runs))), 0, None, step
+            ):
                 row = tally.setdefault(f"hostile file: {kind}", {"tried": 0, "held": 0, "failed": 0})
                 outside = set(Path(name).glob("*")) | set(Path(name).glob("*/*")) | set(Path(name).glob("*/*/*"))
-                start, said, told = time.monotonic(), io.StringIO(), io.StringIO()
+                start, said, told, before = time.monotonic(), io.StringIO(), io.StringIO(), peak(True)
                 try:
                     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(told):
-                        found = cli.main(words)
+                        found = outcome(words)
                 except BaseException as error:
                     found = -1
                     said.write(f"{type(error).__name__}: {error}")
                 text = said.getvalue()
-                plain = code == 0 or (text.count("\n") == 1 and text[:-1].isprintable())
+                plain = code == 0 or text.count("\n") == 1
+                plain = plain and (text + told.getvalue()).replace("\n", "").isprintable()
                 now = set(Path(name).glob("*")) | set(Path(name).glob("*/*")) | set(Path(name).glob("*/*/*"))
                 held = found == code and plain and not asked and now == outside
-                held = held and time.monotonic() - start < SECONDS
+                seconds, grown = time.monotonic() - start, peak() - before
+                held = held and seconds < SECONDS and grown < MEMORY
                 row["tried"] += 1
                 row["held" if held else "failed"] += 1
                 if not held:
-                    print(f"not held: {kind}: {words}: {found} {text[:300]!r} {asked}", file=sys.stderr)
+                    facts = f"{found} {text[:300]!r} {asked} {seconds:.1f} s, {grown >> 20} MB"
+                    print(f"not held: {kind}: {words}: {facts} {sorted(map(str, now - outside))}", file=sys.stderr)
                 asked.clear()
         finally:
             os.chdir(home)
+
+
+def outcome(words: Words) -> int:
+    """The exit code of a command, or of a function that is called as Python's user calls it."""
+    if isinstance(words, list):
+        return cli.main(words)
+    try:
+        words()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def peak(anew: bool = False) -> int:
+    """Bytes of memory that this process has had at most; Linux forgets them where they shall be counted anew."""
+    if anew:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 @contextlib.contextmanager

@@ -149,6 +149,30 @@ def one_large_label(folder: Path) -> tuple[str, str]:
     return parquet(folder, pa.array([0, 1, 10**7] * 4), png(100, 100))
 
 
+def one_for_all(folder: Path) -> tuple[str, str]:
+    """Rows that all name one value of a megabyte."""
+    folder.mkdir(parents=True)
+    image = pa.DictionaryArray.from_arrays(pa.array(np.zeros(50_000, np.int8)), pa.array([png(600, 600, 1)]))
+    table = pa.table({"image": image, "label": pa.array(np.arange(50_000) % 2)})
+    pq.write_table(table, folder / "train.parquet", store_schema=False)
+    return "data", str(folder)
+
+
+def kinds_of_nodes(folder: Path) -> tuple[str, str]:
+    """Graphs of which every node is of a kind of its own, which would be a column of a table."""
+    folder.mkdir(parents=True)
+    n = 30_000
+    parts = {
+        "A": ["1, 2"],
+        "graph_indicator": [str(1 + i // 10) for i in range(n)],
+        "graph_labels": ["0", "1"] * (n // 20),
+        "node_labels": map(str, range(n)),
+    }
+    for part, lines in parts.items():
+        (folder / f"g_{part}.txt").write_text("\n".join(lines))
+    return "data", f"graphs:{folder}"
+
+
 def pictures(folder: Path, content: bytes, suffix: str = "png") -> tuple[str, str]:
     for place in (folder / split / name for split in ("train", "val", "test") for name in "ab"):
         place.mkdir(parents=True)
@@ -221,6 +245,8 @@ BOMBS: dict[str, tuple[Make, str]] = {
     "checkpoint that unfolds": (lambda f: checkpoint(f, zipfile.ZIP_DEFLATED, LARGE // 2), "which weights do not"),
     "label column of millions": (many_rows, "more than there can be images"),
     "label of ten million": (one_large_label, "class number 10,000,000 among 12 samples"),
+    "one image for all rows": (one_for_all, "'image' of"),
+    "kinds of nodes": (kinds_of_nodes, "30,000 kinds, each of which becomes a feature"),
     "images of 169 megapixels": (lambda f: pictures(f, png(13_000, 13_000)), "13,000 x 13,000 pixels in"),
     "images of nothing": (lambda f: pictures(f, b"P6 9000 9000 255\n", "ppm"), "9,000 x 9,000 pixels in"),
     "three million classes": (lambda f: model(f, num_classes=3_000_000), "describes a network of more than"),

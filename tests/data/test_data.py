@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from upcycle.core import fetching
 from upcycle.core.errors import UserError
 from upcycle.data import (
     Images,
@@ -468,8 +469,13 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
 
 def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a stand-in for ``datasets`` with what is used of it."""
-    stand_in = types.ModuleType("datasets")
+    from huggingface_hub import constants
+
+    stand_in, answers = types.ModuleType("datasets"), [True]
+    stand_in.config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(fetching, "_answers", lambda server, minute: answers[0])
 
     def split(labels: list[int | None]) -> types.SimpleNamespace:
         return types.SimpleNamespace(
@@ -489,6 +495,23 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.load_dataset = offline
     with pytest.raises(UserError, match=r"Cannot load hub:org/name: Couldn't reach .* Without a network, .* Parquet"):
         load("hub:org/name")
+
+    asked = []
+
+    def kept(name: str) -> dict[str, types.SimpleNamespace]:
+        asked.append((stand_in.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE))
+        return {"train": split([0, 1] * 20)}
+
+    answers[0] = False  # one try has failed, and nobody is asked again
+    with pytest.raises(UserError, match=r"^hub:org/name is not kept on this machine, and .* does not answer within 5"):
+        load("hub:org/name")
+    stand_in.load_dataset = kept
+    assert len(load("hub:org/name").train) > 20 and asked == [(True, True)]
+    assert not stand_in.config.HF_HUB_OFFLINE and not constants.HF_HUB_OFFLINE
+    with fetching.nothing_fetched("a dry run downloads nothing"):
+        stand_in.load_dataset = offline
+        with pytest.raises(UserError, match=r"and a dry run downloads nothing\. Give the folder of its Parquet files"):
+            load("hub:org/name")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'upcycle\[hub\]'"):
         load("hub:org/name")

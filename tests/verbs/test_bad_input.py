@@ -511,7 +511,7 @@ def test_the_long_form_in_small(capsys: pytest.CaptureFixture[str]) -> None:
     """`make torture` with a kill, some corruption, wrong configurations and malicious files."""
     from benchmarks import torture
 
-    few = ["--kills=1", "--corruptions=40", "--mutations=16", "--pickles=3", "--no-record", "--one-file-in=12",
+    few = ["--kills=1", "--corruptions=40", "--mutations=16", "--pickles=3", "--no-record", "--one-file-in=25",
            "--patience=1000"]  # fmt: skip
     assert torture.main(few) == 0
     rows = [line.rsplit(maxsplit=3) for line in capsys.readouterr().out.splitlines()[1:]]

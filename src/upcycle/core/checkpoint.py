@@ -42,10 +42,11 @@ class _Idle:
         pass
 
 
-class _Type(_Idle):
+class ArrayType(_Idle):
     """Stands for a number format of numpy's."""
 
-    name, order = "", "="
+    name: str = ""
+    order: str = "="
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         made = super().__new__(cls)
@@ -56,7 +57,7 @@ class _Type(_Idle):
         self.order = str(state[1])
 
 
-class _Array(_Idle):
+class Array(_Idle):
     """Stands for an array of numpy's, whose numbers are taken from its bytes without numpy's reader of pickles."""
 
     state: Any = None
@@ -68,16 +69,18 @@ class _Array(_Idle):
         """Its numbers; ``None`` where these are no numbers of a plain format, or do not fill its shape."""
         try:
             _, shape, kind, fortran, content = self.state
-            if not (isinstance(kind, _Type) and re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)", kind.name)):
+            content = content.encode("latin1") if isinstance(content, str) else content  # as Python 2 has bytes
+            if not (isinstance(kind, ArrayType) and re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)", kind.name)):
                 return None
             array = np.frombuffer(content, kind.order.replace("|", "=") + kind.name)
             return torch.from_numpy(array.reshape(shape, order="F" if fortran else "C").astype(kind.name))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
 
 
-def _array(*args: Any) -> _Array:
-    return _Array()
+def new_array(*args: Any) -> Array:
+    """Stand for numpy's maker of arrays, whose shape and numbers come behind it."""
+    return Array()
 
 
 def _idle(*args: Any) -> _Idle:
@@ -94,10 +97,10 @@ _STAND_INS: list[Any] = [
     *((_Idle, f"{home}.{name}") for home in ("pathlib", "pathlib._local") for name in _PATHS),
     (_mapping, "collections.defaultdict"),
     *((_Idle, f"builtins.{name}") for name in ("list", "dict", "tuple", "int", "float", "bool", "str")),
-    *((_array, f"numpy.{home}.multiarray._reconstruct") for home in ("core", "_core")),
+    *((new_array, f"numpy.{home}.multiarray._reconstruct") for home in ("core", "_core")),
     *((_idle, f"numpy.{home}.multiarray.scalar") for home in ("core", "_core")),
-    (_Array, "numpy.ndarray"),
-    (_Type, "numpy.dtype"),
+    (Array, "numpy.ndarray"),
+    (ArrayType, "numpy.dtype"),
 ]
 """Names that a checkpoint may hold, each with what is made in place of its object: what it names is never called."""
 
@@ -229,7 +232,7 @@ def _states(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple
     if not isinstance(value, dict) or id(value) in seen or len(path) > DEPTH:
         return
     seen.add(id(value))
-    arrays = {str(key): item.tensor() if isinstance(item, _Array) else item for key, item in value.items()}
+    arrays = {str(key): item.tensor() if isinstance(item, Array) else item for key, item in value.items()}
     if own := {key: item for key, item in arrays.items() if isinstance(item, Tensor)}:
         yield path, own
     for key, item in value.items():

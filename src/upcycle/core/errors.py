@@ -55,7 +55,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     hint = f" Did you mean '{near}'?" if near else ""
     # A long list hides the one name that was meant.
     known_names = f" Known: {', '.join(names)}." if not near or len(names) <= 12 else ""
-    return UserError(f"There is no {kind} '{name}'.{hint}{known_names}")
+    shown = str(name) if len(str(name)) <= 200 else f"{str(name)[:200]}..."
+    return UserError(f"There is no {kind} '{shown}'.{hint}{known_names}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from upcycle.core import fetching
 from upcycle.core.errors import UserError, one_line
 from upcycle.core.read import bytes_of
-from upcycle.data.pickles import unpickle
+from upcycle.data.pickles import array_of, unpickle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def _cifar10(folder: Path) -> None:
             if content is not None and "_batch" in member.name:
                 found[member.name.rpartition("/")[2]] = unpickle(content.read())
     for split, names in (("train", [f"data_batch_{i}" for i in range(1, 6)]), ("t10k", ["test_batch"])):
-        planes = np.concatenate([found[name]["data"] for name in names]).reshape(-1, 3, 32, 32)
+        planes = np.concatenate([array_of(found[name]["data"]) for name in names]).reshape(-1, 3, 32, 32)
         labels = [label for name in names for label in found[name]["labels"]]
         _write(folder, split, planes.transpose(0, 2, 3, 1), labels)
     packed.unlink()

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, require
-from upcycle.core.limits import gunzip
+from upcycle.core.limits import gunzip, most_from
 from upcycle.core.read import bytes_of
-from upcycle.data.graph_checks import Parts, degree_note, degrees
+from upcycle.data.graph_checks import DEGREES, Parts, degree_note, degrees
 from upcycle.data.planetoid import undirected
 
 MOST = 2**26
@@ -56,6 +56,7 @@ class _Raw:
         attributes: of nodes, float32 (N, k).
         kinds: labels of edges, (E,).
         edge_attributes: float32 (E, k).
+        held: bytes of the files.
     """
 
     sizes: Tensor
@@ -65,6 +66,7 @@ class _Raw:
     attributes: Tensor
     kinds: np.ndarray | None = None
     edge_attributes: Tensor | None = None
+    held: int = 0
 
 
 def read_graphs(folder: Path, name: str) -> Found:
@@ -111,6 +113,7 @@ def read_sets(folders: Sequence[Path], name: str) -> tuple[Found, list[int]]:
         attributes=torch.cat([raw.attributes for raw in raws]),
         kinds=_joined(raws, "kinds"),
         edge_attributes=torch.cat(of_edges) if of_edges else None,
+        held=sum(raw.held for raw in raws),
     )
     return _found(name, together), [len(raw.sizes) for raw in raws]
 
@@ -192,6 +195,7 @@ def _read_text(file: Path) -> _Raw:
             f"{file} is damaged: line {place} should be the number of nodes and the label of graph {i}.",
         )
         size, label = header
+        require(abs(label) < 2**63, f"{file} is damaged: the label of graph {i} in line {place} is too large.")
         for node in range(size):
             if place >= len(lines):
                 raise UserError(
@@ -234,6 +238,7 @@ def _read_text(file: Path) -> _Raw:
         labels=np.array(labels),
         tags=np.array(tags),
         attributes=torch.tensor(attributes).view(nodes, -1),
+        held=file.stat().st_size,
     )
 
 
@@ -272,6 +277,11 @@ def _read_tu(folder: Path, stem: str) -> _Raw:
 
     edges, owners, labels = table("A", True), table("graph_indicator", True), table("graph_labels", True)
     assert edges is not None and owners is not None and labels is not None
+    for part, numbers in (("A", edges), ("graph_indicator", owners)):
+        odd = numbers[numbers != np.floor(numbers)]
+        require(
+            not odd.size, f"{folder / f'{stem}_{part}.txt'} must have whole numbers, not {odd[0] if odd.size else 0:g}."
+        )
     graph = owners[:, 0].astype(np.int64) - 1
     n, nodes = len(labels), len(graph)
     file = folder / f"{stem}_graph_indicator.txt"
@@ -311,6 +321,7 @@ def _read_tu(folder: Path, stem: str) -> _Raw:
         attributes=torch.empty(nodes, 0) if attributes is None else torch.from_numpy(attributes).float(),
         kinds=None if kinds is None else kinds[:, 0],
         edge_attributes=None if more is None else torch.from_numpy(more).float(),
+        held=sum(file.stat().st_size for file in folder.iterdir() if file.name.startswith(f"{stem}_")),
     )
 
 
@@ -345,11 +356,13 @@ def _found(name: str, raw: _Raw) -> Found:
     edge_index, edges = (pairs - first[owners])[:, order], torch.bincount(owners, minlength=len(sizes))
     notes, features = [], [raw.attributes]
     if raw.tags is not None and len(np.unique(raw.tags)) > 1:
-        features.append(_one_hot(raw.tags))
+        features.append(_one_hot(raw.tags, raw.held, f"labels of the nodes of {name}"))
     elif not raw.attributes.shape[1]:
+        most = int(torch.bincount(pairs[1]).max()) if pairs.numel() else 0
+        _require_room(int(sizes.sum()), min(most, DEGREES) + 1, raw.held, f"degrees of the nodes of {name}")
         features = [degrees(edge_index, sizes, edges)]
         notes.append(degree_note(name, features[0]))
-    of_edges = [] if raw.kinds is None else [_one_hot(raw.kinds)]
+    of_edges = [] if raw.kinds is None else [_one_hot(raw.kinds, raw.held, f"labels of the edges of {name}")]
     of_edges += [] if raw.edge_attributes is None else [raw.edge_attributes]
     edge_attr = torch.cat(of_edges, 1)[order] if of_edges else None
     values, places = np.unique(raw.labels, return_inverse=True)
@@ -358,6 +371,23 @@ def _found(name: str, raw: _Raw) -> Found:
     return Found(parts=parts, labels=torch.from_numpy(places.reshape(-1)).long(), classes=classes, notes=notes)
 
 
-def _one_hot(tags: np.ndarray) -> Tensor:
-    values, places = np.unique(tags, return_inverse=True)
-    return torch.nn.functional.one_hot(torch.from_numpy(places.reshape(-1)).long(), len(values)).float()
+def _one_hot(tags: np.ndarray, held: int, what: str) -> Tensor:
+    """A row for each tag with a one in the place of its kind; see :func:`_require_room`."""
+    kinds, places = np.unique(tags, return_inverse=True)
+    _require_room(len(tags), len(kinds), held, what)
+    return torch.zeros(len(tags), len(kinds)).scatter_(1, torch.from_numpy(places.reshape(-1, 1)).long(), 1.0)
+
+
+def _require_room(rows: int, kinds: int, held: int, what: str) -> None:
+    """Raise :class:`UserError` if a feature for each kind is out of all proportion to the files.
+
+    Args:
+        rows: of a table.
+        kinds: its columns.
+        held: bytes of the files.
+        what: has these kinds, in words.
+    """
+    require(
+        4 * rows * kinds <= most_from(held),
+        f"The {rows:,} {what} are of {kinds:,} kinds, each of which becomes a feature: give attributes in their place.",
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from upcycle.core.errors import UserError, unknown
+from upcycle.core.errors import UserError, require, unknown
 from upcycle.core.read import require_file
 from upcycle.data.images import Images, ImageSplit
 
@@ -78,6 +78,7 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     for line, row in rows[1:]:
         if len(row) != 2:
             raise UserError(f"Line {line} of the label map {path} has {len(row)} cells instead of 2.")
+    require(len(rows) > 1, f"The label map {path} has no line below its first.")
     return rows[1:]
 
 

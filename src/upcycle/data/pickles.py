@@ -8,7 +8,8 @@ import pickle
 from typing import Any
 
 import numpy as np
-from numpy._core import multiarray
+
+from upcycle.core.checkpoint import Array, ArrayType, new_array
 
 
 class Rows:
@@ -19,10 +20,10 @@ _KNOWN = {
     ("collections", "defaultdict"): collections.defaultdict,
     ("__builtin__", "list"): list,
     ("builtins", "list"): list,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): multiarray._reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): multiarray._reconstruct,
+    ("numpy", "ndarray"): Array,
+    ("numpy", "dtype"): ArrayType,
+    ("numpy.core.multiarray", "_reconstruct"): new_array,
+    ("numpy._core.multiarray", "_reconstruct"): new_array,
     ("scipy.sparse.csr", "csr_matrix"): Rows,
     ("scipy.sparse._csr", "csr_matrix"): Rows,
 }
@@ -40,8 +41,16 @@ class _Unpickler(pickle.Unpickler):
 def unpickle(content: bytes) -> Any:
     """Read a pickle that Python 2 or 3 wrote; texts of Python 2 are read as Latin-1.
 
+    An array of numpy's comes as what stands for it, see :func:`array_of`: numpy's own reader believes what it is told.
+
     Raises:
         Exception: whatever bytes can do to an unpickler; ``pickle.UnpicklingError`` where it asks for anything else to
             be made or called.
     """
     return _Unpickler(io.BytesIO(content), encoding="latin1").load()
+
+
+def array_of(found: Any) -> np.ndarray:
+    """The numbers of what :func:`unpickle` gave for an array; an array without axes where it is none."""
+    made = found.tensor() if isinstance(found, Array) else None
+    return np.array(None) if made is None else made.numpy()

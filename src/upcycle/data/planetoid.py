@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.limits import most_from
 from upcycle.core.read import bytes_of
-from upcycle.data.pickles import Rows, unpickle
+from upcycle.data.pickles import Rows, array_of, unpickle
 
 VALIDATION = 500
 """Nodes behind the training nodes that the public split validates on (Kipf, Welling; arXiv:1609.02907)."""
@@ -70,7 +71,7 @@ def read_citations(folder: Path, name: str) -> Citations:
 
 
 def unpickled(file: Path) -> Any:
-    """Read a pickle of arrays, tables and lists of numbers.
+    """Read a pickle of arrays, tables and lists of numbers; an array comes as what stands for it.
 
     Args:
         file: written by Python 2 or 3.
@@ -93,11 +94,9 @@ def _table(file: Path) -> Tensor:
     """A table of features, float32 (n, d); its arrays are checked before anything is looked up by them."""
     found = unpickled(file)
     parts = vars(found) if isinstance(found, Rows) else {}
-    data: Any = parts.get("data")
-    columns: Any = parts.get("indices")
-    starts: Any = parts.get("indptr")
+    data, columns, starts = (array_of(parts.get(name)) for name in ("data", "indices", "indptr"))
     shape: Any = parts.get("_shape")
-    flat = all(isinstance(a, np.ndarray) and a.ndim == 1 for a in (data, columns, starts))
+    flat = data.ndim == columns.ndim == starts.ndim == 1
     numbers = flat and data.dtype.kind in "fiu" and columns.dtype.kind == starts.dtype.kind == "i"
     sized = isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(s, int) and 0 < s <= 2**24 for s in shape)
     require(numbers and sized, f"{file} is no table of features.")
@@ -110,6 +109,11 @@ def _table(file: Path) -> Tensor:
         and (not len(columns) or 0 <= columns.min() <= columns.max() < width)
     )
     require(inside, f"{file} is damaged: its values do not lie in its table.")
+    size = file.stat().st_size
+    require(
+        4 * rows * width <= most_from(size),
+        f"{file} has {size:,} bytes and announces a table of {rows:,} x {width:,}, which is none of words in papers.",
+    )
     owners = torch.repeat_interleave(torch.arange(rows), torch.from_numpy(np.diff(starts).astype(np.int64)))
     made = torch.zeros(rows, width)
     made[owners, torch.from_numpy(columns.astype(np.int64))] = torch.from_numpy(data.astype(np.float32))
@@ -118,9 +122,8 @@ def _table(file: Path) -> Tensor:
 
 def _one_hot(file: Path) -> Tensor:
     """Class numbers, int64 (n,), from rows with a one at the class; -1 for a row of zeros."""
-    found = unpickled(file)
-    array = isinstance(found, np.ndarray) and found.ndim == 2 and found.dtype.kind in "iuf" and found.size
-    require(bool(array), f"{file} is no table of labels.")
+    found = array_of(unpickled(file))
+    require(found.ndim == 2 and found.dtype.kind in "iuf" and found.size > 0, f"{file} is no table of labels.")
     rows = torch.from_numpy(found.astype(np.int64))
     return torch.where(rows.any(1), rows.argmax(1), -1)
 
@@ -137,6 +140,11 @@ def _numbers(file: Path) -> Tensor:
 def _edges(file: Path, n: int) -> Tensor:
     found = unpickled(file)
     try:
+        # Each neighbour takes a byte and more, but many nodes can name one list.
+        require(
+            sum(map(len, found.values())) <= file.stat().st_size,
+            f"{file} is damaged: it has more edges than it has bytes.",
+        )
         pairs = [(int(node), int(other)) for node, others in found.items() for other in others]
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged: it does not hold the neighbours of each node.") from error

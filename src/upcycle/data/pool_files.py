@@ -26,10 +26,11 @@ from upcycle.core.outputs import Around, Columns
 from upcycle.data.augment import uniform
 from upcycle.data.decode import Item, decode
 from upcycle.data.images import Images, ImageSplit
+from upcycle.data.parquet_pages import require_honest, values
 from upcycle.data.parts import MAX_VALIDATION, SPLIT_SEED
 from upcycle.data.pixels import Form, Pixels
 from upcycle.data.pool import Pool
-from upcycle.data.tables import class_names, require_rows
+from upcycle.data.tables import class_names
 
 PREFIX = "pool:"
 GRAPHS = "graphs.safetensors"  # in place of a table, in a pool of graphs (upcycle.data.graph_pool)
@@ -252,7 +253,7 @@ def _read(content: bytes, file: Path, form: Form) -> tuple[Tensor, Pixels, tuple
 
     try:
         table = pq.ParquetFile(pa.BufferReader(content))
-        require_rows(table.metadata, len(content), str(file))
+        at_once = require_honest(content, table.metadata, ("image", "label"), str(file))
         labels = torch.from_numpy(table.read(columns=["label"]).column(0).to_numpy().astype(np.int64))
         classes = class_names(table.schema_arrow, "label", str(file))
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
@@ -262,7 +263,8 @@ def _read(content: bytes, file: Path, form: Form) -> tuple[Tensor, Pixels, tuple
             f"{file} has labels that are not among its {len(classes)} classes.")  # fmt: skip
 
     def items() -> Iterator[Item]:
-        rows = (value for batch in table.iter_batches(ROWS, columns=["image"]) for value in batch.column(0).to_pylist())
+        found = values(table, "image", at_once, len(content), str(file))
+        rows = (value for batch in found for value in batch.to_pylist())
         return ((i, f"row {i} of {file}", (value or {}).get("bytes") or b"") for i, value in enumerate(rows))
 
     return labels, decode(items, len(labels), form), classes

@@ -349,7 +349,7 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
     start = 4 + 4 * axes
-    if not 1 <= axes <= 4 or len(content) != start + math.prod(shape):
+    if not 1 <= axes <= 4 or 0 in shape[1:] or len(content) != start + math.prod(shape):
         raise UserError(f"{path} is damaged: its content is not the array of bytes that its header announces.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 

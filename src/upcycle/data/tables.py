@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +15,13 @@ import torch
 from torch import Tensor
 
 from upcycle.core.errors import UserError, one_line, require
-from upcycle.core.limits import most_from, require_classes
+from upcycle.core.fetching import may_fetch, not_here
+from upcycle.core.limits import require_classes
 from upcycle.core.read import checked, parse, require_file
 from upcycle.data.decode import Item, decode, readable
 from upcycle.data.images import Images
-from upcycle.data.memory import require_memory
 from upcycle.data.parquet_files import Tables
+from upcycle.data.parquet_pages import AT_ONCE, require_honest, values
 from upcycle.data.parts import Keeping, Part, assemble, split_of, with_training
 from upcycle.data.pixels import Form, Pixels
 from upcycle.data.shares import of_contents
@@ -28,10 +31,6 @@ COLUMNS = {
     "label": ("label", "labels", "fine_label", "target", "class", "cls"),
 }
 """The usual names of the columns of images and of their classes, the first one that is there counts."""
-CHUNK = 1024  # rows in memory at a time, while decoding
-MOST_ROWS = 100_000  # of a file, however small: a dictionary may hold one image for all
-LEAST_BYTES = 16  # of a row beyond these
-ROW = 64  # bytes of memory for a row beside its image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,21 +120,23 @@ def _read(paths: list[Path], where: str, wanted: Wanted) -> tuple[_Rows, tuple[s
 
     schema = opened(paths[0]).schema_arrow
     image, label = _columns(schema, where, wanted)
+    at_once, sizes = {}, {path: path.stat().st_size for path in paths}
     for path in paths:
-        require_rows(opened(path).metadata, path.stat().st_size, str(path))
+        metadata = opened(path).metadata
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            at_once[path] = require_honest(content, metadata, (image, label), str(path))
 
     def batches() -> Iterator[Any]:
         for path in paths:
             try:
-                for batch in opened(path).iter_batches(CHUNK, columns=[image]):
-                    yield batch.column(0)
+                yield from values(opened(path), image, at_once[path], sizes[path], str(path))
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
-    columns = []
+    columns: list[Any] = []
     for path in paths:
         try:
-            columns += opened(path).read(columns=[label]).column(0).chunks
+            columns += values(opened(path), label, at_once[path], sizes[path], str(path))
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UserError(f"The column '{label}' of {path} cannot be read: {error}.") from error
     labels = pa.chunked_array(columns, type=schema.field(label).type)
@@ -143,35 +144,25 @@ def _read(paths: list[Path], where: str, wanted: Wanted) -> tuple[_Rows, tuple[s
     return rows, class_names(schema, label, where)
 
 
-def require_rows(metadata: Any, size: int, where: str) -> None:
-    """Raise :class:`UserError` if a Parquet file announces more rows, or more bytes, than a file of its size holds.
-
-    Args:
-        metadata: of the file, as pyarrow has it.
-        size: its bytes.
-        where: how errors call it.
-    """
-    rows = metadata.num_rows
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    unfolded = sum(max(0, g.column(i).total_uncompressed_size) for g in groups for i in range(g.num_columns))
-    announced = f"{readable(where)} has {size:,} bytes and announces"
-    require(
-        rows <= max(MOST_ROWS, size // LEAST_BYTES), f"{announced} {rows:,} rows, more than there can be images in it."
-    )
-    require(unfolded <= most_from(size), f"{announced} {unfolded:,} of them unpacked; no images shrink so far.")
-    require_memory(ROW * rows, f"The {rows:,} rows of {readable(where)}")
-
-
 def load_hub(reference: str, form: Form, wanted: Wanted | None = None, *, keeping: Keeping | None = None) -> Images:
-    """Images from the Hugging Face hub (``hub:ORG/NAME``), through ``datasets`` and its cache."""
+    """Images from the Hugging Face hub (``hub:ORG/NAME``), through ``datasets`` and its cache.
+
+    The hub is tried once, for seconds; where it does not answer, or nothing shall be fetched, what is kept here counts.
+    """
     name, wanted = reference.removeprefix("hub:"), wanted or Wanted()
     try:
         import datasets
     except ImportError:
         raise UserError("Data sets of the hub need an extra: pip install 'upcycle[hub]'.") from None
+    from huggingface_hub import constants as hub
+
+    there = may_fetch(hub.ENDPOINT)
     try:
-        sets = datasets.load_dataset(name)
+        with contextlib.nullcontext() if there else _offline(hub, getattr(datasets, "config", hub)):
+            sets = datasets.load_dataset(name)
     except Exception as error:  # a dozen kinds, from no network to no such data set
+        if not there:
+            raise not_here(reference, hub.ENDPOINT, "Give the folder of its Parquet files.") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"Cannot load {reference}: {reason}. Without a network, give the folder of its Parquet files."
@@ -196,6 +187,23 @@ def load_hub(reference: str, form: Form, wanted: Wanted | None = None, *, keepin
     parts, names = _numbered(found, names)
     least = wanted.least_classes
     return assemble(name, names, parts, form, licence=licence, notes=notes, least_classes=least, keeping=keeping)
+
+
+@contextlib.contextmanager
+def _offline(*settings: Any) -> Iterator[None]:
+    """Let the libraries of the hub ask nobody while the block lasts, neither once nor again and again.
+
+    Args:
+        settings: their modules with a switch ``HF_HUB_OFFLINE``, which is read at each request.
+    """
+    before = [(module, getattr(module, "HF_HUB_OFFLINE", False)) for module in settings]
+    try:
+        for module in settings:
+            module.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for module, value in reversed(before):
+            module.HF_HUB_OFFLINE = value
 
 
 def _plain(column: Any, label: str, where: str) -> list[str] | np.ndarray:
@@ -254,7 +262,7 @@ def _numbered(
 
 
 def _image_columns(table: Any) -> Iterator[Any]:
-    return (batch.column(0) for batch in table.to_batches(CHUNK))
+    return (batch.column(0) for batch in table.to_batches(AT_ONCE))
 
 
 def _columns(schema: Any, where: str, wanted: Wanted) -> tuple[str, str]:

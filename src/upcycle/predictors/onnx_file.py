@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -20,6 +21,7 @@ from upcycle.measure.export import METADATA
 from upcycle.predictors.answers import Answers, from_logits, ranked, require_shape
 
 TOLERANCE = 1e-4  # by how much the sum of probabilities may miss 1
+PATIENCE, LONGEST = 8.0, 300.0  # seconds that an image may take, and a batch: what is in a file need not end
 
 
 class OnnxFile:
@@ -39,7 +41,7 @@ class OnnxFile:
 
     Raises:
         UserError: onnxruntime is not installed, the file is missing or damaged or no such classifier, or nothing
-            says how its inputs are normalised. When it is asked: outputs that may be either.
+            says how its inputs are normalised. When it is asked: outputs that may be either, or no answer in time.
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class OnnxFile:
         """See :class:`upcycle.predictors.Predictor`."""
         require_shape(split, self._shape, self.name)
         split = split.normalised(self.mean, self.std)
+        if not self._fixed:
+            self._outputs(split, torch.arange(min(1, len(split))))  # which shows within seconds whether it ends
         z = torch.cat([self._outputs(split, index) for index in torch.arange(len(split)).split(self._batch_size)])
         require(
             z.shape[1] == len(self.classes), f"{self.name} gives {z.shape[1]} outputs for {len(self.classes)} classes."
@@ -118,12 +122,22 @@ class OnnxFile:
         """float32 (b, k). A file made for one size of batch gets it: the last image stands in for lacking ones."""
         lacking = self._batch_size - len(index) if self._fixed else 0
         batch = split.batch(torch.cat([index, index[-1:].repeat(lacking)]), device=torch.device("cpu"))
+        import onnxruntime
+
+        options, patience = onnxruntime.RunOptions(), min(PATIENCE * len(batch.images), LONGEST)
+        timer = threading.Timer(patience, setattr, (options, "terminate", True))
+        timer.start()
         try:
-            out = self._session.run(None, {self._input: batch.images.contiguous().numpy()})[0]
+            out = self._session.run(None, {self._input: batch.images.contiguous().numpy()}, options)[0]
         except Exception as error:
+            if options.terminate:
+                many = f"{len(batch.images):,} image{'s' * (len(batch.images) > 1)}"
+                raise UserError(f"{self.name} gives no answer for {many} within {patience:g} seconds.") from error
             raise UserError(
                 f"{self.name} failed on images of {tuple(batch.images.shape)}: {one_line(error)}."
             ) from error
+        finally:
+            timer.cancel()
         return torch.from_numpy(out)[: len(index)].float()
 
 

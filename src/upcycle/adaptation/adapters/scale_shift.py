@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import grad
 
 from upcycle.core import store
-from upcycle.core.errors import UserError, require
-from upcycle.core.heads import classifier, with_classes
+from upcycle.core.errors import UserError, one_line, require
+from upcycle.core.heads import classifier, classifiers, with_classes
 from upcycle.core.models import Model
 from upcycle.core.read import bytes_of, parse
 from upcycle.surgery.sites import Site, fold, scale_weight, shift_bias, site, sites
@@ -316,16 +316,25 @@ def load_adapter(path: str | Path, base: Model) -> Model:
     if about.pop("digest", "") != _seal(tensors, about):
         raise UserError(f"{path} is damaged: its content does not match its digest. Restore it from a copy.")
     require(
-        about["base"] == store.tensor_digest(base.module.state_dict()),
+        about.get("base") == store.tensor_digest(base.module.state_dict()),
         f"{path} belongs to another base than {base.name}: give the network with the weights that it was trained on.",
     )
     classes, sites = (parse(about.get(key, ""), list[str], path, f"its '{key}'") for key in ("classes", "sites"))
+    name = about.get("classifier", "")
+    weight = tensors.get(f"{name}.weight")
+    require(
+        name in classifiers(base) and weight is not None and len(weight) == len(classes),
+        f"{path} is damaged: it holds no classifier of its {len(classes):,} classes for {base.name}.",
+    )
     made = with_classes(base, tuple(classes))
-    head = made.module.get_submodule(about["classifier"])
-    for s in (site(made.module, name, create=True) for name in sites):
-        assert s is not None
-        fold(s, tensors[f"{s.name}.ssf.gamma"], tensors.get(f"{s.name}.ssf.beta"))
-    head.load_state_dict({n: tensors[f"{about['classifier']}.{n}"] for n in head.state_dict()})
+    try:
+        for s in (site(made.module, where, create=True) for where in sites):
+            assert s is not None
+            fold(s, tensors[f"{s.name}.ssf.gamma"], tensors.get(f"{s.name}.ssf.beta"))
+        head = made.module.get_submodule(name)
+        head.load_state_dict({n: tensors[f"{name}.{n}"] for n in head.state_dict()})
+    except (AssertionError, LookupError, AttributeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: what it holds does not fit {base.name} ({one_line(error)}).") from error
     return dataclasses.replace(made, module=made.module.eval(), lineage=None)
 
 
