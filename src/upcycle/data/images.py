@@ -36,7 +36,7 @@ _IN_MEMORY = (
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on a device; to a GPU by way of pinned memory, so that nobody waits for the copy."""
-    if device.type != "cuda":
+    if torch.device(device).type != "cuda":  # in a loop of one's own it is often text
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
