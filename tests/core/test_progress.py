@@ -105,12 +105,13 @@ def test_a_count_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_prove_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arms = dict.fromkeys(prove.find("kd").headline.arms, 1.0)
+    arms = dict.fromkeys([*prove.find("kd").headline.arms, *map(str, range(10))], 1.0)  # of many, those that decide
     monkeypatch.setattr(prove, "_measured", lambda name, seed, quick: (seed, arms, 60.0))
     monkeypatch.setattr("upcycle.data.load", lambda name: None)
     prove.prove("kd", seeds=2, quick=True)
     said = capsys.readouterr()
     assert re.search(r"seed 0: .*\(1 of 2, about \d+ s left\)\nseed 1: .*[^)]$", said.out.rstrip()) and not said.err
+    assert "CIFAR-10 KD (%) 1.00" in said.out and ", 9 1.00" not in said.out
 
 
 def test_a_terminal_that_can_draw_nothing_gets_lines(

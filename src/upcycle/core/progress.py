@@ -153,12 +153,12 @@ class Count:
         now = time.monotonic()
         if not self._draws and self._pause is not None and 0 < done < self._n and now - self._said >= self._pause:
             self._said = now
-            line = f"{where}  {100 * done / self._n:.0f} %  {self.left()} left"
+            line = f"{where}  {100 * done / self._n:.0f} %  {self.left(done)} left"
             print(printable(line), file=sys.stderr, flush=True)
 
-    def left(self) -> str:
-        """The time that the others will take, roughly, at the pace of those that are over."""
-        return clock((time.monotonic() - self._begun) / max(self._done, 1) * (self._n - self._done))
+    def left(self, done: int) -> str:
+        """The time that the others will take, roughly, at the pace of the ``done`` ones that are over."""
+        return clock((time.monotonic() - self._begun) / max(done, 1) * (self._n - done))
 
     def rest(self) -> None:
         """Clear the bar until the next step, so that something can be printed."""

@@ -51,7 +51,8 @@ def tell(text: str, file: TextIO | None = None) -> None:
 
 def _sentences(line: str, width: int) -> list[str]:
     """A line as it fits, with what follows below its text; what is no sentence stays whole."""
-    indent = " " * LABEL if re.fullmatch(r"\w+ {2,}", line[:LABEL]) else ""
+    before = LABEL if re.fullmatch(r"\w+ {2,}", line[:LABEL]) else len(line) - len(line.lstrip())
+    indent = " " * before
     if len(line) <= width or "  " in line[len(indent) :] or "upcycle " in line:
         return [line]
     return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -24,6 +24,9 @@ from upcycle.core.read import checked
 from upcycle.measure.machine import machine
 from upcycle.verbs.options import tell
 
+TOLD = 8
+"""Figures of a seed that are said as it ends; of more, those that decide."""
+
 
 class Seed(TypedDict):
     """Where and when one seed was measured."""
@@ -220,9 +223,10 @@ def prove(
                 )
             )
             progress.rest()
+            told = list(figures) if len(figures) <= TOLD else [arm for arm in figures if arm in claim.headline.arms]
+            left = f" ({i} of {len(todo)}, about {progress.left(i)} left)" if i < len(todo) else ""
+            say(f"seed {seed}: " + ", ".join(f"{arm} {_number(figures[arm])}" for arm in told) + left)
             progress.at(i)
-            left = f"  ({i} of {len(todo)}, about {progress.left()} left)" if i < len(todo) else ""
-            say(f"seed {seed}: " + ", ".join(f"{arm} {_number(value)}" for arm, value in figures.items()) + left)
             if out is not None:
                 store.write_json(out, proof.record())
     return proof
