@@ -475,6 +475,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("UPCYCLE_OFFLINE")
     monkeypatch.setattr(fetching, "_answers", lambda server, minute: answers[0])
 
     def split(labels: list[int | None]) -> types.SimpleNamespace:
@@ -572,7 +573,7 @@ def test_bad_datasets_are_named() -> None:
     cases: list[tuple[object, str]] = [
         (Pairs(*good, nan), r"1 samples .*sample 10 \(NaN"),
         (Pairs(*good, good[0] * 4 - 2), r"sample 10 \(pixels outside \[0, 1\]; take Normalize out"),
-        (Pairs(*good, torch.rand(1, 9, 9)), "differ.*size="),
+        (Pairs(*good, torch.rand(1, 9, 9)), "differ.*--size 3,32,32"),
         (Pairs(*good, torch.zeros(1, 8, 8, dtype=torch.int64)), "int64"),
         (Pairs(*good, "a.png"), "neither a PIL image nor a tensor"),
         (Pairs(*good, labels=[0, 1] * 4 + [0, 5]), "sample 9 of the train data set has 5"),
