@@ -45,6 +45,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     **{f"whole_command_{part}": (*COMMAND, "benchmarks/plain_distillation.py") for part in WHOLE},
     "quickstart": (*COMMAND, "recipes/quickstart.yaml"),
     "kd_step": STEP,
+    "two_processes": (*STEP, *(f"{SRC}/core/{name}.py" for name in ("collective", "devices", "evaluate", "once"))),
     "loading": (f"{SRC}/data/memory.py", f"{SRC}/data/augment.py", f"{SRC}/data/images.py"),
     "startup": (f"{SRC}/__init__.py", f"{SRC}/cli.py", f"{SRC}/core/probe.py", f"{SRC}/core/inputs.py"),
     "save_points": (

@@ -94,7 +94,8 @@ def test_a_gat_cannot_grow_and_says_so(tmp_path: Path) -> None:
 
 
 def test_advice_for_graphs_begins_with_what_is_made_for_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["advise", "--inputs=graphs", "--goal=extend", "--data=labelled", "--task_id=known"]) == 0
+    words = ["advise", "--inputs=graphs", "--goal=extend", "--data=labelled", "--task_id=known", "--all"]
+    assert cli.main(words) == 0
     said = " ".join(capsys.readouterr().out.split())
     places = [said.index(f"--method {name}") for name in ("twp", "si", "lwf", "joint", "finetune")]
     assert places == sorted(places) and "no graph is kept" in said and "tasks:PATH" in said

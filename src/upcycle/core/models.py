@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from upcycle.core import cells
 from upcycle.core.errors import UserError, one_line, require_names
@@ -83,7 +84,7 @@ class Model:
         return getattr(importlib.import_module(home), name)(self, images)
 
     def __repr__(self) -> str:
-        count = sum(p.numel() for p in self.module.parameters())
+        count = _size(self.module)
         return cells.line(self, f"{self.name}, {self.takes}, {len(self.classes)} classes, {count:,} parameters")
 
     def _repr_html_(self) -> str:
@@ -91,7 +92,7 @@ class Model:
         facts = {
             "takes": self.takes,
             "answers": ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else ""),
-            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            "parameters": f"{_size(self.module):,}",
             "architecture": self.reference or type(self.module).__name__,
             "made by": " ".join(str(made.get(key) or "") for key in ("verb", "method")).strip(),
             "licence": self.licence,
@@ -150,3 +151,8 @@ def source_of(model: Model) -> dict[str, Any] | None:
         return None
     takes = {"takes": described(model.takes)} if model.inputs else {"input_shape": list(model.input_shape)}
     return {"reference": model.reference, "options": model.options, **takes}
+
+
+def _size(module: nn.Module) -> int:
+    """The number of parameters, but for those of lazy layers, which have none before their first forward."""
+    return sum(p.numel() for p in module.parameters() if not is_lazy(p))
